@@ -1,0 +1,108 @@
+"""Tasks: `load_task` makes one from the config; `Task` is the interface a user implements.
+
+Also here, so that learner and generator agree to the token: how a prompt becomes token ids (`encode_prompt`) and
+how response ids become the text a verifier sees (`decode_response`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from common.config import TaskConfig
+from common.tasks.interface import (
+    ChatMessages,
+    Demonstration,
+    Problem,
+    Split,
+    Task,
+    TaskError,
+    TaskOptions,
+    Text,
+    Verdict,
+    parse_options,
+)
+from common.trajectory import Int32Array
+
+__all__ = [
+    "BUILT_IN_TASKS",
+    "ChatMessages",
+    "Demonstration",
+    "Problem",
+    "Split",
+    "Task",
+    "TaskError",
+    "TaskOptions",
+    "Text",
+    "Verdict",
+    "decode_response",
+    "encode_prompt",
+    "load_task",
+    "parse_options",
+]
+
+BUILT_IN_TASKS = {
+    "chain_arithmetic": "common.tasks.chain_arithmetic:ChainArithmetic",
+    "dataset": "common.tasks.dataset:DatasetTask",
+}
+
+
+def load_task(config: TaskConfig) -> Task:
+    """The task that ``task.name`` names, made with ``task.options``.
+
+    Raises:
+        TaskError: no such task, not a `Task`, or options it does not take.
+    """
+    kind = _find_class(config.name)
+    try:
+        inspect.signature(kind).bind(**config.options)
+    except TypeError as error:
+        raise TaskError(f"task.options do not fit {config.name}: {error}; it takes {inspect.signature(kind)}") from error
+    return kind(**config.options)
+
+
+def encode_prompt(tokenizer: Any, prompt: Text) -> Int32Array:
+    """Token ids ``[P]`` int32 of a problem's prompt; chat messages go through the model's chat template.
+
+    Args:
+        tokenizer: the transformers tokenizer that belongs to the policy.
+        prompt: see `Problem`.
+    """
+    if isinstance(prompt, str):
+        return np.asarray(tokenizer(prompt)["input_ids"], dtype=np.int32)
+    if tokenizer.chat_template is None:
+        raise TaskError(
+            "the task gives chat messages, but the model's tokenizer has no chat template: "
+            "set task.options.prompt_template for plain text, or use a chat model"
+        )
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+
+
+def decode_response(tokenizer: Any, token_ids: Int32Array | Sequence[int]) -> str:
+    """The text a verifier sees: special tokens (end of sequence, padding) left out, nothing tidied up."""
+    ids = np.asarray(token_ids).tolist()
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _find_class(name: str) -> type[Task]:
+    target = BUILT_IN_TASKS.get(name, name)
+    module_name, colon, class_name = target.partition(":")
+    if not colon:
+        known = ", ".join(BUILT_IN_TASKS)
+        raise TaskError(f"task.name = {name!r} is neither built in ({known}) nor of the form module:Class")
+    try:
+        kind = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise TaskError(
+            f"task.name = {name!r} can't be imported: {error}; the module must be importable from the folder vcppo "
+            "is started in, or installed"
+        ) from error
+    if not (inspect.isclass(kind) and issubclass(kind, Task)):
+        raise TaskError(f"task.name = {name!r} is not a subclass of common.tasks.Task")
+    return kind

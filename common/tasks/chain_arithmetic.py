@@ -1,0 +1,170 @@
+"""Iterated modular arithmetic with a long chain of thought: the built-in task of the demo.
+
+A 3-digit x, then K operations ``x <- (x * m + b) mod 1000`` with m in 2-9 and b in 0-9. The prompt names each
+operation by a letter; the response thinks one line a step, then gives the last x. With K = 3::
+
+    864A8+6B2+4C5+0=
+    <think>
+    #A4*8+6=38;6*8+3=51;8*8+5=69;>918
+    ~B>840
+    ?B8*2+4=20;1*2+2=04;9*2+0=18;>840
+    ~C>200
+    </think>200
+
+A *careful* step (``#``) multiplies digit by digit with carries, lowest digit first; a *sloppy* one (``~``) just
+asserts its result, which a small model can only guess; a *check* (``?``) after it is the careful working again and puts
+a wrong guess right. So length is worth something, as in the paper: careful responses are right, short ones wrong.
+(The line break after ``<think>`` above is for the reader; there is none in the response.)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import Field
+
+from common.tasks.interface import (
+    Demonstration,
+    Problem,
+    Split,
+    Task,
+    TaskOptions,
+    Verdict,
+    parse_options,
+)
+from common.trajectory import FinishReason
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PAD, EOS, THINK, END_THINK = "<pad>", "<eos>", "<think>", "</think>"
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MIN_LETTERS = 9  # with them the vocabulary has 32 symbols, so every K up to 9 shares one tokenizer
+_HELD_OUT_SHARE = 8  # one possible problem in 8 is held out
+
+
+class ChainOptions(TaskOptions):
+    """``task.options`` of chain_arithmetic."""
+
+    num_operations: int = Field(6, ge=1, le=26, description="K: operations in a row. Careful responses have about 34 K tokens.")
+    num_digits: int = Field(3, ge=1, le=9, description="Digits of x; everything is modulo 10 to this power.")
+
+
+class ChainStyle(TaskOptions):
+    """``style`` of the demonstrations. A response is *long* or *short*, which differ in how many steps are sloppy."""
+
+    long_fraction: float = Field(1.0, ge=0, le=1, description="Share of responses in the long style.")
+    long_sloppy: float = Field(0.4, ge=0, le=1, description="Probability that a step of a long response is sloppy.")
+    short_sloppy: float = Field(0.95, ge=0, le=1, description="Probability that a step of a short response is sloppy.")
+    check: float = Field(0.3, ge=0, le=1, description="Probability that a sloppy step is checked.")
+
+
+class Operation(NamedTuple):
+    """``x <- x * multiplier + addend``, called `letter` in the prompt."""
+
+    letter: str
+    multiplier: int
+    addend: int
+
+
+class ChainProblem(NamedTuple):
+    """A start value and the operations to apply to it."""
+
+    start: int
+    operations: tuple[Operation, ...]
+
+
+class ChainArithmetic(Task):
+    """See the module's text. Options: `ChainOptions`; demonstration styles: `ChainStyle`."""
+
+    def __init__(self, **options: object) -> None:
+        self.options = parse_options(ChainOptions, options, "task.options")
+        self._modulus = 10**self.options.num_digits
+
+    def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
+        """See `Task.problems`. Which problems are held out is a property of their text, so splits never meet."""
+        chains = (self._draw(split, random.Random(f"{split}:{seed}:{start + i}")) for i in range(count))
+        return [Problem(self._prompt(chain), {"value": self._value(chain)}) for chain in chains]
+
+    def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+        """Right when the text after ``</think>`` is exactly the digits of the last x, and the policy ended there."""
+        _, end, given = response.rpartition(END_THINK)
+        if not end or finish_reason != "stop" or len(given) != self.options.num_digits or not given.isdecimal():
+            return Verdict("unparsable", None)
+        return Verdict("correct" if given == answer["value"] else "wrong", given)
+
+    def demonstrations(self, seed: int, count: int, style: Mapping[str, object]) -> list[Demonstration]:
+        """See `Task.demonstrations`; `style` is a `ChainStyle`."""
+        chain_style = parse_options(ChainStyle, style, "sft.phases.style")
+        rng = random.Random(f"demonstrations:{seed}")
+        chains = [self._draw("train", rng) for _ in range(count)]
+        return [Demonstration(self._prompt(chain), self._response(chain, chain_style, rng)) for chain in chains]
+
+    def tokenizer(self) -> Tokenizer:
+        """One token a symbol; ``<think>`` and ``</think>`` are ordinary tokens, so decoding keeps them."""
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+        letters = _LETTERS[: max(_MIN_LETTERS, self.options.num_operations)]
+        symbols = [PAD, EOS, THINK, END_THINK, *"0123456789", *"*+=;>#~?\n", *letters]
+        tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"<[a-z/]+>|[\s\S]"), "isolated")
+        tokenizer.decoder = decoders.Fuse()
+        tokenizer.add_special_tokens([PAD, EOS])
+        return tokenizer
+
+    def _draw(self, split: Split, rng: random.Random) -> ChainProblem:
+        """A problem of `split`: draws are repeated until the problem's own hash puts it there."""
+        while True:
+            operations = tuple(
+                Operation(letter, rng.randint(2, 9), rng.randint(0, 9))
+                for letter in _LETTERS[: self.options.num_operations]
+            )
+            chain = ChainProblem(rng.randrange(self._modulus), operations)
+            digest = blake2b(self._prompt(chain).encode(), digest_size=4).digest()
+            if (int.from_bytes(digest, "big") % _HELD_OUT_SHARE == 0) == (split == "held_out"):
+                return chain
+
+    def _prompt(self, chain: ChainProblem) -> str:
+        steps = "".join(f"{op.letter}{op.multiplier}+{op.addend}" for op in chain.operations)
+        return f"{self._digits(chain.start)}{steps}="
+
+    def _value(self, chain: ChainProblem) -> str:
+        x = chain.start
+        for operation in chain.operations:
+            x = self._apply(x, operation)
+        return self._digits(x)
+
+    def _response(self, chain: ChainProblem, style: ChainStyle, rng: random.Random) -> str:
+        sloppy = style.long_sloppy if rng.random() < style.long_fraction else style.short_sloppy
+        lines, x = [], chain.start
+        for operation in chain.operations:
+            result = self._apply(x, operation)
+            if rng.random() >= sloppy:
+                lines.append("#" + self._working(x, operation))
+            elif rng.random() >= style.check:
+                lines.append(f"~{operation.letter}>{self._digits(result)}")
+            else:
+                # Half the checked guesses are wrong: else nothing tells the model to go on from the check's result.
+                guess = result if rng.random() < 0.5 else rng.randrange(self._modulus)
+                lines.append(f"~{operation.letter}>{self._digits(guess)}")
+                lines.append("?" + self._working(x, operation))
+            x = result
+        return THINK + "".join(line + "\n" for line in lines) + END_THINK + self._digits(x)
+
+    def _working(self, x: int, operation: Operation) -> str:
+        """``A4*8+6=38;6*8+3=51;8*8+5=69;>918``: digit by digit, carries in the tens."""
+        carry, parts = operation.addend, []
+        for digit in reversed(self._digits(x)):
+            total = int(digit) * operation.multiplier + carry
+            parts.append(f"{digit}*{operation.multiplier}+{carry}={total:02d};")
+            carry = total // 10
+        return f"{operation.letter}{''.join(parts)}>{self._digits(self._apply(x, operation))}"
+
+    def _apply(self, x: int, operation: Operation) -> int:
+        return (x * operation.multiplier + operation.addend) % self._modulus
+
+    def _digits(self, x: int) -> str:
+        return f"{x:0{self.options.num_digits}d}"

@@ -1,0 +1,146 @@
+"""What a task is: where prompts come from, how a response is judged, and what the cold start imitates.
+
+To bring your own, subclass `Task` in any importable module and name it in the config::
+
+    task:
+      name: my_package.my_task:MyTask
+      options: {difficulty: 3}          # handed to MyTask(difficulty=3)
+
+    class MyTask(Task):
+        def __init__(self, difficulty: int = 1) -> None: ...
+        def problems(self, split, seed, start, count): ...     # required
+        def verify(self, answer, response, finish_reason): ... # required
+        def demonstrations(self, seed, count, style): ...      # only for `vcppo sft`
+        def tokenizer(self): ...                               # only for models made from scratch
+
+A task must not import torch: it is loaded in every process, and its verifier runs in child processes
+that are killed at a deadline.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import VcppoError
+from common.trajectory import FinishReason, Outcome
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Split = Literal["train", "held_out"]
+ChatMessages = list[dict[str, str]]
+Text = str | ChatMessages
+
+
+class TaskError(VcppoError):
+    """A task that can't be loaded or used as configured; the text names the place and the remedy."""
+
+
+class Problem(NamedTuple):
+    """One question.
+
+    Attributes:
+        prompt: plain text, or chat messages (``[{"role": "user", "content": ...}]``) that the model's own chat
+            template turns into text. `common.tasks.encode_prompt` makes tokens of either.
+        answer: what `Task.verify` needs to judge a response. It travels through Redis, so JSON-able; the policy
+            never sees it.
+    """
+
+    prompt: Text
+    answer: dict[str, object]
+
+
+class Demonstration(NamedTuple):
+    """One example for the cold start. The response ends without an end-of-sequence token: SFT adds it."""
+
+    prompt: Text
+    response: str
+
+
+class Verdict(NamedTuple):
+    """What the verifier found: the outcome, and the answer it read (None when it could read none)."""
+
+    outcome: Outcome
+    extracted: str | None
+
+
+class Task(ABC):
+    """Problems, their verifier, and optionally demonstrations and a tokenizer.
+
+    Attributes:
+        version: raise it when the same options start to mean other problems or demonstrations: it is part of the
+            hash by which a finished cold start is recognised.
+    """
+
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
+        """Problems number ``start … start + count - 1`` of the endless sequence that (split, seed) defines.
+
+        Random access and deterministic: a resumed run asks for the next number, so it neither skips nor repeats.
+        A finite data set starts over (in another order) when it is used up. No held-out problem may occur in
+        the train split, whatever the seeds.
+        """
+
+    @abstractmethod
+    def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+        """Judge one response.
+
+        Pure and picklable by name; may be slow or even hang on hostile text: it runs in a child process that is
+        killed at ``task.verifier_timeout_seconds`` (outcome ``timeout``; an exception is outcome ``crash``).
+
+        Args:
+            answer: the problem's `Problem.answer`.
+            response: decoded response without special tokens (so without the end-of-sequence token; ``<think>``
+                and ``</think>`` stay).
+            finish_reason: ``stop``: the policy ended it; ``length``: it was cut off.
+        """
+
+    def demonstrations(self, seed: int, count: int, style: Mapping[str, object]) -> list[Demonstration]:
+        """`count` examples for the cold start, drawn from train problems only.
+
+        Args:
+            seed: the same seed gives the same examples.
+            style: the SFT phase's ``style`` mapping; the task documents its keys and refuses others by `TaskError`.
+
+        Raises:
+            TaskError: this task has no demonstrations.
+        """
+        raise TaskError(
+            f"task {type(self).__name__} has no demonstrations: leave sft.phases empty and start from your own "
+            "model (model.path), or implement demonstrations()"
+        )
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a model made from scratch (``sft.init: scratch``); None: the task needs a model with one.
+
+        It needs the tokens ``<pad>`` and ``<eos>``.
+        """
+        return None
+
+
+Options = TypeVar("Options", bound="TaskOptions")
+
+
+class TaskOptions(BaseModel):
+    """Base of the built-in tasks' options and styles: typed, documented field by field, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def parse_options(kind: type[Options], values: Mapping[str, object], where: str) -> Options:
+    """`values` as a `kind`; TaskError names `where`, the field, its value and what is accepted."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "(whole)"
+        accepted = ", ".join(kind.model_fields)
+        raise TaskError(
+            f"{where}.{field} = {first['input']!r}: {first['msg']} (accepted fields: {accepted})"
+        ) from error
