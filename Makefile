@@ -1,0 +1,43 @@
+# make            what can be made
+# DEVICE=cuda     install the CUDA locks instead of the CPU ones
+DEVICE ?= cpu
+VENV ?= .venv
+PYTHON_BIN := $(VENV)/bin/python
+PYTEST_ARGS ?=
+
+# Nothing this project starts reports home.
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: ## make the virtual environment from the locks (skipped when up to date)
+	@scripts/setup.sh $(DEVICE)
+
+demo: setup ## the whole pipeline on the CPU, real components, two generators; ends with a page of results
+	@$(VENV)/bin/vcppo demo
+
+test: setup ## all tests: unit, then integration (PYTEST_ARGS="-m unit" for the quick ones)
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit tests/integration
+
+check: setup ## formatting, lint and types
+	@$(PYTHON_BIN) -m ruff format --check --quiet .
+	@$(PYTHON_BIN) -m ruff check .
+	@$(PYTHON_BIN) -m mypy
+
+bench: setup ## measure against the figures of others
+	@test -f benchmarks/__main__.py || { echo "make bench: there are no benchmarks yet; they arrive with the next issue" >&2; exit 2; }
+	@$(PYTHON_BIN) -m benchmarks
+
+lock: setup ## resolve the lock files again (needs uv on PATH)
+	@scripts/lock.sh
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) $(VENV).lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

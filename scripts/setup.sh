@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Make the virtual environment: scripts/setup.sh [cpu|cuda]      (make setup, make setup DEVICE=cuda)
+# Does nothing when the environment is already what the lock files say. Needs Python 3.11-3.13 and a network or
+# pip configuration that reaches PyPI. VENV (default .venv) and PYTHON (default: the first that fits) may be set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+device=${1:-cpu}
+venv=${VENV:-.venv}
+lock=requirements/$device.lock
+torch_version=2.13.0
+uv_version=0.13.9 # only used to find PyTorch's own CPU index
+stamp=$venv/.vcppo-setup
+started=$SECONDS
+
+say() { printf 'setup [%3ds] %s\n' "$((SECONDS - started))" "$*"; }
+fail() {
+  printf 'setup failed: %s\n' "$*" >&2
+  exit 1
+}
+
+fingerprint() { # of all that decides what the environment holds; the path is in it because ours is an editable install
+  { echo "$device $PWD"; cat "$lock" requirements/dev.lock pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
+    # Run it: a version manager's shim may be on PATH for a version that isn't active; Debian may lack ensurepip.
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.11, 3.12 or 3.13 with venv and ensurepip found. Install one (Debian: python3.11-venv)" \
+    "or name it: PYTHON=/path/to/python make setup"
+}
+
+quietly() { # run a command; show its output only if it fails
+  local log
+  log=$(mktemp)
+  if "$@" >"$log" 2>&1 </dev/null; then
+    rm -f "$log"
+  else
+    local status=$?
+    tail -n 30 "$log" >&2
+    rm -f "$log"
+    return "$status"
+  fi
+}
+
+pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@"; }
+
+has_torch() { "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__.partition('+')[0] != '$torch_version')" 2>/dev/null; }
+
+install_cpu_torch() {
+  # PyPI's torch is the CUDA build, gigabytes larger. Where pip's own configuration knows a CPU wheel this finds it;
+  # elsewhere it fails in a second, and uv knows PyTorch's CPU index. Deadlines: an unreachable index must not hang us.
+  if timeout 900 "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
+    --no-deps "torch==$torch_version+cpu" >/dev/null 2>&1 </dev/null; then
+    return
+  fi
+  say "pip's configuration knows no CPU wheel of torch: asking PyTorch's CPU index through uv"
+  if quietly pip_install --no-deps "uv==$uv_version" &&
+    UV_HTTP_TIMEOUT=30 UV_HTTP_RETRIES=1 quietly timeout 900 "$venv/bin/uv" pip install --python "$venv/bin/python" \
+      --no-deps --torch-backend cpu "torch==$torch_version"; then
+    return
+  fi
+  say "WARNING: PyTorch's CPU index is out of reach. Installing PyPI's torch, a CUDA build: about 3 GB with its libraries."
+  quietly pip_install "torch==$torch_version" || fail "torch $torch_version could not be installed from anywhere"
+}
+
+[ -f "$lock" ] || fail "no lock file for device '$device': use cpu or cuda"
+wanted=$(fingerprint)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+
+# One set-up at a time: `make check` and `make test` may be started side by side.
+if command -v flock >/dev/null; then
+  exec 9>"$venv.lock"
+  flock -w 1800 9 || fail "another set-up has held $venv.lock for half an hour"
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+fi
+
+if ! "$venv/bin/python" -c '' 2>/dev/null; then
+  python=$(find_python)
+  say "making $venv with $("$python" --version)"
+  "$python" -m venv --clear "$venv"
+fi
+
+export DS_BUILD_OPS=0 # DeepSpeed compiles nothing: the CPU needs no op of its own, CUDA builds them when first used
+
+if [ "$device" = cpu ] && ! has_torch; then
+  say "installing torch $torch_version for the CPU (190 MB)"
+  install_cpu_torch
+  has_torch || fail "torch $torch_version was installed but can't be imported"
+fi
+
+say "installing $(grep -c == "$lock") locked packages for $device, and the tools"
+rest=$(mktemp)
+trap 'rm -f "$rest"' EXIT
+grep -v '^deepspeed==' "$lock" >"$rest"
+quietly pip_install --no-deps -r "$rest" -r requirements/dev.lock || fail "installing $lock failed (see above)"
+
+say "building deepspeed (its source build must see torch, so without isolation)"
+quietly pip_install --no-deps --no-build-isolation "$(grep '^deepspeed==' "$lock")" || fail "deepspeed did not build"
+quietly pip_install --no-deps --no-build-isolation --editable . || fail "vcppo itself did not install"
+
+"$venv/bin/python" -c 'import torch, zmq, redis, pydantic, deepspeed' >/dev/null 2>&1 || fail "the environment does not import; remove $venv and run again"
+PATH="$PWD/$venv/bin:$PATH" command -v redis-server >/dev/null || fail "no redis-server on PATH nor in $venv/bin"
+echo "$wanted" >"$stamp"
+say "ready: $venv"
