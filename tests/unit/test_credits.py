@@ -141,7 +141,8 @@ def test_straggler_is_overtaken_while_there_is_slack() -> None:
 
 def test_need_of_a_later_deadline_counts() -> None:
     """eta = 2, U = 1: three open units of version 0 at version 1 leave no slack for the newer one."""
-    entries = [Entry("a", "a", 0, buffered=False), Entry("b", "b", 0, buffered=False), Entry("c", "c", 1, buffered=True)]
+    members = [("a", 0, False), ("b", 0, False), ("c", 1, True)]
+    entries = [Entry(prompt, prompt, version, buffered) for prompt, version, buffered in members]
     units = make_units(entries, 1, 2)
     assert select_batch(units, version=1, units_per_step=1, max_staleness=2) == Wait(["a"])
 
@@ -159,6 +160,7 @@ def test_credits(num_open: int, eta: int, left: int, expected: int) -> None:
 
 
 def test_a_group_that_lost_members_is_not_ready() -> None:
-    entries = [Entry("a0", "a", 0, buffered=True), Entry("b0", "b", 0, buffered=True), Entry("b1", "b", 0, buffered=True)]
+    members = [("a0", "a"), ("b0", "b"), ("b1", "b")]
+    entries = [Entry(prompt, group, 0, buffered=True) for prompt, group in members]
     assert shrunk_groups(entries, 2) == {"a": 1}
     assert [unit.ready for unit in make_units(entries, 2, 0)] == [False, True]

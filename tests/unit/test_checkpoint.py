@@ -1,0 +1,143 @@
+"""A checkpoint is whole or refused by name; the one before it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    CheckpointState,
+    CheckpointStore,
+    check_ranks,
+    folder_name,
+    hash_json,
+    load_rng,
+    save_rng,
+    verify,
+)
+
+
+def state(step: int) -> CheckpointState:
+    return CheckpointState(step, {"rl": step * 8}, [f"rl-{step}"], "abc", num_ranks=1, zero_stage=0)
+
+
+def write(store: CheckpointStore, step: int) -> Path:
+    staging = store.begin(step)
+    (staging / "actor").mkdir()
+    (staging / "actor" / "weights").write_bytes(bytes([step]) * 1000)
+    save_rng(staging, 0)
+    return store.publish(state(step))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", keep=2)
+
+
+def test_round_trip_and_last_k_kept(store: CheckpointStore) -> None:
+    assert store.newest() is None
+    for step in (5, 10, 15):
+        write(store, step)
+    assert [folder.name for folder in store.folders()] == ["step-000015", "step-000010"]
+    assert store.newest() == (store.root / folder_name(15), state(15))
+
+
+def _truncate(folder: Path) -> None:
+    (folder / "actor" / "weights").write_bytes(b"x" * 10)
+
+
+def _flip(folder: Path) -> None:
+    content = bytearray((folder / "actor" / "weights").read_bytes())
+    content[17] ^= 1
+    (folder / "actor" / "weights").write_bytes(content)
+
+
+def _remove(folder: Path) -> None:
+    (folder / "actor" / "weights").unlink()
+
+
+def _break_manifest(folder: Path) -> None:
+    (folder / MANIFEST).write_text('{"schema": 1, "state"')
+
+
+def _escape(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"]["../../secret"] = {"size": 1, "sha256": ""}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def _unknown_state(folder: Path) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["state"]["surprise"] = 1
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (_truncate, "10 bytes, manifest says 1000"),
+        (_flip, "SHA-256"),
+        (_remove, "weights is missing"),
+        (_break_manifest, "not JSON"),
+        (_escape, "outside the checkpoint"),
+        (_unknown_state, "surprise"),
+    ],
+)
+def test_damage_is_refused_by_name_and_the_previous_one_used(
+    store: CheckpointStore, damage: Callable[[Path], None], text: str
+) -> None:
+    write(store, 1)
+    newest = write(store, 2)
+    damage(newest)
+    with pytest.raises(CheckpointError, match=text) as caught:
+        verify(newest)
+    assert "step-000002" in str(caught.value)
+    found = store.newest()
+    assert found is not None
+    assert found[1].step == 1
+
+
+def test_nothing_sound_is_an_error_not_a_fresh_start(store: CheckpointStore) -> None:
+    _flip(write(store, 1))
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        store.newest()
+
+
+def test_a_crash_before_publish_leaves_nothing(store: CheckpointStore) -> None:
+    write(store, 1)
+    (store.begin(2) / "half").write_bytes(b"x")
+    found = store.newest()
+    assert found is not None
+    assert found[1].step == 1
+    write(store, 2)
+    assert not list(store.root.glob(".staging-*"))
+
+
+def test_a_replayed_step_replaces_its_checkpoint(store: CheckpointStore) -> None:
+    write(store, 3)
+    write(store, 3)
+    assert verify(store.root / folder_name(3)).step == 3
+
+
+def test_rng_continues(tmp_path: Path) -> None:
+    save_rng(tmp_path, 0)
+    expected = torch.rand(4)
+    load_rng(tmp_path, 0)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_zero_shards_need_the_same_ranks(tmp_path: Path) -> None:
+    check_ranks(tmp_path, state(1), num_ranks=4, zero_stage=0)
+    sharded = CheckpointState(1, {}, [], "", num_ranks=2, zero_stage=3)
+    with pytest.raises(CheckpointError, match=r"learner\.num_ranks=2"):
+        check_ranks(tmp_path, sharded, num_ranks=1, zero_stage=3)
+
+
+def test_hash_ignores_order() -> None:
+    assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
