@@ -1,0 +1,70 @@
+"""The one config tree of a run: what every process reads, documented field by field.
+
+A YAML file gives the tree (``vcppo up -c run.yaml``); ``section.field=value`` on the command line
+overrides it. Unknown keys are refused. Cross-field checks name the field, its value and the remedy.
+
+    training.py, services.py   the sections and their fields: the documentation
+    tree.py     the whole tree
+    checks.py   what must hold between fields
+    loading.py  YAML + overrides → VcppoConfig, or one clear line per problem
+    fields.py   the tree as a list of fields, and as docs/configuration.md
+"""
+
+from common.config.base import Section
+from common.config.checks import config_warnings
+from common.config.fields import ConfigField, config_fields, render_markdown
+from common.config.loading import dump_config, load_config
+from common.config.services import (
+    BroadcastConfig,
+    GeneratorConfig,
+    LauncherConfig,
+    LearnerConfig,
+    LoggingConfig,
+    RedisConfig,
+    RunConfig,
+    TransportConfig,
+)
+from common.config.training import (
+    AlgorithmConfig,
+    CriticConfig,
+    EvalConfig,
+    ModelConfig,
+    RlConfig,
+    SamplingConfig,
+    SftConfig,
+    SftPhase,
+    TaskConfig,
+    ValuePretrainingConfig,
+)
+from common.config.tree import VcppoConfig
+from common.errors import ConfigError
+
+__all__ = [
+    "AlgorithmConfig",
+    "BroadcastConfig",
+    "ConfigError",
+    "ConfigField",
+    "CriticConfig",
+    "EvalConfig",
+    "GeneratorConfig",
+    "LauncherConfig",
+    "LearnerConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "RedisConfig",
+    "RlConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "Section",
+    "SftConfig",
+    "SftPhase",
+    "TaskConfig",
+    "TransportConfig",
+    "ValuePretrainingConfig",
+    "VcppoConfig",
+    "config_fields",
+    "config_warnings",
+    "dump_config",
+    "load_config",
+    "render_markdown",
+]

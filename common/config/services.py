@@ -1,0 +1,185 @@
+"""Where it runs: the processes, and what goes between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from common.config.base import Folder, Positive, Seconds, Section
+
+
+class RunConfig(Section):
+    """Who this run is and where its files go."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    """Names the run folder and the Redis key space."""
+
+    folder: Folder = Path("runs")
+    """Run folders are made under this one: <folder>/<name>."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seeds prompts, sampling, initialisation and mini-batch order."""
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+
+class LearnerConfig(Section):
+    """How the learner computes: ranks, sharding, micro-batches, checkpoints."""
+
+    num_ranks: Positive = 1
+    """Learner processes (torchrun)."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage of actor and critic."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA when there is one."""
+
+    micro_batch_tokens: Positive = 8192
+    """Token budget of one packed micro-batch; at least max prompt + response."""
+
+    log_prob_chunk_tokens: Positive = 256
+    """Tokens per chunk of the log-prob kernel; bounds the logits in memory."""
+
+    log_prob_chunk_vocab: Positive = 8192
+    """Vocabulary entries per chunk of the log-prob kernel."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward."""
+
+    num_threads: int = Field(default=0, ge=0)
+    """torch threads per rank; 0 leaves torch's default."""
+
+    checkpoint_every: Positive = 5
+    """Steps between checkpoints; trajectories are committed when one is durable."""
+
+    keep_checkpoints: Positive = 2
+    """Older ones are deleted."""
+
+    batch_deadline_seconds: Seconds = 600.0
+    """A batch that does not fill in this time stops the run with an error that names who is waited for."""
+
+
+class GeneratorConfig(Section):
+    """The vLLM side; each generator process owns one engine."""
+
+    num_generators: Positive = 2
+    """Processes the local launcher starts; others may join at any time."""
+
+    max_in_flight: Positive = 64
+    """Sequences one generator works on at once."""
+
+    max_model_len: Positive = 512
+    """vLLM's longest sequence: prompt + response."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """vLLM weights; auto follows model.dtype."""
+
+    tensor_parallel_size: Positive = 1
+    """GPUs per engine."""
+
+    enforce_eager: bool = False
+    """Skip compilation: slower decode, faster start."""
+
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """KV cache on a CPU."""
+
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of the GPU vLLM takes."""
+
+    lease_seconds: Seconds = 60.0
+    """A leased prompt not renewed for this long goes back to the queue."""
+
+    heartbeat_seconds: Seconds = 5.0
+    """Members and leases are renewed this often."""
+
+    control_host: str = "127.0.0.1"
+    """Address the control port binds to and is announced at."""
+
+    engine_options: dict[str, object] = Field(default_factory=dict)
+    """More AsyncEngineArgs, by name."""
+
+
+class RedisConfig(Section):
+    """The store. Everything that must survive is in it."""
+
+    url: str | None = None
+    """redis://host:port/db. None: the launcher starts an embedded redis-server with an append-only file in the run
+    folder."""
+
+    connect_deadline_seconds: Seconds = 10.0
+    """How long to wait for Redis at start before giving up with an error."""
+
+
+class TransportConfig(Section):
+    """ZeroMQ between generators and buffers."""
+
+    endpoints: list[str] = Field(default_factory=lambda: ["tcp://127.0.0.1:5755"], min_length=1)
+    """Where buffers listen; a generator uses the first that answers."""
+
+    credit_window: Positive = 64
+    """Unacknowledged trajectories a sender may have on the wire."""
+
+    ack_deadline_seconds: Seconds = 10.0
+    """Unacknowledged for this long: sent again."""
+
+    max_message_mib: float = Field(default=64.0, gt=0)
+    """Larger messages are refused and dead-lettered."""
+
+    spool_memory_mib: float = Field(default=256.0, gt=0)
+    """Unacknowledged trajectories above this go to the spool on disk."""
+
+    spool_disk_mib: float = Field(default=4096.0, gt=0)
+    """When the spool is this full the generator stops taking prompts."""
+
+
+class BroadcastConfig(Section):
+    """Weights from learner to generators."""
+
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """auto: nccl on CUDA, gloo on a CPU."""
+
+    host: str = "127.0.0.1"
+    """Address of learner rank 0 that generators can reach."""
+
+    deadline_seconds: Seconds = 120.0
+    """Every call and collective of an update; after it the late member is named and dropped."""
+
+    packed_buffer_mib: float = Field(default=256.0, gt=0)
+    """Weights travel in buffers of this size."""
+
+    canary_tolerance: float = Field(default=0.05, gt=0)
+    """Largest |log-prob difference| (nats) between generator and learner on the canary tokens."""
+
+    canary_tokens: Positive = 64
+    """Response tokens the canary compares."""
+
+
+class LoggingConfig(Section):
+    """structlog."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level written."""
+
+    format: Literal["auto", "json", "pretty"] = "auto"
+    """auto: pretty on a terminal, JSON lines elsewhere."""
+
+    tensorboard: bool = True
+    """Metrics also go to <run>/tensorboard."""
+
+
+class LauncherConfig(Section):
+    """`vcppo up` on one machine."""
+
+    pin_cores: bool = True
+    """Give learner ranks and generators cores of their own (taskset), as far as there are enough."""
+
+    startup_deadline_seconds: Seconds = 600.0
+    """A process not ready by then stops the run, by name."""
+
+    stop_deadline_seconds: Seconds = 30.0
+    """On shutdown, SIGTERM, then SIGKILL after this long."""

@@ -1,0 +1,234 @@
+"""What is trained and how: model, task, sampling, algorithm, stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config.base import Folder, Lambda, Positive, Seconds, Section
+
+
+class ModelConfig(Section):
+    """The policy's starting weights; the critic shares its architecture."""
+
+    path: str
+    """Hugging Face id or folder of the policy RL starts from. The folder `vcppo sft` writes, or your own."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the weights in forward and backward; float32 on a CPU without bf16 units."""
+
+    trust_remote_code: bool = False
+    """Let transformers and vLLM run Python that ships with the model. Off: a model folder can't run code."""
+
+
+class TaskConfig(Section):
+    """Where prompts come from and how responses are verified."""
+
+    name: str = "chain_arithmetic"
+    """A built-in task (chain_arithmetic, dataset) or module:Class of your own."""
+
+    options: dict[str, object] = Field(default_factory=dict)
+    """Passed to the task; each task documents its own."""
+
+    verifier_timeout_seconds: Seconds = 5.0
+    """A verifier child that takes longer is killed; the outcome is `timeout`."""
+
+    verifier_processes: Positive = 1
+    """Verifier children per generator."""
+
+    reward_correct: float = 1.0
+    """Reward of a correct response (paper: +1)."""
+
+    reward_wrong: float = -1.0
+    """Reward of anything else the verifier judged: wrong, unparsable, timeout, crash (paper: -1)."""
+
+
+class SamplingConfig(Section):
+    """How the behaviour policy samples. Log-probs are recorded after all of it is applied."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Softmax temperature. Not 0: PPO needs a policy that samples."""
+
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass; below 1 needs algorithm.old_log_probs=behaviour."""
+
+    top_k: int = Field(default=0, ge=0)
+    """Keep the k likeliest tokens; 0 keeps all."""
+
+    max_response_tokens: Positive = 256
+    """A response cut here has finish reason `length`."""
+
+
+class SftPhase(Section):
+    """One pass of supervised training over freshly drawn demonstrations."""
+
+    steps: Positive
+    """Optimizer steps."""
+
+    batch_size: Positive = 32
+    """Demonstrations a step."""
+
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak of a cosine schedule."""
+
+    style: dict[str, object] = Field(default_factory=dict)
+    """Passed to the task's demonstrations(); each task documents its own."""
+
+
+class SftConfig(Section):
+    """Cold start: supervised fine-tuning on the task's demonstrations (`vcppo sft`)."""
+
+    output: Folder | None = None
+    """Where the cold-start model goes; default <run>/cold_start."""
+
+    init: str = "scratch"
+    """Model to start from, or `scratch`: the architecture below with random weights (no model hub needed)."""
+
+    architecture: dict[str, object] = Field(default_factory=dict)
+    """transformers config fields when init=scratch (model_type, hidden_size, ...)."""
+
+    phases: list[SftPhase] = Field(default_factory=list)
+    """Run one after the other; each may draw demonstrations in another style."""
+
+
+class AlgorithmConfig(Section):
+    """Advantages, targets and losses. Every piece of VC-PPO, PPO and GRPO is a setting here."""
+
+    advantage_estimator: Literal["gae", "group_mean", "leave_one_out"] = "gae"
+    """gae needs a critic; the other two are GRPO's."""
+
+    gamma: Lambda = 1.0
+    """Discount (paper: 1)."""
+
+    lambda_actor: Lambda = 0.95
+    """GAE lambda of the advantages (paper: 0.95, useful range [0.95, 1))."""
+
+    lambda_critic: Lambda = 1.0
+    """GAE lambda of the value targets (paper: 1.0, exact Monte-Carlo)."""
+
+    length_adaptive_alpha: float | None = Field(default=None, gt=0)
+    """VAPO: lambda_actor = 1 - 1/(alpha * length) per sequence, clamped to [0, 1]; None keeps lambda_actor."""
+
+    truncation: Literal["terminal", "bootstrap", "mask"] = "terminal"
+    """Responses cut by length: end like EOS, bootstrap with V of the last state, or train on none of their tokens."""
+
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+
+    clip_high: float = Field(default=0.2, gt=0)
+    """See clip_low; larger than it is DAPO's clip-higher."""
+
+    value_clip: float | None = Field(default=None, gt=0)
+    """Clip value moves to this range around the old value; None (default): off. Must be off in value pretraining."""
+
+    whiten_advantages: bool = True
+    """Global over ranks and action tokens; never applied to value targets."""
+
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL penalty to the starting policy in the loss (paper: 0)."""
+
+    old_log_probs: Literal["behaviour", "proximal"] = "proximal"
+    """pi_old of the ratio: what the generator recorded, or recomputed by the learner when the batch is claimed
+    (decoupled PPO)."""
+
+    importance_truncation: float | None = Field(default=2.0, gt=0)
+    """Truncated importance sampling: weight min(pi_proximal / pi_behaviour, this); None: no correction. Only with
+    old_log_probs=proximal."""
+
+    num_mini_batches: Positive = 4
+    """M: optimizer steps per pass over a batch."""
+
+    num_epochs: Positive = 1
+    """E: passes over a batch."""
+
+
+class CriticConfig(Section):
+    """Where the critic's weights come from."""
+
+    init: str = "value_pretrained"
+    """value_pretrained (this run's value-pretraining checkpoint), policy (cold-start backbone, new head), or a folder
+    holding a critic or reward model."""
+
+
+class ValuePretrainingConfig(Section):
+    """Frozen policy, Monte-Carlo targets (GAE with lambda = 1), gated by held-out explained variance."""
+
+    num_trajectories: int = Field(default=4096, ge=0)
+    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained)."""
+
+    held_out_fraction: float = Field(default=0.125, gt=0, lt=1)
+    """Share of prompts (whole groups) that gate the critic and never train it."""
+
+    batch_size: Positive = 128
+    """Trajectories per optimizer step."""
+
+    max_steps: Positive = 100
+    """Hard cap."""
+
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Critic learning rate in this stage."""
+
+    eval_every: Positive = 5
+    """Steps between held-out measurements."""
+
+    patience: Positive = 4
+    """Stop after this many held-out measurements without a new best."""
+
+    min_delta: float = Field(default=0.005, ge=0)
+    """Least gain of held-out explained variance that counts as rising."""
+
+    min_explained_variance: float = Field(default=0.3, lt=1)
+    """The gate: RL starts only when the best held-out explained variance reaches this; else the run stops and says
+    so."""
+
+
+class RlConfig(Section):
+    """The asynchronous loop: batch, credits and optimizers' step sizes."""
+
+    num_steps: Positive = 40
+    """Learner steps; each makes one new policy version."""
+
+    batch_size: Positive = 128
+    """Trajectories per step (B)."""
+
+    group_size: Positive = 8
+    """Responses per prompt; must divide batch_size."""
+
+    max_staleness: int = Field(default=1, ge=0)
+    """eta: no trajectory is older than this many versions when trained. 0 is synchronous PPO."""
+
+    straggler: Literal["wait", "drop"] = "wait"
+    """What to do with a trajectory that would exceed max_staleness. Dropping starves long, hard prompts; drops are
+    counted."""
+
+    actor_learning_rate: float = Field(default=3e-5, gt=0)
+    """Policy step size (paper, 32B: 1e-6)."""
+
+    critic_learning_rate: float = Field(default=6e-5, gt=0)
+    """Critic step size (paper, 32B: 2e-6)."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay of both."""
+
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
+    """AdamW beta2 of both."""
+
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Global gradient norm is clipped to this."""
+
+
+class EvalConfig(Section):
+    """`vcppo eval`: pass@1 and pass@k through vLLM."""
+
+    num_problems: Positive = 512
+    """Held-out problems."""
+
+    samples_per_problem: Positive = 1
+    """n; pass@k is the unbiased estimate for k <= n."""
+
+    k: Positive = 1
+    """k of pass@k."""
+
+    seed: int = Field(default=1_000_003, ge=0)
+    """Draws problems no training seed draws."""

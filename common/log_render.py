@@ -1,0 +1,96 @@
+"""Two renderings of a log line: JSON for machines, one coloured line for people (`vcppo logs`)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+LEADING_FIELDS = ("time", "level", "service", "run_id", "event", "logger")
+_MAX_ARRAY_ITEMS = 64  # a longer array is logged as its shape and type
+_MAX_DEPTH = 8
+_COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[1;31m"}
+_DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+
+
+def to_json(line: Mapping[str, Any]) -> str:
+    """One line of valid JSON, leading fields first. Never fails: an odd value becomes its text."""
+    plain = {name: _plain(line[name]) for name in LEADING_FIELDS if name in line}
+    plain |= {str(name): _plain(value) for name, value in line.items() if name not in LEADING_FIELDS}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+
+
+def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
+    """``03:04:05.678 info    learner      weights_broadcast policy_version=3 seconds=0.2``, traceback below.
+
+    Args:
+        line: a parsed JSON log line; no field is required.
+        colour: ANSI colours.
+    """
+    level = str(line.get("level", ""))
+    time = str(line.get("time", ""))
+    head = [
+        _paint(time[11:23] if len(time) >= 23 else time, _DIM, colour),
+        _paint(f"{level:<8}", _COLOURS.get(level, ""), colour),
+        f"{line.get('service', '')!s:<12}",
+        _paint(str(line.get("event", "")), _BOLD, colour),
+    ]
+    hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
+    # Our loggers need no naming: the event says it. A library's does.
+    if str(line.get("logger", "")).split(".")[0] in ("common", "learner", "generator", "deploy", "__main__", "None"):
+        hidden.add("logger")
+    fields = [_paint(f"{name}=", _DIM, colour) + _short(value) for name, value in line.items() if name not in hidden]
+    text = " ".join([*head, *fields]).rstrip()
+    trace = "\n".join(str(line[name]) for name in ("stack", "exception") if line.get(name))
+    return f"{text}\n{trace}" if trace else text
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """The nearest thing JSON can say; NaN and infinity, which it can't, as text."""
+    if value is None or isinstance(value, bool | int) and not isinstance(value, Enum):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # lone surrogates would break a utf-8 stdout
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if depth >= _MAX_DEPTH:
+        return _text(value)
+    if isinstance(value, np.generic):
+        return _plain(value.item(), depth + 1)
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist(), depth + 1) if value.size <= _MAX_ARRAY_ITEMS else _shape(value)
+    if isinstance(value, Enum):
+        return _plain(value.value, depth + 1)
+    if isinstance(value, Mapping):
+        return {_text(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, depth + 1) for item in value]
+    return _text(value)
+
+
+def _shape(array: np.ndarray[Any, Any]) -> str:
+    return f"<{array.dtype} array of shape {array.shape}>"
+
+
+def _text(value: Any) -> str:
+    try:
+        text = str(value) if isinstance(value, str | PurePath | BaseException) else repr(value)
+    except Exception as error:  # the one thing a log line must not do is fail because of a broken __repr__
+        text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    return text.encode("utf-8", "replace").decode()
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (not text or set(text) & set(' \n"')) else text
+
+
+def _paint(text: str, code: str, colour: bool) -> str:
+    return f"{code}{text}{_RESET}" if colour and code else text

@@ -1,0 +1,92 @@
+"""Where everything of one run lies. Paths only: nothing is created but by `create`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The layout below ``<run.folder>/<run.name>``; ask it for a path, never spell one out."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config tree, written by the launcher, read by every process."""
+        return self.path / "config.yaml"
+
+    @property
+    def cold_start(self) -> Path:
+        """Hugging Face folder `vcppo sft` writes."""
+        return self.path / "cold_start"
+
+    @property
+    def value_pretraining(self) -> Path:
+        """Recorded trajectories, the best critic and decision.json."""
+        return self.path / "value_pretraining"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Learner checkpoints, one folder per step."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """Hugging Face folder of the trained policy."""
+        return self.path / "export"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON-lines file per service."""
+        return self.path / "metrics"
+
+    @property
+    def tensorboard(self) -> Path:
+        """One folder of event files per service."""
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        """One log file per process."""
+        return self.path / "logs"
+
+    @property
+    def eval(self) -> Path:
+        """pass@k results, one JSON file per evaluated model."""
+        return self.path / "eval"
+
+    @property
+    def report(self) -> Path:
+        """The page of results and its figures."""
+        return self.path / "report"
+
+    @property
+    def redis(self) -> Path:
+        """Data of the embedded redis-server: append-only file, socket, pid."""
+        return self.path / "redis"
+
+    @property
+    def spool(self) -> Path:
+        """Unacknowledged trajectories of generators, one folder per sender."""
+        return self.path / "spool"
+
+    @property
+    def trained_log(self) -> Path:
+        """JSON lines: step, trained prompt and trajectory ids, staleness."""
+        return self.path / "trained.jsonl"
+
+    def create(self) -> RunFolder:
+        """Make the folders every process writes to; existing ones are kept."""
+        for folder in (self.path, self.metrics, self.logs, self.checkpoints, self.eval):
+            folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def log_file(self, process: str) -> Path:
+        """Log of one process, e.g. ``generator-0``."""
+        return self.logs / f"{process}.jsonl"
+
+    def metrics_file(self, service: str) -> Path:
+        """Metrics of one service, e.g. ``learner``."""
+        return self.metrics / f"{service}.jsonl"
