@@ -183,3 +183,10 @@ class LauncherConfig(Section):
 
     stop_deadline_seconds: Seconds = 30.0
     """On shutdown, SIGTERM, then SIGKILL after this long."""
+
+    generator_restarts: int = Field(default=3, ge=0)
+    """How often a generator that crashed is started again, with back-off; then the run goes on with the others."""
+
+    learner_restarts: int = Field(default=0, ge=0)
+    """How often a learner that crashed is started again from its last checkpoint; 0: the run stops and can be
+    resumed (`vcppo up --restart-learner N`)."""
