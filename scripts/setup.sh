@@ -51,7 +51,9 @@ quietly() { # run a command; show its output only if it fails
 
 pip_install() { "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off "$@"; }
 
-has_torch() { "$venv/bin/python" -c "import torch, sys; sys.exit(torch.__version__.partition('+')[0] != '$torch_version')" 2>/dev/null; }
+has_torch() { # by its metadata: it can't be imported before the packages it needs
+  "$venv/bin/python" -c "from importlib.metadata import version; assert version('torch').startswith('$torch_version')" 2>/dev/null
+}
 
 install_cpu_torch() {
   # PyPI's torch is the CUDA build, gigabytes larger. Where pip's own configuration knows a CPU wheel this finds it;
@@ -92,7 +94,6 @@ export DS_BUILD_OPS=0 # DeepSpeed compiles nothing: the CPU needs no op of its o
 if [ "$device" = cpu ] && ! has_torch; then
   say "installing torch $torch_version for the CPU (190 MB)"
   install_cpu_torch
-  has_torch || fail "torch $torch_version was installed but can't be imported"
 fi
 
 say "installing $(grep -c == "$lock") locked packages for $device, and the tools"
@@ -105,7 +106,7 @@ say "building deepspeed (its source build must see torch, so without isolation)"
 quietly pip_install --no-deps --no-build-isolation "$(grep '^deepspeed==' "$lock")" || fail "deepspeed did not build"
 quietly pip_install --no-deps --no-build-isolation --editable . || fail "vcppo itself did not install"
 
-"$venv/bin/python" -c 'import torch, zmq, redis, pydantic, deepspeed' >/dev/null 2>&1 || fail "the environment does not import; remove $venv and run again"
+quietly "$venv/bin/python" -c 'import torch, zmq, redis, pydantic, deepspeed' || fail "the environment does not import (see above)"
 PATH="$PWD/$venv/bin:$PATH" command -v redis-server >/dev/null || fail "no redis-server on PATH nor in $venv/bin"
 echo "$wanted" >"$stamp"
 say "ready: $venv"
