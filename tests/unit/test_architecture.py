@@ -29,7 +29,12 @@ CONFINED = {
     "redis": ("common/store.py",),
     "zmq": ("common/transport.py", "common/transport/"),
     "deepspeed": ("learner/engine.py",),
-    "vllm": ("generator/engine.py", "learner/weight_transfer.py"),
+    "vllm": (
+        "generator/engine.py",
+        "generator/gloo_engine.py",
+        "learner/weight_transfer.py",
+        "learner/gloo_trainer.py",
+    ),
 }
 BANNED = {"pickle", "cPickle", "dill", "cloudpickle", "shelve"}  # arbitrary code on load: nothing of ours is pickled
 
