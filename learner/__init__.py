@@ -1,0 +1,1 @@
+"""The learner: Algorithm 1 of the paper on DeepSpeed engines."""

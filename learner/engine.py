@@ -1,0 +1,292 @@
+"""One model under DeepSpeed: forward, accumulate, step, gather, save. The only importer of deepspeed.
+
+Losses come in as sums over this rank's micro-batch divided by the GLOBAL token count (see `learner.losses`), so
+gradients must be *summed* over micro-batches and ranks. DeepSpeed averages over ranks (ZeRO-3 can't do otherwise), so
+`TrainEngine.accumulate` multiplies each loss by the number of ranks first: exact for powers of two, one rounding
+otherwise. Accumulation is unmanaged (``managed_gradient_accumulation: false``): DeepSpeed neither counts
+micro-batches nor divides by their number, and `step` is the boundary.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import structlog
+import torch
+from torch import Tensor, nn
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+from learner.distributed import (
+    barrier,
+    broadcast_bytes,
+    broadcast_object,
+    choose_device,
+    init_distributed,
+    num_ranks,
+    rank,
+    shutdown_distributed,
+    sum_over_ranks,
+)
+
+__all__ = [
+    "EngineOptions",
+    "ParameterInfo",
+    "TrainEngine",
+    "barrier",
+    "broadcast_bytes",
+    "broadcast_object",
+    "choose_device",
+    "init_distributed",
+    "num_ranks",
+    "rank",
+    "shutdown_distributed",
+    "sum_over_ranks",
+]
+
+log = structlog.get_logger(__name__)
+
+_CHECKPOINT_TAG = "engine"
+_MODULE_PREFIX = "hf_model."
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How one engine computes and steps.
+
+    Attributes:
+        zero_stage: 0 replicates all; 1 shards optimizer state; 2 gradients too; 3 weights too.
+        dtype: of weights in forward and backward; with bfloat16 the optimizer keeps float32 master weights.
+        schedule: ``constant``, or ``cosine`` to 0 over total_steps; both after a linear warm-up.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+
+    @classmethod
+    def from_config(cls, config: VcppoConfig) -> EngineOptions:
+        """The constant schedule with the run's settings."""
+        return cls(
+            zero_stage=config.learner.zero_stage,
+            dtype=config.model.dtype,
+            weight_decay=config.rl.weight_decay,
+            adam_beta2=config.rl.adam_beta2,
+            max_grad_norm=config.rl.max_grad_norm,
+        )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+class ParameterInfo(NamedTuple):
+    """A weight as generators know it: Hugging Face name, type on the wire, full (unsharded) shape."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class TrainEngine:
+    """A `PolicyModel` or `CriticModel` with its optimizer. Every method is collective: call it on all ranks alike."""
+
+    def __init__(self, module: nn.Module, *, learning_rate: float, options: EngineOptions) -> None:
+        """Move `module` to this rank's device, shard it as the ZeRO stage says, and take rank 0's weights everywhere.
+
+        Args:
+            module: its `hf_model` attribute is what `weight_source` names parameters after.
+            learning_rate: peak of the schedule.
+        """
+        init_distributed()
+        deepspeed = _import_deepspeed()
+        module = module.to(options.torch_dtype)
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=(0.9, options.adam_beta2), weight_decay=options.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            lr_scheduler=scheduler,
+            config=_deepspeed_config(options),
+            dist_init_required=False,
+        )
+        self._deepspeed = deepspeed
+        self._names = _hf_names(module)
+        self._grad_norm = math.nan
+        self.module = module
+        self.options = options
+        self.num_ranks = num_ranks()
+        _own_clipping(self)
+        self._engine.train()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._engine.get_lr()[0])
+
+    def forward(self, *args: Any) -> Any:
+        """The module's forward with gradients. Under ZeRO-3 every rank must make equally many calls."""
+        return self._engine(*args)
+
+    __call__ = forward
+
+    @torch.no_grad()
+    def infer(self, *args: Any) -> Any:
+        """The module's forward without gradients (values, old log-probs, canary)."""
+        self._engine.eval()
+        try:
+            return self._engine(*args)
+        finally:
+            self._engine.train()
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients. `loss` is already divided by the global token count."""
+        self._engine.backward(loss * self.num_ranks, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Sum gradients over ranks, clip their global norm, update; returns the norm before clipping.
+
+        Raises:
+            VcppoError: the norm is not finite. Weights were not changed by NaN: the run must stop here.
+        """
+        self._engine.step()
+        recorded = self._engine.get_global_grad_norm()
+        norm = float(recorded) if recorded is not None else self._grad_norm
+        if not math.isfinite(norm):
+            raise VcppoError(
+                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; "
+                "lower the learning rate, or resume from the last checkpoint"
+            )
+        return norm
+
+    def weight_metadata(self) -> list[ParameterInfo]:
+        """Every weight generators need, tied ones once, in the order of `weight_source`. Gathers nothing."""
+        return [ParameterInfo(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._names]
+
+    def weight_source(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, full tensor) one after the other; valid until the next one is asked for.
+
+        Under ZeRO-3 each is gathered on all ranks, so every rank must iterate to the end.
+        """
+        for name, parameter in self._names:
+            with self._gathered(parameter):
+                yield name, parameter.detach()
+
+    def gather_full_state_dict(self) -> dict[str, Tensor]:
+        """Full weights by Hugging Face name, on the CPU of rank 0; other ranks get {}. Tied weights once."""
+        state: dict[str, Tensor] = {}
+        for name, tensor in self.weight_source():
+            if rank() == 0:
+                state[name] = tensor.cpu().clone()
+        return state
+
+    def save(self, folder: str | Path) -> None:
+        """Weights, optimizer and schedule, sharded as they are (the same number of ranks and stage must load them).
+
+        DeepSpeed writes these with torch.save.
+        """
+        self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
+
+    def load(self, folder: str | Path) -> None:
+        """Continue exactly where `save` was called.
+
+        Files are read with ``weights_only`` and a short list of DeepSpeed's own types, so that a checkpoint can't run code.
+
+        Raises:
+            VcppoError: nothing there, or saved by another number of ranks or ZeRO stage.
+        """
+        remedy = f"it must come from the same model, learner.num_ranks={self.num_ranks} and learner.zero_stage={self.options.zero_stage}"
+        try:
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+            raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
+        if loaded is None:
+            raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
+
+    def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        if self.options.zero_stage < 3:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters([parameter])
+        return context
+
+
+def _hf_names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters by Hugging Face name; `named_parameters` lists a tied one once, under its first name (the embedding)."""
+    return [(name.removeprefix(_MODULE_PREFIX), parameter) for name, parameter in module.named_parameters()]
+
+
+def _schedule(options: EngineOptions) -> Any:
+    """Factor of the peak learning rate at optimizer step n (from 0)."""
+
+    def factor(step: int) -> float:
+        if step < options.warmup_steps:
+            return (step + 1) / (options.warmup_steps + 1)
+        if options.schedule == "constant":
+            return 1.0
+        if options.total_steps is None:
+            raise ValueError("EngineOptions: schedule=cosine needs total_steps")
+        span = max(1, options.total_steps - options.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - options.warmup_steps) / span)))
+
+    return factor
+
+
+def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
+    bf16 = options.dtype == "bfloat16"
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": options.max_grad_norm,
+        "steps_per_print": None,
+        "bf16": {"enabled": bf16},
+        # Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums.
+        "zero_optimization": {
+            "stage": max(1, options.zero_stage) if bf16 else options.zero_stage,
+            "overlap_comm": False,
+        },
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _own_clipping(engine: TrainEngine) -> None:
+    """At stage 0 in float32 DeepSpeed clips but tells nobody the norm: clip with torch and keep it."""
+
+    def clip_fp32_gradients() -> None:
+        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), engine.options.max_grad_norm)
+        engine._grad_norm = float(norm)
+
+    engine._engine.clip_fp32_gradients = clip_fp32_gradients
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quiet: its own stdout handler goes, its records go through logging like everybody's."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)
+    return deepspeed
