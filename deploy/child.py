@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cores", default="")
     parser.add_argument("program", nargs=argparse.REMAINDER)
     arguments = parser.parse_args(argv)
-    # SIGTERM, not SIGKILL: a child whose launcher was killed still checkpoints, returns leases and ends its own children.
+    # SIGTERM, not SIGKILL: a child whose launcher was killed still checkpoints, returns leases and ends its children.
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != arguments.parent:  # the launcher died before prctl took effect
         return 1

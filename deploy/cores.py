@@ -35,7 +35,9 @@ def plan_cores(num_cpus: int, num_generators: int, num_ranks: int) -> CorePlan:
         ValueError: when a count is not positive (`num_generators` may be 0).
     """
     if num_cpus < 1 or num_ranks < 1 or num_generators < 0:
-        raise ValueError(f"num_cpus={num_cpus}, num_ranks={num_ranks} must be >= 1 and num_generators={num_generators} >= 0")
+        raise ValueError(
+            f"num_cpus={num_cpus}, num_ranks={num_ranks} must be >= 1 and num_generators={num_generators} >= 0"
+        )
     everything = frozenset(range(num_cpus))
     if num_generators == 0:
         return CorePlan(everything, max(1, num_cpus // num_ranks), (), shared=False)

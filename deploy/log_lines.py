@@ -85,7 +85,9 @@ class Screen:
         as_json: write the JSON line itself (for another program to read).
     """
 
-    def __init__(self, stream: IO[str] | None = None, *, level: str = "info", as_json: bool = False, width: int = 11) -> None:
+    def __init__(
+        self, stream: IO[str] | None = None, *, level: str = "info", as_json: bool = False, width: int = 11
+    ) -> None:
         self.stream = stream or sys.stdout
         self.colour = self.stream.isatty()
         self.level, self.as_json, self.width = LEVELS[level], as_json, width

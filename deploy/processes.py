@@ -25,13 +25,12 @@ from typing import IO
 import structlog
 
 from common.errors import EXIT_INTERRUPTED, DeadlineExceeded, VcppoError
-from deploy.child import PR_SET_CHILD_SUBREAPER, prctl
 from deploy.log_lines import LineSplitter, LogSink, Record
+from deploy.orphans import GRACE_SECONDS, Orphans
 
 log = structlog.get_logger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ORPHAN_GRACE_SECONDS = 5.0
 TICK_SECONDS = 1.0
 
 
@@ -39,7 +38,9 @@ class ProcessFailed(VcppoError):
     """A process the run can't do without has ended."""
 
     def __init__(self, name: str, exit_code: int, last_lines: Sequence[str]) -> None:
-        how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        how = (
+            f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        )
         tail = "".join(f"\n    {line}" for line in last_lines)
         super().__init__(f"{name} {how}. Its last lines:{tail or ' none'}")
         self.name, self.process_exit_code = name, exit_code
@@ -126,14 +127,12 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
-        self._orphans: dict[int, float] = {}  # pid -> when it is killed
         self._next_tick = 0.0
 
     # ---- life of the supervisor
 
     def __enter__(self) -> Supervisor:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._foreign = set(children_of(os.getpid()))  # not ours to end
+        self._orphans = Orphans()
         self._wake_read, self._wake_write = os.pipe()
         for end in (self._wake_read, self._wake_write):
             os.set_blocking(end, False)
@@ -154,7 +153,7 @@ class Supervisor:
             self._selector.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
-            prctl(PR_SET_CHILD_SUBREAPER, 0)
+            self._orphans.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -220,7 +219,9 @@ class Supervisor:
     def _turn(self, deadline: float) -> None:
         """Sleep until something happens or `deadline`, then deal with all of it."""
         now = time.monotonic()
-        wake_at = min([deadline, self._next_tick if self.on_tick else float("inf"), *self._orphans.values(), *self._timers()])
+        wake_at = min(
+            [deadline, self._next_tick if self.on_tick else float("inf"), self._orphans.next_deadline, *self._timers()]
+        )
         timeout = None if wake_at == float("inf") else max(0.0, wake_at - now)
         for key, _ in self._selector.select(timeout):
             if key.data is None:
@@ -234,7 +235,7 @@ class Supervisor:
             if child.restart_at <= now:
                 child.restart_at = float("inf")
                 self._spawn(child)
-        self._kill_late_orphans(now)
+        self._orphans.reap(self._own())
         if self.on_tick and now >= self._next_tick:
             self._next_tick = now + TICK_SECONDS
             self.on_tick()
@@ -293,7 +294,7 @@ class Supervisor:
                         key.fileobj.close()  # type: ignore[union-attr]
                 child.exit_code = code
                 log.info("process_ended", process=child.spec.name, exit_code=code)
-                self._adopt_orphans()
+                self._orphans.adopt(self._own())
 
     def _judge(self, child: Child) -> None:
         """Decide what an ended or late child means. Raises ProcessFailed or DeadlineExceeded when it ends the run."""
@@ -314,7 +315,11 @@ class Supervisor:
             log.warning("process_restarting", process=name, exit_code=child.exit_code, attempt=child.num_restarts,
                         of=child.spec.max_restarts, in_seconds=delay)  # fmt: skip
             return
-        peers = [c for c in self.children.values() if c.spec.role == child.spec.role and (c.alive or c.restart_at < float("inf"))]
+        peers = [
+            c
+            for c in self.children.values()
+            if c.spec.role == child.spec.role and (c.alive or c.restart_at < float("inf"))
+        ]
         if child.spec.peers_suffice and child.num_restarts and peers:
             child.stopping = True  # said once
             log.error("process_given_up", process=name, exit_code=child.exit_code, restarts=child.num_restarts,
@@ -331,38 +336,11 @@ class Supervisor:
         while child.alive and time.monotonic() < deadline:
             self._turn(deadline)
 
-    def _adopt_orphans(self) -> None:
-        known = self._foreign | {child.pid for child in self.children.values() if child.alive}
-        for pid in children_of(os.getpid()):
-            if pid not in known and pid not in self._orphans:
-                self._orphans[pid] = time.monotonic() + ORPHAN_GRACE_SECONDS
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-
-    def _kill_late_orphans(self, now: float) -> None:
-        for pid, deadline in list(self._orphans.items()):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                    if now >= deadline:
-                        log.warning("orphan_killed", pid=pid)
-                        os.kill(pid, signal.SIGKILL)
-                        self._orphans[pid] = float("inf")  # SIGCHLD tells of its end
-                    continue
-            del self._orphans[pid]
-            self._adopt_orphans()  # its own children come to us in turn
+    def _own(self) -> set[int]:
+        return {child.pid for child in self.children.values() if child.alive}
 
     def _end_orphans(self) -> None:
-        self._adopt_orphans()
-        deadline = time.monotonic() + 2 * ORPHAN_GRACE_SECONDS
+        self._orphans.adopt(self._own())
+        deadline = time.monotonic() + 2 * GRACE_SECONDS
         while self._orphans and time.monotonic() < deadline:
             self._turn(deadline)
-
-
-def children_of(pid: int) -> list[int]:
-    """Pids whose parent is `pid`, from /proc; empty where there is no /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-    return found

@@ -101,7 +101,7 @@ def _check_version(binary: Path, folder: Path) -> None:
 
 
 def check_reachable(redis_url: str) -> None:
-    """A TCP endpoint that nothing listens on is an error before anything is started. Other schemes are left to the store."""
+    """Raises RedisUnavailable when nothing listens at a TCP URL. Other schemes are left to the store."""
     match = re.match(r"rediss?://(?:[^@/]*@)?(\[[^\]]+\]|[^:/]+)(?::(\d+))?", redis_url)
     if not match:
         return
@@ -110,5 +110,6 @@ def check_reachable(redis_url: str) -> None:
         socket.create_connection((host, port), timeout=5).close()
     except OSError as error:
         raise RedisUnavailable(
-            f"redis.url: no Redis answers at {host}:{port} ({error.strerror or error}); start it, or drop redis.url for the embedded one"
+            f"redis.url: no Redis answers at {host}:{port} ({error.strerror or error}): "
+            "start it, or leave redis.url out for the embedded one"
         ) from None

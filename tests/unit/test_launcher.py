@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -63,12 +64,16 @@ class TestPlanCores:
     def test_two_cores_two_generators_share_with_the_learner(self) -> None:
         plan = plan_cores(2, 2, 1)
         assert plan.generators == (frozenset({0}), frozenset({1}))
-        assert plan.learner == {0, 1} and plan.learner_threads == 2 and plan.shared
+        assert plan.learner == {0, 1}
+        assert plan.learner_threads == 2
+        assert plan.shared
 
     def test_enough_cores_are_divided(self) -> None:
         plan = plan_cores(8, 2, 1)
         assert plan.generators == (frozenset({0, 1}), frozenset({2, 3}))
-        assert plan.learner == {4, 5, 6, 7} and plan.learner_threads == 4 and not plan.shared
+        assert plan.learner == {4, 5, 6, 7}
+        assert plan.learner_threads == 4
+        assert not plan.shared
 
     @pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 7, 16, 64])
     @pytest.mark.parametrize("num_generators", [0, 1, 2, 5])
@@ -77,7 +82,9 @@ class TestPlanCores:
         plan = plan_cores(num_cpus, num_generators, num_ranks)
         every = frozenset(range(num_cpus))
         assert len(plan.generators) == num_generators
-        assert plan.learner and plan.learner <= every and plan.learner_threads >= 1
+        assert plan.learner
+        assert plan.learner <= every
+        assert plan.learner_threads >= 1
         assert all(cores and cores <= every for cores in plan.generators)
         if not plan.shared:
             sets = [plan.learner, *plan.generators]
@@ -101,7 +108,9 @@ class TestSupervisor:
         records = lines_of(tmp_path, "a")
         assert {"ready", "plain text", "WARNING: careful"} == {r["event"] for r in records}
         wrapped = next(r for r in records if r["event"] == "WARNING: careful")
-        assert wrapped["level"] == "warning" and wrapped["service"] == "a" and wrapped["run_id"] == "test"
+        assert wrapped["level"] == "warning"
+        assert wrapped["service"] == "a"
+        assert wrapped["run_id"] == "test"
 
     def test_failure_names_process_code_and_last_lines(self, supervisor: Supervisor) -> None:
         supervisor.start(ProcessSpec("learner", python("print('about to break'); raise SystemExit(3)")))
@@ -111,9 +120,10 @@ class TestSupervisor:
     def test_fatal_line_is_the_explanation(self, supervisor: Supervisor) -> None:
         fatal = json.dumps({"event": "fatal", "level": "critical", "error": "model.path: no such folder"})
         supervisor.start(ProcessSpec("learner", python(f"print('noise'); print({fatal!r}); raise SystemExit(2)")))
-        with pytest.raises(ProcessFailed, match="model.path: no such folder") as caught:
+        with pytest.raises(ProcessFailed, match=r"model\.path: no such folder") as caught:
             supervisor.wait_exit("learner")
-        assert "noise" not in str(caught.value) and caught.value.exit_code == 2
+        assert "noise" not in str(caught.value)
+        assert caught.value.exit_code == 2
 
     def test_killed_by_signal_is_named(self, supervisor: Supervisor) -> None:
         supervisor.start(ProcessSpec("learner", python("import os; os.kill(os.getpid(), 9)")))
@@ -143,26 +153,38 @@ class TestSupervisor:
 
     def test_generator_is_restarted_and_the_run_goes_on(self, supervisor: Supervisor, tmp_path: Path) -> None:
         flag = tmp_path / "crashed"
-        code = READY + f"""
+        code = (
+            READY
+            + f"""
 from pathlib import Path
 flag = Path({str(flag)!r})
 if not flag.exists():
     flag.touch()
     raise SystemExit(1)
 """
-        child = supervisor.start(ProcessSpec("generator-0", python(code), role="generator", max_restarts=2, peers_suffice=True))
+        )
+        child = supervisor.start(
+            ProcessSpec("generator-0", python(code), role="generator", max_restarts=2, peers_suffice=True)
+        )
         supervisor.wait_exit("generator-0")
         assert child.num_restarts == 1
 
     def test_generator_given_up_while_a_peer_lives(self, supervisor: Supervisor) -> None:
-        bad = ProcessSpec("generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True)
-        supervisor.start(ProcessSpec("generator-1", python(READY + SLEEP), role="generator", max_restarts=1, peers_suffice=True))
+        bad = ProcessSpec(
+            "generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True
+        )
+        supervisor.start(
+            ProcessSpec("generator-1", python(READY + SLEEP), role="generator", max_restarts=1, peers_suffice=True)
+        )
         child = supervisor.start(bad)
         supervisor.wait(lambda: child.stopping)
-        assert child.num_restarts == 1 and supervisor.children["generator-1"].alive
+        assert child.num_restarts == 1
+        assert supervisor.children["generator-1"].alive
 
     def test_last_generator_given_up_ends_the_run(self, supervisor: Supervisor) -> None:
-        spec = ProcessSpec("generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True)
+        spec = ProcessSpec(
+            "generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True
+        )
         supervisor.start(spec)
         with pytest.raises(ProcessFailed, match="generator-0"):
             supervisor.wait(lambda: False)
@@ -196,7 +218,9 @@ if not flag.exists():
         supervisor.stop([["deaf"]])
         assert child.exit_code == -signal.SIGKILL
 
-    def test_no_orphans_even_from_a_killed_child_in_a_session_of_its_own(self, supervisor: Supervisor, tmp_path: Path) -> None:
+    def test_no_orphans_even_from_a_killed_child_in_a_session_of_its_own(
+        self, supervisor: Supervisor, tmp_path: Path
+    ) -> None:
         code = (
             "import subprocess, sys, os, signal\n"
             "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
@@ -221,8 +245,6 @@ with Supervisor(LogSink(Path({str(tmp_path / "logs")!r}), "t"), stop_deadline_se
     s.wait_ready(["a"])
     os.kill(os.getpid(), 9)
 """
-        import subprocess
-
         subprocess.run(python(launcher), cwd=Path(__file__).parents[2], check=False, timeout=30)
         pid = int(pid_file.read_text())
         deadline = time.monotonic() + 10

@@ -1,0 +1,308 @@
+"""`vcppo`: the command line. Parses and dispatches; the work is in the module each command names.
+
+Exit codes: 0 success, 1 failure, 2 bad usage or config, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common.config import VcppoConfig, config_fields, load_config
+from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; errors meant for the user are one clear message on stderr."""
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        command: Command = arguments.command
+        return command(arguments)
+    except VcppoError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"vcppo: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `vcppo logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+# ---- commands
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    from deploy.demo import run_up
+    from deploy.run_config import exclusive, write_config
+    from deploy.session import open_session
+
+    config = _config(arguments)
+    with exclusive(config.run.path):
+        write_config(config)
+        with open_session(config, "watch" if arguments.watch else "follow") as session, session.stage("up"):
+            ledger = run_up(config, session)
+    print(f"{config.run.name} is done: {ledger}. Results: vcppo report {config.run.path}")
+    return EXIT_OK if ledger.is_exact else EXIT_FAILURE
+
+
+def _sft(arguments: argparse.Namespace) -> int:
+    from deploy.demo import run_sft
+    from deploy.run_config import exclusive, write_config
+    from deploy.session import open_session
+
+    config = _config(arguments)
+    with exclusive(config.run.path):
+        write_config(config)
+        with open_session(config, "follow") as session, session.stage("cold start"):
+            run_sft(config, session)
+    return EXIT_OK
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from deploy.evaluate import evaluate, print_table
+    from deploy.run_config import write_config
+    from deploy.session import open_session
+
+    config = _config(arguments)
+    models = {path.resolve().name: path for path in arguments.model}
+    if len(models) < len(arguments.model):
+        models = {f"{path.resolve().parent.name}-{path.resolve().name}": path for path in arguments.model}
+    write_config(config)
+    with open_session(config, "follow") as session, session.stage("evaluation"):
+        results = evaluate(config, models, session.sink)
+    print_table(results)
+    return EXIT_OK
+
+
+def _ledger(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from deploy.ledger import open_store, print_ledger
+
+    with open_store(_config(arguments)) as store:
+        return EXIT_OK if print_ledger(store, Console()) else EXIT_FAILURE
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from deploy.log_lines import Screen
+    from deploy.logs import LogFilter, from_folder, from_text
+    from deploy.run_config import latest_run, open_run
+
+    wanted = LogFilter(arguments.service, arguments.level, arguments.trajectory, arguments.policy_version)
+    if arguments.run is None and not sys.stdin.isatty():
+        records = from_text(sys.stdin)
+    else:
+        folder = latest_run() if arguments.run is None else open_run(arguments.run)
+        records = from_folder(folder.logs, arguments.follow)
+    screen = Screen(level="debug", as_json=arguments.json)
+    for record in records:
+        if wanted.wants(record):
+            screen.show(str(record.get("service", "")), record)
+    return EXIT_OK
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from deploy.report import write_report
+    from deploy.run_config import latest_run, open_run
+
+    print(write_report(latest_run() if arguments.run is None else open_run(arguments.run)))
+    return EXIT_OK
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from deploy.live_view import watch
+    from deploy.run_config import latest_run, open_run
+    from deploy.session import StoreReader
+
+    folder = latest_run() if arguments.run is None else open_run(arguments.run)
+    watch(folder, StoreReader(load_config(folder.config)))
+    return EXIT_OK
+
+
+def _show_config(arguments: argparse.Namespace) -> int:
+    if arguments.config is not None:
+        from common.config import dump_config
+
+        print(dump_config(_config(arguments)), end="")
+        return EXIT_OK
+    for each in config_fields():
+        if arguments.pattern in each.name or arguments.pattern in each.description:
+            print(f"{each.name}  ({each.type}; default {each.default})\n    {each.description}")
+    return EXIT_OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from deploy.demo import CONFIG, Demo, demo_config
+
+    config = demo_config(
+        arguments.overrides,
+        path=arguments.config or CONFIG,
+        seed=arguments.seed,
+        name=arguments.name,
+        fresh=arguments.fresh,
+    )
+    return Demo(config, Console()).run()
+
+
+def _config(arguments: argparse.Namespace) -> VcppoConfig:
+    """The tree of -c CONFIG, or of an existing run, with the overrides applied."""
+    from deploy.run_config import open_run
+
+    overrides = list(arguments.overrides)
+    restarts = getattr(arguments, "restart_learner", None)
+    if restarts is not None:
+        overrides.append(f"launcher.learner_restarts={restarts}")
+    run = getattr(arguments, "run", None)
+    path = arguments.config if run is None else open_run(run).config
+    return load_config(path, overrides)
+
+
+# ---- the parser
+
+EXAMPLES = """\
+examples:
+  vcppo demo                                   the whole pipeline on this machine's CPU, about 15 minutes
+  vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
+  vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
+  vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)
+  vcppo watch                                  live view of the latest run
+  vcppo logs -f --level warning                follow warnings of all processes
+  vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
+  vcppo ledger --run runs/first                where every prompt is
+  vcppo report runs/first                      one page with all figures
+"""
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """argparse, plus: ``section.field=value`` may stand anywhere after a command that takes a config."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    late = [word for word in rest if "=" in word and not word.startswith("-")]
+    wrong = [word for word in rest if word not in late]
+    if wrong or (late and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(wrong or late)}")
+    if late:
+        arguments.overrides = [*arguments.overrides, *late]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vcppo",
+        description="PPO for long chains of thought, with a value-calibrated critic (VC-PPO).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    up = _add(commands, "up", _up, "start a run on this machine and follow it; the same command resumes it",
+              "vcppo up -c my.yaml\nvcppo up -c my.yaml run.name=b rl.batch_size=64 --watch\n"
+              "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer")  # fmt: skip
+    _takes_config(up, run=True)
+    up.add_argument(
+        "--watch", action="store_true", help="live view instead of log lines; without a terminal, a line per step"
+    )
+    up.add_argument(
+        "--restart-learner",
+        type=int,
+        metavar="N",
+        help="start a crashed learner again up to N times (default: stop; `up` resumes)",
+    )
+
+    sft = _add(
+        commands, "sft", _sft, "cold start: supervised training on the task's demonstrations", "vcppo sft -c my.yaml"
+    )
+    _takes_config(sft, run=True)
+
+    evaluation = _add(commands, "eval", _eval, "pass@1 and pass@k of models on held-out problems",
+                      "vcppo eval -c my.yaml --model runs/run/export\n"
+                      "vcppo eval --run run --model runs/run/cold_start --model runs/run/export eval.k=4")  # fmt: skip
+    _takes_config(evaluation, run=True)
+    evaluation.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="a Hugging Face folder; may be given more than once",
+    )
+
+    ledger = _add(commands, "ledger", _ledger, "where every prompt of a run is; exit 1 unless exact",
+                  "vcppo ledger --run runs/run\nvcppo ledger -c my.yaml redis.url=redis://store:6379/0")  # fmt: skip
+    _takes_config(ledger, run=True)
+
+    logs = _add(commands, "logs", _logs, "log lines of a run or of standard input, filtered and readable",
+                "vcppo logs -f --service generator\nvcppo logs runs/run --level warning\n"
+                "vcppo logs --trajectory rl-000012-0003-5     one trajectory's life\n"
+                "docker compose logs -f | vcppo logs --level error")  # fmt: skip
+    logs.add_argument("run", nargs="?", metavar="RUN", help="run folder, or its name under runs/")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with new lines until Ctrl-C")
+    logs.add_argument("--service", metavar="S", help="a process (generator-0) or kind of process (generator)")
+    logs.add_argument("--level", choices=["debug", "info", "warning", "error", "critical"], help="lowest level shown")
+    logs.add_argument("--trajectory", metavar="ID", help="lines about this trajectory or prompt")
+    logs.add_argument("--policy-version", type=int, metavar="V", help="lines about this policy version")
+    logs.add_argument("--json", action="store_true", help="JSON lines, for jq")
+
+    report = _add(
+        commands, "report", _report, "write <run>/report: HTML page, PNG, CSV", "vcppo report\nvcppo report runs/run"
+    )
+    report.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")
+
+    watch = _add(commands, "watch", _watch, "live view of a run", "vcppo watch\nvcppo watch runs/run")
+    watch.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")
+
+    config = _add(commands, "config", _show_config, "every setting with its meaning; with -c, the resolved tree",
+                  "vcppo config\nvcppo config lambda\nvcppo config -c my.yaml rl.batch_size=64")  # fmt: skip
+    config.add_argument("pattern", nargs="?", default="", help="only settings whose name or text has this")
+    config.add_argument("-c", "--config", type=Path, metavar="CONFIG", help="print this file's resolved tree instead")
+    config.set_defaults(overrides=[])
+
+    demo = _add(commands, "demo", _demo, "the whole pipeline: cold start, value pretraining, RL, evaluation, report",
+                "vcppo demo                    starts runs/demo, or continues it where it stopped\n"
+                "vcppo demo --fresh            a new one: runs/demo-2\n"
+                "vcppo demo --seed 7           runs/demo-seed7")  # fmt: skip
+    demo.add_argument("overrides", nargs="*", metavar="section.field=value", help="change a setting")
+    demo.add_argument(
+        "-c", "--config", type=Path, metavar="CONFIG", help="another recipe than deploy/configs/demo.yaml"
+    )
+    demo.add_argument("--seed", type=int, help="run.seed, and a run folder of its own")
+    demo.add_argument("--run", dest="name", metavar="NAME", help="name of the run folder")
+    demo.add_argument("--fresh", action="store_true", help="start over in a new run folder")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, text: str, examples: str
+) -> argparse.ArgumentParser:
+    epilog = "examples:\n" + "".join(f"  {line}\n" for line in examples.splitlines())
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _takes_config(parser: argparse.ArgumentParser, run: bool) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "-c", "--config", type=Path, metavar="CONFIG", help="YAML file of the run (see deploy/configs/)"
+    )
+    if run:
+        source.add_argument("--run", metavar="RUN", help="an existing run: its folder, or its name under runs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="change a setting")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""`vcppo demo`: cold start, value pretraining, asynchronous RL with two generators, evaluation, report.
+
+Every stage is skipped when what it makes is there, so the same command continues after any interruption.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from common.config import VcppoConfig, load_config
+from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
+from common.ledger import Ledger
+from common.run_folder import RunFolder
+from deploy.cores import available_cores, thread_environment
+from deploy.display import clock, number
+from deploy.evaluate import EvalResult, evaluate, gain, read_result
+from deploy.launcher import Launcher
+from deploy.processes import ProcessSpec, Supervisor
+from deploy.report import write_report
+from deploy.report.write import EVAL_NAMES
+from deploy.run_config import exclusive, write_config
+from deploy.run_data import RunData, is_exact
+from deploy.session import Mode, Session, open_session, write_ledger
+
+CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+
+
+def demo_name(folder: Path, seed: int | None, fresh: bool) -> str:
+    """The run to work on: the last demo of that seed there is, the next number with `fresh`.
+
+    ``demo``, ``demo-2``, …; with a seed ``demo-seed7``, ``demo-seed7-2``, ….
+    """
+    base = "demo" if seed is None else f"demo-seed{seed}"
+    numbers = [
+        int(m[1] or 1)
+        for path in folder.glob(f"{base}*/config.yaml")
+        if (m := re.fullmatch(rf"{re.escape(base)}(?:-(\d+))?", path.parent.name))
+    ]
+    last = max(numbers, default=0)
+    chosen = last + 1 if fresh or not last else last
+    return base if chosen == 1 else f"{base}-{chosen}"
+
+
+def demo_config(
+    overrides: Sequence[str],
+    *,
+    path: Path = CONFIG,
+    seed: int | None = None,
+    name: str | None = None,
+    fresh: bool = False,
+) -> VcppoConfig:
+    """The demo's tree for this seed and run, its policy being the cold start of its own run folder."""
+    folder = load_config(path, overrides).run.folder
+    run = name or demo_name(folder, seed, fresh)
+    own = [f"run.name={run}", f"model.path={folder / run / 'cold_start'}"]
+    return load_config(path, [*own, *([f"run.seed={seed}"] if seed is not None else []), *overrides])
+
+
+def run_sft(config: VcppoConfig, session: Session) -> None:
+    """The cold start as a process of its own. Raises VcppoError with its last lines when it fails."""
+    cores = available_cores()
+    command = [sys.executable, "-m", "learner.sft", "--config", str(RunFolder(config.run.path).config)]
+    spec = ProcessSpec(
+        "sft",
+        command,
+        role="sft",
+        environment=thread_environment(config.learner.num_threads or len(cores), shared=False),
+    )
+    with Supervisor(
+        session.sink,
+        stop_deadline_seconds=config.launcher.stop_deadline_seconds,
+        start_deadline_seconds=float("inf"),
+        on_tick=session.tick,
+    ) as supervisor:
+        supervisor.start(spec)
+        supervisor.wait_exit("sft")
+
+
+def run_up(config: VcppoConfig, session: Session) -> Ledger:
+    """Value pretraining and RL to the end; the final ledger is noted in the run folder."""
+    ledger = Launcher(config, session.sink, session.tick).run()
+    write_ledger(config.run.path, ledger)
+    return ledger
+
+
+class Demo:
+    """The stages of one demo run."""
+
+    def __init__(self, config: VcppoConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.folder = RunFolder(config.run.path)
+        self.started = time.monotonic()
+
+    def run(self) -> int:
+        """All stages, then the verdict. Returns the exit code."""
+        with exclusive(self.folder.path):
+            write_config(self.config)
+            self.heading(f"run folder {self.folder.path}", "everything this run writes is there")
+            self.cold_start()
+            self.train()
+            self.evaluate()
+            self.heading("report", "")
+            page = write_report(self.folder)
+            return self.verdict(page)
+
+    def heading(self, title: str, text: str) -> None:
+        self.console.print(
+            f"\n[bold]{clock(time.monotonic() - self.started):>5}  {title}[/]  [bright_black]{text}[/]", highlight=False
+        )
+
+    def session(self, mode: Mode = "watch") -> AbstractContextManager[Session]:
+        return open_session(self.config, mode)
+
+    def cold_start(self) -> None:
+        if (Path(self.config.sft.output or self.folder.cold_start) / "config.json").exists():
+            self.heading("cold start", "is there")
+            return
+        self.heading("cold start", "supervised training on demonstrations, from random weights")
+        with self.session("follow" if sys.stdout.isatty() else "watch") as session, session.stage("cold start"):
+            run_sft(self.config, session)
+
+    def train(self) -> None:
+        if RunData.load(self.folder).finished and (self.folder.path / "ledger.json").exists():
+            self.heading("value pretraining and reinforcement learning", "are done")
+            return
+        self.heading(
+            "value pretraining, then reinforcement learning",
+            f"{self.config.generator.num_generators} generators, asynchronous",
+        )
+        with self.session() as session, session.stage("value pretraining and rl"):
+            run_up(self.config, session)
+
+    def evaluate(self) -> None:
+        models = {"cold_start": Path(self.config.sft.output or self.folder.cold_start), "export": self.folder.export}
+        missing = {
+            name: path for name, path in models.items() if read_result(self.folder.eval / f"{name}.json", name) is None
+        }
+        if not missing:
+            self.heading("evaluation", "is done")
+            return
+        self.heading(
+            "evaluation",
+            f"{self.config.eval.num_problems} held-out problems, " + " and ".join(EVAL_NAMES[n] for n in missing),
+        )
+        with self.session("follow" if sys.stdout.isatty() else "watch") as session, session.stage("evaluation"):
+            evaluate(self.config, missing, session.sink, session.tick)
+
+    def verdict(self, page: Path) -> int:
+        """The table of results; failure when the pipeline did not do what it promises, in words."""
+        data = RunData.load(self.folder)
+        before, after = (read_result(self.folder.eval / f"{name}.json", text) for name, text in EVAL_NAMES.items())
+        if before is None or after is None:  # `evaluate` raised otherwise
+            raise VcppoError(f"an evaluation is missing in {self.folder.eval}")
+        self.console.print()
+        self.console.print(result_table(data, before, after))
+        self.console.print(f"\nreport   {page}\nfigures  {self.folder.report}/*.png, numbers in *.csv", highlight=False)
+        problems = find_problems(data, before, after)
+        for problem in problems:
+            self.console.print(f"[red]not as it should be:[/] {problem}", highlight=False)
+        if not problems:
+            self.console.print(
+                "[green]All as it should be.[/] Once more from the start: vcppo demo --fresh", highlight=False
+            )
+        return EXIT_FAILURE if problems else EXIT_OK
+
+
+def find_problems(data: RunData, before: EvalResult, after: EvalResult) -> list[str]:
+    """What the demo promises and did not show."""
+    rise, significant = gain(before, after)
+    bound = data.config.rl.max_staleness
+    problems = []
+    if data.ledger is None or not is_exact(data.ledger):
+        problems.append(f"the ledger is not exact: {data.ledger}")
+    if data.config.value_pretraining.num_trajectories and not (data.decision or {}).get("passed"):
+        problems.append("value pretraining did not pass its gate (value_pretraining.min_explained_variance)")
+    if not significant:
+        said = f"{before.pass_at_1:.3f} before, {after.pass_at_1:.3f} after ({rise:+.3f})"
+        problems.append(f"accuracy did not rise significantly: {said}")
+    if (data.max_staleness or 0) > bound:
+        problems.append(f"a trajectory of staleness {data.max_staleness} was trained; the bound is {bound}")
+    return problems
+
+
+def result_table(data: RunData, before: EvalResult, after: EvalResult) -> Table:
+    """The demo in a dozen lines."""
+    rise, _ = gain(before, after)
+    decision = data.decision or {}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bright_black", no_wrap=True)
+    table.add_column()
+    for result in (before, after):
+        interval = f"95 %: {result.low:.3f} to {result.high:.3f}, {result.num_problems} held-out problems"
+        table.add_row(f"accuracy, {result.name}", f"[bold]{result.pass_at_1:.3f}[/]  ({interval})")
+    table.add_row("gain", f"{rise:+.3f}")
+    best, gate = number(decision.get("best_explained_variance")), number(decision.get("threshold"), "{:g}")
+    passed = "passed" if decision.get("passed") else "not passed"
+    table.add_row("critic", f"held-out explained variance {best}, gate {gate}: {passed}")
+    table.add_row("weight broadcasts", str(data.num_broadcasts))
+    table.add_row("staleness", f"largest {number(data.max_staleness, '{:.0f}')}, bound {data.config.rl.max_staleness}")
+    table.add_row("mixed versions", f"{number(data.mixed_version_fraction, '{:.1%}')} of trained trajectories")
+    table.add_row("ledger", str(Ledger(**data.ledger)) if data.ledger else "–")
+    for stage, seconds in data.stage_seconds().items():
+        table.add_row(f"time, {stage}", clock(seconds))
+    return table

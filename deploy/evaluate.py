@@ -1,0 +1,163 @@
+"""`vcppo eval`: pass@1 and pass@k of models through vLLM, one process per model, side by side when there are cores."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+from common.run_folder import RunFolder
+from deploy.cores import available_cores, thread_environment
+from deploy.log_lines import LogSink
+from deploy.processes import ProcessSpec, Supervisor
+from deploy.run_config import RunError
+from deploy.run_data import read_json
+
+Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found.
+
+    Attributes:
+        name: of the model, as shown.
+        pass_at_1: mean over problems, in [0, 1]; `low`, `high`: its 95 % interval.
+        pass_at_k: None when fewer than k samples were drawn.
+        mean_length: response tokens.
+    """
+
+    name: str
+    pass_at_1: float
+    low: float
+    high: float
+    pass_at_k: float | None
+    k: int
+    mean_length: float | None
+    num_problems: int
+
+    @property
+    def standard_error(self) -> float:
+        return (self.high - self.low) / (2 * Z_95)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion; right also near 0 and 1, where the normal one is not."""
+    if count == 0:
+        return 0.0, 1.0
+    z2 = Z_95**2 / count
+    middle = (share + z2 / 2) / (1 + z2)
+    half = Z_95 / (1 + z2) * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def read_result(path: Path, name: str) -> EvalResult | None:
+    """The result `generator.evaluate` wrote; None when there is none."""
+    found = read_json(path)
+    return None if found is None else parse_result(found, name)
+
+
+def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
+    """From the JSON of `generator.evaluate`."""
+
+    def value(*keys: str) -> float | None:
+        for key in keys:
+            if isinstance(each := found.get(key), int | float):
+                return float(each)
+        return None
+
+    share, count = value("pass@1"), int(value("num_problems") or 0)
+    if share is None:
+        raise VcppoError(f"the evaluation of {name} holds no pass@1: delete it and evaluate again")
+    interval = found.get("pass@1_interval")
+    low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson_interval(share, count)
+    return EvalResult(
+        name, share, float(low), float(high), value("pass@k"), int(value("k") or 1), value("mean_length"), count
+    )
+
+
+def gain(before: EvalResult, after: EvalResult) -> tuple[float, bool]:
+    """How much pass@1 rose, and whether that is significant at 95 %.
+
+    Taken as if the two had different problems, which is the careful side.
+    """
+    rise = after.pass_at_1 - before.pass_at_1
+    error = math.hypot(before.standard_error, after.standard_error)
+    return rise, rise > Z_95 * error
+
+
+def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path]) -> list[ProcessSpec]:
+    """One process per model, the cores divided between those that run at once."""
+    folder, cores = RunFolder(config.run.path), available_cores()
+    at_once = min(len(models), len(cores))
+    share = len(cores) // at_once
+    specs = []
+    for index, (name, model) in enumerate(models.items()):
+        mine = cores[(index % at_once) * share : (index % at_once + 1) * share]
+        command = [
+            sys.executable, "-m", "generator.evaluate", "--config", str(folder.config),
+            "--model", str(model), "--output", str(folder.eval / f"{name}.json"),
+        ]  # fmt: skip
+        environment = {**thread_environment(share, shared=False), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        pinned = frozenset(mine) if config.launcher.pin_cores else None
+        specs.append(ProcessSpec(f"eval-{name}", command, role="eval", environment=environment, cores=pinned))
+    return specs
+
+
+def evaluate(
+    config: VcppoConfig, models: Mapping[str, Path], sink: LogSink, on_tick: Callable[[], None] | None = None
+) -> list[EvalResult]:
+    """Evaluate `models` (name → folder); results are kept in <run>/eval/<name>.json.
+
+    Raises:
+        VcppoError: a model folder is missing, or an evaluation failed, by name.
+    """
+    for name, model in models.items():
+        if not (model / "config.json").exists():
+            raise RunError(f"--model {model} ({name}) holds no model: no config.json in it")
+    folder = RunFolder(config.run.path)
+    with Supervisor(
+        sink,
+        stop_deadline_seconds=config.launcher.stop_deadline_seconds,
+        start_deadline_seconds=float("inf"),  # it has no `ready`; its own deadlines hold
+        on_tick=on_tick,
+    ) as supervisor:
+        specs, at_once = evaluation_specs(config, models), len(available_cores())
+        for start in range(0, len(specs), at_once):
+            batch = specs[start : start + at_once]
+            for spec in batch:
+                (folder.eval / f"{spec.name.removeprefix('eval-')}.json").unlink(missing_ok=True)
+                supervisor.start(spec)
+            for spec in batch:
+                supervisor.wait_exit(spec.name)
+    return [result for name in models if (result := read_result(folder.eval / f"{name}.json", name))]
+
+
+def eval_table(results: Sequence[EvalResult]) -> Table:
+    """pass@1 ± interval, pass@k, mean length."""
+    k = max((result.k for result in results), default=1)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "pass@1", "95 % interval", f"pass@{k}", "mean length", "problems"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for result in results:
+        table.add_row(
+            result.name,
+            f"{result.pass_at_1:.3f}",
+            f"{result.low:.3f} to {result.high:.3f}",
+            "–" if result.pass_at_k is None else f"{result.pass_at_k:.3f}",
+            "–" if result.mean_length is None else f"{result.mean_length:.0f}",
+            str(result.num_problems),
+        )
+    return table
+
+
+def print_table(results: Sequence[EvalResult]) -> None:
+    """The table on stdout."""
+    Console().print(eval_table(results))

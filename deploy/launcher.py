@@ -1,0 +1,193 @@
+"""`vcppo up`: one run on one machine. What is started, in which order, and how it ends.
+
+    redis ─ready─▶ buffer(s) ─ready─▶ generators and learner, side by side ─▶ learner ends ─▶ all stop
+                                                                              (learner, generators, buffer, redis)
+
+waits for: the learner's end. Unblocked by: its exit, the failure of a process that can't be spared, Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from common.store import RunStore
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+from common.ledger import Ledger
+from common.run_folder import RunFolder
+from deploy import redis_server
+from deploy.cores import CorePlan, available_cores, plan_cores, thread_environment
+from deploy.log_lines import LogSink
+from deploy.processes import ProcessFailed, ProcessSpec, Supervisor
+from deploy.run_config import RunError
+
+log = structlog.get_logger(__name__)
+
+STOP_ORDER = ("learner", "generator", "buffer", "redis")
+
+
+def check_model(config: VcppoConfig) -> None:
+    """A model path that is plainly a folder must be one, before anything is started. Raises RunError."""
+    path = config.model.path
+    folder = Path(path).expanduser()
+    if (folder / "config.json").exists():
+        return
+    if folder.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", path) is None or folder.parent.is_dir():
+        raise RunError(
+            f"model.path: {path} holds no model (no config.json). Make the cold start with `vcppo sft`, "
+            "or give a Hugging Face folder or id (owner/name)"
+        )
+
+
+def check_endpoint_free(endpoint: str) -> None:
+    """Raises RunError when a TCP endpoint of `transport.endpoints` is taken."""
+    match = re.fullmatch(r"tcp://(\*|\[[^\]]+\]|[^:]+):(\d+)", endpoint)
+    if not match:
+        return
+    host = {"*": ""}.get(match[1], match[1].strip("[]"))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(match[2])))
+        except OSError as error:
+            raise RunError(
+                f"transport.endpoints: {endpoint} can't be used ({error.strerror}). Is another run up? "
+                f"Stop it, or choose another port: 'transport.endpoints=[tcp://{match[1]}:{int(match[2]) + 1}]'"
+            ) from None
+
+
+class Launcher:
+    """Brings a run up, follows it to its end and shuts it down.
+
+    Args:
+        config: the run's tree; its config.yaml is written already.
+        sink: where lines of the processes go.
+        on_tick: called about once a second while the run is up (a live view).
+    """
+
+    def __init__(self, config: VcppoConfig, sink: LogSink, on_tick: Callable[[], None] | None = None) -> None:
+        self.config, self.folder, self.sink = config, RunFolder(config.run.path), sink
+        self.embedded = config.redis.url is None
+        self.redis_url = config.redis.url or redis_server.url(self.folder.redis)
+        self.supervisor = Supervisor(
+            sink,
+            stop_deadline_seconds=config.launcher.stop_deadline_seconds,
+            start_deadline_seconds=config.launcher.startup_deadline_seconds,
+            on_tick=on_tick,
+        )
+
+    def run(self) -> Ledger:
+        """Up, to the end, down. Returns the final ledger.
+
+        Raises:
+            VcppoError: what failed, by name, with its last lines; everything is down by then.
+        """
+        self._check()
+        with self.supervisor:
+            try:
+                self._bring_up()
+                self.supervisor.wait_exit("learner")
+                self._stop("learner", "generator", "buffer")
+                return self.store().ledger()
+            except ProcessFailed as error:
+                if error.name == "learner" and error.process_exit_code != 2:
+                    raise VcppoError(f"{error}\nThe same command resumes the run from its last checkpoint.") from None
+                raise
+            finally:
+                self._stop(*STOP_ORDER)
+
+    def store(self) -> RunStore:
+        """A connection to the run's store."""
+        return RunStore.connect(self.redis_url, self.config.run.name, self.config.redis.connect_deadline_seconds)
+
+    def _check(self) -> None:
+        """What can be known to be wrong before anything is started."""
+        check_model(self.config)
+        for endpoint in self.config.transport.endpoints:
+            check_endpoint_free(endpoint)
+        if self.config.redis.url is not None:
+            redis_server.check_reachable(self.config.redis.url)
+
+    def _bring_up(self) -> None:
+        start = self.supervisor.start
+        if self.embedded:
+            start(redis_server.redis_spec(self.folder.redis))
+            self.supervisor.wait_ready(["redis"])
+        buffers = self.buffer_specs()
+        for spec in buffers:
+            start(spec)
+        self.supervisor.wait_ready([spec.name for spec in buffers])
+        for spec in [*self.generator_specs(), self.learner_spec()]:
+            start(spec)
+
+    def _stop(self, *roles: str) -> None:
+        children = self.supervisor.children.values()
+        self.supervisor.stop([[c.spec.name for c in children if c.spec.role == role] for role in roles])
+
+    # ---- what is started
+
+    def _command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", *words, "--config", str(self.folder.config)]
+
+    @property
+    def _overrides(self) -> list[str]:
+        # The embedded server's address is this machine's affair and stays out of config.yaml.
+        return [f"redis.url={self.redis_url}"]
+
+    def buffer_specs(self) -> list[ProcessSpec]:
+        """One buffer per endpoint."""
+        endpoints = self.config.transport.endpoints
+        return [
+            ProcessSpec(
+                name="buffer" if len(endpoints) == 1 else f"buffer-{index}",
+                role="buffer",
+                command=[*self._command("learner.buffer"), "--endpoint", endpoint, *self._overrides],
+                environment=thread_environment(1, shared=True),
+                max_restarts=self.config.launcher.generator_restarts,
+                may_finish=False,
+            )
+            for index, endpoint in enumerate(endpoints)
+        ]
+
+    def generator_specs(self) -> list[ProcessSpec]:
+        """N generators, each with cores of its own as far as there are enough."""
+        cores, plan = available_cores(), self._plan()
+        return [
+            ProcessSpec(
+                name=f"generator-{index}",
+                role="generator",
+                command=[*self._command("generator"), "--id", f"generator-{index}", *self._overrides],
+                # We pin the process; vLLM's own binding would look at the whole machine.
+                environment={
+                    **thread_environment(len(mine), shared=plan.shared),
+                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                },
+                cores=frozenset(cores[i] for i in mine) if self.config.launcher.pin_cores else None,
+                max_restarts=self.config.launcher.generator_restarts,
+                peers_suffice=True,
+            )
+            for index, mine in enumerate(plan.generators)
+        ]
+
+    def learner_spec(self) -> ProcessSpec:
+        """The learner: plain with one rank, under torchrun with more."""
+        cores, plan, ranks = available_cores(), self._plan(), self.config.learner.num_ranks
+        torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "learner")
+        return ProcessSpec(
+            name="learner",
+            role="learner",
+            command=[*self._command(*(torchrun if ranks > 1 else ("learner",))), *self._overrides],
+            environment=thread_environment(self.config.learner.num_threads or plan.learner_threads, shared=plan.shared),
+            cores=frozenset(cores[i] for i in plan.learner) if self.config.launcher.pin_cores else None,
+            max_restarts=self.config.launcher.learner_restarts,
+        )
+
+    def _plan(self) -> CorePlan:
+        return plan_cores(len(available_cores()), self.config.generator.num_generators, self.config.learner.num_ranks)

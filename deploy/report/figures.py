@@ -1,0 +1,275 @@
+"""The figures of a run. Each draws on one axes and names the data it shows; a figure without data is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from deploy.evaluate import EvalResult
+from deploy.run_data import Row, RunData, series
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY = (
+    "#2563eb",
+    "#ea7317",
+    "#2a9d57",
+    "#8b5cf6",
+    "#d64545",
+    "#0d9488",
+    "#9aa5b1",
+)
+PHASES = (  # metric, label, colour: in the order of a step
+    ("time/claim", "wait for batch", GREY),
+    ("time/values", "values", TEAL),
+    ("time/old_log_probs", "old log-probs", BLUE),
+    ("time/update", "update", ORANGE),
+    ("time/checkpoint", "checkpoint", PURPLE),
+    ("time/broadcast", "broadcast", RED),
+)
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.titlepad": 10, "axes.edgecolor": GRID, "axes.labelcolor": MUTED,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8,
+    "axes.axisbelow": True, "text.color": INK, "axes.titlecolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
+    "xtick.major.size": 0, "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 8.5,
+    "lines.linewidth": 2.0, "figure.facecolor": "white", "savefig.facecolor": "white",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """What figures are drawn from."""
+
+    run: RunData
+    evals: Sequence[EvalResult]
+
+
+def _steps(ax: Axes, label: str = "learner step") -> None:
+    ax.set_xlabel(label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+
+
+def _line(ax: Axes, rows: list[Row], name: str, label: str, colour: str, **options: Any) -> bool:
+    steps, values = series(rows, name)
+    if values:
+        ax.plot(steps, values, color=colour, label=label, **options)
+        if len(values) == 1:
+            ax.plot(steps, values, "o", color=colour, markersize=4)
+    return bool(values)
+
+
+def _bar(result: EvalResult) -> list[list[float]]:
+    """matplotlib's error bar: distances below and above."""
+    return [[result.pass_at_1 - result.low], [result.high - result.pass_at_1]]
+
+
+def accuracy(ax: Axes, data: FigureData) -> bool:
+    """Training accuracy by step, evaluations before and after with their intervals."""
+    drawn = _line(ax, data.run.rl, "reward/accuracy", "training batches", BLUE)
+    ends = (0, data.run.rl[-1]["step"] if data.run.rl else 1)
+    for result, x in zip(data.evals, ends, strict=False):
+        colour, label = GREEN if x else GREY, f"held out, {result.name}"
+        ax.errorbar(x, result.pass_at_1, yerr=_bar(result), fmt="D", color=colour, capsize=4, label=label, zorder=5)
+    ax.set_ylim(0, 1.02)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_title("Accuracy")
+    ax.legend(loc="lower right")
+    _steps(ax)
+    return drawn or bool(data.evals)
+
+
+def reward(ax: Axes, data: FigureData) -> bool:
+    """Mean reward by step."""
+    drawn = _line(ax, data.run.rl, "reward/mean", "reward", BLUE)
+    ax.set_title("Mean reward")
+    _steps(ax)
+    return drawn
+
+
+def length(ax: Axes, data: FigureData) -> bool:
+    """Mean and longest response, against the limit where responses are cut off."""
+    drawn = _line(ax, data.run.rl, "length/mean", "mean", BLUE)
+    drawn |= _line(ax, data.run.rl, "length/max", "longest", GREY, linewidth=1.2)
+    ax.axhline(data.run.config.sampling.max_response_tokens, color=RED, linestyle=":", linewidth=1.2, label="limit")
+    ax.set_ylim(bottom=0)
+    ax.set_title("Response length")
+    ax.set_ylabel("tokens")
+    ax.legend(loc="lower right")
+    _steps(ax)
+    return drawn
+
+
+def value_pretraining(ax: Axes, data: FigureData) -> bool:
+    """Held-out explained variance of value pretraining against its gate."""
+    rows, gate = data.run.value_pretraining, data.run.config.value_pretraining.min_explained_variance
+    drawn = _line(ax, rows, "vp/held_out_explained_variance", "explained variance", GREEN, marker="o", markersize=4)
+    drawn |= _line(ax, rows, "vp/held_out_loss", "value loss", ORANGE, linewidth=1.5)
+    ax.axhline(gate, color=RED, linestyle="--", linewidth=1.4, label=f"gate {gate:g}")
+    best = (data.run.decision or {}).get("best_step")
+    if best is not None:
+        ax.axvline(best, color=GREY, linewidth=1, label="checkpoint kept")
+    ax.set_title("Value pretraining, held-out prompts")
+    ax.legend(loc="best")
+    _steps(ax, "value-pretraining step")
+    return drawn
+
+
+def explained_variance(ax: Axes, data: FigureData) -> bool:
+    """The critic's explained variance against Monte-Carlo returns during RL."""
+    rows = data.run.rl
+    drawn = _line(ax, rows, "explained_variance/token", "per token", BLUE)
+    drawn |= _line(ax, rows, "explained_variance/sequence", "per sequence", TEAL)
+    drawn |= _line(ax, rows, "explained_variance/within_prompt", "within prompt", PURPLE, linewidth=1.4)
+    drawn |= _line(
+        ax, rows, "explained_variance/prompt_mean_baseline", "prompt-mean baseline", GREY, linestyle="--", linewidth=1.4
+    )
+    low = min(
+        (min(series(rows, f"explained_variance/{k}")[1], default=0.0) for k in ("token", "sequence", "within_prompt")),
+        default=0.0,
+    )
+    ax.set_ylim(max(-1.0, min(-0.05, low)), 1.25)  # room for the legend
+    ax.axhline(0, color=MUTED, linewidth=0.8)
+    ax.set_title("Explained variance of the critic")
+    ax.legend(loc="upper left", ncols=2)
+    ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 1.01])
+    _steps(ax)
+    return drawn
+
+
+def _by_position(ax: Axes, data: FigureData, name: str, title: str) -> bool:
+    rows = [row for row in data.run.rl if isinstance(row.get(name), list)]
+    if not rows:
+        return False
+    share = max(1, len(rows) // 4)
+    for part, label, colour in ((rows[:share], "first", GREY), (rows[-share:], "last", BLUE)):
+        curve = np.nanmean(np.array([row[name] for row in part], dtype=float), axis=0)
+        ax.plot(
+            np.arange(len(curve)) * 10 + 5, curve, "o-", markersize=4, color=colour, label=f"{label} {len(part)} steps"
+        )
+    ax.axhline(0, color=MUTED, linewidth=0.8)
+    ax.set_title(title)
+    ax.set_xlabel("position in the response")
+    ax.xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
+    ax.legend(loc="best")
+    return True
+
+
+def advantages(ax: Axes, data: FigureData) -> bool:
+    """Mean advantage by position in the response, early against late steps."""
+    return _by_position(ax, data, "advantages/by_position", "Advantages by position")
+
+
+def values(ax: Axes, data: FigureData) -> bool:
+    """Mean value by position in the response, early against late steps."""
+    return _by_position(ax, data, "values/by_position", "Values by position")
+
+
+def staleness(ax: Axes, data: FigureData) -> bool:
+    """Staleness of what was trained against its bound, and the share of mixed-version trajectories."""
+    rows, bound = data.run.rl, data.run.config.rl.max_staleness
+    steps, largest = series(rows, "staleness/max")
+    if not steps:
+        return False
+    ax.step(steps, largest, where="mid", color=ORANGE, label="largest")
+    _line(ax, rows, "staleness/mean", "mean", BLUE)
+    ax.axhline(bound, color=RED, linestyle="--", linewidth=1.4, label=f"bound {bound}")
+    mixed_steps, mixed = series(rows, "staleness/mixed_version_fraction")
+    ax.fill_between(mixed_steps, 0, mixed, color=PURPLE, alpha=0.18, linewidth=0, label="share of mixed versions")
+    ax.set_ylim(0, max(bound, max(largest), 1) * 1.25)
+    ax.set_title("Staleness (policy versions)")
+    ax.legend(loc="upper right", ncols=2)
+    _steps(ax)
+    return True
+
+
+def phases(ax: Axes, data: FigureData) -> bool:
+    """Seconds of each learner step by phase."""
+    rows = data.run.rl
+    bottom = np.zeros(len(rows))
+    steps = [row["step"] for row in rows]
+    for name, label, colour in PHASES:
+        heights = np.array([row.get(name) or 0.0 for row in rows], dtype=float)
+        if heights.any():
+            ax.bar(steps, heights, bottom=bottom, color=colour, width=0.85, label=label, linewidth=0)
+            bottom = bottom + heights
+    ax.set_title("Time per step, by phase")
+    ax.set_ylabel("seconds")
+    ax.set_ylim(0, max(bottom.max(initial=0.0) * 1.3, 1e-9))
+    ax.legend(loc="upper right", ncols=3, handlelength=1.0, columnspacing=1.0)
+    _steps(ax)
+    return bool(bottom.any())
+
+
+def throughput(ax: Axes, data: FigureData) -> bool:
+    """Tokens trained per second of wall time, waiting included."""
+    drawn = _line(ax, data.run.rl, "tokens/per_second", "trained", ORANGE)
+    ax.set_title("Throughput of the learner")
+    ax.set_ylabel("tokens per second")
+    ax.set_ylim(bottom=0)
+    _steps(ax)
+    return drawn
+
+
+def evaluation(ax: Axes, data: FigureData) -> bool:
+    """pass@1 on held-out problems with 95 % intervals, before and after."""
+    names = [result.name for result in data.evals]
+    for y, result in enumerate(data.evals):
+        colour = GREEN if y else GREY
+        ax.barh(y, result.pass_at_1, color=colour, alpha=0.85, height=0.55)
+        ax.errorbar(
+            result.pass_at_1,
+            y,
+            xerr=_bar(result),
+            color=INK,
+            capsize=4,
+            linewidth=1.3,
+        )
+        inside = result.high > 0.85  # no room to the right
+        place = result.low - 0.02 if inside else result.high + 0.02
+        ax.text(place, y, f"{result.pass_at_1:.1%}", va="center", ha="right" if inside else "left", fontweight="bold",
+                color="white" if inside else INK)  # fmt: skip
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, 1)
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.grid(axis="y", visible=False)
+    ax.set_title("pass@1, held-out problems, 95 % interval")
+    return bool(names)
+
+
+Draw = Callable[[Axes, FigureData], bool]
+FIGURES: dict[str, Draw] = {
+    "accuracy": accuracy, "evaluation": evaluation, "length": length, "reward": reward,
+    "value_pretraining": value_pretraining, "explained_variance": explained_variance, "values": values,
+    "advantages": advantages, "staleness": staleness, "phases": phases, "throughput": throughput,
+}  # fmt: skip
+SUMMARY = ("accuracy", "value_pretraining", "explained_variance", "length", "staleness", "phases")
+
+
+def draw(name: str, data: FigureData, width: float = 6.4, height: float = 3.6) -> Figure | None:
+    """One figure; None when the run has no data for it."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure if FIGURES[name](figure.subplots(), data) else None
+
+
+def draw_summary(data: FigureData, title: str, subtitle: str) -> Figure:
+    """The six figures that tell the story, on one sheet."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(15, 8.2), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.03, rect=(0, 0, 1, 0.9))  # type: ignore[union-attr, call-arg]
+        figure.text(0.012, 0.972, title, fontsize=18, fontweight="bold", va="top")
+        figure.text(0.012, 0.927, subtitle, fontsize=11.5, color=MUTED, va="top")
+        for ax, name in zip(figure.subplots(2, 3).flat, SUMMARY, strict=True):
+            if not FIGURES[name](ax, data):
+                ax.text(0.5, 0.5, "no data yet", transform=ax.transAxes, ha="center", color=MUTED)
+        return figure

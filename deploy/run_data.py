@@ -1,0 +1,165 @@
+"""What a run has written so far, read from its folder: the one source of progress lines, live view and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common.config import VcppoConfig, load_config
+from common.run_folder import RunFolder
+
+Row = dict[str, Any]
+LEDGER_STATES = ("issued", "queued", "leased", "buffered", "claimed", "trained", "rejected", "expired")
+
+
+class JsonLinesTail:
+    """Reads what was appended to a JSON-lines file since the last call; a missing file has nothing yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._partial = b""
+
+    def read(self) -> list[Row]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                chunk = file.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(chunk)
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        return [row for line in lines if (row := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # torn by a crash
+        return None
+    return row if isinstance(row, dict) else None
+
+
+@dataclass
+class RunData:
+    """A run's records.
+
+    Attributes:
+        rl: one row per learner step, in order; a step done again after a crash counts once, as done last.
+        value_pretraining: one row per measurement, likewise.
+        generators: rows by generator name.
+        new: learner rows of the last `refresh`.
+    """
+
+    folder: RunFolder
+    config: VcppoConfig
+    rl: list[Row] = field(default_factory=list)
+    value_pretraining: list[Row] = field(default_factory=list)
+    generators: dict[str, list[Row]] = field(default_factory=dict)
+    new: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._tails: dict[str, JsonLinesTail] = {}
+        self._steps: dict[str, dict[int, Row]] = {"rl": {}, "value_pretraining": {}}
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> RunData:
+        """Everything the run in `folder` has written."""
+        data = cls(folder, load_config(folder.config))
+        data.refresh()
+        return data
+
+    def refresh(self) -> RunData:
+        """Read what was added since the last call."""
+        self.new = self._tail("learner").read()
+        for row in self.new:
+            steps = self._steps.get(row.get("stage", "rl"))
+            if steps is not None and isinstance(row.get("step"), int):
+                steps[row["step"]] = {**steps.get(row["step"], {}), **row}
+        self.rl = [row for _, row in sorted(self._steps["rl"].items())]
+        self.value_pretraining = [row for _, row in sorted(self._steps["value_pretraining"].items())]
+        for path in sorted(self.folder.metrics.glob("generator-*.jsonl")):
+            self.generators.setdefault(path.stem, []).extend(self._tail(path.stem).read())
+        return self
+
+    def _tail(self, service: str) -> JsonLinesTail:
+        return self._tails.setdefault(service, JsonLinesTail(self.folder.metrics_file(service)))
+
+    # ---- facts
+
+    @property
+    def decision(self) -> Row | None:
+        """What value pretraining decided; None before."""
+        return read_json(self.folder.value_pretraining / "decision.json")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all RL steps were done and the policy exported."""
+        done = self.rl[-1]["step"] if self.rl else 0
+        return done >= self.config.rl.num_steps and (self.folder.export / "config.json").exists()
+
+    @property
+    def num_broadcasts(self) -> int:
+        return sum(1 for row in self.rl if row.get("time/broadcast") is not None)
+
+    @property
+    def max_staleness(self) -> float | None:
+        """Largest staleness trained; None before the first step."""
+        return max((row["staleness/max"] for row in self.rl if row.get("staleness/max") is not None), default=None)
+
+    @property
+    def mixed_version_fraction(self) -> float | None:
+        """Share of trained trajectories made by more than one policy version."""
+        shares = column(self.rl, "staleness/mixed_version_fraction")
+        return sum(shares) / len(shares) if shares else None
+
+    @property
+    def ledger(self) -> dict[str, int] | None:
+        """The ledger as last written down: at the end of a run, else at its last step."""
+        counts = read_json(self.folder.path / "ledger.json")
+        if counts is None and self.rl:
+            counts = {name: self.rl[-1].get(f"ledger/{name}") for name in LEDGER_STATES}
+        if counts is None or any(counts.get(name) is None for name in LEDGER_STATES):
+            return None
+        return {name: int(counts[name]) for name in LEDGER_STATES}
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time by stage, from the launcher's notes."""
+        seconds: dict[str, float] = {}
+        for row in JsonLinesTail(self.folder.path / "stages.jsonl").read():
+            seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + row["seconds"]
+        return seconds
+
+
+def column(rows: list[Row], name: str) -> list[float]:
+    """The numbers of one metric, undefined ones left out."""
+    return [row[name] for row in rows if isinstance(row.get(name), int | float)]
+
+
+def series(rows: list[Row], name: str) -> tuple[list[int], list[float]]:
+    """(steps, numbers) of one metric, undefined ones left out."""
+    kept = [row for row in rows if isinstance(row.get(name), int | float)]
+    return [row["step"] for row in kept], [row[name] for row in kept]
+
+
+def read_json(path: Path) -> Row | None:
+    """A JSON object, None when there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def is_exact(ledger: Mapping[str, int]) -> bool:
+    """The ledger's invariant."""
+    return ledger["issued"] == sum(ledger[name] for name in LEDGER_STATES[1:])
+
+
+def seconds_between(first: Row, last: Row) -> float:
+    """Seconds from one row's time to another's."""
+    return (datetime.fromisoformat(last["time"]) - datetime.fromisoformat(first["time"])).total_seconds()

@@ -1,0 +1,128 @@
+"""What a command that starts processes needs: a log sink, the launcher's own log lines in it, and a display."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+from common.store import RunStore, StoreError
+
+from common.config import VcppoConfig
+from common.ledger import Ledger, Member
+from common.log import to_json
+from common.run_folder import RunFolder
+from deploy import redis_server
+from deploy.display import ProgressLines
+from deploy.live_view import LiveView
+from deploy.log_lines import LogSink, Screen
+from deploy.run_data import RunData
+
+Mode = Literal["follow", "watch"]
+
+
+@dataclass
+class Session:
+    """The open log sink, and what to call about once a second."""
+
+    config: VcppoConfig
+    sink: LogSink
+    tick: Callable[[], None] | None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; its wall time is noted in <run>/stages.jsonl however it ends."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            note = {"stage": name, "seconds": round(time.monotonic() - started, 3), "ended": time.time()}
+            with (RunFolder(self.config.run.path).path / "stages.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(note) + "\n")
+
+
+class StoreReader:
+    """Ledger and members of a run for a display: (None, ()) while the store is away."""
+
+    def __init__(self, config: VcppoConfig) -> None:
+        self.config, self.folder = config, RunFolder(config.run.path)
+        self._store: RunStore | None = None
+
+    def __call__(self) -> tuple[Ledger | None, Sequence[Member]]:
+        embedded = self.config.redis.url is None
+        if embedded and not redis_server.is_running(self.folder.redis):
+            self._store = None
+            return None, ()
+        try:
+            if self._store is None:
+                url = self.config.redis.url or redis_server.url(self.folder.redis)
+                self._store = RunStore.connect(url, self.config.run.name, deadline_seconds=1.0)
+            return self._store.ledger(), self._store.members("generator")
+        except StoreError:
+            self._store = None
+            return None, ()
+
+
+@contextmanager
+def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) -> Iterator[Session]:
+    """Show the run on the terminal (`watch`: live view, or plain progress lines without one) and keep its logs."""
+    folder = RunFolder(config.run.path)
+    data = run or RunData(folder, config)
+    sink = LogSink(folder.logs, config.run.name)
+    _route_own_logs(sink)
+    terminal = sys.stdout.isatty()
+    try:
+        if mode == "follow":
+            as_json = config.logging.format == "json" or (config.logging.format == "auto" and not terminal)
+            sink.show = Screen(level=config.logging.level, as_json=as_json).show
+            yield Session(config, sink, None)
+        elif terminal:
+            with LiveView(data, StoreReader(config)) as view:
+                sink.show = view.show
+                yield Session(config, sink, view.tick)
+        else:
+            lines = ProgressLines(data)
+            lines.data = data.refresh()  # what is there already is not news
+            sink.show = lines.show
+            yield Session(config, sink, lines.tick)
+            lines.tick()
+    finally:
+        sink.close()
+        structlog.reset_defaults()
+
+
+def _route_own_logs(sink: LogSink) -> None:
+    """The launcher's log lines go where its children's go."""
+
+    def to_sink(logger: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        sink.line("launcher", to_json(event))
+        raise structlog.DropEvent
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            _identity(sink.run_id),
+            structlog.processors.format_exc_info,
+            to_sink,
+        ]
+    )
+
+
+def _identity(run_id: str) -> structlog.typing.Processor:
+    def add(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {"service": "launcher", "run_id": run_id, "logger": "deploy", **event}
+
+    return add
+
+
+def write_ledger(folder: Path, ledger: Ledger) -> None:
+    """Note the ledger in <run>/ledger.json, for the report of a run whose store is down."""
+    (folder / "ledger.json").write_text(json.dumps(ledger.as_dict()) + "\n", encoding="utf-8")

@@ -1,0 +1,121 @@
+"""A run folder as a finished demo leaves it, with made-up numbers: for tests of what reads run folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from common.config import VcppoConfig, dump_config
+from common.metrics import MetricsWriter
+from common.run_folder import RunFolder
+
+LEDGER = {
+    "issued": 2048,
+    "queued": 0,
+    "leased": 0,
+    "buffered": 0,
+    "claimed": 0,
+    "trained": 2040,
+    "rejected": 5,
+    "expired": 3,
+}
+
+
+def config_of(folder: Path, name: str = "fake") -> VcppoConfig:
+    return VcppoConfig.model_validate(
+        {"run": {"name": name, "folder": folder}, "model": {"path": "model"}, "rl": {"num_steps": 30}}
+    )
+
+
+def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
+    config = config_of(root, name)
+    folder = RunFolder(config.run.path).create()
+    folder.config.write_text(dump_config(config))
+    writer = MetricsWriter(folder.path, "learner", name, tensorboard=False)
+    for step in range(5, 45, 5):
+        writer.write(
+            step,
+            {
+                "stage": "value_pretraining",
+                "vp/train_loss": 0.5 * math.exp(-step / 12) + 0.15,
+                "vp/recorded": 4096.0,
+                "vp/held_out_loss": 0.5 * math.exp(-step / 12) + 0.17,
+                "vp/held_out_explained_variance": 0.7 * (1 - math.exp(-step / 10)),
+            },
+        )
+    for step in range(1, num_steps + 1):
+        writer.write(step, rl_row(step))
+    writer.close()
+    for index in range(2):
+        generator = MetricsWriter(folder.path, f"generator-{index}", name, tensorboard=False)
+        for second in range(20):
+            generator.write(
+                second,
+                {
+                    "generator/tokens_per_second": 3000.0 + 200 * math.sin(second + index),
+                    "generator/in_flight": 60.0,
+                    "generator/unacked": 1.0,
+                    "generator/policy_version": float(second),
+                },
+            )
+        generator.close()
+    folder.value_pretraining.mkdir()
+    decision = {
+        "passed": True,
+        "best_step": 35,
+        "best_explained_variance": 0.68,
+        "threshold": 0.3,
+        "history": [],
+        "stopped_because": "patience",
+    }
+    (folder.value_pretraining / "decision.json").write_text(json.dumps(decision))
+    for model, share in (("cold_start", 0.34), ("export", 0.86)):
+        (folder.eval / f"{model}.json").write_text(
+            json.dumps({"pass@1": share, "pass@k": share, "k": 1, "mean_length": 180.0, "num_problems": 512})
+        )
+    (folder.path / "ledger.json").write_text(json.dumps(LEDGER))
+    (folder.path / "stages.jsonl").write_text(
+        "".join(
+            json.dumps({"stage": s, "seconds": t}) + "\n" for s, t in (("sft", 130.0), ("up", 520.5), ("eval", 90.0))
+        )
+    )
+    folder.log_file("learner").write_text(
+        json.dumps({"time": "2026-01-02T03:04:05.678Z", "level": "info", "service": "learner", "event": "ready"}) + "\n"
+    )
+    return folder
+
+
+def rl_row(step: int) -> dict[str, float | str | list[float] | None]:
+    share = 1 - math.exp(-step / 6)
+    wobble = 0.03 * math.sin(step * 1.7)
+    accuracy = 0.34 + 0.52 * share + wobble
+    return {
+        "stage": "rl",
+        "reward/mean": 2 * accuracy - 1,
+        "reward/accuracy": accuracy,
+        "length/mean": 127 + 80 * share,
+        "length/max": 250.0,
+        "length/truncated_fraction": 0.01,
+        "explained_variance/token": 0.6 + wobble,
+        "explained_variance/sequence": 0.5 + wobble,
+        "explained_variance/within_prompt": 0.4 + wobble if step > 2 else None,
+        "explained_variance/prompt_mean_baseline": 0.2,
+        "advantages/by_position": [0.1 * math.sin(i + step / 5) for i in range(10)],
+        "values/by_position": [share * i / 10 for i in range(10)],
+        "policy/loss": 0.01,
+        "staleness/mean": 0.6 + wobble if step > 1 else 0.0,
+        "staleness/max": 1.0 if step > 1 else 0.0,
+        "staleness/mixed_version_fraction": 0.45 if step > 1 else 0.0,
+        "time/claim": 1.1,
+        "time/values": 0.6,
+        "time/old_log_probs": 0.6,
+        "time/update": 4.2,
+        "time/checkpoint": 0.4 if step % 5 == 0 else 0.0,
+        "time/broadcast": 0.3,
+        "time/pause": 0.05,
+        "time/step": 7.0,
+        "tokens/step": 25000.0,
+        "tokens/per_second": 3500 + 300 * math.sin(step),
+        **{f"ledger/{state}": float(count) for state, count in LEDGER.items()},
+    }
