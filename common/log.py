@@ -140,7 +140,7 @@ class _Identity:
 class RoutedLogger(logging.Logger):
     """A library's top logger that keeps no handler and always propagates, whatever the library asks for."""
 
-    @property  # type: ignore[override]
+    @property
     def propagate(self) -> bool:
         return True
 

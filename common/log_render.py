@@ -14,8 +14,9 @@ import numpy as np
 LEADING_FIELDS = ("time", "level", "service", "run_id", "event", "logger")
 _MAX_ARRAY_ITEMS = 64  # a longer array is logged as its shape and type
 _MAX_DEPTH = 8
-_COLOURS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[1;31m"}
 _DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+_RED, _GREEN, _YELLOW = "\x1b[31m", "\x1b[32m", "\x1b[33m"
+_COLOURS = {"debug": _DIM, "info": _GREEN, "warning": _YELLOW, "error": _RED, "critical": _BOLD + _RED}
 
 
 def to_json(line: Mapping[str, Any]) -> str:
@@ -37,7 +38,7 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
     head = [
         _paint(time[11:23] if len(time) >= 23 else time, _DIM, colour),
         _paint(f"{level:<8}", _COLOURS.get(level, ""), colour),
-        f"{line.get('service', '')!s:<12}",
+        *([f"{line['service']!s:<12}"] if "service" in line else []),  # absent: a prefix says it already
         _paint(str(line.get("event", "")), _BOLD, colour),
     ]
     hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
@@ -52,7 +53,7 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """The nearest thing JSON can say; NaN and infinity, which it can't, as text."""
-    if value is None or isinstance(value, bool | int) and not isinstance(value, Enum):
+    if value is None or (isinstance(value, bool | int) and not isinstance(value, Enum)):
         return value
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()  # lone surrogates would break a utf-8 stdout
@@ -80,7 +81,7 @@ def _shape(array: np.ndarray[Any, Any]) -> str:
 def _text(value: Any) -> str:
     try:
         text = str(value) if isinstance(value, str | PurePath | BaseException) else repr(value)
-    except Exception as error:  # the one thing a log line must not do is fail because of a broken __repr__
+    except Exception as error:  # noqa: BLE001  (a log line must not fail because of a broken __repr__)
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
     return text.encode("utf-8", "replace").decode()
 
@@ -88,8 +89,9 @@ def _text(value: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
-    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (not text or set(text) & set(' \n"')) else text
+    if isinstance(value, str) and value and not set(value) & set(' \n"'):
+        return value
+    return json.dumps(_plain(value), ensure_ascii=False)
 
 
 def _paint(text: str, code: str, colour: bool) -> str:

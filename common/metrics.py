@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class MetricsWriter:
-    """Appends one line per step to ``<run>/metrics/<service>.jsonl``, flushed at once: a crash loses at most a torn line.
+    """Appends one line per step to ``<run>/metrics/<service>.jsonl``, flushed at once: a crash tears one line at most.
 
     Args:
         folder: the run folder (not its metrics folder).

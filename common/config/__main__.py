@@ -1,5 +1,7 @@
 """``python -m common.config``: print docs/configuration.md."""
 
+import sys
+
 from common.config.fields import render_markdown
 
-print(render_markdown(), end="")
+sys.stdout.write(render_markdown())

@@ -1,19 +1,265 @@
-"""What must hold between fields of the config tree. Each problem names fields, values and the remedy."""
+"""What must hold between fields of the config tree. Each problem names fields, values and the remedy.
+
+A field's own range stands beside it in training.py and services.py; only relations are here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from common.config.tree import VcppoConfig
 
+# What other fields of the tree already say to vLLM.
+_ENGINE_FIELDS = {
+    "model": "model.path",
+    "dtype": "generator.dtype",
+    "max_model_len": "generator.max_model_len",
+    "tensor_parallel_size": "generator.tensor_parallel_size",
+    "enforce_eager": "generator.enforce_eager",
+    "gpu_memory_utilization": "generator.gpu_memory_utilization",
+    "trust_remote_code": "model.trust_remote_code",
+    "seed": "run.seed",
+    "logprobs_mode": None,
+    "weight_transfer_config": None,
+}
+_WIRE_BYTES_PER_TOKEN = 16  # token id, mask, log-prob (9 bytes), spans and rounding
+
 
 def config_problems(config: VcppoConfig) -> Iterator[str]:
     """Yield one line per contradiction; none means the tree is usable."""
-    yield from ()
+    yield from _batch_problems(config)
+    yield from _algorithm_problems(config)
+    if config.algorithm.advantage_estimator == "gae":
+        yield from _value_pretraining_problems(config)
+    else:
+        yield from _group_estimator_problems(config)
+    yield from _sft_problems(config)
+    yield from _length_problems(config)
+    yield from _generator_problems(config)
+    yield from _network_problems(config)
+    if config.eval.k > config.eval.samples_per_problem:
+        yield (
+            f"eval.k = {config.eval.k}: pass@k needs at least k samples, but eval.samples_per_problem ="
+            f" {config.eval.samples_per_problem}: raise the latter to {config.eval.k}"
+        )
 
 
 def config_warnings(config: VcppoConfig) -> Iterator[str]:
-    """Yield one line per setting that works but is probably not meant."""
-    yield from ()
+    """Yield one line per setting that works but is probably not meant; the launcher logs them at start."""
+    rl, generator = config.rl, config.generator
+    issued = (rl.max_staleness + 1) * rl.batch_size
+    capacity = generator.num_generators * generator.max_in_flight
+    if capacity > issued:
+        yield (
+            f"generator.max_in_flight = {generator.max_in_flight}: {generator.num_generators} generators take"
+            f" {capacity} prompts at once, but only (rl.max_staleness + 1) * rl.batch_size = {issued} are ever issued:"
+            " one generator may starve another"
+        )
+    if rl.straggler == "drop" and rl.max_staleness == 0:
+        yield "rl.straggler = drop has no effect with rl.max_staleness = 0: nothing is ever too old"
+    if rl.max_staleness > 0 and config.algorithm.importance_truncation is None:
+        yield (
+            f"rl.max_staleness = {rl.max_staleness} with algorithm.importance_truncation = null: old trajectories are"
+            " trained without correction for the policy that made them"
+        )
+    if config.algorithm.clip_high < config.algorithm.clip_low:
+        yield (
+            f"algorithm.clip_high = {config.algorithm.clip_high} is below algorithm.clip_low ="
+            f" {config.algorithm.clip_low}: likely responses can fall further than they can rise; exchanged?"
+        )
+    if config.transport.credit_window > generator.max_in_flight:
+        yield (
+            f"transport.credit_window = {config.transport.credit_window} is never filled: a generator works on"
+            f" generator.max_in_flight = {generator.max_in_flight} sequences"
+        )
+
+
+def _batch_problems(config: VcppoConfig) -> Iterator[str]:
+    rl, algorithm = config.rl, config.algorithm
+    if rl.batch_size % rl.group_size:
+        yield (
+            f"rl.batch_size = {rl.batch_size}: not a multiple of rl.group_size = {rl.group_size}:"
+            f" set rl.batch_size to {_multiples(rl.batch_size, rl.group_size)}"
+        )
+    if rl.batch_size < algorithm.num_mini_batches:
+        yield (
+            f"algorithm.num_mini_batches = {algorithm.num_mini_batches}: more mini-batches than the rl.batch_size ="
+            f" {rl.batch_size} trajectories to share: lower it to {rl.batch_size} or less"
+        )
+    if config.learner.batch_deadline_seconds <= config.generator.lease_seconds:
+        yield (
+            f"learner.batch_deadline_seconds = {config.learner.batch_deadline_seconds:g}: must be above"
+            f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
+            " its prompts go back to the queue"
+        )
+
+
+def _algorithm_problems(config: VcppoConfig) -> Iterator[str]:
+    algorithm, sampling, task = config.algorithm, config.sampling, config.task
+    if algorithm.old_log_probs == "proximal":
+        for name, value, off in (("top_p", sampling.top_p, 1.0), ("top_k", sampling.top_k, 0)):
+            if value != off:
+                yield (
+                    f"sampling.{name} = {value}: log-probs of a truncated distribution can't be recomputed, which"
+                    f" algorithm.old_log_probs = proximal asks for: set sampling.{name} to {off:g} or"
+                    " algorithm.old_log_probs to behaviour"
+                )
+    elif algorithm.importance_truncation is not None:
+        yield (
+            f"algorithm.importance_truncation = {algorithm.importance_truncation:g}: needs algorithm.old_log_probs ="
+            " proximal (it is behaviour, whose ratio has the correction in it): set it to null"
+        )
+    if task.reward_correct <= task.reward_wrong:
+        yield (
+            f"task.reward_correct = {task.reward_correct:g}: must be above task.reward_wrong = {task.reward_wrong:g}:"
+            " the paper's are 1 and -1"
+        )
+
+
+def _group_estimator_problems(config: VcppoConfig) -> Iterator[str]:
+    """A group estimator has no critic: what speaks of one would silently do nothing."""
+    algorithm = config.algorithm
+    estimator = f"algorithm.advantage_estimator = {algorithm.advantage_estimator}"
+    if config.rl.group_size < 2:
+        yield f"rl.group_size = {config.rl.group_size}: {estimator} compares responses of a prompt: set it to 2 or more"
+    if algorithm.truncation == "bootstrap":
+        yield f"algorithm.truncation = bootstrap: {estimator} has no critic to ask: set it to terminal or mask"
+    for name, unset in (
+        ("length_adaptive_alpha", None),
+        ("value_clip", None),
+        ("lambda_actor", 0.95),
+        ("lambda_critic", 1.0),
+    ):
+        value = getattr(algorithm, name)
+        if value != unset:
+            yield f"algorithm.{name} = {value:g}: has no effect with {estimator}, which has no critic: leave it out"
+    if config.value_pretraining.num_trajectories:
+        yield (
+            f"value_pretraining.num_trajectories = {config.value_pretraining.num_trajectories}: {estimator} has no"
+            " critic to pretrain: set it to 0"
+        )
+
+
+def _value_pretraining_problems(config: VcppoConfig) -> Iterator[str]:
+    stage, group_size = config.value_pretraining, config.rl.group_size
+    if not stage.num_trajectories:
+        if config.critic.init == "value_pretrained":
+            yield (
+                "critic.init = value_pretrained: needs value_pretraining.num_trajectories above 0 (it is 0):"
+                " set that to 4096, or critic.init to policy or to a folder"
+            )
+        return
+    if stage.num_trajectories % group_size:
+        yield (
+            f"value_pretraining.num_trajectories = {stage.num_trajectories}: not a multiple of rl.group_size ="
+            f" {group_size}: set it to {_multiples(stage.num_trajectories, group_size)}"
+        )
+        return
+    held_out = stage.num_held_out_groups(group_size)
+    if held_out < 2:
+        yield (
+            f"value_pretraining.held_out_fraction = {stage.held_out_fraction:g}: holds out {held_out} of"
+            f" {stage.num_trajectories // group_size} prompts, explained variance needs 2: raise it or"
+            " value_pretraining.num_trajectories"
+        )
+    num_training = stage.num_trajectories - held_out * group_size
+    if num_training < stage.batch_size:
+        yield (
+            f"value_pretraining.batch_size = {stage.batch_size}: only {num_training} trajectories are left to train on:"
+            " lower it or raise value_pretraining.num_trajectories"
+        )
+
+
+def _sft_problems(config: VcppoConfig) -> Iterator[str]:
+    sft = config.sft
+    if sft.init == "scratch" and sft.phases and not sft.architecture:
+        yield (
+            "sft.architecture is empty: sft.init = scratch builds the model from it: give transformers config fields"
+            " (model_type, hidden_size, ...) or name a model in sft.init"
+        )
+    if sft.init != "scratch" and sft.architecture:
+        yield f"sft.architecture is given but sft.init = {sft.init} has its own: leave it out or set sft.init = scratch"
+
+
+def _length_problems(config: VcppoConfig) -> Iterator[str]:
+    longest = config.generator.max_model_len
+    if config.sampling.max_response_tokens >= longest:
+        yield (
+            f"sampling.max_response_tokens = {config.sampling.max_response_tokens}: leaves no room for a prompt in"
+            f" generator.max_model_len = {longest}: raise the latter or lower the former"
+        )
+    if config.learner.micro_batch_tokens < longest:
+        yield (
+            f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens}: the longest sequence"
+            f" (generator.max_model_len = {longest}) must fit: raise it to {longest} or more"
+        )
+    needed_mib = longest * _WIRE_BYTES_PER_TOKEN / 2**20
+    if config.transport.max_message_mib < needed_mib:
+        yield (
+            f"transport.max_message_mib = {config.transport.max_message_mib:g}: too small for generator.max_model_len ="
+            f" {longest} tokens: raise it to {needed_mib:.3g} or more"
+        )
+    if config.transport.spool_memory_mib < config.transport.max_message_mib:
+        yield (
+            f"transport.spool_memory_mib = {config.transport.spool_memory_mib:g}: must hold one message of"
+            f" transport.max_message_mib = {config.transport.max_message_mib:g}: raise it"
+        )
+
+
+def _generator_problems(config: VcppoConfig) -> Iterator[str]:
+    generator = config.generator
+    if generator.lease_seconds <= 2 * generator.heartbeat_seconds:
+        yield (
+            f"generator.lease_seconds = {generator.lease_seconds:g}: must be above twice generator.heartbeat_seconds ="
+            f" {generator.heartbeat_seconds:g}, or one late heartbeat loses the lease: raise it to"
+            f" {3 * generator.heartbeat_seconds:g}"
+        )
+    for name in generator.engine_options:
+        if name in _ENGINE_FIELDS:
+            field = _ENGINE_FIELDS[name]
+            remedy = f"set {field} instead" if field else "leave it out: vcppo sets it"
+            yield f"generator.engine_options.{name} = {generator.engine_options[name]!r}: not to be set here: {remedy}"
+
+
+def _network_problems(config: VcppoConfig) -> Iterator[str]:
+    if config.broadcast.backend == "nccl" and config.learner.device == "cpu":
+        yield "broadcast.backend = nccl: can't run with learner.device = cpu: set it to auto or gloo"
+    url = config.redis.url
+    if url is not None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+        yield f"redis.url = {url!r}: must begin with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0"
+    endpoints = config.transport.endpoints
+    for endpoint in endpoints:
+        if not _is_endpoint(endpoint):
+            yield f"transport.endpoints: {endpoint!r} is not an endpoint: write tcp://host:port (1-65535) or ipc://path"
+        elif url is None and not _is_local(endpoint):
+            yield (
+                f"transport.endpoints: {endpoint!r} is elsewhere, but redis.url = null starts a Redis that only"
+                " this machine reaches: set redis.url, or use tcp://127.0.0.1:port"
+            )
+    for endpoint in sorted({each for each in endpoints if endpoints.count(each) > 1}):
+        yield f"transport.endpoints: {endpoint!r} is given twice: two buffers can't share a port: keep one"
+
+
+def _is_endpoint(endpoint: str) -> bool:
+    parts = urlsplit(endpoint)
+    if parts.scheme == "ipc":
+        return bool(parts.netloc or parts.path)
+    try:
+        return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port)
+    except ValueError:  # urlsplit's word for a port that is none
+        return False
+
+
+def _is_local(endpoint: str) -> bool:
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    return parts.scheme == "ipc" or host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _multiples(value: int, divisor: int) -> str:
+    """The multiples around a value: ``96 or 104``."""
+    below = value - value % divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)

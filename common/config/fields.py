@@ -35,14 +35,16 @@ class ConfigField(NamedTuple):
 def config_fields(section: type[BaseModel] = VcppoConfig, prefix: str = "") -> Iterator[ConfigField]:
     """Every leaf field below a section, in the order of the schema."""
     for name, info in section.model_fields.items():
-        annotation = info.annotation
+        annotation: Any = info.annotation
         inner = _list_item(annotation)
         if _is_section(annotation):
             yield from config_fields(annotation, f"{prefix}{name}.")
         elif _is_section(inner):
             yield from config_fields(inner, f"{prefix}{name}[].")
         else:
-            yield ConfigField(f"{prefix}{name}", _type_text(info), _default_text(info), info.description or "")
+            yield ConfigField(
+                f"{prefix}{name}", _type_text(info), _default_text(info), " ".join((info.description or "").split())
+            )
 
 
 def render_markdown() -> str:
@@ -52,12 +54,11 @@ def render_markdown() -> str:
         "",
         "Made by `python -m common.config > docs/configuration.md` from the field texts; edit those, not this page.",
         "",
-        "A run is one YAML file (`vcppo up -c run.yaml`). Any field can be overridden on the command line by its dotted",
-        "name: `rl.batch_size=64`, `redis.url=null`, `sft.phases.0.steps=200`. Unknown keys are refused.",
+        "A run is one YAML file (`vcppo up -c run.yaml`). Any field can be overridden on the command line by its",
+        "dotted name: `rl.batch_size=64`, `redis.url=null`, `sft.phases.0.steps=200`. Unknown keys are refused.",
     ]
     for name, info in VcppoConfig.model_fields.items():
-        section = info.annotation
-        assert section is not None and issubclass(section, BaseModel)
+        section: Any = info.annotation
         lines += ["", f"## {name}", "", (section.__doc__ or "").strip(), ""]
         lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
         lines += [_table_row(field) for field in config_fields(section, f"{name}.")]
@@ -66,7 +67,7 @@ def render_markdown() -> str:
 
 def _table_row(field: ConfigField) -> str:
     cells = (f"`{field.name}`", field.type, f"`{field.default}`", field.description)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
 
 def _is_section(annotation: Any) -> bool:

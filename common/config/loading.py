@@ -54,7 +54,8 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> VcppoConfig
 
 def dump_config(config: VcppoConfig) -> str:
     """The resolved tree as YAML; `load_config` of it gives the same tree."""
-    text: str = yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    tree = config.model_dump(mode="json")
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
@@ -62,7 +63,7 @@ def parse_override(text: str) -> Override:
     """Split ``section.field=value``; the value is YAML, an empty one is null."""
     name, equals, value = text.partition("=")
     if not equals or not all(name.split(".")):
-        raise ConfigError(f"{_COMMAND_LINE}: {text!r} is not an override: write section.field=value, e.g. rl.batch_size=64")
+        raise ConfigError(f"{_COMMAND_LINE}: {text!r} is no override: write section.field=value, e.g. rl.batch_size=64")
     try:
         return Override(tuple(name.split(".")), yaml.load(value, _Loader))
     except yaml.YAMLError as error:
@@ -95,8 +96,8 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
         if isinstance(node, list):
             key = _index(node, override.path, depth)  # type: ignore[assignment]
         elif not isinstance(node, dict):
-            name = ".".join(override.path[:depth])
-            raise ConfigError(f"{_COMMAND_LINE}: {'.'.join(override.path)}: {name} is a value ({node!r}), not a section")
+            name, parent = ".".join(override.path), ".".join(override.path[:depth])
+            raise ConfigError(f"{_COMMAND_LINE}: {name}: {parent} is a value ({node!r}), not a section")
         if last:
             node[key] = override.value
         else:
@@ -107,8 +108,8 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
 
 def _index(node: list[Any], path: tuple[str, ...], depth: int) -> int:
     key, name = path[depth], ".".join(path[:depth])
-    if not key.isdigit() or int(key) >= len(node):
-        raise ConfigError(f"{_COMMAND_LINE}: {'.'.join(path)}: {name} is a list of {len(node)}: {key!r} must be 0..{len(node) - 1}")
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ConfigError(f"{_COMMAND_LINE}: {'.'.join(path)}: {name} has {len(node)} items: {key!r} is none of them")
     return int(key)
 
 
@@ -131,7 +132,8 @@ def _problems(error: ValidationError, sources: _Sources) -> list[str]:
     for details in error.errors():
         if details["type"] == "value_error" and not details["loc"]:  # the cross-field checks of the whole tree
             text = str(details["ctx"]["error"])
-            lines += [f"{sources.file}: {line}" for line in text.split(PROBLEM_SEPARATOR)]
+            source = f"{sources.file} and {_COMMAND_LINE}" if sources.overridden else sources.file
+            lines += [f"{source}: {line}" for line in text.split(PROBLEM_SEPARATOR)]
         else:
             lines.append(_problem(details, sources))
     return lines
@@ -142,8 +144,7 @@ def _problem(details: ErrorDetails, sources: _Sources) -> str:
     name, source = ".".join(location), sources.of(location)
     value = details["input"]
     if details["type"] == "missing":
-        needed = [f"{name}.{field.name.split('.')[-1]}" for field in config_fields() if field.default == "required" and field.name == f"{name}.path"]
-        name = needed[0] if needed else name
+        name = "model.path" if name == "model" else name  # the only section that has no default
         return f"{source}: {name} is missing: {_description(name) or 'add it'}"
     if details["type"] == "extra_forbidden":
         return f"{source}: {name} = {_shown(value)}: unknown field; {_suggestion(location)}"
@@ -202,7 +203,8 @@ class _Loader(yaml.SafeLoader):
                 continue
             line = key_node.start_mark.line + 1
             if key_node.value in seen:
-                raise yaml.YAMLError(f"{key_node.value!r} is given twice, in lines {seen[key_node.value]} and {line}: keep one")
+                first = seen[key_node.value]
+                raise yaml.YAMLError(f"{key_node.value!r} is given twice, in lines {first} and {line}: keep one")
             seen[key_node.value] = line
         return super().construct_mapping(node, deep)
 
@@ -227,6 +229,6 @@ def as_overrides(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
             texts += as_overrides(value, f"{prefix}{key}.")
         else:
             text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9)
-            scalar = text.strip().removesuffix("...").strip()  # PyYAML ends a lone scalar with a document mark
+            scalar = text.removesuffix("\n").removesuffix("\n...")  # PyYAML ends a lone scalar with a document mark
             texts.append(f"{prefix}{key}={scalar}")
     return texts

@@ -13,7 +13,7 @@ from common.config.base import Folder, Positive, Seconds, Section
 class RunConfig(Section):
     """Who this run is and where its files go."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     """Names the run folder and the Redis key space."""
 
     folder: Folder = Path("runs")
@@ -24,6 +24,7 @@ class RunConfig(Section):
 
     @property
     def path(self) -> Path:
+        """The run folder; `common.run_folder.RunFolder` knows what is in it."""
         return self.folder / self.name
 
 
@@ -108,7 +109,7 @@ class RedisConfig(Section):
     """The store. Everything that must survive is in it."""
 
     url: str | None = None
-    """redis://host:port/db. None: the launcher starts an embedded redis-server with an append-only file in the run
+    """redis://host:port/db. null: the launcher starts an embedded redis-server with an append-only file in the run
     folder."""
 
     connect_deadline_seconds: Seconds = 10.0

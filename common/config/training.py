@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config.base import Folder, Lambda, Positive, Seconds, Section
 
@@ -95,6 +95,14 @@ class SftConfig(Section):
 class AlgorithmConfig(Section):
     """Advantages, targets and losses. Every piece of VC-PPO, PPO and GRPO is a setting here."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_correction_by_default_with_behaviour(cls, values: Any) -> Any:
+        """The default of importance_truncation belongs to old_log_probs=proximal."""
+        if isinstance(values, dict) and values.get("old_log_probs") == "behaviour":
+            return {"importance_truncation": None, **values}
+        return values
+
     advantage_estimator: Literal["gae", "group_mean", "leave_one_out"] = "gae"
     """gae needs a critic; the other two are GRPO's."""
 
@@ -108,7 +116,7 @@ class AlgorithmConfig(Section):
     """GAE lambda of the value targets (paper: 1.0, exact Monte-Carlo)."""
 
     length_adaptive_alpha: float | None = Field(default=None, gt=0)
-    """VAPO: lambda_actor = 1 - 1/(alpha * length) per sequence, clamped to [0, 1]; None keeps lambda_actor."""
+    """VAPO: lambda_actor = 1 - 1/(alpha * length) per sequence, clamped to [0, 1]; null keeps lambda_actor."""
 
     truncation: Literal["terminal", "bootstrap", "mask"] = "terminal"
     """Responses cut by length: end like EOS, bootstrap with V of the last state, or train on none of their tokens."""
@@ -116,11 +124,11 @@ class AlgorithmConfig(Section):
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """Ratio is clipped to [1 - clip_low, 1 + clip_high]."""
 
-    clip_high: float = Field(default=0.2, gt=0)
-    """See clip_low; larger than it is DAPO's clip-higher."""
+    clip_high: float = Field(default=0.2, gt=0, le=10)
+    """See clip_low; larger than it (0.28, say) is DAPO's clip-higher."""
 
     value_clip: float | None = Field(default=None, gt=0)
-    """Clip value moves to this range around the old value; None (default): off. Must be off in value pretraining."""
+    """Clip value moves to this range around the old value; null: off. Never applied in value pretraining."""
 
     whiten_advantages: bool = True
     """Global over ranks and action tokens; never applied to value targets."""
@@ -133,8 +141,8 @@ class AlgorithmConfig(Section):
     (decoupled PPO)."""
 
     importance_truncation: float | None = Field(default=2.0, gt=0)
-    """Truncated importance sampling: weight min(pi_proximal / pi_behaviour, this); None: no correction. Only with
-    old_log_probs=proximal."""
+    """Truncated importance sampling: weight min(pi_proximal / pi_behaviour, this); null: no correction. Only with
+    old_log_probs=proximal; with behaviour the default is null."""
 
     num_mini_batches: Positive = 4
     """M: optimizer steps per pass over a batch."""
@@ -181,6 +189,10 @@ class ValuePretrainingConfig(Section):
     min_explained_variance: float = Field(default=0.3, lt=1)
     """The gate: RL starts only when the best held-out explained variance reaches this; else the run stops and says
     so."""
+
+    def num_held_out_groups(self, group_size: int) -> int:
+        """How many prompts (groups of `group_size` trajectories) are held out: the fraction, rounded."""
+        return round(self.num_trajectories // group_size * self.held_out_fraction)
 
 
 class RlConfig(Section):

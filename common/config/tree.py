@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import model_validator
 
 from common.config.base import Section
@@ -51,6 +53,18 @@ class VcppoConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     launcher: LauncherConfig = LauncherConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_pretrain_by_default_without_critic(cls, tree: Any) -> Any:
+        """The default of value_pretraining.num_trajectories belongs to the estimator that has a critic."""
+        algorithm = tree.get("algorithm") if isinstance(tree, dict) else None
+        stage = tree.get("value_pretraining", {}) if isinstance(tree, dict) else None
+        if not (isinstance(algorithm, dict) and isinstance(stage, dict)):
+            return tree  # malformed: the fields' own checks say how
+        if algorithm.get("advantage_estimator", "gae") == "gae":
+            return tree
+        return {**tree, "value_pretraining": {"num_trajectories": 0, **stage}}
 
     @model_validator(mode="after")
     def _check(self) -> VcppoConfig:
