@@ -1,0 +1,1 @@
+"""Rollout side: vLLM engine, verifier children, the worker that leases prompts and sends trajectories."""

@@ -1,0 +1,143 @@
+"""``python -m generator --config RUN/config.yaml --id generator-0 [section.field=value ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from common.config import VcppoConfig, load_config
+from common.errors import EXIT_OK, VcppoError
+from common.log import configure_logging
+from common.metrics import MetricsWriter
+from common.run_folder import RunFolder
+from common.store import RunStore
+from common.transport import ControlServer, TrajectorySender
+from generator.control import WeightControl
+from generator.engine import Engine, require_model
+from generator.rollout import RolloutWorker
+from generator.verifier_pool import VerifierPool
+
+log = structlog.get_logger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one generator until SIGTERM or SIGINT. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m generator", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--id", required=True, help="unique among the run's generators, e.g. generator-0")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        configure_logging(config.logging, options.id, config.run.name)
+        asyncio.run(serve(config, options.id))
+    except VcppoError as error:
+        log.error("fatal", error=str(error))
+        return error.exit_code
+    return EXIT_OK
+
+
+async def serve(config: VcppoConfig, generator_id: str) -> None:
+    """Bring everything up, roll out until told to stop, take everything down in reverse order."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    require_model(config.model.path)
+    folder = RunFolder(config.run.path)
+    store = await asyncio.to_thread(connect_store, config)
+    tokenizer = await asyncio.to_thread(load_tokenizer, config)
+    verifiers = VerifierPool(config.task)
+    engine = Engine(config, seed=config.run.seed)
+    try:
+        await asyncio.gather(verifiers.start(), engine.start())
+        sender = TrajectorySender(
+            config.transport.endpoints, generator_id, config.transport, folder.spool / generator_id
+        )
+        metrics = MetricsWriter(folder.path, generator_id, config.run.name, config.logging.tensorboard)
+        try:
+            await _roll_out(config, generator_id, stopping, engine, store, sender, verifiers, tokenizer, metrics)
+        finally:
+            sender.close()
+            metrics.close()
+    finally:
+        engine.shutdown()
+        await verifiers.close()
+    log.info("generator_stopped")
+
+
+async def _roll_out(
+    config: VcppoConfig,
+    generator_id: str,
+    stopping: asyncio.Event,
+    engine: Engine,
+    store: RunStore,
+    sender: TrajectorySender,
+    verifiers: VerifierPool,
+    tokenizer: Any,
+    metrics: MetricsWriter,
+) -> None:
+    control = WeightControl(engine, generator_id, config.broadcast.deadline_seconds)
+    version = await asyncio.to_thread(store.get_value, "policy_version")
+    if version is None or int(version) == 0:
+        control.loaded(0)  # the weights in model.path are version 0
+    else:
+        log.info("waiting_for_weights", policy_version=int(version), waiting_for="learner")
+    server = ControlServer(config.generator.control_host)
+    serving = asyncio.create_task(server.serve(control.handlers()))
+    worker = RolloutWorker(
+        config,
+        generator_id,
+        engine=engine,
+        control=control,
+        control_endpoint=server.endpoint,
+        store=store,
+        sender=sender,
+        verifiers=verifiers,
+        tokenizer=tokenizer,
+        metrics=metrics,
+    )
+    log.info("generator_ready", control_endpoint=server.endpoint, policy_version=control.policy_version)
+    stop = asyncio.create_task(_stop_worker(stopping, worker))
+    try:
+        await worker.run()
+    finally:
+        for task in (stop, serving):
+            task.cancel()
+        await asyncio.gather(stop, serving, return_exceptions=True)
+
+
+async def _stop_worker(stopping: asyncio.Event, worker: RolloutWorker) -> None:
+    await stopping.wait()
+    log.info("stop_requested")
+    worker.stop()
+
+
+def connect_store(config: VcppoConfig) -> RunStore:
+    """The run's store; the launcher hands the embedded server's address over in the resolved config."""
+    url = config.redis.url
+    if url is None:
+        raise VcppoError("redis.url is not set: start the run with `vcppo up`, or give redis.url=redis://host:port/0")
+    return RunStore.connect(url, config.run.name, config.redis.connect_deadline_seconds)
+
+
+def load_tokenizer(config: VcppoConfig) -> Any:
+    """The policy's tokenizer. Raises VcppoError when the model folder has none."""
+    from transformers import AutoTokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise VcppoError(f"model.path: {config.model.path} has no tokenizer that can be loaded: {error}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

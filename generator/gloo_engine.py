@@ -1,0 +1,194 @@
+"""Worker side of the CPU weight broadcast: vLLM's weight-transfer interface over gloo.
+
+vLLM creates this inside each of its workers (``WeightTransferConfig(backend="gloo")``); the trainer's
+half is ``learner.weight_transfer``. Wire form, agreed per update by `GlooUpdateInfo`: the parameters in
+order, cut into chunks; each chunk is one uint8 buffer (the tensors' bytes end to end, no padding) and
+one gloo broadcast from rank 0. The next chunk's broadcast is posted before this one is loaded, so
+receiving and loading overlap.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.logger import init_logger
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+logger = init_logger(__name__)
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):
+    """How a worker joins the group of one membership epoch.
+
+    Attributes:
+        master_address, master_port: the learner's TCPStore.
+        rank_offset: group rank of this generator's first worker.
+        world_size: learner rank 0 plus all workers of all generators.
+        group: name of the epoch, a prefix in the store; a late packet of an old epoch can't reach a new one.
+        bind_host: address of this generator that the others can reach.
+        deadline_seconds: of the rendezvous and of every collective.
+    """
+
+    master_address: str
+    master_port: int
+    rank_offset: int
+    world_size: int
+    group: str
+    bind_host: str
+    deadline_seconds: float
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):
+    """What one update carries; ``chunks`` holds the number of parameters in each buffer."""
+
+    names: list[str]
+    dtype_names: list[str]
+    shapes: list[list[int]]
+    chunks: list[int]
+
+    def __post_init__(self) -> None:
+        num = len(self.names)
+        if not len(self.dtype_names) == len(self.shapes) == sum(self.chunks) == num:
+            raise ValueError(
+                f"update_info disagrees with itself: {num} names, {len(self.dtype_names)} dtypes, "
+                f"{len(self.shapes)} shapes, chunks that sum to {sum(self.chunks)}"
+            )
+
+
+class _Chunk:
+    """One buffer on its way: the posted broadcast and the layout of what it will hold."""
+
+    def __init__(self, group: Any, layout: list[tuple[str, torch.dtype, list[int]]]) -> None:
+        self.layout = layout
+        sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in layout]
+        # A fresh buffer each time: layers that span two chunks keep views of the first until they are whole.
+        self.buffer = torch.empty(sum(sizes), dtype=torch.uint8)
+        self.sizes = sizes
+        self.work = group.broadcast([self.buffer], dist.BroadcastOptions())  # from rank 0
+
+    def tensors(self, deadline: timedelta) -> Iterator[tuple[str, torch.Tensor]]:
+        self.work.wait(deadline)
+        start = 0
+        for (name, dtype, shape), size in zip(self.layout, self.sizes, strict=True):
+            piece = self.buffer[start : start + size]
+            if start % dtype.itemsize:  # an odd-sized bf16 tensor before a float32 one
+                piece = piece.clone()
+            yield name, piece.view(dtype).view(shape)
+            start += size
+
+
+class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+    """Receives dense weights in Hugging Face names and loads them through vLLM's layerwise reload."""
+
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+
+    def __init__(self, config: WeightTransferConfig, vllm_config: Any, device: torch.device, model: Any) -> None:
+        super().__init__(config, vllm_config, device, model)
+        self._group: Any = None
+        self._store: Any = None
+        self._deadline = timedelta(seconds=60)
+        self._unfinished = False
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        """Join the group; leaves the one of an earlier epoch first. Raises when the deadline passes."""
+        self.shutdown()
+        self._deadline = timedelta(seconds=init_info.deadline_seconds)
+        parallel = self.parallel_config
+        rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
+        store = dist.TCPStore(
+            init_info.master_address,
+            init_info.master_port,
+            is_master=False,
+            timeout=self._deadline,
+            wait_for_workers=False,
+        )
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # in torch, missing in its stubs
+        options._timeout = self._deadline
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=init_info.bind_host)]
+        prefixed = dist.PrefixStore(init_info.group, store)
+        self._group = dist.ProcessGroupGloo(prefixed, rank, init_info.world_size, options)
+        self._store = store
+        logger.info("Joined weight group %s as rank %d of %d", init_info.group, rank, init_info.world_size)
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        if self._unfinished:  # an earlier update broke off: bring the layers back to a loadable state
+            self._finalize()
+        self._unfinished = True
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class, without its accelerator synchronisation, which raises on a CPU."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        if self._group is None:
+            raise RuntimeError("the gloo weight group is not initialised: call init_weight_transfer_engine first")
+        from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
+
+        dtypes = [getattr(torch, name) for name in update_info.dtype_names]
+        layout = list(zip(update_info.names, dtypes, update_info.shapes, strict=True))
+        starts = [sum(update_info.chunks[:i]) for i in range(len(update_info.chunks))]
+        layouts = [layout[a : a + n] for a, n in zip(starts, update_info.chunks, strict=True)]
+        with disable_mtp_completeness_check():
+            following = _Chunk(self._group, layouts[0]) if layouts else None
+            for index in range(len(layouts)):
+                chunk, following = following, None
+                assert chunk is not None
+                if index + 1 < len(layouts):
+                    following = _Chunk(self._group, layouts[index + 1])
+                self.model.load_weights(chunk.tensors(self._deadline))
+
+    def finish_weight_update(self) -> None:
+        self._finalize()
+        self._unfinished = False
+
+    def _finalize(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        for head in tied_heads(self.model):
+            # The tied head shares the embedding's weight, so the reload has nothing to load into it and leaves
+            # its prepacked CPU GEMM with the old weights. Pack it again.
+            head.quant_method.process_weights_after_loading(head)
+
+    def shutdown(self) -> None:
+        """Leave the group. Safe to call twice, and when the other members are gone."""
+        if self._group is not None:
+            self._group.abort()
+        self._group = self._store = None
+
+
+_TIED_HEADS: weakref.WeakKeyDictionary[torch.nn.Module, list[Any]] = weakref.WeakKeyDictionary()
+
+
+def tied_heads(model: torch.nn.Module) -> list[Any]:
+    """LM heads with a prepacked CPU GEMM (``cpu_linear``) whose weight another module owns too."""
+    if model not in _TIED_HEADS:
+        modules = list(model.modules())
+        owners = [(m, getattr(m, "weight", None)) for m in modules]
+        _TIED_HEADS[model] = [
+            head
+            for head in modules
+            if isinstance(head, ParallelLMHead)
+            and hasattr(head, "cpu_linear")
+            and any(weight is head.weight for module, weight in owners if module is not head)
+        ]
+    return _TIED_HEADS[model]

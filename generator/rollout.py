@@ -1,0 +1,320 @@
+"""The rollout worker: leases prompts, keeps a bounded number in flight, verifies, sends.
+
+    lease ─▶ engine.generate ─▶ verify ─▶ gate ─▶ encode ─▶ TrajectorySender
+      ▲ waits for: a free place, the gate (weights in order), room in the spool, an issued prompt
+
+Three loops run side by side: *lease* fills free places; one task per prompt takes it through; *heartbeat* renews
+leases and the member entry, and writes metrics. A lease is kept until the store says it is no longer ours, which is
+so once the trajectory is appended: between send and append nobody else can take the prompt. A prompt whose lease
+is gone while it is still in flight (expired, or dropped by the learner) is abandoned at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+from common.metrics import MetricsWriter
+from common.store import Member, RunStore, StoreError
+from common.tasks import decode_response
+from common.trajectory import Prompt, Trajectory
+from common.transport import TrajectorySender
+from common.wire import encode_trajectory
+from generator.control import UNSYNCED, WeightControl
+from generator.engine import Engine, EngineError, Rollout
+from generator.verifier_pool import VerifierPool
+
+log = structlog.get_logger(__name__)
+
+_LEASE_WAIT_SECONDS = 1.0
+_SPOOL_POLL_SECONDS = 0.2
+
+
+@dataclass
+class _Counters:
+    """Since the last metrics line."""
+
+    since: float
+    num_tokens: int = 0
+    num_rollouts: int = 0
+    queue_wait: float = 0.0  # seconds with free places and no prompt to lease
+
+
+class RolloutWorker:
+    """Runs until `stop` is called or something that can't be mended fails."""
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        generator_id: str,
+        *,
+        engine: Engine,
+        control: WeightControl,
+        control_endpoint: str,
+        store: RunStore,
+        sender: TrajectorySender,
+        verifiers: VerifierPool,
+        tokenizer: Any,
+        metrics: MetricsWriter,
+    ) -> None:
+        self._config = config
+        self._id = generator_id
+        self._engine = engine
+        self._control = control
+        self._endpoint = control_endpoint
+        self._store = store
+        self._sender = sender
+        self._verifiers = verifiers
+        self._tokenizer = tokenizer
+        self._metrics = metrics
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._leased: set[str] = set()
+        self._place_freed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._counters = _Counters(time.monotonic())
+        self._num_heartbeats = 0
+        self._leasing: asyncio.Future[list[Prompt]] | None = None
+        self._failure: Exception | None = None
+        # Ids of two lives of one generator must differ: the same prompt may come back after a crash.
+        self._life = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
+        control.drop_in_flight = self.drop_in_flight
+
+    def stop(self) -> None:
+        """Lease no more, hand back what is unfinished, drain the sender; `run` then returns."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Raises VcppoError when vLLM died or the store stayed away for longer than a lease."""
+        loops = [asyncio.create_task(loop()) for loop in (self._lease_loop, self._heartbeat_loop)]
+        loops.append(asyncio.create_task(self._control.watch_silence()))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for loop in loops:
+                if loop.done():
+                    loop.result()  # a loop ends by its error only
+        finally:
+            for task in [*loops, stopping]:
+                task.cancel()
+            await asyncio.gather(*loops, stopping, return_exceptions=True)
+            await self._leave()
+        if self._failure is not None:
+            raise self._failure
+
+    # Leasing
+
+    async def _lease_loop(self) -> None:
+        while True:
+            await self._control.gate.wait()
+            free = self._config.generator.max_in_flight - len(self._tasks)
+            if free <= 0:
+                self._place_freed.clear()
+                await self._place_freed.wait()
+            elif self._sender.is_full:
+                await self._wait_for_spool()
+            else:
+                await self._lease(free)
+
+    async def _lease(self, free: int) -> None:
+        began = time.monotonic()
+        seconds = self._config.generator.lease_seconds
+        call = asyncio.to_thread(self._store.lease, self._id, free, seconds, _LEASE_WAIT_SECONDS)
+        # Shielded: if we are stopped meanwhile the thread still leases, and what it got is handed back in _leave.
+        self._leasing = asyncio.ensure_future(call)
+        prompts = await asyncio.shield(self._leasing)
+        self._leasing = None
+        if not prompts:
+            self._counters.queue_wait += time.monotonic() - began
+        for prompt in prompts:
+            self._leased.add(prompt.id)
+            task = asyncio.create_task(self._take_through(prompt))
+            self._tasks[prompt.id] = task
+
+    async def _wait_for_spool(self) -> None:
+        log.warning("spool_full", num_unacked=self._sender.num_unacked, waiting_for="buffer")
+        while self._sender.is_full:
+            await asyncio.sleep(_SPOOL_POLL_SECONDS)  # the sender's thread has no asyncio event to wait on
+        log.info("spool_has_room", num_unacked=self._sender.num_unacked)
+
+    # One prompt
+
+    async def _take_through(self, prompt: Prompt) -> None:
+        try:
+            await self._roll_out(prompt)
+        except Exception as error:  # noqa: BLE001  (no task may end unheard: run() raises it)
+            self._failure = error
+            self._stopping.set()
+        finally:
+            self._tasks.pop(prompt.id, None)
+            self._place_freed.set()
+
+    async def _generate(self, prompt: Prompt) -> Rollout | None:
+        """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
+        try:
+            return await self._engine.generate(prompt)
+        except EngineError as error:
+            if self._engine.is_dead:
+                raise
+            await asyncio.to_thread(self._store.reject, prompt.id, str(error))
+            self._leased.discard(prompt.id)
+            log.warning("prompt_rejected", prompt_id=prompt.id, reason=str(error))
+            return None
+
+    async def _roll_out(self, prompt: Prompt) -> None:
+        rollout = await self._generate(prompt)
+        if rollout is None:
+            return
+        if rollout.finish_reason == "abort" or not len(rollout.token_ids):
+            await self._return_leases([prompt.id])
+            return
+        began = time.monotonic()
+        text = decode_response(self._tokenizer, rollout.token_ids)
+        verdict = await self._verifiers.verify(prompt.problem, text, rollout.finish_reason)
+        verify_seconds = time.monotonic() - began
+        await self._control.gate.wait()  # a canary may still find the weights wrong
+        trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)
+        self._sender.send(trajectory.id, encode_trajectory(trajectory))
+        self._counters.num_tokens += len(rollout.token_ids)
+        self._counters.num_rollouts += 1
+        log.debug("trajectory_sent", trajectory_id=trajectory.id, outcome=verdict.outcome)
+
+    def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
+        task = self._config.task
+        return Trajectory(
+            id=f"{prompt.id}@{self._id}.{self._life}",
+            prompt_id=prompt.id,
+            group_id=prompt.group_id,
+            sample_index=prompt.sample_index,
+            task=prompt.task,
+            prompt_token_ids=prompt.token_ids,
+            response_token_ids=rollout.token_ids,
+            action_mask=np.ones(len(rollout.token_ids), dtype=np.bool_),
+            behaviour_log_probs=rollout.log_probs,
+            version_spans=rollout.version_spans,
+            finish_reason=rollout.finish_reason,
+            reward=task.reward_correct if outcome == "correct" else task.reward_wrong,
+            outcome=outcome,
+            generator_id=self._id,
+            issue_version=prompt.issue_version,
+            timings={"generate": rollout.seconds, "verify": verify_seconds},
+        )
+
+    async def drop_in_flight(self) -> None:
+        """Cancel every rollout and hand its prompt back: what is in flight can't be trusted."""
+        ids = list(self._tasks)
+        await self._cancel(ids)
+        await self._return_leases(ids)
+        log.warning("in_flight_dropped", count=len(ids))
+
+    async def _cancel(self, prompt_ids: list[str]) -> None:
+        tasks = [self._tasks[name] for name in prompt_ids if name in self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _return_leases(self, prompt_ids: list[str]) -> None:
+        self._leased.difference_update(prompt_ids)
+        await asyncio.to_thread(self._store.return_leases, self._id, prompt_ids)
+
+    # Heartbeat
+
+    async def _heartbeat_loop(self) -> None:
+        generator = self._config.generator
+        answered = time.monotonic()
+        while True:
+            self._control.changed.clear()
+            try:
+                await self._beat()
+                answered = time.monotonic()
+            except StoreError as error:
+                silent = time.monotonic() - answered
+                log.warning("store_unreachable", seconds=round(silent, 1), error=str(error))
+                if silent > generator.lease_seconds:
+                    raise
+            await _wait(self._control.changed.wait, generator.heartbeat_seconds)
+
+    async def _beat(self) -> None:
+        if self._engine.is_dead:
+            raise EngineError("vLLM's engine died: see its log lines above")
+        generator = self._config.generator
+        await asyncio.to_thread(self._store.register_member, self.member(), 3 * generator.heartbeat_seconds)
+        if self._leased:
+            gone = await asyncio.to_thread(
+                self._store.renew_leases, self._id, sorted(self._leased), generator.lease_seconds
+            )
+            self._leased.difference_update(gone)
+            lost = [name for name in gone if name in self._tasks]
+            if lost:
+                log.warning("leases_lost", prompt_ids=lost)
+                await self._cancel(lost)
+        self._write_metrics()
+
+    def member(self) -> Member:
+        """This generator's entry in the store."""
+        return Member(
+            id=self._id,
+            role="generator",
+            control_endpoint=self._endpoint,
+            policy_version=self._control.policy_version,
+            epoch=self._control.epoch,
+            info={"num_workers": self._config.generator.tensor_parallel_size, "pid": os.getpid()},
+        )
+
+    def _write_metrics(self) -> None:
+        counters, now = self._counters, time.monotonic()
+        self._counters = _Counters(now)
+        self._num_heartbeats += 1
+        version = self._control.policy_version
+        values: dict[str, float | list[float] | None] = {
+            "generator/tokens_per_second": counters.num_tokens / max(now - counters.since, 1e-9),
+            "generator/rollouts": float(counters.num_rollouts),
+            "generator/in_flight": float(len(self._tasks)),
+            "generator/queue_wait": counters.queue_wait,
+            "generator/unacked": float(self._sender.num_unacked),
+            "generator/policy_version": None if version == UNSYNCED else float(version),
+        }
+        self._metrics.write(self._num_heartbeats, values)
+
+    # Leaving
+
+    async def _leave(self) -> None:
+        """Hand back unfinished prompts at once, give the sender time to be acked, unregister."""
+        unfinished = list(self._tasks)
+        await self._cancel(unfinished)
+        if self._leasing is not None:
+            await _tolerate("lease", lambda: self._leftover(unfinished))
+        await _tolerate("return_leases", lambda: self._return_leases(unfinished))
+        log.info("generator_leaving", leases_returned=len(unfinished), num_unacked=self._sender.num_unacked)
+        deadline = self._config.launcher.stop_deadline_seconds / 2
+        if not await asyncio.to_thread(self._sender.drain, deadline):
+            log.warning("unacked_left_in_spool", num_unacked=self._sender.num_unacked, waited_for="buffer")
+        await _tolerate("unregister", lambda: asyncio.to_thread(self._store.unregister_member, self._id))
+
+    async def _leftover(self, unfinished: list[str]) -> None:
+        assert self._leasing is not None
+        unfinished.extend(prompt.id for prompt in await self._leasing)
+
+
+async def _wait(wait: Callable[[], Awaitable[Any]], seconds: float) -> None:
+    """Until it happens, or the time is over."""
+    try:
+        await asyncio.wait_for(wait(), seconds)
+    except TimeoutError:
+        return
+
+
+async def _tolerate(what: str, call: Callable[[], Awaitable[Any]]) -> None:
+    """On the way out a store that is gone is worth a line, not a failure: leases expire by themselves."""
+    try:
+        await call()
+    except VcppoError as error:
+        log.warning("leaving_failed", step=what, error=str(error))

@@ -1,0 +1,113 @@
+"""Verifiers in killable child processes: a response that makes one hang costs a child, never the generator.
+
+verify() ─▶ idle child (or wait for one) ─▶ one JSON line each way ─▶ Verdict
+             late: killed, replaced, outcome `timeout`      died: replaced, outcome `crash`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from common.config import TaskConfig
+from common.errors import VcppoError
+from common.tasks import Verdict
+from common.trajectory import FinishReason
+
+log = structlog.get_logger(__name__)
+
+_START_SECONDS = 60.0
+_STREAM_LIMIT = 2**26  # longest line either way
+
+
+class VerifierError(VcppoError):
+    """The task's verifier can't be started at all."""
+
+
+class VerifierPool:
+    """``task.verifier_processes`` children. Make it, ``await start()``, ``await verify(...)``, ``await close()``."""
+
+    def __init__(self, config: TaskConfig) -> None:
+        self._config = config
+        self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
+        self._children: set[asyncio.subprocess.Process] = set()
+
+    async def start(self) -> None:
+        """Raises VerifierError when a child does not come up; the child's own error is on stderr."""
+        children = await asyncio.gather(*(self._spawn() for _ in range(self._config.verifier_processes)))
+        for child in children:
+            self._idle.put_nowait(child)
+
+    async def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+        """Judge one response; returns within ``task.verifier_timeout_seconds`` of getting a child."""
+        child = await self._idle.get()
+        try:
+            reply = await asyncio.wait_for(
+                self._ask(child, {"answer": answer, "response": response, "finish_reason": finish_reason}),
+                self._config.verifier_timeout_seconds,
+            )
+        except TimeoutError:
+            return await self._replace(child, "timeout", f"no verdict in {self._config.verifier_timeout_seconds:g} s")
+        except (OSError, ValueError, EOFError) as error:
+            return await self._replace(child, "crash", f"{type(error).__name__}: {error}")
+        except asyncio.CancelledError:
+            self._kill(child)
+            raise
+        self._idle.put_nowait(child)
+        if reply["detail"]:
+            log.warning("verifier_crash", detail=reply["detail"], task=self._config.name)
+        return Verdict(reply["outcome"], reply["extracted"])
+
+    async def close(self) -> None:
+        for child in list(self._children):
+            self._kill(child)
+            await child.wait()
+        self._children.clear()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "generator.verifier_child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_STREAM_LIMIT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        self._children.add(child)
+        try:
+            await asyncio.wait_for(self._ask(child, self._config.model_dump(mode="json")), _START_SECONDS)
+        except (TimeoutError, OSError, ValueError, EOFError) as error:
+            self._kill(child)
+            raise VerifierError(
+                f"the verifier of task {self._config.name} did not start ({type(error).__name__}): see its error above"
+            ) from error
+        return child
+
+    async def _ask(self, child: asyncio.subprocess.Process, request: Mapping[str, Any]) -> Any:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        await child.stdin.drain()
+        line = await child.stdout.readline()
+        if not line:
+            raise EOFError("the verifier child died")
+        return json.loads(line)
+
+    async def _replace(self, child: asyncio.subprocess.Process, outcome: Any, detail: str) -> Verdict:
+        self._kill(child)
+        log.warning("verifier_killed", outcome=outcome, detail=detail, task=self._config.name)
+        self._idle.put_nowait(await self._spawn())
+        return Verdict(outcome, None)
+
+    def _kill(self, child: asyncio.subprocess.Process) -> None:
+        self._children.discard(child)
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()

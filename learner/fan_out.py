@@ -1,0 +1,94 @@
+"""One call to many generators at once: the control-plane client vLLM's trainer engines drive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from common.errors import DeadlineExceeded
+from common.transport import ControlClient
+
+T = TypeVar("T")
+_GRACE_SECONDS = 5.0  # a call's own deadline passes first
+
+
+class MemberError(Exception):
+    """Some generators failed a call; ``failures`` maps their ids to what happened."""
+
+    def __init__(self, method: str, failures: Mapping[str, Exception]) -> None:
+        text = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        super().__init__(f"{method} failed at {text}")
+        self.failures = dict(failures)
+
+
+@dataclass
+class FanOut:
+    """vLLM's weight-sync client for many generators at once: each call goes to all of them in parallel.
+
+    Satisfies vLLM's ``VLLMWeightSyncClient`` protocol. A call ends at the first failure, so one dead generator
+    holds up nobody; the others' calls end by their own deadlines.
+    """
+
+    clients: dict[str, ControlClient]
+    num_workers: dict[str, int]
+    deadline_seconds: float
+    policy_version: int = 0
+
+    @property
+    def world_size(self) -> int:
+        return 1 + sum(self.num_workers.values())
+
+    def call(self, method: str, arguments: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+        """Call ``method`` everywhere; returns the results by id. Raises MemberError at the first failure."""
+
+        def one(name: str) -> Callable[[], Any]:
+            values = dict(arguments[name]) if arguments else {}
+            return lambda: self.clients[name].call(method, values, self.deadline_seconds)
+
+        futures: dict[Future[Any], str] = {beside(one(name)): name for name in self.clients}
+        done, _ = wait(futures, timeout=self.deadline_seconds + _GRACE_SECONDS, return_when=FIRST_EXCEPTION)
+        failures = {futures[f]: error for f in done if isinstance(error := f.exception(), Exception)}
+        if not failures:
+            late = [name for f, name in futures.items() if f not in done]
+            failures = {name: DeadlineExceeded(f"no answer in {self.deadline_seconds:.0f} s") for name in late}
+        if failures:
+            raise MemberError(method, failures)
+        return {name: f.result() for f, name in futures.items()}
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        offset = int(init_info["rank_offset"])
+        arguments: dict[str, dict[str, Any]] = {}
+        for name, num in self.num_workers.items():
+            info = init_info | {"rank_offset": offset}
+            if "bind_host" in info:
+                info["bind_host"] = urlsplit(self.clients[name].endpoint).hostname
+            arguments[name] = {"init_info": info}
+            offset += num
+        self.call("init_weight_transfer_engine", arguments)
+
+    def start_weight_update(self) -> None:
+        self.call("start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self.call("update_weights", {name: {"update_info": update_info} for name in self.clients})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.call("finish_weight_update", {name: {"policy_version": self.policy_version} for name in self.clients})
+
+
+def beside(function: Callable[[], T]) -> Future[T]:
+    """Run it in a daemon thread: unlike an executor's, one stuck on a dead peer can't keep the process from exiting."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (handed to whoever asks for the result)
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future

@@ -1,0 +1,218 @@
+"""Trainer side of the CPU weight broadcast: vLLM's trainer weight-transfer interface over gloo.
+
+Registered beside vLLM's own ``nccl`` trainer engine, so `learner.weight_transfer` drives both by the same calls.
+The worker side and the wire form are in ``generator.gloo_engine``: parameters in order, cut into chunks of at
+most ``buffer_bytes`` (a larger tensor is a chunk of its own), one uint8 buffer and one broadcast per chunk.
+
+Every trainer rank walks the source; only rank 0 sends. Under ZeRO-3 walking gathers (a collective of the
+learner's ranks), so the order is: gather a whole chunk, post its broadcast, gather the next while it travels.
+Importing this module imports vLLM's interface classes (seconds, no engine).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+import torch.distributed as dist
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+from learner.fan_out import beside
+
+
+class WeightStream(Protocol):
+    """What the learner's engine gives: the parameters by Hugging Face name, tied ones once.
+
+    ``metadata`` is local; iterating may gather (a collective over the learner's ranks) and yields the same order.
+    """
+
+    def metadata(self) -> Sequence[tuple[str, torch.dtype, tuple[int, ...]]]: ...
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+
+class LockstepSource(WeightSource):
+    """A `WeightSource` whose round can always be brought to its end.
+
+    When sending fails half-way on rank 0, the other ranks still walk their parameters to the end and would wait
+    for rank 0's part of the gathers: `complete_round` walks the rest, sending nothing.
+    """
+
+    def __init__(self, stream: WeightStream) -> None:
+        self._stream = stream
+        self._round: Iterator[tuple[str, torch.Tensor]] | None = None
+        self.num_bytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in stream.metadata())
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._stream.metadata()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self._round = iter(self._stream)
+        return self._round
+
+    def complete_round(self) -> None:
+        """Walk what is left of this round: all of it when it never began."""
+        for _ in self._round if self._round is not None else iter(self._stream):
+            pass
+        self._round = None
+
+    def begin_round(self) -> None:
+        self._round = None
+
+
+@dataclass
+class GlooTrainerInitInfo(TrainerInitInfo):
+    """Group of one membership epoch; ``world_size`` counts learner rank 0 and all generator workers."""
+
+    backend: ClassVar[str] = "gloo"
+
+    master_address: str
+    world_size: int
+    group: str
+    deadline_seconds: float
+    buffer_bytes: int
+
+
+class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
+    """Sends the source's weights to every worker of the group. Made and used on every learner rank."""
+
+    init_info_cls = GlooTrainerInitInfo
+
+    def __init__(self, *, client: Any, source: WeightSource, info: GlooTrainerInitInfo) -> None:
+        super().__init__(client=client, source=source, is_sender=info.is_sender)
+        self._info = info
+        self._deadline = timedelta(seconds=info.deadline_seconds)
+        self._group: Any = None
+        self._store: Any = None
+
+    @classmethod
+    def trainer_init(cls, init_info: GlooTrainerInitInfo, *, client: Any, source: WeightSource | None = None) -> Self:
+        """Rendezvous with all workers, who join by the client's ``init_weight_transfer_engine``.
+
+        Raises what the client raised (a generator that failed to join), or RuntimeError when the deadline passes.
+        """
+        if source is None:
+            raise ValueError("the gloo trainer engine needs a WeightSource")
+        engine = cls(client=client, source=source, info=init_info)
+        if engine.is_sender:
+            engine._join()
+        return engine
+
+    def _join(self) -> None:
+        info = self._info
+        self._store = dist.TCPStore(
+            info.master_address, 0, is_master=True, timeout=self._deadline, wait_for_workers=False
+        )
+        worker_info = {
+            "master_address": info.master_address,
+            "master_port": self._store.port,
+            "rank_offset": 1,
+            "world_size": info.world_size,
+            "group": info.group,
+            "bind_host": "",  # the client fills in each generator's own address
+            "deadline_seconds": info.deadline_seconds,
+        }
+        opening = beside(self._open)
+        # A generator that can't join fails here at once; waiting for our own half would take the whole deadline.
+        self.client.init_weight_transfer_engine(worker_info)
+        self._group = opening.result(self._deadline.total_seconds())
+
+    def _open(self) -> Any:
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # in torch, missing in its stubs
+        options._timeout = self._deadline
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._info.master_address)]
+        prefixed = dist.PrefixStore(self._info.group, self._store)
+        return dist.ProcessGroupGloo(prefixed, 0, self._info.world_size, options)
+
+    def send_weights(self) -> None:
+        """One whole update: start, receive beside broadcast, finish. On a non-sender: only walk the source."""
+        assert self.source is not None
+        meta = self.source.metadata()
+        chunks = cut_chunks(meta, self._info.buffer_bytes)
+        if not self.is_sender:
+            for _ in self.source:
+                pass
+            return
+        update_info = {
+            "names": [m.name for m in meta],
+            "dtype_names": [str(m.dtype).removeprefix("torch.") for m in meta],
+            "shapes": [list(m.shape) for m in meta],
+            "chunks": chunks,
+        }
+        self.client.start_weight_update()
+        receiving = beside(lambda: self.client.update_weights(update_info))
+        # The workers' error must surface now, not when our own collective times out: break the collective.
+        receiving.add_done_callback(lambda f: self._group.abort() if f.exception() else None)
+        try:
+            self._broadcast(meta, chunks)
+        except RuntimeError as error:
+            cause = receiving.exception(self._deadline.total_seconds())
+            if cause is not None:  # what a generator said explains more than "connection closed"
+                raise cause from error
+            raise
+        receiving.result(self._deadline.total_seconds())
+        self.client.finish_weight_update()
+
+    def _broadcast(self, meta: list[ParamMeta], chunks: list[int]) -> None:
+        assert self.source is not None
+        walk = iter(self.source)
+        sending: tuple[Any, torch.Tensor] | None = None  # the work and the buffer it reads
+        position = 0
+        for count in chunks:
+            buffer = _pack(walk, meta[position : position + count])
+            position += count
+            if sending is not None:
+                sending[0].wait(self._deadline)
+            sending = (self._group.broadcast([buffer], dist.BroadcastOptions()), buffer)
+        if sending is not None:
+            sending[0].wait(self._deadline)
+        for name, _ in walk:
+            raise ValueError(f"the weight source yields {name}, which its metadata does not declare")
+
+    def shutdown(self) -> None:
+        """Leave the group. Safe to call twice, and when the other members are gone."""
+        if self._group is not None:
+            self._group.abort()
+        self._group = self._store = None
+
+
+def cut_chunks(meta: Sequence[ParamMeta], buffer_bytes: int) -> list[int]:
+    """Number of parameters in each buffer; every buffer holds at most ``buffer_bytes``, or one larger tensor."""
+    chunks: list[int] = []
+    size = 0
+    for item in meta:
+        num_bytes = math.prod(item.shape) * item.dtype.itemsize
+        if chunks and size + num_bytes <= buffer_bytes:
+            chunks[-1] += 1
+            size += num_bytes
+        else:
+            chunks.append(1)
+            size = num_bytes
+    return chunks
+
+
+def _pack(walk: Iterator[tuple[str, torch.Tensor]], meta: Sequence[ParamMeta]) -> torch.Tensor:
+    """The next tensors of the walk as one uint8 buffer. Raises ValueError when they are not what was declared."""
+    sizes = [math.prod(m.shape) * m.dtype.itemsize for m in meta]
+    buffer = torch.empty(sum(sizes), dtype=torch.uint8)
+    start = 0
+    for expected, size in zip(meta, sizes, strict=True):
+        name, tensor = next(walk)
+        if (name, tensor.dtype, tuple(tensor.shape)) != (expected.name, expected.dtype, expected.shape):
+            raise ValueError(
+                f"the weight source yields {name} {tensor.dtype} {tuple(tensor.shape)}, "
+                f"its metadata declares {expected.name} {expected.dtype} {expected.shape}"
+            )
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        buffer[start : start + size].copy_(flat)
+        start += size
+    return buffer
+
+
+if "gloo" not in WeightTransferTrainerFactory._registry:
+    WeightTransferTrainerFactory.register_engine("gloo", GlooTrainerWeightTransferEngine)

@@ -1,0 +1,379 @@
+"""Weights from the learner to every generator: one `broadcast` per policy version.
+
+    rank 0:  group of this membership ─▶ pause(keep) ─▶ start ─▶ update ‖ broadcast ─▶ finish(version)
+             ─▶ canary ─▶ resume ─▶ policy_version in the store
+    others:  walk the parameters in lockstep (ZeRO-3 gathers), send nothing
+
+`broadcast` is called on every learner rank. Rank 0 alone talks to generators and tells the others after each
+attempt how it went, so all ranks make the same number of walks. A generator that fails is dropped by name, the
+group is rebuilt without it and the update repeated for the rest; it may come back as a new member (new epoch).
+Waits: every call and collective has ``broadcast.deadline_seconds``.
+
+Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer engine, driven by the same code
+(not run here: no GPU).
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import structlog
+
+from common.config import VcppoConfig
+from common.errors import DeadlineExceeded, VcppoError
+from common.store import Member, RunStore
+from common.trajectory import Float32Array, Int32Array
+from common.transport import ControlClient, ControlError
+from learner.fan_out import FanOut, MemberError
+
+if TYPE_CHECKING:
+    from learner.gloo_trainer import WeightStream
+
+log = structlog.get_logger(__name__)
+
+POLICY_VERSION = "policy_version"  # the store value every process reads
+_STATUS_SECONDS = 5.0
+_GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
+
+
+class BroadcastError(VcppoError):
+    """No generator could be brought to the new weights; the text names each and why."""
+
+
+class CanaryError(VcppoError):
+    """A generator does not run the weights it was sent."""
+
+
+class CanaryProbe(NamedTuple):
+    """Fixed tokens whose log-probs must agree on both sides.
+
+    Attributes:
+        token_ids: ``[P + T]`` int32, prompt and response.
+        prompt_length: P.
+        log_probs: ``[T]`` float32, nats: the learner's, of the response tokens, under the weights being sent and
+            at ``sampling.temperature`` (no top-p, no top-k).
+    """
+
+    token_ids: Int32Array
+    prompt_length: int
+    log_probs: Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastReport:
+    """What one broadcast did.
+
+    Attributes:
+        seconds: whole call, repeats included.
+        pause_seconds: longest time a generator stood still.
+        num_bytes: of the weights, sent once to the whole group.
+        members: ids of the generators that now run this version.
+        dropped: ids of those left behind.
+        canary_difference: largest |log-prob difference| seen (nats); None without a probe.
+    """
+
+    seconds: float
+    pause_seconds: float
+    num_bytes: int
+    members: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+    canary_difference: float | None = None
+
+
+class WeightBroadcaster:
+    """Brings all generators to a policy version. Make it and call `broadcast` on every learner rank.
+
+    Args:
+        stream: the engine's weight source; walking it may be a collective over the learner's ranks.
+        store: rank 0's connection; None elsewhere.
+        share: gives rank 0's JSON-able object to every rank (a collective); not needed for one rank.
+        cuda: whether the learner's weights are on a GPU: decides ``broadcast.backend: auto``.
+    """
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        store: RunStore | None,
+        stream: WeightStream,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        share: Callable[[Any], Any] | None = None,
+        cuda: bool = False,
+    ) -> None:
+        if world_size > 1 and share is None:
+            raise ValueError(f"share must be given with world_size = {world_size}")
+        self._config = config.broadcast
+        self._store = store
+        self._stream = stream
+        self._rank = rank
+        self._share = share or (lambda value: value)
+        self._backend = config.broadcast.backend
+        if self._backend == "auto":
+            self._backend = "nccl" if cuda else "gloo"
+        self._fan_out: FanOut | None = None
+        self._joined: frozenset[tuple[str, int]] = frozenset()
+        self._dropped: set[tuple[str, int]] = set()
+        self._engine: Any = None
+        self._source: Any = None
+        self._num_groups = 0
+
+    # Membership (rank 0)
+
+    @property
+    def store(self) -> RunStore:
+        if self._store is None:
+            raise RuntimeError("only rank 0 has the store")
+        return self._store
+
+    def members(self) -> list[Member]:
+        """Live generators, without those dropped in their present epoch. Rank 0 only."""
+        return [m for m in self.store.members("generator") if (m.id, m.epoch) not in self._dropped]
+
+    def out_of_sync(self, policy_version: int) -> list[str]:
+        """Ids of live generators that do not run ``policy_version``: they joined late or broke off. Rank 0 only.
+
+        Such a generator takes no prompts until the next `broadcast`, of a new version or of this one again.
+        """
+        return [m.id for m in self.members() if m.policy_version != policy_version]
+
+    def wait_for_members(self, count: int, deadline_seconds: float) -> list[Member]:
+        """Return when ``count`` generators are registered. Raises DeadlineExceeded. Rank 0 only."""
+        import learner.gloo_trainer  # noqa: F401  (vLLM's interface takes seconds to import: now, while others start)
+
+        end = time.monotonic() + deadline_seconds
+        told = -1
+        while len(found := self.members()) < count:
+            if len(found) != told:
+                log.info("waiting_for_generators", registered=[m.id for m in found], wanted=count)
+                told = len(found)
+            if time.monotonic() > end:
+                names = ", ".join(m.id for m in found) or "none"
+                raise DeadlineExceeded(
+                    f"{len(found)} of {count} generators registered within {deadline_seconds:.0f} s ({names}): "
+                    "look at the generators' logs"
+                )
+            time.sleep(0.1)  # registrations are keys that expire: there is nothing to block on
+        return found
+
+    # One broadcast
+
+    def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport:
+        """Send the weights; returns on every rank when all generators left run them. Collective.
+
+        Raises:
+            CanaryError: a generator's log-probs differ from the probe's; it has been told to stop generating.
+            BroadcastError: no generator is left.
+        """
+        began = time.monotonic()
+        dropped: list[str] = []
+        failures: dict[str, int] = {}
+        self._make_source()
+        while True:
+            outcome = self._share(self._attempt(policy_version, canary, dropped, failures))
+            if outcome["state"] == "error":
+                raise {"canary": CanaryError}.get(outcome["kind"], BroadcastError)(outcome["text"])
+            if outcome["state"] == "done":
+                break
+        report = BroadcastReport(
+            seconds=time.monotonic() - began,
+            pause_seconds=outcome["pause_seconds"],
+            num_bytes=self._source.num_bytes,
+            members=tuple(outcome["members"]),
+            dropped=tuple(outcome["dropped"]),
+            canary_difference=outcome["canary_difference"],
+        )
+        if self._rank == 0:
+            self.store.set_value(POLICY_VERSION, str(policy_version))
+            log.info("weights_broadcast", policy_version=policy_version, **_log_fields(report))
+        return report
+
+    def _make_source(self) -> None:
+        if self._source is None:
+            from learner.gloo_trainer import LockstepSource
+
+            self._source = LockstepSource(self._stream)
+
+    def _attempt(
+        self, policy_version: int, canary: CanaryProbe | None, dropped: list[str], failures: dict[str, int]
+    ) -> dict[str, Any] | None:
+        """One walk of the parameters on every rank; rank 0 returns how it went (``done``, ``again`` or ``error``)."""
+        self._source.begin_round()
+        if self._rank != 0:
+            self._source.complete_round()
+            return None
+        outcome: dict[str, Any]
+        try:
+            outcome = {"state": "done", "dropped": dropped} | self._update(policy_version, canary)
+        except CanaryError as error:
+            outcome = {"state": "error", "kind": "canary", "text": str(error)}
+        except VcppoError as error:
+            outcome = {"state": "error", "kind": "broadcast", "text": str(error)}
+        except Exception as error:  # noqa: BLE001  (gloo, NCCL and generators fail in many kinds; all mean: find out who)
+            outcome = self._after_failure(error, dropped, failures)
+        self._source.complete_round()
+        return outcome
+
+    def _update(self, policy_version: int, canary: CanaryProbe | None) -> dict[str, Any]:
+        self._follow_membership(policy_version)
+        assert self._fan_out is not None
+        self._fan_out.policy_version = policy_version
+        self._fan_out.call("pause")
+        self._engine.send_weights()
+        difference = self._check_canary(canary) if canary is not None else None
+        resumed = self._fan_out.call("resume")
+        return {
+            "members": list(self._fan_out.clients),
+            "pause_seconds": max(float(r["paused_seconds"]) for r in resumed.values()),
+            "canary_difference": difference,
+        }
+
+    def _follow_membership(self, policy_version: int) -> None:
+        """Rebuild the group when a generator joined, left or came back in a new epoch."""
+        found = self.members()
+        if not found:
+            log.warning("no_generators", policy_version=policy_version)
+            found = self.wait_for_members(1, self._config.deadline_seconds)
+        joined = frozenset((m.id, m.epoch) for m in found)
+        if joined == self._joined:
+            return
+        self._leave_group()
+        log.info("weight_group_rebuilt", members=sorted(m.id for m in found), backend=self._backend)
+        self._fan_out = FanOut(
+            clients={m.id: ControlClient(m.control_endpoint) for m in found},
+            num_workers={m.id: int(m.info.get("num_workers", 1)) for m in found},
+            deadline_seconds=self._config.deadline_seconds + _GRACE_SECONDS,
+            policy_version=policy_version,
+        )
+        self._engine = self._make_engine(self._fan_out)
+        self._joined = joined
+
+    def _make_engine(self, fan_out: FanOut) -> Any:
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+        self._num_groups += 1
+        buffer_bytes = int(self._config.packed_buffer_mib * 2**20)
+        info: Any
+        if self._backend == "nccl":
+            from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+            info = NCCLTrainerInitInfo(
+                master_address=self._config.host,
+                master_port=_free_port(self._config.host),
+                world_size=fan_out.world_size,
+                packed_buffer_size_bytes=buffer_bytes,
+                rank=0,
+            )
+        else:
+            from learner.gloo_trainer import GlooTrainerInitInfo
+
+            info = GlooTrainerInitInfo(
+                master_address=self._config.host,
+                world_size=fan_out.world_size,
+                group=f"weights-{self._num_groups}",
+                deadline_seconds=self._config.deadline_seconds,
+                buffer_bytes=buffer_bytes,
+                rank=0,
+            )
+        return WeightTransferTrainerFactory.trainer_init(info, client=fan_out, source=self._source)
+
+    def _check_canary(self, probe: CanaryProbe) -> float:
+        assert self._fan_out is not None
+        tokens = {"token_ids": probe.token_ids.astype("<i4").tobytes(), "prompt_length": int(probe.prompt_length)}
+        answers = self._fan_out.call("canary", dict.fromkeys(self._fan_out.clients, tokens))
+        found = {name: canary_difference(answer, probe) for name, answer in answers.items()}
+        worst = max(found, key=lambda name: found[name])
+        # Not `> tolerance`: a NaN must fail too.
+        bad = [name for name, difference in found.items() if not difference <= self._config.canary_tolerance]
+        if bad:
+            self._abandon(bad)
+            detail = ", ".join(f"{name}: {found[name]:.4g}" for name in bad)
+            raise CanaryError(
+                f"generators do not run the weights they were sent: largest |log-prob difference| {detail} nats, "
+                f"tolerance {self._config.canary_tolerance:g} (broadcast.canary_tolerance)"
+            )
+        return found[worst]
+
+    # When something failed (rank 0)
+
+    def _after_failure(self, error: Exception, dropped: list[str], failures: dict[str, int]) -> dict[str, Any]:
+        """Name who is to blame, drop them, and say whether to try again."""
+        log.warning("broadcast_failed", error=str(error), kind=type(error).__name__)
+        members = self.members()
+        self._leave_group()
+        blamed = {m.id: "does not answer" for m in members if not _answers(m)}
+        if not blamed and isinstance(error, MemberError):
+            for name in error.failures:
+                failures[name] = failures.get(name, 0) + 1
+            blamed = {name: str(e) for name, e in error.failures.items() if failures[name] > 1}
+        failures[""] = failures.get("", 0) + 1
+        self._dropped |= {(m.id, m.epoch) for m in members if m.id in blamed}
+        dropped.extend(blamed)
+        for name, reason in blamed.items():
+            log.error("generator_dropped", generator_id=name, reason=reason)
+        if not [m for m in members if m.id not in blamed] or failures[""] > 2 + len(members):
+            return {"state": "error", "kind": "broadcast", "text": f"no generator took the weights: {error}"}
+        return {"state": "again"}
+
+    def _abandon(self, names: Sequence[str]) -> None:
+        """Tell generators to drop what they have in flight and stay paused: their weights can't be trusted."""
+        assert self._fan_out is not None
+        for name in names:
+            try:
+                self._fan_out.clients[name].call("abort", {}, _STATUS_SECONDS)
+            except ControlError as error:
+                log.warning("abort_failed", generator_id=name, error=str(error))
+
+    def _leave_group(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+        if self._fan_out is not None:
+            for client in self._fan_out.clients.values():
+                client.close()
+        self._engine = self._fan_out = None
+        self._joined = frozenset()
+
+    def close(self) -> None:
+        """Leave the weight group. Generators keep their weights and go on."""
+        self._leave_group()
+
+
+def canary_difference(answer: Any, probe: CanaryProbe) -> float:
+    """Largest |generator − learner| log-prob over the probe's response tokens; infinite when the shapes differ."""
+    found = np.frombuffer(answer["log_probs"], dtype="<f4")
+    if found.shape != probe.log_probs.shape:
+        return float("inf")
+    return float(np.max(np.abs(found - probe.log_probs)))
+
+
+def _answers(member: Member) -> bool:
+    client = ControlClient(member.control_endpoint)
+    try:
+        client.call("status", {}, _STATUS_SECONDS)
+    except ControlError:
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _log_fields(report: BroadcastReport) -> dict[str, Any]:
+    return {
+        "seconds": round(report.seconds, 4),
+        "pause_seconds": round(report.pause_seconds, 4),
+        "num_bytes": report.num_bytes,
+        "members": report.members,
+        "dropped": report.dropped,
+        "canary_difference": report.canary_difference,
+    }
