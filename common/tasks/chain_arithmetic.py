@@ -1,6 +1,6 @@
 """Iterated modular arithmetic with a long chain of thought: the built-in task of the demo.
 
-A 3-digit x, then K operations ``x <- (x * m + b) mod 1000`` with m in 2-9 and b in 0-9. The prompt names each
+A 3-digit x, then K operations ``x <- (x * m + b) mod 1000`` with m in 2-9 (or less) and b in 0-9. The prompt names each
 operation by a letter; the response thinks one line a step, then gives the last x. With K = 3::
 
     864A8+6B2+4C5+0=
@@ -50,6 +50,7 @@ class ChainOptions(TaskOptions):
     """``task.options`` of chain_arithmetic."""
 
     num_operations: int = Field(6, ge=1, le=26, description="K: operations in a row. Careful responses have about 34 K tokens.")
+    max_multiplier: int = Field(9, ge=2, le=9, description="m is drawn from 2 to this; smaller ones are learned faster.")
     num_digits: int = Field(3, ge=1, le=9, description="Digits of x; everything is modulo 10 to this power.")
 
 
@@ -119,7 +120,7 @@ class ChainArithmetic(Task):
         """A problem of `split`: draws are repeated until the problem's own hash puts it there."""
         while True:
             operations = tuple(
-                Operation(letter, rng.randint(2, 9), rng.randint(0, 9))
+                Operation(letter, rng.randint(2, self.options.max_multiplier), rng.randint(0, 9))
                 for letter in _LETTERS[: self.options.num_operations]
             )
             chain = ChainProblem(rng.randrange(self._modulus), operations)
