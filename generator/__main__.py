@@ -104,7 +104,7 @@ async def _roll_out(
         tokenizer=tokenizer,
         metrics=metrics,
     )
-    log.info("generator_ready", control_endpoint=server.endpoint, policy_version=control.policy_version)
+    log.info("ready", control_endpoint=server.endpoint, policy_version=control.policy_version)
     stop = asyncio.create_task(_stop_worker(stopping, worker))
     try:
         await worker.run()
