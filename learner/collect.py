@@ -1,0 +1,229 @@
+"""Rank 0's dealings with the store: issue prompts by credit, wait for a batch, claim it, commit it.
+
+    consumes     trajectories the buffer appended
+    waits for    the batch `learner.credits.select_batch` asks for, at most learner.batch_deadline_seconds
+    unblocked by an append (notification stream), a rejection (its replacement is issued here), a stop request
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from common.config import VcppoConfig
+from common.errors import DeadlineExceeded
+from common.ledger import Outstanding
+from common.store import RunStore
+from common.trajectory import Purpose
+from learner.credits import (
+    Entry,
+    Ready,
+    Wait,
+    make_units,
+    num_units_to_issue,
+    select_batch,
+    shrunk_groups,
+    too_stale,
+)
+from learner.prompts import PromptSource
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 1.0
+REPORT_SECONDS = 15.0
+_NUM_NAMED = 5  # prompts named in a line about waiting
+
+
+class PromptIssuer:
+    """Issues prompts of one purpose in order; the index of the next one lives in the store."""
+
+    def __init__(self, store: RunStore, source: PromptSource, purpose: Purpose, at_least: int = 0) -> None:
+        """``at_least``: the checkpoint's index, in case the store is a new one."""
+        self._store = store
+        self._source = source
+        self._purpose: Purpose = purpose
+        self.next_index = max(at_least, int(store.get_value(self._key) or 0))
+
+    @property
+    def _key(self) -> str:
+        return f"next_index:{self._purpose}"
+
+    def issue(self, count: int, version: int) -> int:
+        """Prompts first, index second: after a crash in between the same ids are issued again, which changes nothing."""
+        if count <= 0:
+            return 0
+        prompts = self._source.prompts(self._purpose, self.next_index, count, version)
+        num_new = self._store.issue(prompts)
+        self.next_index += count
+        self._store.set_value(self._key, str(self.next_index))
+        return num_new
+
+    def top_up(self, group_id: str, count: int, version: int) -> None:
+        """Replace ``count`` lost samples of a group; sample numbers that were used before are passed over."""
+        attempt = 0
+        while count > 0:
+            count -= self._store.issue([self._source.extra_sample(group_id, attempt, version)])
+            attempt += 1
+
+
+class BatchCollector:
+    """Batches for the RL steps, within the staleness bound."""
+
+    def __init__(self, config: VcppoConfig, store: RunStore, issuer: PromptIssuer) -> None:
+        self._rl = config.rl
+        self._deadline_seconds = config.learner.batch_deadline_seconds
+        self._store = store
+        self._issuer = issuer
+        grouped = config.algorithm.advantage_estimator != "gae"
+        self._group_size = config.rl.group_size if grouped else 1
+        self._units_per_step = config.rl.batch_size // self._group_size
+        self._watch = WaitWatch("batch", self._deadline_seconds)
+
+    def issue(self, version: int) -> int:
+        """Issue as much as the credits allow at ``version``; returns how many prompts."""
+        entries = to_entries(self._store.outstanding())
+        if self._group_size > 1:
+            for group_id, lost in shrunk_groups(entries, self._group_size).items():
+                log.info("group_topped_up", group_id=group_id, num_prompts=lost, policy_version=version)
+                self._issuer.top_up(group_id, lost, version)
+        units = make_units(entries, self._group_size, self._rl.max_staleness)
+        steps_left = self._rl.num_steps - version
+        count = num_units_to_issue(len(units), self._units_per_step, self._rl.max_staleness, steps_left)
+        return self._issuer.issue(count * self._group_size, version)
+
+    def poll(self, version: int) -> list[str] | None:
+        """The next batch's prompt ids, or None after waiting a moment for one more trajectory.
+
+        Raises:
+            DeadlineExceeded: too long without a batch; names the prompts and generators waited for.
+        """
+        outstanding = self._store.outstanding()
+        if self._give_up_stale(outstanding, version):
+            outstanding = self._store.outstanding()
+        units = make_units(to_entries(outstanding), self._group_size, self._rl.max_staleness)
+        decision = select_batch(
+            units,
+            version=version,
+            units_per_step=self._units_per_step,
+            max_staleness=self._rl.max_staleness,
+            straggler=self._rl.straggler,
+        )
+        if isinstance(decision, Ready):
+            self._watch.reset()
+            self._drop(decision, outstanding, version)
+            return decision.prompt_ids
+        self._wait(decision, outstanding, version)
+        return None
+
+    def _wait(self, decision: Wait, outstanding: Sequence[Outstanding], version: int) -> None:
+        self.issue(version)  # rejections free credits while we wait
+        self._store.requeue_expired_leases()
+        self._watch.check(lambda: describe_wait(self._store, outstanding, decision.on))
+        self._store.wait_for_append(POLL_SECONDS)
+
+    def _give_up_stale(self, outstanding: Sequence[Outstanding], version: int) -> bool:
+        stale = too_stale(to_entries(outstanding), version, self._rl.max_staleness)
+        if stale:
+            log.warning(
+                "trajectories_too_stale",
+                num_trajectories=len(stale),
+                prompt_ids=stale[:_NUM_NAMED],
+                policy_version=version,
+                max_staleness=self._rl.max_staleness,
+                cause="a generator ran old weights, or rl.max_staleness was lowered on resume",
+            )
+            give_up(self._store, stale, outstanding, "stale")
+        return bool(stale)
+
+    def _drop(self, decision: Ready, outstanding: Sequence[Outstanding], version: int) -> None:
+        """straggler=drop: each drop is a log line with what is known of its length and difficulty."""
+        if not decision.dropped:
+            return
+        siblings: dict[str, list[int]] = {}
+        for entry in outstanding:
+            if entry.num_tokens is not None:
+                siblings.setdefault(entry.group_id, []).append(entry.num_tokens)
+        by_id = {entry.prompt_id: entry for entry in outstanding}
+        for prompt_id in decision.dropped:
+            entry = by_id[prompt_id]
+            arrived = siblings.get(entry.group_id, [])
+            log.warning(
+                "straggler_dropped",
+                prompt_id=prompt_id,
+                issue_version=entry.issue_version,
+                policy_version=version,
+                siblings_arrived=len(arrived),
+                siblings_mean_tokens=sum(arrived) / len(arrived) if arrived else None,
+            )
+        give_up(self._store, decision.dropped, outstanding, "straggler")
+
+
+class WaitWatch:
+    """The deadline of a wait, and a log line every `REPORT_SECONDS` that says on whom."""
+
+    def __init__(self, what: str, deadline_seconds: float) -> None:
+        self._what = what
+        self._deadline_seconds = deadline_seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """What was waited for has come; the next `check` starts a new wait."""
+        self._started: float | None = None
+        self._next_report = 0.0
+
+    def check(self, describe: Callable[[], dict[str, object]]) -> None:
+        """Raises DeadlineExceeded when the wait has lasted too long."""
+        now = time.monotonic()
+        if self._started is None:
+            self._started = now
+            self._next_report = now + REPORT_SECONDS
+        waited = now - self._started
+        if waited > self._deadline_seconds:
+            raise DeadlineExceeded(
+                f"no {self._what} for {waited:.0f} s (learner.batch_deadline_seconds = {self._deadline_seconds:g}); "
+                f"waited for {describe()}"
+            )
+        if now >= self._next_report:
+            self._next_report = now + REPORT_SECONDS
+            log.info(f"waiting_for_{self._what}", seconds=round(waited, 1), **describe())
+
+
+def to_entries(outstanding: Iterable[Outstanding]) -> list[Entry]:
+    """What can still be batched: claimed prompts are trained (their commit waits for a checkpoint)."""
+    return [
+        Entry(
+            entry.prompt_id,
+            entry.group_id,
+            entry.issue_version if entry.oldest_version is None else min(entry.issue_version, entry.oldest_version),
+            entry.state == "buffered",
+        )
+        for entry in outstanding
+        if entry.state != "claimed"
+    ]
+
+
+def give_up(store: RunStore, prompt_ids: Sequence[str], outstanding: Iterable[Outstanding], reason: str) -> None:
+    """Expire what has not arrived, reject what has; one that arrived in between is rejected too."""
+    arrived = {entry.prompt_id for entry in outstanding if entry.state == "buffered"}
+    pending = [prompt_id for prompt_id in prompt_ids if prompt_id not in arrived]
+    expired = set(store.expire(pending, reason)) if pending else set()
+    for prompt_id in prompt_ids:
+        if prompt_id not in expired:
+            store.reject(prompt_id, reason)
+
+
+def describe_wait(store: RunStore, outstanding: Iterable[Outstanding], on: Sequence[str]) -> dict[str, object]:
+    """Whom a wait is on: the missing prompts by state, and the generators that are alive."""
+    missing = set(on)
+    states = Counter(entry.state for entry in outstanding if not missing or entry.prompt_id in missing)
+    return {
+        "missing": len(on),
+        "prompt_ids": list(on[:_NUM_NAMED]),
+        **{f"num_{state}": count for state, count in sorted(states.items())},
+        "generators": sorted(member.id for member in store.members("generator")),
+    }
+
+

@@ -1,0 +1,380 @@
+"""The learner's loop: Algorithm 1 (VC-PPO) over a stream of asynchronous trajectories.
+
+    store ──claim──▶ values ▶ old log-probs ▶ advantages (lambda_actor), targets (lambda_critic)
+      ▲              E epochs x M mini-batches: clipped objective, value loss, one actor and one critic step
+      │                                                   │ policy version + 1
+      └──issue by credit ◀── broadcast ◀── commit ◀── checkpoint (every k steps)
+
+Read `RlLoop.run` and `RlLoop.train`; the rest of the file is what they call. Every rank runs the same loop. Rank 0 talks to the
+store and tells the others what it found (`_agree`); while it waits it does so every second, so no collective
+of another rank ever waits longer than that.
+
+Step s (from 1) trains the batch claimed at version s - 1 and makes version s. Its trained ids are on disk before
+anything is committed, and a commit comes only after the checkpoint that contains the step is durable.
+
+Resume. Load the newest sound checkpoint (step c); commit what is claimed for steps <= c (the crash may have come
+between checkpoint and commit); then train the other claimed batches again, c + 1, c + 2, ..., in recorded order, from the same
+weights, optimizer state and seeds, without issuing or broadcasting; then broadcast once and go on. Why once, at
+the end: generators never run a newer version than the last claim's step s (version s is made from it), and
+after the replay the learner is at s. So no trajectory in the store or on its way is newer than the
+learner (staleness >= 0), and since replay issues nothing and changes no claim, the bound of
+`learner.credits` holds as it did before the crash. Generators go on with what is leased meanwhile.
+
+If damage forced an older checkpoint (c < the last committed step), the steps between are lost: their
+trajectories are settled. Versions are labels, so the learner keeps the label of the last committed step,
+says so in the log, and staleness stays within its bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+from common.metrics import MetricsWriter
+from common.run_folder import RunFolder
+from common.store import RunStore
+from learner.batch import Batch, Share, mini_batches
+from learner.canary import make_probe
+from learner.checkpoint import CheckpointState, CheckpointStore, check_ranks, hash_json, load_rng, save_rng
+from learner.collect import BatchCollector, PromptIssuer
+from learner.engine import barrier, broadcast_object
+from learner.prompts import PromptSource
+from learner.step_metrics import step_metrics
+from learner.trained_log import TrainedLog
+from learner.update import Estimates, Models, UpdateStats, combine, compute_old_log_probs, compute_values, update
+from learner.weight_transfer import BroadcastReport, CanaryProbe
+
+log = structlog.get_logger(__name__)
+
+SYNC_CHECK_SECONDS = 2.0
+COMMITTED_STEP = "committed_step"
+
+
+class Broadcaster(Protocol):
+    """What the loop needs of `learner.weight_transfer.WeightBroadcaster`."""
+
+    def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport: ...
+
+    def out_of_sync(self, policy_version: int) -> list[str]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class RankZero:
+    """What only rank 0 has: the store, and what writes to the run folder."""
+
+    store: RunStore
+    issuer: PromptIssuer
+    collector: BatchCollector
+    metrics: MetricsWriter
+    trained_log: TrainedLog
+
+
+class Phases:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+    def finish(self) -> dict[str, float]:
+        return {**self.seconds, "step": time.monotonic() - self._started}
+
+
+class RlLoop:
+    """One RL run of one rank. `run` returns True when all steps are done, False when it was asked to stop."""
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        models: Models,
+        share: Share,
+        broadcaster: Broadcaster,
+        rank_zero: RankZero | None,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config = config
+        self.models = models
+        self.share = share
+        self.version = 0  # policy version = steps done
+        self._broadcaster = broadcaster
+        self._rank_zero = rank_zero
+        self._stop_requested = stop_requested
+        self._checkpoints = CheckpointStore(
+            RunFolder(config.run.path).checkpoints, keep=config.learner.keep_checkpoints
+        )
+        self._uncommitted: list[str] = []
+        self._next_index: dict[str, int] = {}
+        self._probe: CanaryProbe | None = None
+        self._next_sync_check = 0.0
+
+    def run(self) -> bool:
+        """Resume if there is something to resume, then step until the end or until asked to stop."""
+        self._resume()
+        self._issue()
+        while self.version < self.config.rl.num_steps:
+            phases = Phases()
+            with phases.phase("claim"):
+                batch = self._collect()
+            if batch is None:
+                self._checkpoint_and_commit()
+                return False
+            estimates, stats = self.train(batch, phases)
+            self._finish_step(batch, phases)
+            self._broadcast_if_not_last(phases)
+            self._issue()
+            self._record(batch, estimates, stats, phases)
+        return True
+
+    def train(self, batch: Batch, phases: Phases) -> tuple[Estimates, UpdateStats]:
+        """Algorithm 1 on one batch; the policy's version goes up by one."""
+        algorithm, temperature = self.config.algorithm, self.config.sampling.temperature
+        with phases.phase("values"):
+            values, last_values = compute_values(self.models.critic, batch, self.share)
+        with phases.phase("old_log_probs"):
+            proximal, reference = compute_old_log_probs(self.models, batch, algorithm, self.share, temperature)
+        estimates = combine(batch, algorithm, values, last_values, proximal, reference)
+        stats = UpdateStats(num_buckets=self.config.rl.max_staleness + 1)
+        with phases.phase("update"):
+            for epoch in range(algorithm.num_epochs):
+                for members in self._mini_batches(batch, epoch):
+                    update(self.models, batch, estimates, members, algorithm, self.share, temperature, stats)
+        self.version += 1
+        return estimates, stats.gathered()
+
+    def _mini_batches(self, batch: Batch, epoch: int) -> list[list[int]]:
+        return mini_batches(
+            batch,
+            self.config.algorithm.num_mini_batches,
+            seed=self.config.run.seed,
+            step=self.version + 1,
+            epoch=epoch,
+        )
+
+    # Collecting (rank 0 decides, all ranks learn)
+
+    def _agree(self, decide: Callable[[RankZero], Any]) -> Any:
+        """Rank 0's plain value on every rank."""
+        return broadcast_object(decide(self._rank_zero) if self._rank_zero is not None else None)
+
+    def _collect(self) -> Batch | None:
+        """The claimed batch of the next step; None: stop. Brings generators that lag behind up to date meanwhile."""
+        while True:
+            decision = self._agree(self._poll)
+            if decision["do"] == "stop":
+                return None
+            if decision["do"] == "broadcast":
+                self._broadcast()
+            elif decision["do"] == "train":
+                return self._batch(decision["payloads"])
+
+    def _poll(self, rank_zero: RankZero) -> dict[str, Any]:
+        if self._stop_requested():
+            return {"do": "stop"}
+        ids = rank_zero.collector.poll(self.version)
+        if ids is not None:
+            return {"do": "train", "payloads": rank_zero.store.claim(ids, self.version + 1)}
+        if time.monotonic() >= self._next_sync_check:
+            self._next_sync_check = time.monotonic() + SYNC_CHECK_SECONDS
+            lagging = self._broadcaster.out_of_sync(self.version)
+            if lagging:
+                log.info("generators_out_of_sync", generators=lagging, policy_version=self.version)
+                return {"do": "broadcast"}
+        return {"do": "wait"}
+
+    def _batch(self, payloads: list[bytes]) -> Batch:
+        batch = Batch.decode(payloads, self.version)
+        self._probe_source = batch
+        return batch
+
+    # After the update
+
+    def _finish_step(self, batch: Batch, phases: Phases) -> None:
+        """Write down what was trained; every k steps and at the end checkpoint, then commit."""
+        self._uncommitted.extend(batch.prompt_ids)
+        if self._rank_zero is not None:
+            self._rank_zero.trained_log.append(self.version, batch)
+        due = self.version % self.config.learner.checkpoint_every == 0 or self.version == self.config.rl.num_steps
+        if due:
+            with phases.phase("checkpoint"):
+                self._checkpoint_and_commit()
+
+    def _checkpoint_and_commit(self) -> None:
+        if not self._uncommitted:
+            return
+        if self._rank_zero is not None:
+            self._checkpoints.begin(self.version)
+        barrier()
+        staging = self._checkpoints.staging(self.version)
+        self.models.actor.save(staging / "actor")
+        if self.models.critic is not None:
+            self.models.critic.save(staging / "critic")
+        save_rng(staging, self.share.rank)
+        barrier()
+        if self._rank_zero is not None:
+            folder = self._checkpoints.publish(self._state())
+            self._commit(self._rank_zero.store, self._uncommitted, self.version)
+            log.info("checkpoint_written", folder=str(folder), policy_version=self.version)
+        self._uncommitted = []
+
+    def _state(self) -> CheckpointState:
+        assert self._rank_zero is not None
+        return CheckpointState(
+            step=self.version,
+            next_index={**self._next_index, "rl": self._rank_zero.issuer.next_index},
+            prompt_ids=list(self._uncommitted),
+            config_hash=config_hash(self.config),
+            num_ranks=self.share.num_ranks,
+            zero_stage=self.config.learner.zero_stage,
+        )
+
+    def _commit(self, store: RunStore, prompt_ids: list[str], step: int) -> None:
+        store.commit(prompt_ids)
+        store.set_value(COMMITTED_STEP, str(max(step, int(store.get_value(COMMITTED_STEP) or 0))))
+
+    def _broadcast_if_not_last(self, phases: Phases) -> None:
+        """Nobody generates for the version after the last step; `learner.export` writes its weights."""
+        if self.version == self.config.rl.num_steps:
+            return
+        with phases.phase("broadcast"):
+            self._probe = make_probe(self.models.actor, self._probe_source, self.config)
+            report = self._broadcast()
+        phases.seconds["pause"] = report.pause_seconds
+
+    def _broadcast(self) -> BroadcastReport:
+        return self._broadcaster.broadcast(self.version, self._probe)
+
+    def _issue(self) -> None:
+        if self._rank_zero is not None:
+            self._rank_zero.collector.issue(self.version)
+
+    def _record(self, batch: Batch, estimates: Estimates, stats: UpdateStats, phases: Phases) -> None:
+        if self._rank_zero is None:
+            return
+        values = step_metrics(batch, estimates, stats, phases.finish(), has_critic=self.models.critic is not None)
+        ledger = self._rank_zero.store.ledger()
+        values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
+        self._rank_zero.metrics.write(self.version, values)
+        log.info("step", **_log_fields(self.version, values))
+        if not ledger.is_exact:
+            log.error("ledger_not_exact", ledger=str(ledger))
+
+    # Resume
+
+    def _resume(self) -> None:
+        found = self._agree(lambda _: self._newest())
+        if found is not None:
+            self._load(Path(found["folder"]), found)
+        claims = self._agree(self._claims_to_replay)
+        for step, prompt_ids in claims:
+            self._replay(step, prompt_ids)
+        must_broadcast = self._agree(lambda _: self.version > 0 or bool(self._broadcaster.out_of_sync(self.version)))
+        if must_broadcast and self.version < self.config.rl.num_steps:
+            self._broadcast()
+
+    def _newest(self) -> dict[str, Any] | None:
+        newest = self._checkpoints.newest()
+        if newest is None:
+            return None
+        folder, state = newest
+        check_ranks(folder, state, self.share.num_ranks, self.config.learner.zero_stage)
+        if state.config_hash != config_hash(self.config):
+            log.warning("config_changed", folder=str(folder), then=state.config_hash, now=config_hash(self.config))
+        return {"folder": str(folder), "step": state.step, "next_index": state.next_index}
+
+    def _load(self, folder: Path, state: dict[str, Any]) -> None:
+        self.models.actor.load(folder / "actor")
+        if self.models.critic is not None:
+            self.models.critic.load(folder / "critic")
+        load_rng(folder, self.share.rank)
+        self.version = int(state["step"])
+        self._next_index = dict(state["next_index"])
+        if self._rank_zero is not None:
+            issuer = self._rank_zero.issuer
+            issuer.next_index = max(issuer.next_index, int(self._next_index.get("rl", 0)))
+        log.info("checkpoint_loaded", folder=str(folder), policy_version=self.version)
+
+    def _claims_to_replay(self, rank_zero: RankZero) -> list[tuple[int, list[str]]]:
+        """Commit the claims the checkpoint contains; return the others, (step, prompt ids) in step order."""
+        store = rank_zero.store
+        committed = int(store.get_value(COMMITTED_STEP) or 0)
+        if committed > self.version:
+            self._skip_lost_steps(committed)
+        claims = sorted(store.claimed().items())
+        for step, prompt_ids in claims:
+            if step <= self.version:
+                self._commit(store, prompt_ids, step)
+        left = [(step, prompt_ids) for step, prompt_ids in claims if step > self.version]
+        if [step for step, _ in left] != list(range(self.version + 1, self.version + 1 + len(left))):
+            raise VcppoError(
+                f"claimed steps {[step for step, _ in left]} do not follow checkpoint step {self.version}: "
+                "the store and the run folder are not of the same run; give each run its own run.name and Redis"
+            )
+        return left
+
+    def _skip_lost_steps(self, committed: int) -> None:
+        if self.version == 0:
+            raise VcppoError(
+                f"the store has {committed} committed steps but {self._checkpoints.root} holds no checkpoint: "
+                "restore the folder, or start a new run under another run.name"
+            )
+        log.error(
+            "steps_lost",
+            checkpoint_step=self.version,
+            committed_step=committed,
+            effect="these steps' updates are gone, their trajectories are settled; going on under the committed version",
+        )
+        self.version = committed
+
+    def _replay(self, step: int, prompt_ids: list[str]) -> None:
+        payloads = self._agree(lambda rank_zero: rank_zero.store.payloads(prompt_ids))
+        if self._rank_zero is not None:
+            log.info("step_replayed", step=step, num_trajectories=len(prompt_ids))
+        phases = Phases()
+        batch = self._batch(payloads)
+        estimates, stats = self.train(batch, phases)
+        self._probe = make_probe(self.models.actor, batch, self.config)
+        self._finish_step(batch, phases)
+        self._record(batch, estimates, stats, phases)
+
+
+def config_hash(config: VcppoConfig) -> str:
+    """Of everything that shapes the weights; where the run lives and how it logs is left out."""
+    tree = config.model_dump(mode="json")
+    return hash_json({name: tree[name] for name in ("model", "task", "sampling", "algorithm", "critic", "rl")})
+
+
+def _log_fields(version: int, values: dict[str, Any]) -> dict[str, Any]:
+    """The one line a user reads per step."""
+    chosen = {
+        "accuracy": "reward/accuracy",
+        "length": "length/mean",
+        "explained_variance": "explained_variance/token",
+        "entropy": "policy/entropy",
+        "clip_fraction": "policy/clip_fraction",
+        "staleness": "staleness/mean",
+        "tokens_per_second": "tokens/per_second",
+        "seconds": "time/step",
+        "waited": "time/claim",
+    }
+    fields = {name: values.get(key) for name, key in chosen.items()}
+    return {"policy_version": version} | {
+        name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()
+    }
