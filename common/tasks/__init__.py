@@ -61,7 +61,9 @@ def load_task(config: TaskConfig) -> Task:
     try:
         inspect.signature(kind).bind(**config.options)
     except TypeError as error:
-        raise TaskError(f"task.options do not fit {config.name}: {error}; it takes {inspect.signature(kind)}") from error
+        raise TaskError(
+            f"task.options do not fit {config.name}: {error}; it takes {inspect.signature(kind)}"
+        ) from error
     return kind(**config.options)
 
 

@@ -49,18 +49,30 @@ _HELD_OUT_SHARE = 8  # one possible problem in 8 is held out
 class ChainOptions(TaskOptions):
     """``task.options`` of chain_arithmetic."""
 
-    num_operations: int = Field(6, ge=1, le=26, description="K: operations in a row. Careful responses have about 34 K tokens.")
-    max_multiplier: int = Field(9, ge=2, le=9, description="m is drawn from 2 to this; smaller ones are learned faster.")
-    num_digits: int = Field(3, ge=1, le=9, description="Digits of x; everything is modulo 10 to this power.")
+    num_operations: int = Field(default=6, ge=1, le=26)
+    """K: operations in a row. Careful responses have about 34 K tokens."""
+
+    max_multiplier: int = Field(default=9, ge=2, le=9)
+    """m is drawn from 2 to this; smaller ones are learned faster."""
+
+    num_digits: int = Field(default=3, ge=1, le=9)
+    """Digits of x; everything is modulo 10 to this power."""
 
 
 class ChainStyle(TaskOptions):
     """``style`` of the demonstrations. A response is *long* or *short*, which differ in how many steps are sloppy."""
 
-    long_fraction: float = Field(1.0, ge=0, le=1, description="Share of responses in the long style.")
-    long_sloppy: float = Field(0.4, ge=0, le=1, description="Probability that a step of a long response is sloppy.")
-    short_sloppy: float = Field(0.95, ge=0, le=1, description="Probability that a step of a short response is sloppy.")
-    check: float = Field(0.3, ge=0, le=1, description="Probability that a sloppy step is checked.")
+    long_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Share of responses in the long style."""
+
+    long_sloppy: float = Field(default=0.4, ge=0, le=1)
+    """Probability that a step of a long response is sloppy."""
+
+    short_sloppy: float = Field(default=0.95, ge=0, le=1)
+    """Probability that a step of a short response is sloppy."""
+
+    check: float = Field(default=0.3, ge=0, le=1)
+    """Probability that a sloppy step is checked."""
 
 
 class Operation(NamedTuple):
@@ -83,7 +95,7 @@ class ChainArithmetic(Task):
 
     def __init__(self, **options: object) -> None:
         self.options = parse_options(ChainOptions, options, "task.options")
-        self._modulus = 10**self.options.num_digits
+        self._modulus: int = 10**self.options.num_digits
 
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
         """See `Task.problems`. Which problems are held out is a property of their text, so splits never meet."""

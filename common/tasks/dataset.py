@@ -10,7 +10,6 @@ import random
 from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
-from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import Field
@@ -24,30 +23,50 @@ from common.trajectory import FinishReason
 class DatasetOptions(TaskOptions):
     """``task.options`` of dataset."""
 
-    path: str = Field(..., description="A .jsonl, .json or .parquet file, or the id of a Hugging Face data set.")
-    held_out_path: str | None = Field(
-        None, description="Held-out problems, likewise. None: a share of `path` is held out, by a hash of the question."
-    )
-    subset: str | None = Field(None, description="Configuration name of a hub data set, e.g. `main` of openai/gsm8k.")
-    hub_split: str = Field("train", description="Which split of a hub data set `path` means.")
-    hub_held_out_split: str = Field("test", description="Which split of a hub data set `held_out_path` means.")
-    question_column: str = Field("question", description="Column with the question.")
-    answer_column: str = Field("answer", description="Column with the reference answer: a number, an expression or LaTeX.")
-    answer_after: str | None = Field(
-        None, description="Only what follows this in the answer column is the answer (`####` for GSM8K)."
-    )
-    held_out_fraction: float = Field(0.1, gt=0, lt=1, description="Share of questions held out when held_out_path is not given.")
-    prompt_template: str | None = Field(
-        None, description="Plain-text prompt with {question}, for base models. None: chat messages through the model's chat template."
-    )
-    system_prompt: str | None = Field(None, description="System message of the chat form.")
-    instruction: str = Field(
-        "Please reason step by step, and put your final answer within \\boxed{}.",
-        description="Follows the question in the chat form.",
-    )
-    end_of_thinking: str = Field("</think>", description="Only what follows the last of these in a response is judged.")
-    require_thinking: bool = Field(False, description="A response without end_of_thinking is `unparsable`; else all of it is judged.")
-    judge_truncated: bool = Field(False, description="Judge responses cut off by length too; else they are `unparsable`.")
+    path: str
+    """A .jsonl, .json or .parquet file, or the id of a Hugging Face data set."""
+
+    held_out_path: str | None = None
+    """Held-out problems, likewise. None: a share of `path` is held out, by a hash of the question."""
+
+    subset: str | None = None
+    """Configuration name of a hub data set, e.g. `main` of openai/gsm8k."""
+
+    hub_split: str = "train"
+    """Which split of a hub data set `path` means."""
+
+    hub_held_out_split: str = "test"
+    """Which split of a hub data set `held_out_path` means."""
+
+    question_column: str = "question"
+    """Column with the question."""
+
+    answer_column: str = "answer"
+    """Column with the reference answer: a number, an expression or LaTeX."""
+
+    answer_after: str | None = None
+    """Only what follows this in the answer column is the answer (`####` for GSM8K)."""
+
+    held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of questions held out when held_out_path is not given."""
+
+    prompt_template: str | None = None
+    """Plain-text prompt with {question}, for base models. None: chat messages through the model's chat template."""
+
+    system_prompt: str | None = None
+    """System message of the chat form."""
+
+    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    """Follows the question in the chat form."""
+
+    end_of_thinking: str = "</think>"
+    """Only what follows the last of these in a response is judged."""
+
+    require_thinking: bool = False
+    """A response without end_of_thinking is `unparsable`; else all of it is judged."""
+
+    judge_truncated: bool = False
+    """Judge responses cut off by length too; else they are `unparsable`."""
 
 
 class _Question(NamedTuple):
@@ -82,6 +101,10 @@ class DatasetTask(Task):
             return Verdict("unparsable", None)
         return judge(reference=str(answer["reference"]), text=final)
 
+    def warm_up(self) -> None:
+        """math-verify drags in SymPy: seconds, which must not count as the first response's."""
+        judge(reference="1/2", text="$0.5$")
+
     def _load(self) -> dict[Split, list[_Question]]:
         options = self.options
         train = [self._question(row) for row in read_rows(options.path, options.subset, options.hub_split)]
@@ -114,7 +137,7 @@ class DatasetTask(Task):
                     "mend the row or task.options.answer_after"
                 )
         if not answer.strip():
-            raise TaskError(f"{row.place}: {options.answer_column!r} is empty: give the reference answer or drop the row")
+            raise TaskError(f"{row.place}: {options.answer_column!r} is empty: give the answer or drop the row")
         return _Question(text, answer.strip())
 
     def _is_held_out(self, question: str) -> bool:

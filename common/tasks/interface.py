@@ -8,10 +8,10 @@ To bring your own, subclass `Task` in any importable module and name it in the c
 
     class MyTask(Task):
         def __init__(self, difficulty: int = 1) -> None: ...
-        def problems(self, split, seed, start, count): ...     # required
-        def verify(self, answer, response, finish_reason): ... # required
-        def demonstrations(self, seed, count, style): ...      # only for `vcppo sft`
-        def tokenizer(self): ...                               # only for models made from scratch
+        def problems(self, split, seed, start, count): ...      # required
+        def verify(self, answer, response, finish_reason): ...  # required
+        def demonstrations(self, seed, count, style): ...       # only for `vcppo sft`
+        def tokenizer(self): ...                                # only for models made from scratch
 
 A task must not import torch: it is loaded in every process, and its verifier runs in child processes
 that are killed at a deadline.
@@ -101,6 +101,9 @@ class Task(ABC):
             finish_reason: ``stop``: the policy ended it; ``length``: it was cut off.
         """
 
+    def warm_up(self) -> None:  # noqa: B027  (optional: most verifiers have nothing to import)
+        """Called once in each verifier child before the first deadline runs: import what `verify` is slow to import."""
+
     def demonstrations(self, seed: int, count: int, style: Mapping[str, object]) -> list[Demonstration]:
         """`count` examples for the cold start, drawn from train problems only.
 
@@ -130,7 +133,7 @@ Options = TypeVar("Options", bound="TaskOptions")
 class TaskOptions(BaseModel):
     """Base of the built-in tasks' options and styles: typed, documented field by field, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def parse_options(kind: type[Options], values: Mapping[str, object], where: str) -> Options:

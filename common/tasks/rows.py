@@ -51,7 +51,9 @@ def _read_json(file: Path) -> Iterator[Row]:
     try:
         rows = json.loads(_text(file))
     except json.JSONDecodeError as error:
-        raise TaskError(f"{file}:{error.lineno}: not JSON ({error.msg}); a .json file holds one list of objects") from error
+        raise TaskError(
+            f"{file}:{error.lineno}: not JSON ({error.msg}); a .json file holds one list of objects"
+        ) from error
     if not isinstance(rows, list):
         raise TaskError(f"{file}: holds {type(rows).__name__}, not a list of objects; for one object a line use .jsonl")
     for number, values in enumerate(rows, start=1):
@@ -77,8 +79,8 @@ def _read_hub(name: str, subset: str | None, split: str) -> Iterator[Row]:
         import datasets
     except ImportError as error:
         raise TaskError(
-            f"task.options.path = {name!r} is no .jsonl, .json or .parquet file, so it would be a Hugging Face data set; "
-            "those need the datasets library: pip install datasets"
+            f"task.options.path = {name!r} is no .jsonl, .json or .parquet file, so it would be "
+            "a Hugging Face data set; those need the datasets library: pip install datasets"
         ) from error
     try:
         data = datasets.load_dataset(name, subset, split=split)
