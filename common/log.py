@@ -59,8 +59,9 @@ def configure_logging(config: LoggingConfig, service: str, run_id: str) -> None:
 def inherit_logging() -> logging.Handler:
     """Set up a child process as its parent was, from the environment; the handler factory of vllm_logging.json.
 
-    vLLM applies that file with ``dictConfig`` when it is imported, in this process and in each child it
-    spawns (engine core, workers). Returns the root handler, so that ``dictConfig`` has one to name.
+    vLLM applies that file with ``dictConfig`` when an engine starts, in this process and in each child it
+    spawns (engine core, workers). A plugin that logs before that may call this itself: it is idempotent.
+    Returns the root handler, so that ``dictConfig`` has one to name.
     """
     handler = _root_handler()
     if handler is None:
@@ -159,10 +160,15 @@ def _route_libraries(level: str) -> None:
             library_logger.removeHandler(handler)
         # Not setLoggerClass: loggers that exist already must change too.
         library_logger.__class__ = RoutedLogger
-    logging.getLogger("vllm").setLevel(level.upper())
     quiet = max(logging.WARNING, logging.getLevelName(level.upper()))
+    logging.getLogger("vllm").setLevel(_vllm_level(level))
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(quiet)
+
+
+def _vllm_level(level: str) -> str:
+    """vLLM says a hundred things at info while it starts; they are there when ours is debug."""
+    return "WARNING" if level == "info" else level.upper()
 
 
 def _plain_stream_handlers(root: logging.Logger) -> list[logging.Handler]:
@@ -185,7 +191,7 @@ def _announce_to_children(service: str, run_id: str, level: str, pretty: bool) -
         os.environ[_ENVIRONMENT[name]] = value
     os.environ[_FORMAT_VARIABLE] = "pretty" if pretty else "json"
     os.environ["VLLM_CONFIGURE_LOGGING"] = "1"
-    os.environ["VLLM_LOGGING_LEVEL"] = level.upper()
+    os.environ["VLLM_LOGGING_LEVEL"] = _vllm_level(level)
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(Path(__file__).with_name("vllm_logging.json"))
 
 

@@ -196,7 +196,7 @@ CHILD = """
 import json, logging, logging.config, os
 config = json.load(open(os.environ["VLLM_LOGGING_CONFIG_PATH"]))
 logging.config.dictConfig(config)  # what vllm/logger.py does on import
-logging.getLogger("vllm.engine").info("loaded in %d s", 3)
+logging.getLogger("vllm.engine").warning("loaded in %d s", 3)
 import structlog
 structlog.get_logger("generator.engine").info("weights_loaded")
 """
@@ -207,7 +207,7 @@ def test_vllm_children_log_like_their_parent(lines: Lines) -> None:
         [sys.executable, "-c", CHILD], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
     )
     first, second = (json.loads(line) for line in done.stdout.splitlines())
-    assert (first["event"], first["level"], first["logger"]) == ("loaded in 3 s", "info", "vllm.engine")
+    assert (first["event"], first["level"], first["logger"]) == ("loaded in 3 s", "warning", "vllm.engine")
     assert (first["service"], first["run_id"]) == ("learner", "run-1")
     assert second["event"] == "weights_loaded"
     assert done.stderr == ""
