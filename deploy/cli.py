@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common.config import VcppoConfig, config_fields, load_config
+from common.config import VcppoConfig, config_fields, dump_config, load_config
 from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
 
 Command = Callable[[argparse.Namespace], int]
@@ -127,12 +127,10 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 def _show_config(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
-        from common.config import dump_config
-
-        print(dump_config(_config(arguments)), end="")
+        print(dump_config(load_config(arguments.config, arguments.overrides)), end="")
         return EXIT_OK
     for each in config_fields():
-        if arguments.pattern in each.name or arguments.pattern in each.description:
+        if all(word in each.name or word in each.description for word in arguments.overrides):
             print(f"{each.name}  ({each.type}; default {each.default})\n    {each.description}")
     return EXIT_OK
 
@@ -261,9 +259,8 @@ def _parser() -> argparse.ArgumentParser:
 
     config = _add(commands, "config", _show_config, "every setting with its meaning; with -c, the resolved tree",
                   "vcppo config\nvcppo config lambda\nvcppo config -c my.yaml rl.batch_size=64")  # fmt: skip
-    config.add_argument("pattern", nargs="?", default="", help="only settings whose name or text has this")
-    config.add_argument("-c", "--config", type=Path, metavar="CONFIG", help="print this file's resolved tree instead")
-    config.set_defaults(overrides=[])
+    config.add_argument("overrides", nargs="*", metavar="WORD", help="only settings with this in their name or text")
+    config.add_argument("-c", "--config", type=Path, metavar="CONFIG", help="print this file resolved, with overrides")
 
     demo = _add(commands, "demo", _demo, "the whole pipeline: cold start, value pretraining, RL, evaluation, report",
                 "vcppo demo                    starts runs/demo, or continues it where it stopped\n"

@@ -80,7 +80,7 @@ class ProgressLines:
                 f"{process}: {record.get('level')}: {record.get('event')} "
                 + " ".join(f"{k}={v}" for k, v in fields.items())
             )
-        elif record.get("event") == "ready" or record.get("event") in ("process_restarting", "stage_finished"):
+        elif str(record.get("event")).endswith("ready") and not record.get("unstructured"):
             self.say(f"{record.get('process', process)}: {record['event'].replace('_', ' ')}")
 
     def tick(self) -> None:

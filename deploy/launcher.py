@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
-from common.store import RunStore
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.ledger import Ledger
 from common.run_folder import RunFolder
+from common.store import RunStore
 from deploy import redis_server
 from deploy.cores import CorePlan, available_cores, plan_cores, thread_environment
 from deploy.log_lines import LogSink

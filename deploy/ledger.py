@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.store import RunStore
 from rich.console import Console
 from rich.table import Table
 
 from common.config import VcppoConfig
 from common.ledger import Ledger
 from common.run_folder import RunFolder
+from common.store import RunStore
 from deploy import redis_server
 from deploy.log_lines import LogSink
 from deploy.processes import Supervisor

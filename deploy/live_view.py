@@ -206,7 +206,7 @@ class LiveView:
         """Remember warnings, note what is going on; the rest is in the log files."""
         if level_of(record) >= LEVELS["warning"] and not record.get("unstructured"):
             self.warnings.append((process, record))
-        elif record.get("event") in ("ready", "process_started", "process_stopping"):
+        elif str(record.get("event")).endswith(("ready", "_started", "_stopping")) and not record.get("unstructured"):
             self.note = f"{record.get('process', process)}: {record['event'].replace('_', ' ')}"
 
     def tick(self) -> None:

@@ -64,7 +64,7 @@ class ProcessSpec:
         environment: added to the launcher's own.
         cores: ids to pin to; None leaves the launcher's.
         max_restarts: how often it is started again after failing once it had been ready; 0: its failure is the run's.
-        is_ready: recognises the line that says it is ready; default: the log event ``ready``.
+        is_ready: recognises the line that says it is ready; default: the log event ``ready`` or ``<role>_ready``.
         peers_suffice: when the restarts are used up, the run goes on while another process of the same `role` lives.
         role: what kind of process it is, e.g. ``generator``.
         may_finish: exit code 0 is its normal end; for a server it is a failure like any other.
@@ -78,7 +78,12 @@ class ProcessSpec:
     max_restarts: int = 0
     peers_suffice: bool = False
     may_finish: bool = True
-    is_ready: Callable[[Record], bool] = field(default=lambda record: record.get("event") == "ready")
+    is_ready: Callable[[Record], bool] | None = None
+
+    def says_ready(self, record: Record) -> bool:
+        if self.is_ready is not None:
+            return self.is_ready(record)
+        return record.get("event") in ("ready", f"{self.role}_ready")
 
 
 class Child:
@@ -276,7 +281,7 @@ class Supervisor:
             return False
         for line in lines.feed(chunk) if chunk else lines.rest():
             record = self.sink.line(child.spec.name, line)
-            child.ready = child.ready or child.spec.is_ready(record)
+            child.ready = child.ready or child.spec.says_ready(record)
         if not chunk:
             self._selector.unregister(pipe)
             pipe.close()

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import structlog
-from common.store import RunStore, StoreError
 
 from common.config import VcppoConfig
 from common.ledger import Ledger, Member
 from common.log import to_json
 from common.run_folder import RunFolder
+from common.store import RunStore, StoreError
 from deploy import redis_server
 from deploy.display import ProgressLines
 from deploy.live_view import LiveView

@@ -67,6 +67,11 @@ def _line(ax: Axes, rows: list[Row], name: str, label: str, colour: str, **optio
     return bool(values)
 
 
+def _legend(ax: Axes, **options: Any) -> None:
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(**options)
+
+
 def _bar(result: EvalResult) -> list[list[float]]:
     """matplotlib's error bar: distances below and above."""
     return [[result.pass_at_1 - result.low], [result.high - result.pass_at_1]]
@@ -82,7 +87,7 @@ def accuracy(ax: Axes, data: FigureData) -> bool:
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_title("Accuracy")
-    ax.legend(loc="lower right")
+    _legend(ax, loc="lower right")
     _steps(ax)
     return drawn or bool(data.evals)
 
@@ -103,7 +108,7 @@ def length(ax: Axes, data: FigureData) -> bool:
     ax.set_ylim(bottom=0)
     ax.set_title("Response length")
     ax.set_ylabel("tokens")
-    ax.legend(loc="lower right")
+    _legend(ax, loc="lower right")
     _steps(ax)
     return drawn
 
@@ -118,7 +123,7 @@ def value_pretraining(ax: Axes, data: FigureData) -> bool:
     if best is not None:
         ax.axvline(best, color=GREY, linewidth=1, label="checkpoint kept")
     ax.set_title("Value pretraining, held-out prompts")
-    ax.legend(loc="best")
+    _legend(ax, loc="best")
     _steps(ax, "value-pretraining step")
     return drawn
 
@@ -139,7 +144,7 @@ def explained_variance(ax: Axes, data: FigureData) -> bool:
     ax.set_ylim(max(-1.0, min(-0.05, low)), 1.25)  # room for the legend
     ax.axhline(0, color=MUTED, linewidth=0.8)
     ax.set_title("Explained variance of the critic")
-    ax.legend(loc="upper left", ncols=2)
+    _legend(ax, loc="upper left", ncols=2)
     ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 1.01])
     _steps(ax)
     return drawn
@@ -159,7 +164,7 @@ def _by_position(ax: Axes, data: FigureData, name: str, title: str) -> bool:
     ax.set_title(title)
     ax.set_xlabel("position in the response")
     ax.xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
-    ax.legend(loc="best")
+    _legend(ax, loc="best")
     return True
 
 
@@ -186,7 +191,7 @@ def staleness(ax: Axes, data: FigureData) -> bool:
     ax.fill_between(mixed_steps, 0, mixed, color=PURPLE, alpha=0.18, linewidth=0, label="share of mixed versions")
     ax.set_ylim(0, max(bound, max(largest), 1) * 1.25)
     ax.set_title("Staleness (policy versions)")
-    ax.legend(loc="upper right", ncols=2)
+    _legend(ax, loc="upper right", ncols=2)
     _steps(ax)
     return True
 
@@ -204,7 +209,7 @@ def phases(ax: Axes, data: FigureData) -> bool:
     ax.set_title("Time per step, by phase")
     ax.set_ylabel("seconds")
     ax.set_ylim(0, max(bottom.max(initial=0.0) * 1.3, 1e-9))
-    ax.legend(loc="upper right", ncols=3, handlelength=1.0, columnspacing=1.0)
+    _legend(ax, loc="upper right", ncols=3, handlelength=1.0, columnspacing=1.0)
     _steps(ax)
     return bool(bottom.any())
 

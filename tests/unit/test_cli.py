@@ -1,0 +1,223 @@
+"""The command line: help that teaches, errors that are one clear message, the exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from common.config import dump_config, load_config
+from common.errors import ConfigError
+from deploy import redis_server
+from deploy.cli import _parse, main
+from deploy.demo import demo_name
+from deploy.run_config import Change, RunError, changes, exclusive, open_run, write_config
+from tests.unit.fake_run import config_of, make_run
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", "demo")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config whose model exists; the working folder is a scratch one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(config_of(Path("runs"), "r")))
+    return path
+
+
+class TestParsing:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_help_teaches_by_examples(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        assert f"  vcppo {command}" in capsys.readouterr().out
+
+    def test_overrides_may_stand_anywhere(self) -> None:
+        parsed = _parse(["up", "a.b=1", "-c", "x.yaml", "c.d=2", "--watch", "e.f=3"])
+        assert parsed.overrides == ["a.b=1", "c.d=2", "e.f=3"]
+        assert parsed.watch
+
+    @pytest.mark.parametrize(
+        "words", [["up"], ["up", "-c", "x", "--no-such"], ["report", "a", "b=c", "d"], ["nonsense"], []]
+    )
+    def test_bad_usage_is_2(self, words: list[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(words.split())
+        assert caught.value.code == 2
+
+    def test_runs_as_a_program_and_starts_fast_without_torch(self) -> None:
+        code = (
+            "import sys; from deploy.cli import main; main(['config', 'lambda_actor']); print('torch' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "algorithm.lambda_actor" in done.stdout
+        assert done.stdout.strip().endswith("False")
+
+
+class TestErrors:
+    """Each gives one clear message on stderr and a non-zero exit, at once."""
+
+    def fails(self, words: list[str], code: int, *said: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(words) == code
+        error = capsys.readouterr().err
+        assert error.startswith("vcppo: ")
+        assert "Traceback" not in error
+        for each in said:
+            assert each in error
+
+    def test_config_typo(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fails(
+            ["up", "-c", str(config_file), "rl.batch_sise=64"], 2, "rl.batch_sise", "rl.batch_size", capsys=capsys
+        )
+
+    def test_no_such_config(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fails(["up", "-c", str(tmp_path / "no.yaml")], 2, "no.yaml", capsys=capsys)
+
+    def test_unknown_model_path(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fails(
+            ["up", "-c", str(config_file), "model.path=./gone"], 2, "model.path: ./gone", "vcppo sft", capsys=capsys
+        )
+
+    def test_port_in_use(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+            words = ["up", "-c", str(config_file), f"transport.endpoints=[{endpoint}]"]
+            self.fails(words, 2, "transport.endpoints", endpoint, capsys=capsys)
+
+    def test_no_redis_at_the_url(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        words = ["up", "-c", str(config_file), f"redis.url=redis://127.0.0.1:{port}/0"]
+        self.fails(words, 1, f"127.0.0.1:{port}", capsys=capsys)
+
+    def test_no_redis_binary(
+        self, config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        self.fails(["up", "-c", str(config_file)], 1, "no redis-server on PATH", "redis.url", capsys=capsys)
+
+    def test_ledger_of_a_run_never_up(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fails(["ledger", "-c", str(config_file)], 2, "never brought up", capsys=capsys)
+
+    def test_no_such_run(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fails(["report", "nothing"], 2, "nothing is not a run folder", capsys=capsys)
+        self.fails(["report"], 2, "no run under runs/", capsys=capsys)
+
+    def test_eval_of_no_model(self, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.fails(["eval", "-c", str(config_file), "--model", str(tmp_path / "none")], 2, "--model", capsys=capsys)
+
+
+class TestResume:
+    def test_changed_fields_are_named(self, config_file: Path) -> None:
+        write_config(load_config(config_file))
+        with pytest.raises(RunError, match=r"rl\.batch_size is 128 in the run and 64 now.*run\.name"):
+            write_config(load_config(config_file, ["rl.batch_size=64"]))
+
+    def test_harmless_changes_are_taken(self, config_file: Path) -> None:
+        write_config(load_config(config_file))
+        path = write_config(
+            load_config(config_file, ["rl.num_steps=80", "logging.level=debug", "generator.num_generators=3"])
+        )
+        assert load_config(path).rl.num_steps == 80
+
+    def test_same_config_is_no_change(self, config_file: Path) -> None:
+        assert changes(load_config(config_file), load_config(config_file)) == []
+
+    def test_options_are_compared_one_by_one(self, config_file: Path) -> None:
+        now = load_config(config_file, ["task.options={num_operations: 4}"])
+        assert [c.field for c in changes(load_config(config_file), now)] == [
+            "task.options",
+            "task.options.num_operations",
+        ]
+        assert not Change("task.options.num_operations", None, 4).harmless
+
+    def test_one_launcher_per_run(self, tmp_path: Path) -> None:
+        with exclusive(tmp_path), pytest.raises(RunError, match=f"pid {os.getpid()}"), exclusive(tmp_path):
+            pass
+        with exclusive(tmp_path):
+            pass
+
+    def test_run_by_name_or_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        make_run(tmp_path / "runs", "mine", num_steps=1)
+        assert open_run("mine").path == open_run("runs/mine").path == Path("runs/mine")
+
+    def test_demo_continues_the_last_one_or_starts_the_next(self, tmp_path: Path) -> None:
+        assert demo_name(tmp_path, None, fresh=False) == "demo"
+        for name in ("demo", "demo-2", "demo-10", "demo-seed7", "demonstration"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.yaml").touch()
+        assert demo_name(tmp_path, None, fresh=False) == "demo-10"
+        assert demo_name(tmp_path, None, fresh=True) == "demo-11"
+        assert demo_name(tmp_path, 7, fresh=False) == "demo-seed7"
+        assert demo_name(tmp_path, 7, fresh=True) == "demo-seed7-2"
+        assert demo_name(tmp_path, 3, fresh=True) == "demo-seed3"
+
+
+class TestOutput:
+    def test_config_prints_what_up_would_use(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["config", "-c", str(config_file), "rl.batch_size=64"]) == 0
+        (config_file.parent / "again.yaml").write_text(capsys.readouterr().out)
+        assert load_config(config_file.parent / "again.yaml").rl.batch_size == 64
+
+    def test_logs_of_standard_input(self) -> None:
+        text = json.dumps({"event": "stepped", "level": "warning", "service": "learner"}) + "\nnoise\n"
+        done = subprocess.run(
+            [sys.executable, "-m", "deploy.cli", "logs", "--level", "warning"],
+            cwd=ROOT, input=text, capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert "stepped" in done.stdout
+        assert "noise" not in done.stdout
+
+    def test_report_prints_the_page(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = make_run(tmp_path)
+        assert main(["report", str(folder.path)]) == 0
+        assert capsys.readouterr().out.strip().splitlines()[-1] == str(folder.report / "report.html")
+
+
+class TestRedisServer:
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Iterator[Path]:
+        yield tmp_path / "redis"
+        redis_server.socket_path(tmp_path / "redis").unlink(missing_ok=True)
+
+    def test_socket_is_private_and_short(self, data: Path) -> None:
+        spec = redis_server.redis_spec(data)
+        path = redis_server.socket_path(data)
+        assert len(str(path)) < 100
+        assert path.parent.stat().st_mode & 0o077 == 0
+        assert "--port" in spec.command
+        assert spec.command[spec.command.index("--port") + 1] == "0"
+        assert not redis_server.is_running(data)
+
+    def test_redis_7_data_under_redis_6_is_refused(self, data: Path) -> None:
+        (data / "appendonlydir").mkdir(parents=True)
+        version = subprocess.run(
+            [redis_server.find_binary(), "--version"], capture_output=True, text=True, check=True
+        ).stdout
+        if "v=6" not in version:
+            pytest.skip("the redis-server here is new enough")
+        with pytest.raises(redis_server.RedisUnavailable, match="Redis 7"):
+            redis_server.redis_spec(data)
+
+    def test_other_schemes_are_left_to_the_store(self) -> None:
+        redis_server.check_reachable("unix:///nowhere.sock")
+
+
+def test_config_error_is_bad_usage() -> None:
+    assert ConfigError("x").exit_code == 2
