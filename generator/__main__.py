@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from common.transport import ControlServer, TrajectorySender
 from generator.control import WeightControl
 from generator.engine import Engine, require_model
 from generator.rollout import RolloutWorker
+from generator.tokenizer import load_tokenizer
 from generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     require_model(config.model.path)
     folder = RunFolder(config.run.path)
     store = await asyncio.to_thread(connect_store, config)
-    tokenizer = await asyncio.to_thread(load_tokenizer, config)
+    tokenizer = await asyncio.to_thread(load_tokenizer, config.model.path, config.model.trust_remote_code)
     verifiers = VerifierPool(config.task)
     engine = Engine(config, seed=config.run.seed)
     try:
@@ -126,17 +126,6 @@ def connect_store(config: VcppoConfig) -> RunStore:
     if url is None:
         raise VcppoError("redis.url is not set: start the run with `vcppo up`, or give redis.url=redis://host:port/0")
     return RunStore.connect(url, config.run.name, config.redis.connect_deadline_seconds)
-
-
-def load_tokenizer(config: VcppoConfig) -> Any:
-    """The policy's tokenizer. Raises VcppoError when the model folder has none."""
-    from transformers import AutoTokenizer
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise VcppoError(f"model.path: {config.model.path} has no tokenizer that can be loaded: {error}") from error
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     task = load_task(TaskConfig.model_validate_json(sys.stdin.readline()))
+    task.warm_up()
     answers.write('{"ready": true}\n')
     for line in sys.stdin:
         answers.write(json.dumps(judge(task, json.loads(line))) + "\n")

@@ -58,7 +58,7 @@ class VerifierPool:
         except (OSError, ValueError, EOFError) as error:
             return await self._replace(child, "crash", f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
-            self._kill(child)
+            _kill(child)  # close() waits for it
             raise
         self._idle.put_nowait(child)
         if reply["detail"]:
@@ -66,10 +66,7 @@ class VerifierPool:
         return Verdict(reply["outcome"], reply["extracted"])
 
     async def close(self) -> None:
-        for child in list(self._children):
-            self._kill(child)
-            await child.wait()
-        self._children.clear()
+        await asyncio.gather(*(self._end(child) for child in list(self._children)))
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         child = await asyncio.create_subprocess_exec(
@@ -85,7 +82,7 @@ class VerifierPool:
         try:
             await asyncio.wait_for(self._ask(child, self._config.model_dump(mode="json")), _START_SECONDS)
         except (TimeoutError, OSError, ValueError, EOFError) as error:
-            self._kill(child)
+            await self._end(child)
             raise VerifierError(
                 f"the verifier of task {self._config.name} did not start ({type(error).__name__}): see its error above"
             ) from error
@@ -102,12 +99,19 @@ class VerifierPool:
         return json.loads(line)
 
     async def _replace(self, child: asyncio.subprocess.Process, outcome: Any, detail: str) -> Verdict:
-        self._kill(child)
+        await self._end(child)
         log.warning("verifier_killed", outcome=outcome, detail=detail, task=self._config.name)
         self._idle.put_nowait(await self._spawn())
         return Verdict(outcome, None)
 
-    def _kill(self, child: asyncio.subprocess.Process) -> None:
+    async def _end(self, child: asyncio.subprocess.Process) -> None:
+        _kill(child)
+        if child.stdin is not None:
+            child.stdin.close()
+        await child.wait()
         self._children.discard(child)
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
+
+
+def _kill(child: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()

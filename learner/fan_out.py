@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from common.errors import DeadlineExceeded
-from common.transport import ControlClient
+from common.store import Member
+from common.transport import ControlClient, ControlError
 
 T = TypeVar("T")
+STATUS_SECONDS = 5.0  # a generator that does not say who it is in this time is taken for dead
 _GRACE_SECONDS = 5.0  # a call's own deadline passes first
 
 
@@ -92,3 +95,22 @@ def beside(function: Callable[[], T]) -> Future[T]:
 
     Thread(target=run, daemon=True).start()
     return future
+
+
+def answers(member: Member) -> bool:
+    """Whether the generator says its status within `STATUS_SECONDS`."""
+    client = ControlClient(member.control_endpoint)
+    try:
+        client.call("status", {}, STATUS_SECONDS)
+    except ControlError:
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def free_port(host: str) -> int:
+    """A TCP port nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

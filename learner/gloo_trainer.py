@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -24,16 +24,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 
 from learner.fan_out import beside
 
-
-class WeightStream(Protocol):
-    """What the learner's engine gives: the parameters by Hugging Face name, tied ones once.
-
-    ``metadata`` is local; iterating may gather (a collective over the learner's ranks) and yields the same order.
-    """
-
-    def metadata(self) -> Sequence[tuple[str, torch.dtype, tuple[int, ...]]]: ...
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+if TYPE_CHECKING:
+    from learner.weight_transfer import WeightEngine
 
 
 class LockstepSource(WeightSource):
@@ -43,21 +35,21 @@ class LockstepSource(WeightSource):
     for rank 0's part of the gathers: `complete_round` walks the rest, sending nothing.
     """
 
-    def __init__(self, stream: WeightStream) -> None:
-        self._stream = stream
+    def __init__(self, engine: WeightEngine) -> None:
+        self._engine = engine
         self._round: Iterator[tuple[str, torch.Tensor]] | None = None
-        self.num_bytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in stream.metadata())
+        self.num_bytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in engine.weight_metadata())
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._stream.metadata()]
+        return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._engine.weight_metadata()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self._round = iter(self._stream)
+        self._round = self._engine.weight_source()
         return self._round
 
     def complete_round(self) -> None:
         """Walk what is left of this round: all of it when it never began."""
-        for _ in self._round if self._round is not None else iter(self._stream):
+        for _ in self._round if self._round is not None else self._engine.weight_source():
             pass
         self._round = None
 

@@ -15,29 +15,35 @@ Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Protocol
 
-import numpy as np
 import structlog
+import torch
 
 from common.config import VcppoConfig
 from common.errors import DeadlineExceeded, VcppoError
 from common.store import Member, RunStore
-from common.trajectory import Float32Array, Int32Array
 from common.transport import ControlClient, ControlError
-from learner.fan_out import FanOut, MemberError
+from learner.canary import CanaryError, CanaryProbe, canary_difference
+from learner.distributed import broadcast_object, rank
+from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, answers, free_port
 
-if TYPE_CHECKING:
-    from learner.gloo_trainer import WeightStream
+__all__ = [
+    "POLICY_VERSION",
+    "BroadcastError",
+    "BroadcastReport",
+    "CanaryError",
+    "CanaryProbe",
+    "WeightBroadcaster",
+    "WeightEngine",
+]
 
 log = structlog.get_logger(__name__)
 
 POLICY_VERSION = "policy_version"  # the store value every process reads
-_STATUS_SECONDS = 5.0
 _GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
 
 
@@ -45,23 +51,18 @@ class BroadcastError(VcppoError):
     """No generator could be brought to the new weights; the text names each and why."""
 
 
-class CanaryError(VcppoError):
-    """A generator does not run the weights it was sent."""
+class WeightEngine(Protocol):
+    """What `learner.engine.TrainEngine` gives: parameters by Hugging Face name, tied ones once.
 
-
-class CanaryProbe(NamedTuple):
-    """Fixed tokens whose log-probs must agree on both sides.
-
-    Attributes:
-        token_ids: ``[P + T]`` int32, prompt and response.
-        prompt_length: P.
-        log_probs: ``[T]`` float32, nats: the learner's, of the response tokens, under the weights being sent and
-            at ``sampling.temperature`` (no top-p, no top-k).
+    ``weight_metadata`` is local; walking ``weight_source`` may gather (a collective) and yields the same order.
     """
 
-    token_ids: Int32Array
-    prompt_length: int
-    log_probs: Float32Array
+    @property
+    def device(self) -> torch.device: ...
+
+    def weight_metadata(self) -> Sequence[tuple[str, torch.dtype, tuple[int, ...]]]: ...
+
+    def weight_source(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +90,18 @@ class WeightBroadcaster:
     """Brings all generators to a policy version. Make it and call `broadcast` on every learner rank.
 
     Args:
-        stream: the engine's weight source; walking it may be a collective over the learner's ranks.
         store: rank 0's connection; None elsewhere.
-        share: gives rank 0's JSON-able object to every rank (a collective); not needed for one rank.
-        cuda: whether the learner's weights are on a GPU: decides ``broadcast.backend: auto``.
+        engine: the actor's; its device decides ``broadcast.backend: auto``.
     """
 
-    def __init__(
-        self,
-        config: VcppoConfig,
-        store: RunStore | None,
-        stream: WeightStream,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        share: Callable[[Any], Any] | None = None,
-        cuda: bool = False,
-    ) -> None:
-        if world_size > 1 and share is None:
-            raise ValueError(f"share must be given with world_size = {world_size}")
+    def __init__(self, config: VcppoConfig, store: RunStore | None, engine: WeightEngine) -> None:
         self._config = config.broadcast
         self._store = store
-        self._stream = stream
-        self._rank = rank
-        self._share = share or (lambda value: value)
+        self._weights = engine
+        self._rank = rank()
         self._backend = config.broadcast.backend
         if self._backend == "auto":
-            self._backend = "nccl" if cuda else "gloo"
+            self._backend = "nccl" if engine.device.type == "cuda" else "gloo"
         self._fan_out: FanOut | None = None
         self._joined: frozenset[tuple[str, int]] = frozenset()
         self._dropped: set[tuple[str, int]] = set()
@@ -175,7 +161,7 @@ class WeightBroadcaster:
         failures: dict[str, int] = {}
         self._make_source()
         while True:
-            outcome = self._share(self._attempt(policy_version, canary, dropped, failures))
+            outcome = broadcast_object(self._attempt(policy_version, canary, dropped, failures))
             if outcome["state"] == "error":
                 raise {"canary": CanaryError}.get(outcome["kind"], BroadcastError)(outcome["text"])
             if outcome["state"] == "done":
@@ -197,7 +183,7 @@ class WeightBroadcaster:
         if self._source is None:
             from learner.gloo_trainer import LockstepSource
 
-            self._source = LockstepSource(self._stream)
+            self._source = LockstepSource(self._weights)
 
     def _attempt(
         self, policy_version: int, canary: CanaryProbe | None, dropped: list[str], failures: dict[str, int]
@@ -264,7 +250,7 @@ class WeightBroadcaster:
 
             info = NCCLTrainerInitInfo(
                 master_address=self._config.host,
-                master_port=_free_port(self._config.host),
+                master_port=free_port(self._config.host),
                 world_size=fan_out.world_size,
                 packed_buffer_size_bytes=buffer_bytes,
                 rank=0,
@@ -306,7 +292,7 @@ class WeightBroadcaster:
         log.warning("broadcast_failed", error=str(error), kind=type(error).__name__)
         members = self.members()
         self._leave_group()
-        blamed = {m.id: "does not answer" for m in members if not _answers(m)}
+        blamed = {m.id: "does not answer" for m in members if not answers(m)}
         if not blamed and isinstance(error, MemberError):
             for name in error.failures:
                 failures[name] = failures.get(name, 0) + 1
@@ -325,7 +311,7 @@ class WeightBroadcaster:
         assert self._fan_out is not None
         for name in names:
             try:
-                self._fan_out.clients[name].call("abort", {}, _STATUS_SECONDS)
+                self._fan_out.clients[name].call("abort", {}, STATUS_SECONDS)
             except ControlError as error:
                 log.warning("abort_failed", generator_id=name, error=str(error))
 
@@ -341,31 +327,6 @@ class WeightBroadcaster:
     def close(self) -> None:
         """Leave the weight group. Generators keep their weights and go on."""
         self._leave_group()
-
-
-def canary_difference(answer: Any, probe: CanaryProbe) -> float:
-    """Largest |generator − learner| log-prob over the probe's response tokens; infinite when the shapes differ."""
-    found = np.frombuffer(answer["log_probs"], dtype="<f4")
-    if found.shape != probe.log_probs.shape:
-        return float("inf")
-    return float(np.max(np.abs(found - probe.log_probs)))
-
-
-def _answers(member: Member) -> bool:
-    client = ControlClient(member.control_endpoint)
-    try:
-        client.call("status", {}, _STATUS_SECONDS)
-    except ControlError:
-        return False
-    finally:
-        client.close()
-    return True
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _log_fields(report: BroadcastReport) -> dict[str, Any]:
