@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from common.errors import VcppoError
 
 FinishReason = Literal["stop", "length", "abort"]
 Outcome = Literal["correct", "wrong", "unparsable", "timeout", "crash"]
@@ -21,7 +24,7 @@ class VersionSpan(NamedTuple):
     """`count` consecutive response tokens sampled under policy `version` (run-length coding)."""
 
     version: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody wants here
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +101,75 @@ class Trajectory:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_token_ids) + len(self.response_token_ids)
+
+
+class InvalidTrajectory(VcppoError):
+    """A trajectory that can't be trained on; the text begins with the name of the offending field."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryLimits:
+    """What is accepted at most. The defaults only keep hostile input small.
+
+    Attributes:
+        max_tokens: of the prompt, and of the response.
+        max_spans: version spans, that is weight updates during one rollout.
+        max_string: characters of an id or name.
+        max_log_prob: nats; rounding may put the log-prob of a sure token a little above 0.
+    """
+
+    max_tokens: int = 1 << 22
+    max_spans: int = 4096
+    max_string: int = 256
+    max_log_prob: float = 1e-3
+
+
+DEFAULT_LIMITS = TrajectoryLimits()
+
+
+def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
+    """Raise `InvalidTrajectory` unless the learner can train on `trajectory`.
+
+    Checks dtypes, lengths, ranges, finiteness, that the spans cover the response and that it has an
+    action. Enumerations and strings are checked when a message is decoded.
+    """
+    _check_arrays(trajectory, limits)
+    spans = trajectory.version_spans
+    num_response = len(trajectory.response_token_ids)
+    if not 1 <= len(spans) <= limits.max_spans:
+        raise InvalidTrajectory(f"version_spans: {len(spans)} spans, from 1 to {limits.max_spans} are accepted")
+    if any(version < 0 or count < 1 for version, count in spans):
+        raise InvalidTrajectory("version_spans: a version is negative or a count below 1")
+    if sum(span.count for span in spans) != num_response:
+        raise InvalidTrajectory(f"version_spans: counts don't sum to the {num_response} response tokens")
+    if not isfinite(trajectory.reward):
+        raise InvalidTrajectory(f"reward: {trajectory.reward} is not finite")
+    if not all(isfinite(seconds) for seconds in trajectory.timings.values()):
+        raise InvalidTrajectory("timings: a duration is not finite")
+
+
+def _check_arrays(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
+    """Shapes, dtypes and ranges of the four arrays; a handful of vectorised passes."""
+    num_response = len(trajectory.response_token_ids)
+    for name, dtype, length in (
+        ("prompt_token_ids", np.int32, None),
+        ("response_token_ids", np.int32, None),
+        ("action_mask", np.bool_, num_response),
+        ("behaviour_log_probs", np.float32, num_response),
+    ):
+        array = getattr(trajectory, name)
+        if array.ndim != 1 or array.dtype != dtype:
+            raise InvalidTrajectory(f"{name}: {array.dtype} of {array.ndim} dimensions, not {dtype.__name__} of one")
+        if not 1 <= len(array) <= limits.max_tokens or (length is not None and len(array) != length):
+            raise InvalidTrajectory(
+                f"{name}: {len(array)} entries; at least 1, at most {limits.max_tokens}, as many as response tokens"
+            )
+    for name in ("prompt_token_ids", "response_token_ids"):
+        if getattr(trajectory, name).min() < 0:
+            raise InvalidTrajectory(f"{name}: a token id is negative")
+    if not trajectory.action_mask.any():
+        raise InvalidTrajectory("action_mask: no response token is an action")
+    log_probs = trajectory.behaviour_log_probs
+    # One comparison each for NaN and both infinities: NaN compares False.
+    if not (log_probs.max() <= limits.max_log_prob and log_probs.min() > -np.inf):
+        raise InvalidTrajectory("behaviour_log_probs: not finite, or above 0")

@@ -1,0 +1,83 @@
+-- Prepended to every script of the store: the names of the keys and the moves they share.
+-- Works on Redis 6.2 and 7. Every script is atomic, and repeating it changes nothing more.
+local queue, leases, owners, attempts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local prompts, order, facts = KEYS[5], KEYS[6], KEYS[7]
+local buffered, arrivals, payloads = KEYS[8], KEYS[9], KEYS[10]
+local claimed, claim_steps = KEYS[11], KEYS[12]
+local counters, settled = KEYS[13], KEYS[14]
+local issued_stream, appended_stream, dead_letters = KEYS[15], KEYS[16], KEYS[17]
+
+-- Settled prompts are remembered this far back, so that issuing or sending one again is seen.
+local SETTLED_KEPT = 65536
+local DEAD_LETTERS_KEPT = 10000
+-- A notification stream only has to show that something happened after a given entry.
+local NOTIFICATIONS_KEPT = 16
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function notify(stream)
+  redis.call('XADD', stream, 'MAXLEN', NOTIFICATIONS_KEPT, '*', 'n', 1)
+end
+
+local function last_id(stream)
+  local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  return newest[1] and newest[1][1] or '0-0'
+end
+
+local function bury(reason, detail, source, size, payload)
+  redis.call('XADD', dead_letters, 'MAXLEN', DEAD_LETTERS_KEPT, '*',
+    'reason', reason, 'detail', detail, 'source', source, 'size', size, 'payload', payload)
+end
+
+local function is_leased(id) return redis.call('ZSCORE', leases, id) end
+
+local function is_settled(id) return redis.call('ZSCORE', settled, id) end
+
+local function end_lease(id)
+  redis.call('ZREM', leases, id)
+  redis.call('HDEL', owners, id)
+end
+
+-- leased -> queued, at its old place: the front.
+local function requeue(id)
+  end_lease(id)
+  redis.call('ZADD', queue, redis.call('HGET', order, id), id)
+end
+
+-- any state -> `counter` (trained, rejected or expired): nothing of the prompt is kept but its id.
+local function settle(id, counter)
+  redis.call('ZREM', queue, id)
+  end_lease(id)
+  redis.call('ZREM', buffered, id)
+  redis.call('ZREM', claimed, id)
+  for _, key in ipairs({attempts, prompts, order, facts, arrivals, payloads, claim_steps}) do
+    redis.call('HDEL', key, id)
+  end
+  redis.call('HINCRBY', counters, counter, 1)
+  redis.call('ZADD', settled, redis.call('HINCRBY', counters, 'settle_sequence', 1), id)
+  redis.call('ZREMRANGEBYRANK', settled, 0, -SETTLED_KEPT - 1)
+end
+
+-- Leases past their deadline: leased -> queued, or rejected when that happened `most` times.
+local function expire_leases(most)
+  local requeued = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms())) do
+    local owner = redis.call('HGET', owners, id) or ''
+    local times = redis.call('HINCRBY', attempts, id, 1)
+    if times >= most then
+      local prompt = redis.call('HGET', prompts, id) or ''
+      bury('poison prompt', id .. ': its lease expired ' .. times .. ' times', owner, #prompt, string.sub(prompt, 1, 4096))
+      settle(id, 'rejected')
+      notify(appended_stream)
+    else
+      requeue(id)
+      requeued[#requeued + 1] = id
+    end
+  end
+  if #requeued > 0 then notify(issued_stream) end
+  return requeued
+end
+

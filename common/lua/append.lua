@@ -1,0 +1,22 @@
+-- queued or leased -> buffered, exactly once. ARGV: (prompt id, payload, arrival facts)...
+-- A prompt that is queued or leased has no trajectory yet: that is the whole test for duplicates.
+local results, accepted = {}, 0
+for i = 1, #ARGV, 3 do
+  local id = ARGV[i]
+  if redis.call('ZREM', leases, id) + redis.call('ZREM', queue, id) > 0 then
+    redis.call('HDEL', owners, id)
+    redis.call('HDEL', attempts, id)
+    redis.call('HDEL', prompts, id)
+    redis.call('HSET', payloads, id, ARGV[i + 1])
+    redis.call('HSET', arrivals, id, ARGV[i + 2])
+    redis.call('ZADD', buffered, redis.call('HINCRBY', counters, 'append_sequence', 1), id)
+    results[#results + 1] = 'accepted'
+    accepted = accepted + 1
+  elseif redis.call('HEXISTS', order, id) == 1 or is_settled(id) then
+    results[#results + 1] = 'duplicate'
+  else
+    results[#results + 1] = 'unknown'
+  end
+end
+if accepted > 0 then notify(appended_stream) end
+return results

@@ -1,0 +1,20 @@
+-- buffered -> claimed, all or none. ARGV: step, prompt ids...
+-- Claiming again for the same step is no error, so that a lost reply can be asked for again.
+-- Returns (1, payload sizes...) or (0, the first id that can't be claimed).
+local step = ARGV[1]
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  if not redis.call('ZSCORE', buffered, id) and redis.call('HGET', claim_steps, id) ~= step then
+    return {0, id}
+  end
+end
+local reply = {1}
+for i = 2, #ARGV do
+  local id = ARGV[i]
+  if redis.call('ZREM', buffered, id) == 1 then
+    redis.call('ZADD', claimed, redis.call('HINCRBY', counters, 'claim_sequence', 1), id)
+    redis.call('HSET', claim_steps, id, step)
+  end
+  reply[#reply + 1] = redis.call('HSTRLEN', payloads, id)
+end
+return reply

@@ -1,0 +1,382 @@
+"""Everything of a run that must survive, in Redis: prompts, leases, trajectories and the ledger.
+
+The life of a prompt; each arrow is one atomic, repeatable Lua script (``common/lua``)::
+
+    issue ─▶ queued ─lease─▶ leased ─append─▶ buffered ─claim─▶ claimed ─commit─▶ trained
+                ▲ └───────────│──│──── append (a late trajectory of an expired lease)
+                └─ returned, expired lease
+    queued|leased ─expire─▶ expired          leased|buffered|claimed ─reject─▶ rejected
+
+A trajectory is accepted exactly when its prompt is queued or leased: so each prompt is trained once,
+whoever resends what. Settled prompts leave nothing behind but their id, the newest 65,536 of them.
+
+Waiting is ``XREAD BLOCK`` on two short notification streams: a generator waits for prompts, the learner
+for trajectories; nobody polls. All calls are synchronous and may be made from any thread. A call that
+finds Redis gone retries with backoff, says so in the log, and raises `StoreUnavailable` when it stays away.
+Keys are ``vcppo:{<run_id>}:<name>``; the braces keep a run in one slot of a Redis cluster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import msgpack
+import redis
+import structlog
+from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.retry import Retry
+
+from common.errors import VcppoError
+from common.ledger import AppendResult, BufferEntry, DeadLetter, Ledger, Member, Outstanding
+from common.store_codec import (
+    DEAD_LETTER_BYTES,
+    FACT_KEYS,
+    LEDGER_KEYS,
+    MEMBER_KEYS,
+    STATE_KEYS,
+    append_args,
+    batches,
+    claims_from,
+    dead_letter_from,
+    flatten,
+    issue_args,
+    outstanding_from,
+    redact,
+    scripts,
+    texts,
+)
+from common.trajectory import Prompt
+from common.wire import decode_prompt
+
+__all__ = [
+    "AppendResult",
+    "BufferEntry",
+    "DeadLetter",
+    "Ledger",
+    "Member",
+    "Outstanding",
+    "RunStore",
+    "StoreError",
+    "StoreUnavailable",
+]
+
+log = structlog.get_logger(__name__)
+
+STORE_SCHEMA_VERSION = "1"
+MAX_LEASE_EXPIRIES = 5
+"""A prompt whose leases expire this often kills its generators: it is rejected."""
+_BLOCK_SECONDS = 5.0  # longest single XREAD BLOCK; below the socket's own timeout
+_SOCKET_TIMEOUT_SECONDS = 15.0
+_GUESSED_BYTES = 4096  # of a payload, to size a batch
+
+T = TypeVar("T")
+
+
+class StoreError(VcppoError):
+    """The store refused: the text says what and why."""
+
+
+class StoreUnavailable(StoreError):
+    """Redis can't be reached, or is out of memory; trying again later may help."""
+
+
+class RunStore:
+    """One run's key space. Make it with `connect`."""
+
+    def __init__(self, client: redis.Redis, url: str, run_id: str, patience_seconds: float = 30.0) -> None:
+        self._client = client
+        self._url = url
+        self._prefix = f"vcppo:{{{run_id}}}:"
+        self._keys = [self._prefix + name for name in LEDGER_KEYS]
+        self._member_keys = [self._prefix + name for name in MEMBER_KEYS]
+        self._scripts = {name: client.register_script(source) for name, source in scripts().items()}
+        self._patience_seconds = patience_seconds
+        self._append_cursor = "0-0"
+
+    @classmethod
+    def connect(cls, url: str, run_id: str, deadline_seconds: float, *, patience_seconds: float = 30.0) -> RunStore:
+        """The store of `run_id` at `url`, which must answer within `deadline_seconds`.
+
+        Later calls bear with a Redis that is away for `patience_seconds`. Raises `StoreError` naming the
+        URL and the remedy, also when the run was written with another schema version.
+        """
+        try:
+            client = redis.Redis.from_url(
+                url,
+                protocol=2,
+                socket_timeout=_SOCKET_TIMEOUT_SECONDS,
+                socket_connect_timeout=3.0,
+                health_check_interval=0,
+                retry=Retry(NoBackoff(), 0),  # `_call` retries, and logs that it does
+            )
+        except ValueError as error:
+            raise StoreError(f"redis.url: {redact(url)!r}: {error}") from error
+        store = cls(client, url, run_id, deadline_seconds)
+        try:
+            store._call("connect", client.ping)
+        except StoreUnavailable as error:
+            raise StoreError(
+                f"no Redis at {redact(url)} after {deadline_seconds:g} s ({error.__cause__}); start one there, "
+                "set redis.url, or leave redis.url empty and let `vcppo up` start it"
+            ) from error
+        store._patience_seconds = patience_seconds
+        store._check_schema()
+        return store
+
+    def close(self) -> None:
+        self._client.close()
+
+    # ------------------------------------------------------------------ learner: issue
+
+    def issue(self, prompts: Sequence[Prompt]) -> int:
+        """Put new prompts at the end of the queue; those issued before are left as they are. How many were new."""
+        return sum(int(self._run("issue", *flatten(batch))) for batch in batches(map(issue_args, prompts)))
+
+    # ------------------------------------------------------------------ generators: leases
+
+    def lease(self, generator_id: str, count: int, lease_seconds: float, wait_seconds: float) -> list[Prompt]:
+        """Up to `count` of the oldest queued prompts, leased to `generator_id` for `lease_seconds`.
+
+        Expired leases of anyone are put back first. With nothing queued it waits up to `wait_seconds`
+        for a prompt to be issued, returned or to expire; then returns an empty list.
+        """
+        if count <= 0:
+            return []
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            newest, next_expiry_ms, *payloads = self._run(
+                "lease", generator_id, count, int(lease_seconds * 1000), MAX_LEASE_EXPIRIES
+            )
+            remaining = deadline - time.monotonic()
+            if payloads or remaining <= 0:
+                return [decode_prompt(payload) for payload in payloads]
+            if next_expiry_ms >= 0:
+                remaining = min(remaining, next_expiry_ms / 1000 + 0.001)
+            self._wait("issued", newest, remaining)
+
+    def renew_leases(self, generator_id: str, prompt_ids: Sequence[str], lease_seconds: float) -> list[str]:
+        """Hold these leases for another `lease_seconds`. Returns the ids that are no longer the generator's."""
+        if not prompt_ids:
+            return []
+        return texts(self._run("renew", generator_id, int(lease_seconds * 1000), *prompt_ids))
+
+    def return_leases(self, generator_id: str, prompt_ids: Sequence[str] | None = None) -> int:
+        """Put leased prompts back at their old place in the queue; None: all of this generator's. How many."""
+        which = "all" if prompt_ids is None else "these"
+        return int(self._run("return", generator_id, which, *(prompt_ids or ())))
+
+    def requeue_expired_leases(self) -> list[str]:
+        """Put prompts whose lease expired back in the queue; their ids. `lease` does it too.
+
+        After `MAX_LEASE_EXPIRIES` times a prompt is rejected instead, with a dead letter.
+        """
+        return texts(self._run("expire_leases", MAX_LEASE_EXPIRIES))
+
+    # ------------------------------------------------------------------ buffer: arrivals
+
+    def append(self, entries: Sequence[BufferEntry]) -> list[AppendResult]:
+        """Buffer trajectories, each exactly once.
+
+        ``accepted``: its prompt was queued or leased. ``duplicate``: that prompt has its trajectory, or is
+        settled. ``unknown``: it was never issued (or settled very long ago). Batched by bytes.
+        """
+        results: list[str] = []
+        for batch in batches(map(append_args, entries)):
+            results += texts(self._run("append", *flatten(batch)))
+        return cast(list[AppendResult], results)
+
+    def reject(
+        self, prompt_id: str, reason: str, *, detail: str = "", payload: bytes = b"", leased_by: str | None = None
+    ) -> bool:
+        """Give a leased, buffered or claimed prompt up, with a dead letter; False if it is in no such state.
+
+        With `leased_by` only a lease of that generator is given up: what a peer sends can't undo the
+        work of another.
+        """
+        head = payload[:DEAD_LETTER_BYTES]
+        detail = f"{prompt_id}: {detail}" if detail else prompt_id
+        return bool(self._run("reject", prompt_id, reason, detail[:1024], leased_by or "", len(payload), head))
+
+    def dead_letter(self, reason: str, detail: str, source: str, payload: bytes = b"") -> None:
+        """Keep what was refused: why, from whom, its size and its first `DEAD_LETTER_BYTES`. The newest 10,000 stay."""
+        head = payload[:DEAD_LETTER_BYTES]
+        self._run("dead_letter", reason[:256], detail[:1024], source[:256], len(payload), head)
+
+    def dead_letters(self, count: int = 100) -> list[DeadLetter]:
+        """The newest `count` dead letters, newest first."""
+        key = self._prefix + "dead_letters"
+        rows: Any = self._call("dead_letters", lambda: self._client.xrevrange(key, count=count))
+        return [dead_letter_from(row_id, fields) for row_id, fields in rows]
+
+    # ------------------------------------------------------------------ learner: batches
+
+    def expire(self, prompt_ids: Sequence[str], reason: str) -> list[str]:
+        """Drop queued or leased prompts; returns those that were. Their late trajectories are duplicates."""
+        if not prompt_ids:
+            return []
+        expired = texts(self._run("expire", *prompt_ids))
+        if expired:
+            log.info("prompts_expired", count=len(expired), reason=reason, prompt_ids=expired[:8])
+        return expired
+
+    def outstanding(self) -> list[Outstanding]:
+        """Every prompt that is issued and not settled, in issue order, at one instant."""
+        with self._client.pipeline(transaction=True) as pipe:
+            for name in STATE_KEYS.values():
+                pipe.zrange(self._prefix + name, 0, -1)
+            for name in FACT_KEYS:
+                pipe.hgetall(self._prefix + name)
+            reply = self._call("outstanding", lambda: _again(pipe))
+        return outstanding_from(reply[: len(STATE_KEYS)], reply[len(STATE_KEYS) :])
+
+    def wait_for_append(self, timeout_seconds: float) -> bool:
+        """Wait until a trajectory was buffered (or a prompt rejected) since the last call; False if none was.
+
+        The first call returns at once when anything ever was. For one waiting thread per store.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            newest = self._wait("appended", self._append_cursor, deadline - time.monotonic())
+            if newest is not None:
+                self._append_cursor = newest
+                return True
+            if time.monotonic() >= deadline:
+                return False
+
+    def claim(self, prompt_ids: Sequence[str], step: int) -> list[bytes]:
+        """Take these buffered trajectories for `step`, all or none (`StoreError`); their payloads in that order.
+
+        Claiming the same for the same step again is allowed: so a crash after it can be replayed.
+        """
+        if not prompt_ids:
+            return []
+        accepted, *reply = self._run("claim", step, *prompt_ids)
+        if not accepted:
+            raise StoreError(f"claim for step {step}: prompt {reply[0].decode()} is not buffered, nothing was claimed")
+        return self._fetch(prompt_ids, reply)
+
+    def claimed(self) -> dict[int, list[str]]:
+        """step -> prompt ids in the order they were claimed: what a learner that crashed must replay."""
+        with self._client.pipeline(transaction=True) as pipe:
+            pipe.zrange(self._prefix + "claimed", 0, -1)
+            pipe.hgetall(self._prefix + "claim_steps")
+            ids, steps = self._call("claimed", lambda: _again(pipe))
+        return claims_from(ids, steps)
+
+    def payloads(self, prompt_ids: Sequence[str]) -> list[bytes]:
+        """The wire form of these buffered or claimed trajectories. `StoreError` if one is in neither state."""
+        return self._fetch(prompt_ids, [_GUESSED_BYTES] * len(prompt_ids))
+
+    def commit(self, prompt_ids: Sequence[str]) -> int:
+        """A durable checkpoint holds these claimed trajectories' effect: count them as trained and delete them.
+
+        Returns how many were claimed until now; committing again changes nothing.
+        """
+        return sum(int(self._run("commit", *flatten(batch))) for batch in batches((i,) for i in prompt_ids))
+
+    def ledger(self) -> Ledger:
+        """The accounts at this instant."""
+        return Ledger(*map(int, self._run("ledger")))
+
+    # ------------------------------------------------------------------ members and facts
+
+    def register_member(self, member: Member, ttl_seconds: float) -> None:
+        """Announce `member`, or renew it (the heartbeat); it is forgotten `ttl_seconds` after the last time."""
+        packed = msgpack.packb(asdict(member))
+        self._run_on(self._member_keys, "register_member", member.id, packed, int(ttl_seconds * 1000))
+
+    def members(self, role: str) -> list[Member]:
+        """The live members of `role`, by id."""
+        found = [Member(**msgpack.unpackb(packed)) for packed in self._run_on(self._member_keys, "members")]
+        return sorted((member for member in found if member.role == role), key=lambda member: member.id)
+
+    def unregister_member(self, member_id: str) -> None:
+        """Forget a member that leaves."""
+        self._run_on(self._member_keys, "register_member", member_id, b"", -1)
+        self._run_on(self._member_keys, "members")
+
+    def set_value(self, name: str, value: str) -> None:
+        """Remember a small fact of the run, e.g. ``policy_version``."""
+        self._call("set_value", lambda: self._client.hset(self._prefix + "values", name, value))
+
+    def get_value(self, name: str) -> str | None:
+        value = self._call("get_value", lambda: self._client.hget(self._prefix + "values", name))
+        return None if value is None else cast(bytes, value).decode()
+
+    # ------------------------------------------------------------------ plumbing
+
+    def _run(self, script: str, *args: str | bytes | int) -> Any:
+        return self._run_on(self._keys, script, *args)
+
+    def _run_on(self, keys: list[str], script: str, *args: str | bytes | int) -> Any:
+        return self._call(script, lambda: self._scripts[script](keys=keys, args=args))
+
+    def _call(self, what: str, do: Callable[[], T]) -> T:
+        """`do`, again with backoff while Redis can't be reached."""
+        started = time.monotonic()
+
+        def failed(error: Exception, failures: int) -> None:
+            waited = time.monotonic() - started
+            if waited > self._patience_seconds:
+                raise StoreUnavailable(f"Redis at {redact(self._url)} is away since {waited:.0f} s: {error}") from error
+            if failures in (1, 4) or failures % 10 == 0:
+                log.warning("waiting_for_redis", url=redact(self._url), call=what, seconds=waited, error=str(error))
+
+        retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), -1, (redis.ConnectionError, redis.TimeoutError))
+        try:
+            return retry.call_with_retry(do, failed, with_failure_count=True)
+        except redis.RedisError as error:
+            if "OOM command" in str(error):  # also from within a script, where it has no class of its own
+                raise StoreUnavailable(
+                    f"Redis at {redact(self._url)} is at its maxmemory; raise it ({what})"
+                ) from error
+            raise StoreError(f"Redis at {redact(self._url)} refused {what}: {error}") from error
+
+    def _wait(self, stream: str, after: str | bytes, seconds: float) -> str | None:
+        """The newest id of `stream` once there is one above `after`; None after `seconds` (at most 5) without."""
+        milliseconds = max(1, int(min(seconds, _BLOCK_SECONDS) * 1000))
+        key = self._prefix + stream
+        reply: Any = self._call("wait", lambda: self._client.xread({key: after}, block=milliseconds))
+        return cast(bytes, reply[0][1][-1][0]).decode() if reply else None
+
+    def _fetch(self, prompt_ids: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
+        """Payloads in batches of about `FLUSH_BYTES`, given their sizes (or a guess)."""
+        key = self._prefix + "payloads"
+        found: list[bytes | None] = []
+        for batch in batches(zip(prompt_ids, sizes, strict=True)):
+            ids = [prompt_id for prompt_id, _ in batch]
+            found += cast(list[bytes | None], self._call("payloads", partial(self._client.hmget, key, ids)))
+        for prompt_id, payload in zip(prompt_ids, found, strict=True):
+            if payload is None:
+                raise StoreError(
+                    f"prompt {prompt_id} has no trajectory in the store: it is neither buffered nor claimed"
+                )
+        return cast(list[bytes], found)
+
+    def _check_schema(self) -> None:
+        key = self._prefix + "schema"
+
+        def agree() -> bytes:
+            self._client.set(key, STORE_SCHEMA_VERSION, nx=True)
+            return cast(bytes, self._client.get(key))
+
+        found = self._call("schema", agree).decode()
+        if found != STORE_SCHEMA_VERSION:
+            raise StoreError(
+                f"the run's keys {self._prefix}* at {redact(self._url)} have schema version {found}, this program "
+                f"has {STORE_SCHEMA_VERSION}; use the version that wrote them, or another run.name"
+            )
+
+
+def _again(pipe: Any) -> Any:
+    """Execute a pipeline, keeping its commands when Redis is away, so that it can be executed again."""
+    commands = list(pipe.command_stack)
+    try:
+        return pipe.execute()
+    except (redis.ConnectionError, redis.TimeoutError):
+        pipe.command_stack = commands
+        raise
