@@ -1,0 +1,143 @@
+"""The control calls of a weight update against a fake engine: the gate, versions, and what breaks off half-way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from generator.control import UNSYNCED, WeightControl
+
+
+class FakeEngine:
+    """Records the calls; fails those named in ``failing``."""
+
+    num_in_flight = 3
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.failing: set[str] = set()
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            if name in self.failing:
+                raise RuntimeError(f"{name} is broken")
+            return np.zeros(4, dtype=np.float32) if name == "canary" else None
+
+        return call
+
+
+def run(body: Callable[[FakeEngine, WeightControl, Callable[..., Awaitable[Any]]], Awaitable[None]]) -> None:
+    async def main() -> None:
+        engine = FakeEngine()
+        control = WeightControl(engine, "generator-0", silence_seconds=0.2)  # type: ignore[arg-type]
+        handlers = control.handlers()
+        await body(engine, control, lambda name, **arguments: handlers[name](**arguments))
+
+    asyncio.run(main())
+
+
+UPDATE = (("pause", {}), ("start_weight_update", {}), ("update_weights", {"update_info": {}}))
+
+
+def test_the_gate_opens_only_when_the_canary_has_passed() -> None:
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        control.loaded(0)
+        assert control.gate.is_set()
+        for name, arguments in UPDATE:
+            await call(name, **arguments)
+            assert not control.gate.is_set()
+        await call("finish_weight_update", policy_version=1)
+        answer = await call("canary", token_ids=np.arange(6, dtype="<i4").tobytes(), prompt_length=2)
+        assert np.frombuffer(answer["log_probs"], "<f4").shape == (4,)
+        assert not control.gate.is_set()
+        assert (await call("resume"))["paused_seconds"] >= 0
+        assert control.gate.is_set()
+        assert control.policy_version == 1
+        assert engine.calls.count("pause") == engine.calls.count("resume") == 1
+
+    run(body)
+
+
+def test_a_broken_off_update_asks_for_a_new_one_and_does_not_resume() -> None:
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        control.loaded(4)
+        epoch = control.epoch
+        engine.failing = {"update_weights"}
+        await call("pause")
+        await call("start_weight_update")
+        with pytest.raises(RuntimeError, match="is broken"):
+            await call("update_weights", update_info={})
+        assert control.policy_version == UNSYNCED
+        assert control.epoch > epoch
+        with pytest.raises(RuntimeError, match="no complete weights"):
+            await call("resume")
+        assert "resume" not in engine.calls
+        engine.failing = set()
+        for name, arguments in UPDATE:
+            await call(name, **arguments)
+        await call("finish_weight_update", policy_version=5)
+        await call("resume")
+        assert control.gate.is_set()
+
+    run(body)
+
+
+def test_rejected_weights_drop_what_is_in_flight_and_stay_paused() -> None:
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        dropped: list[bool] = []
+
+        async def drop() -> None:
+            dropped.append(control.gate.is_set())
+
+        control.drop_in_flight = drop
+        control.loaded(0)
+        for name, arguments in UPDATE:
+            await call(name, **arguments)
+        await call("finish_weight_update", policy_version=1)
+        await call("canary", token_ids=b"", prompt_length=0)
+        await call("abort")
+        assert dropped == [False]
+        assert engine.calls[-1] == "pause"
+        assert (await call("status"))["policy_version"] == UNSYNCED
+
+    run(body)
+
+
+def test_silence_after_a_pause_asks_for_new_weights() -> None:
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        control.loaded(2)
+        watch = asyncio.create_task(control.watch_silence())
+        control.changed.clear()
+        await call("pause")
+        await asyncio.wait_for(control.changed.wait(), 5.0)
+        assert control.policy_version == UNSYNCED
+        watch.cancel()
+
+    run(body)
+
+
+def test_calls_run_one_at_a_time_but_status_answers_at_once() -> None:
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            engine.calls.append("slow")
+            entered.set()
+            await leave.wait()
+
+        engine.pause = slow  # type: ignore[method-assign]
+        pausing = asyncio.create_task(call("pause"))
+        await entered.wait()
+        starting = asyncio.create_task(call("start_weight_update"))
+        assert (await call("status"))["num_in_flight"] == 3
+        assert "start_weight_update" not in engine.calls
+        leave.set()
+        await asyncio.gather(pausing, starting)
+        assert engine.calls[-1] == "start_weight_update"
+
+    run(body)
