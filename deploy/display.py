@@ -9,6 +9,10 @@ from typing import IO, Protocol
 from deploy.log_lines import LEVELS, Record, level_of
 from deploy.run_data import Row, RunData
 
+OUR_PACKAGES = ("learner", "generator", "common", "deploy", "__main__")
+NEWS = ("ready", "sft_step", "evaluation_progress", "checkpoint_loaded", "step_replayed", "value_pretraining_decided")
+UNSAID = ("time", "level", "service", "run_id", "event", "logger", "exception", "stack", "unstructured", "process")
+
 
 class Display(Protocol):
     """Shown to by the launcher: `show` for each line of a process, `tick` about once a second."""
@@ -32,16 +36,15 @@ def number(value: object, pattern: str = "{:.3f}", none: str = "–") -> str:
 
 def progress_line(row: Row, data: RunData) -> str:
     """One step in one line."""
+    settings = data.config.value_pretraining
     if row.get("stage") == "value_pretraining":
-        gate = data.config.value_pretraining.min_explained_variance
-        parts = [f"value pretraining {row['step']:>3}/{data.config.value_pretraining.max_steps}"]
-        if row.get("vp/recorded") is not None and row.get("vp/train_loss") is None:
-            parts.append(f"recorded {row['vp/recorded']:.0f}/{data.config.value_pretraining.num_trajectories}")
-        if row.get("vp/train_loss") is not None:
-            parts.append(f"loss {number(row['vp/train_loss'])}")
-        if row.get("vp/held_out_explained_variance") is not None:
-            parts.append(f"held-out explained variance {number(row['vp/held_out_explained_variance'])} (gate {gate:g})")
-        return " · ".join(parts)
+        if "vp/held_out_explained_variance" not in row:
+            return f"recording the frozen policy · {data.num_recorded} of {settings.num_trajectories} trajectories"
+        quality = number(row["vp/held_out_explained_variance"])
+        return (
+            f"value pretraining {row['step']:>3} · loss {number(row.get('vp/train_loss'))} · "
+            f"held-out explained variance {quality} (gate {settings.min_explained_variance:g})"
+        )
     return " · ".join(
         [
             f"rl {row['step']:>3}/{data.config.rl.num_steps}",
@@ -68,20 +71,10 @@ class ProgressLines:
         self.stream.flush()
 
     def show(self, process: str, record: Record) -> None:
-        ours = str(record.get("logger", "")).split(".")[0] in ("learner", "generator", "common", "deploy")
-        if level_of(record) >= LEVELS["error"] or (ours and level_of(record) >= LEVELS["warning"]):
-            fields = {
-                k: v
-                for k, v in record.items()
-                if k
-                not in ("time", "level", "service", "run_id", "event", "logger", "exception", "stack", "unstructured")
-            }
-            self.say(
-                f"{process}: {record.get('level')}: {record.get('event')} "
-                + " ".join(f"{k}={v}" for k, v in fields.items())
-            )
-        elif str(record.get("event")).endswith("ready") and not record.get("unstructured"):
-            self.say(f"{record.get('process', process)}: {record['event'].replace('_', ' ')}")
+        event, ours = str(record.get("event")), str(record.get("logger", "")).split(".")[0] in OUR_PACKAGES
+        if level_of(record) >= (LEVELS["warning"] if ours else LEVELS["error"]) or event in NEWS:
+            fields = " ".join(f"{name}={value}" for name, value in record.items() if name not in UNSAID)
+            self.say(f"{process}: {event.replace('_', ' ')} {fields}".rstrip())
 
     def tick(self) -> None:
         if self.data is not None:

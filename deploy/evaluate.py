@@ -73,13 +73,13 @@ def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
                 return float(each)
         return None
 
-    share, count = value("pass@1"), int(value("num_problems") or 0)
+    share, count = value("pass_at_1"), int(value("num_problems") or 0)
     if share is None:
-        raise VcppoError(f"the evaluation of {name} holds no pass@1: delete it and evaluate again")
-    interval = found.get("pass@1_interval")
+        raise VcppoError(f"the evaluation of {name} holds no pass_at_1: delete it and evaluate again")
+    interval = found.get("pass_at_1_interval")
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson_interval(share, count)
     return EvalResult(
-        name, share, float(low), float(high), value("pass@k"), int(value("k") or 1), value("mean_length"), count
+        name, share, float(low), float(high), value("pass_at_k"), int(value("k") or 1), value("mean_length"), count
     )
 
 

@@ -91,7 +91,6 @@ def value_pretraining_panel(data: RunData) -> Panel:
     """Held-out explained variance against the gate."""
     settings, rows = data.config.value_pretraining, data.value_pretraining
     measured = column(rows, "vp/held_out_explained_variance")
-    recorded = max(column(rows, "vp/recorded"), default=0.0)
     best = max(measured, default=None)
     state = (
         Text("passed", style="bold green")
@@ -101,7 +100,7 @@ def value_pretraining_panel(data: RunData) -> Panel:
     if data.decision is not None and not data.decision.get("passed"):
         state = Text("FAILED", style="bold red")
     body = _rows(
-        ("recorded", Text(f"{recorded:,.0f} of {settings.num_trajectories:,}")),
+        ("recorded", Text(f"{data.num_recorded:,} of {settings.num_trajectories:,}")),
         ("step", Text(f"{rows[-1]['step'] if rows else 0} of at most {settings.max_steps}")),
         (
             "held-out EV",

@@ -53,6 +53,7 @@ class RunData:
         value_pretraining: one row per measurement, likewise.
         generators: rows by generator name.
         new: learner rows of the last `refresh`.
+        num_recorded: trajectories recorded for value pretraining.
     """
 
     folder: RunFolder
@@ -61,6 +62,7 @@ class RunData:
     value_pretraining: list[Row] = field(default_factory=list)
     generators: dict[str, list[Row]] = field(default_factory=dict)
     new: list[Row] = field(default_factory=list)
+    num_recorded: int = 0
 
     def __post_init__(self) -> None:
         self._tails: dict[str, JsonLinesTail] = {}
@@ -77,8 +79,11 @@ class RunData:
         """Read what was added since the last call."""
         self.new = self._tail("learner").read()
         for row in self.new:
+            self.num_recorded = max(self.num_recorded, int(row.get("vp/recorded") or 0))
             steps = self._steps.get(row.get("stage", "rl"))
-            if steps is not None and isinstance(row.get("step"), int):
+            # A row of value pretraining that only counts recordings is no step.
+            measured = row.get("stage") != "value_pretraining" or "vp/held_out_explained_variance" in row
+            if measured and steps is not None and isinstance(row.get("step"), int):
                 steps[row["step"]] = {**steps.get(row["step"], {}), **row}
         self.rl = [row for _, row in sorted(self._steps["rl"].items())]
         self.value_pretraining = [row for _, row in sorted(self._steps["value_pretraining"].items())]

@@ -39,7 +39,6 @@ def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
             {
                 "stage": "value_pretraining",
                 "vp/train_loss": 0.5 * math.exp(-step / 12) + 0.15,
-                "vp/recorded": 4096.0,
                 "vp/held_out_loss": 0.5 * math.exp(-step / 12) + 0.17,
                 "vp/held_out_explained_variance": 0.7 * (1 - math.exp(-step / 10)),
             },
@@ -72,7 +71,7 @@ def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
     (folder.value_pretraining / "decision.json").write_text(json.dumps(decision))
     for model, share in (("cold_start", 0.34), ("export", 0.86)):
         (folder.eval / f"{model}.json").write_text(
-            json.dumps({"pass@1": share, "pass@k": share, "k": 1, "mean_length": 180.0, "num_problems": 512})
+            json.dumps({"pass_at_1": share, "pass_at_k": share, "k": 1, "mean_length": 180.0, "num_problems": 512})
         )
     (folder.path / "ledger.json").write_text(json.dumps(LEDGER))
     (folder.path / "stages.jsonl").write_text(

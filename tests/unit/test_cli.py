@@ -54,7 +54,7 @@ class TestParsing:
     )
     def test_bad_usage_is_2(self, words: list[str]) -> None:
         with pytest.raises(SystemExit) as caught:
-            main(words.split())
+            main(words)
         assert caught.value.code == 2
 
     def test_runs_as_a_program_and_starts_fast_without_torch(self) -> None:

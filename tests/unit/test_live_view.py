@@ -74,7 +74,7 @@ def test_progress_lines(tmp_path: Path) -> None:
     lines.show("generator-0", {"event": "noise", "level": "warning", "logger": "vllm.engine"})
     lines.tick()
     text = stream.getvalue().splitlines()
-    assert text[0].endswith("learner: error: lost why=x")
+    assert text[0].endswith("learner: lost why=x")
     assert len(text) == 1 + 8 + 2
     assert "rl   2/30" in text[-1]
     assert "explained variance 0." in text[-1]

@@ -91,7 +91,7 @@ class TestEvaluation:
         assert gain(result(0.86), result(0.34))[1] is False
 
     def test_interval_of_the_evaluator_wins(self) -> None:
-        found = {"pass@1": 0.5, "num_problems": 10, "pass@1_interval": [0.4, 0.6], "k": 4, "pass@k": 0.9}
+        found = {"pass_at_1": 0.5, "num_problems": 10, "pass_at_1_interval": [0.4, 0.6], "k": 4, "pass_at_k": 0.9}
         parsed = parse_result(found, "m")
         assert (parsed.low, parsed.high, parsed.pass_at_k, parsed.k) == (0.4, 0.6, 0.9, 4)
 
