@@ -15,7 +15,7 @@ import structlog
 from common.errors import MetricsError
 from common.run_folder import RunFolder
 
-Value = float | int | str | None | Sequence[float]
+Value = float | int | str | None | Sequence[float | None]
 
 log = structlog.get_logger(__name__)
 

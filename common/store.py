@@ -176,6 +176,12 @@ class RunStore:
         """
         return texts(self._run("expire_leases", MAX_LEASE_EXPIRIES))
 
+    def lease_owners(self) -> dict[str, str]:
+        """Prompt id -> the generator that holds its lease: whom a wait is on."""
+        owners = self._call("lease_owners", lambda: self._client.hgetall(self._prefix + "owners"))
+        pairs = cast(dict[bytes, bytes], owners).items()
+        return {prompt_id.decode(): owner.decode() for prompt_id, owner in pairs}
+
     # ------------------------------------------------------------------ buffer: arrivals
 
     def append(self, entries: Sequence[BufferEntry]) -> list[AppendResult]:

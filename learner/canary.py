@@ -1,28 +1,37 @@
-"""The canary: a few tokens' log-probs under the weights being sent, for generators to reproduce."""
+"""The canary: a few tokens' log-probs that generators must reproduce after every weight update."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.config import VcppoConfig
-from learner.batch import Batch
-from learner.engine import TrainEngine
-from learner.packing import build_packed
-from learner.weight_transfer import CanaryProbe
+from common.errors import VcppoError
+from common.trajectory import Float32Array, Int32Array
 
 
-def make_probe(actor: TrainEngine, batch: Batch, config: VcppoConfig) -> CanaryProbe:
-    """Log-probs of the first ``broadcast.canary_tokens`` response tokens of the batch's first trajectory.
+class CanaryError(VcppoError):
+    """A generator does not run the weights it was sent."""
 
-    Collective under ZeRO-3: every rank computes it. Tool tokens count here like any other: the question is only
-    whether two engines hold the same weights.
+
+class CanaryProbe(NamedTuple):
+    """Fixed tokens whose log-probs must agree on both sides.
+
+    Attributes:
+        token_ids: ``[P + T]`` int32, prompt and response.
+        prompt_length: P.
+        log_probs: ``[T]`` float32, nats: the learner's, of the response tokens, under the weights being sent and
+            at ``sampling.temperature`` (no top-p, no top-k).
     """
-    trajectory = batch.trajectories[0]
-    response = trajectory.response_token_ids[: config.broadcast.canary_tokens]
-    probed = replace(trajectory, response_token_ids=response, action_mask=np.ones(len(response), np.bool_))
-    packed = build_packed([probed]).to(actor.device)
-    log_probs = actor.infer(packed, config.sampling.temperature).log_probs.cpu().numpy()
-    tokens = np.concatenate([trajectory.prompt_token_ids, response]).astype(np.int32)
-    return CanaryProbe(tokens, len(trajectory.prompt_token_ids), log_probs.astype(np.float32))
+
+    token_ids: Int32Array
+    prompt_length: int
+    log_probs: Float32Array
+
+
+def canary_difference(answer: Any, probe: CanaryProbe) -> float:
+    """Largest |generator - learner| log-prob over the probe's response tokens; infinite when the shapes differ."""
+    found = np.frombuffer(answer["log_probs"], dtype="<f4")
+    if found.shape != probe.log_probs.shape:
+        return float("inf")
+    return float(np.max(np.abs(found - probe.log_probs)))

@@ -40,19 +40,22 @@ _NUM_NAMED = 5  # prompts named in a line about waiting
 class PromptIssuer:
     """Issues prompts of one purpose in order; the index of the next one lives in the store."""
 
-    def __init__(self, store: RunStore, source: PromptSource, purpose: Purpose, at_least: int = 0) -> None:
-        """``at_least``: the checkpoint's index, in case the store is a new one."""
+    def __init__(self, store: RunStore, source: PromptSource, purpose: Purpose) -> None:
         self._store = store
         self._source = source
         self._purpose: Purpose = purpose
-        self.next_index = max(at_least, int(store.get_value(self._key) or 0))
+        self.next_index = int(store.get_value(self._key) or 0)
+
+    def not_before(self, index: int) -> None:
+        """A checkpoint's index counts where the store is a new one."""
+        self.next_index = max(self.next_index, index)
 
     @property
     def _key(self) -> str:
         return f"next_index:{self._purpose}"
 
     def issue(self, count: int, version: int) -> int:
-        """Prompts first, index second: after a crash in between the same ids are issued again, which changes nothing."""
+        """Prompts first, index second: after a crash in between the same ids are issued again, to no effect."""
         if count <= 0:
             return 0
         prompts = self._source.prompts(self._purpose, self.next_index, count, version)
@@ -219,11 +222,13 @@ def describe_wait(store: RunStore, outstanding: Iterable[Outstanding], on: Seque
     """Whom a wait is on: the missing prompts by state, and the generators that are alive."""
     missing = set(on)
     states = Counter(entry.state for entry in outstanding if not missing or entry.prompt_id in missing)
+    owners = Counter(owner for prompt_id, owner in store.lease_owners().items() if not missing or prompt_id in missing)
     return {
         "missing": len(on),
         "prompt_ids": list(on[:_NUM_NAMED]),
         **{f"num_{state}": count for state, count in sorted(states.items())},
-        "generators": sorted(member.id for member in store.members("generator")),
+        "leased_by": dict(owners),
+        "generators_alive": sorted(member.id for member in store.members("generator")),
     }
 
 

@@ -5,24 +5,18 @@
       │                                                   │ policy version + 1
       └──issue by credit ◀── broadcast ◀── commit ◀── checkpoint (every k steps)
 
-Read `RlLoop.run` and `RlLoop.train`; the rest of the file is what they call. Every rank runs the same loop. Rank 0 talks to the
-store and tells the others what it found (`_agree`); while it waits it does so every second, so no collective
-of another rank ever waits longer than that.
+Read `RlLoop.run` and `RlLoop.train`; the rest of the file is what they call. Every rank runs the same loop.
+Rank 0 talks to the store and tells the others what it found (`_agree`); while it waits it does so every second,
+so no collective of another rank ever waits longer than that.
+
+    consumes     the batch `learner.credits.select_batch` chooses
+    waits for    its trajectories, at most learner.batch_deadline_seconds (`learner.collect`)
+    unblocked by an append to the buffer, a request to stop
 
 Step s (from 1) trains the batch claimed at version s - 1 and makes version s. Its trained ids are on disk before
 anything is committed, and a commit comes only after the checkpoint that contains the step is durable.
 
-Resume. Load the newest sound checkpoint (step c); commit what is claimed for steps <= c (the crash may have come
-between checkpoint and commit); then train the other claimed batches again, c + 1, c + 2, ..., in recorded order, from the same
-weights, optimizer state and seeds, without issuing or broadcasting; then broadcast once and go on. Why once, at
-the end: generators never run a newer version than the last claim's step s (version s is made from it), and
-after the replay the learner is at s. So no trajectory in the store or on its way is newer than the
-learner (staleness >= 0), and since replay issues nothing and changes no claim, the bound of
-`learner.credits` holds as it did before the crash. Generators go on with what is leased meanwhile.
-
-If damage forced an older checkpoint (c < the last committed step), the steps between are lost: their
-trajectories are settled. Versions are labels, so the learner keeps the label of the last committed step,
-says so in the log, and staleness stays within its bound.
+How a crash is made good: `learner.resume`.
 """
 
 from __future__ import annotations
@@ -37,25 +31,24 @@ from typing import Any, Protocol
 import structlog
 
 from common.config import VcppoConfig
-from common.errors import VcppoError
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
 from common.store import RunStore
 from learner.batch import Batch, Share, mini_batches
-from learner.canary import make_probe
-from learner.checkpoint import CheckpointState, CheckpointStore, check_ranks, hash_json, load_rng, save_rng
+from learner.canary import CanaryProbe
+from learner.checkpoint import CheckpointState, CheckpointStore, load_rng, save_rng
 from learner.collect import BatchCollector, PromptIssuer
 from learner.engine import barrier, broadcast_object
-from learner.prompts import PromptSource
+from learner.probe import make_probe
+from learner.resume import commit, config_hash, newest_checkpoint, plan_replay
 from learner.step_metrics import step_metrics
 from learner.trained_log import TrainedLog
 from learner.update import Estimates, Models, UpdateStats, combine, compute_old_log_probs, compute_values, update
-from learner.weight_transfer import BroadcastReport, CanaryProbe
+from learner.weight_transfer import BroadcastReport
 
 log = structlog.get_logger(__name__)
 
 SYNC_CHECK_SECONDS = 2.0
-COMMITTED_STEP = "committed_step"
 
 
 class Broadcaster(Protocol):
@@ -138,7 +131,7 @@ class RlLoop:
                 return False
             estimates, stats = self.train(batch, phases)
             self._finish_step(batch, phases)
-            self._broadcast_if_not_last(phases)
+            self._broadcast_if_not_last(batch, phases)
             self._issue()
             self._record(batch, estimates, stats, phases)
         return True
@@ -183,7 +176,7 @@ class RlLoop:
             if decision["do"] == "broadcast":
                 self._broadcast()
             elif decision["do"] == "train":
-                return self._batch(decision["payloads"])
+                return Batch.decode(decision["payloads"], self.version)
 
     def _poll(self, rank_zero: RankZero) -> dict[str, Any]:
         if self._stop_requested():
@@ -198,11 +191,6 @@ class RlLoop:
                 log.info("generators_out_of_sync", generators=lagging, policy_version=self.version)
                 return {"do": "broadcast"}
         return {"do": "wait"}
-
-    def _batch(self, payloads: list[bytes]) -> Batch:
-        batch = Batch.decode(payloads, self.version)
-        self._probe_source = batch
-        return batch
 
     # After the update
 
@@ -230,7 +218,7 @@ class RlLoop:
         barrier()
         if self._rank_zero is not None:
             folder = self._checkpoints.publish(self._state())
-            self._commit(self._rank_zero.store, self._uncommitted, self.version)
+            commit(self._rank_zero.store, self._uncommitted, self.version)
             log.info("checkpoint_written", folder=str(folder), policy_version=self.version)
         self._uncommitted = []
 
@@ -245,16 +233,12 @@ class RlLoop:
             zero_stage=self.config.learner.zero_stage,
         )
 
-    def _commit(self, store: RunStore, prompt_ids: list[str], step: int) -> None:
-        store.commit(prompt_ids)
-        store.set_value(COMMITTED_STEP, str(max(step, int(store.get_value(COMMITTED_STEP) or 0))))
-
-    def _broadcast_if_not_last(self, phases: Phases) -> None:
+    def _broadcast_if_not_last(self, batch: Batch, phases: Phases) -> None:
         """Nobody generates for the version after the last step; `learner.export` writes its weights."""
         if self.version == self.config.rl.num_steps:
             return
         with phases.phase("broadcast"):
-            self._probe = make_probe(self.models.actor, self._probe_source, self.config)
+            self._probe = make_probe(self.models.actor, batch, self.config)
             report = self._broadcast()
         phases.seconds["pause"] = report.pause_seconds
 
@@ -276,28 +260,19 @@ class RlLoop:
         if not ledger.is_exact:
             log.error("ledger_not_exact", ledger=str(ledger))
 
-    # Resume
+    # Resume (the reasoning is in `learner.resume`)
 
     def _resume(self) -> None:
-        found = self._agree(lambda _: self._newest())
+        found = self._agree(lambda _: newest_checkpoint(self._checkpoints, self.config, self.share))
         if found is not None:
             self._load(Path(found["folder"]), found)
-        claims = self._agree(self._claims_to_replay)
-        for step, prompt_ids in claims:
+        plan = self._agree(lambda rank_zero: plan_replay(rank_zero.store, self.version, self._checkpoints.root))
+        self.version = plan["version"]
+        for step, prompt_ids in plan["claims"]:
             self._replay(step, prompt_ids)
         must_broadcast = self._agree(lambda _: self.version > 0 or bool(self._broadcaster.out_of_sync(self.version)))
         if must_broadcast and self.version < self.config.rl.num_steps:
             self._broadcast()
-
-    def _newest(self) -> dict[str, Any] | None:
-        newest = self._checkpoints.newest()
-        if newest is None:
-            return None
-        folder, state = newest
-        check_ranks(folder, state, self.share.num_ranks, self.config.learner.zero_stage)
-        if state.config_hash != config_hash(self.config):
-            log.warning("config_changed", folder=str(folder), then=state.config_hash, now=config_hash(self.config))
-        return {"folder": str(folder), "step": state.step, "next_index": state.next_index}
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
         self.models.actor.load(folder / "actor")
@@ -307,58 +282,19 @@ class RlLoop:
         self.version = int(state["step"])
         self._next_index = dict(state["next_index"])
         if self._rank_zero is not None:
-            issuer = self._rank_zero.issuer
-            issuer.next_index = max(issuer.next_index, int(self._next_index.get("rl", 0)))
-        log.info("checkpoint_loaded", folder=str(folder), policy_version=self.version)
-
-    def _claims_to_replay(self, rank_zero: RankZero) -> list[tuple[int, list[str]]]:
-        """Commit the claims the checkpoint contains; return the others, (step, prompt ids) in step order."""
-        store = rank_zero.store
-        committed = int(store.get_value(COMMITTED_STEP) or 0)
-        if committed > self.version:
-            self._skip_lost_steps(committed)
-        claims = sorted(store.claimed().items())
-        for step, prompt_ids in claims:
-            if step <= self.version:
-                self._commit(store, prompt_ids, step)
-        left = [(step, prompt_ids) for step, prompt_ids in claims if step > self.version]
-        if [step for step, _ in left] != list(range(self.version + 1, self.version + 1 + len(left))):
-            raise VcppoError(
-                f"claimed steps {[step for step, _ in left]} do not follow checkpoint step {self.version}: "
-                "the store and the run folder are not of the same run; give each run its own run.name and Redis"
-            )
-        return left
-
-    def _skip_lost_steps(self, committed: int) -> None:
-        if self.version == 0:
-            raise VcppoError(
-                f"the store has {committed} committed steps but {self._checkpoints.root} holds no checkpoint: "
-                "restore the folder, or start a new run under another run.name"
-            )
-        log.error(
-            "steps_lost",
-            checkpoint_step=self.version,
-            committed_step=committed,
-            effect="these steps' updates are gone, their trajectories are settled; going on under the committed version",
-        )
-        self.version = committed
+            self._rank_zero.issuer.not_before(int(self._next_index.get("rl", 0)))
+            log.info("checkpoint_loaded", folder=str(folder), policy_version=self.version)
 
     def _replay(self, step: int, prompt_ids: list[str]) -> None:
         payloads = self._agree(lambda rank_zero: rank_zero.store.payloads(prompt_ids))
         if self._rank_zero is not None:
             log.info("step_replayed", step=step, num_trajectories=len(prompt_ids))
         phases = Phases()
-        batch = self._batch(payloads)
+        batch = Batch.decode(payloads, self.version)
         estimates, stats = self.train(batch, phases)
         self._probe = make_probe(self.models.actor, batch, self.config)
         self._finish_step(batch, phases)
         self._record(batch, estimates, stats, phases)
-
-
-def config_hash(config: VcppoConfig) -> str:
-    """Of everything that shapes the weights; where the run lives and how it logs is left out."""
-    tree = config.model_dump(mode="json")
-    return hash_json({name: tree[name] for name in ("model", "task", "sampling", "algorithm", "critic", "rl")})
 
 
 def _log_fields(version: int, values: dict[str, Any]) -> dict[str, Any]:

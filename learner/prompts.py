@@ -9,7 +9,6 @@ the prompts are) is recognised by the store: the ids are the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Protocol
 

@@ -37,7 +37,7 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Models:
-    """The engines of a learner; ``critic`` is None for the group estimators, ``reference`` unless a KL term needs it."""
+    """The engines; ``critic`` is None for the group estimators, ``reference`` unless a KL term needs it."""
 
     actor: TrainEngine
     critic: TrainEngine | None
@@ -85,7 +85,9 @@ def compute_values(critic: TrainEngine | None, batch: Batch, share: Share) -> tu
     return flat[:num_actions].astype(np.float32), flat[num_actions:].astype(np.float32)
 
 
-def compute_log_probs(policy: TrainEngine | PolicyModel, batch: Batch, share: Share, temperature: float) -> Float32Array:
+def compute_log_probs(
+    policy: TrainEngine | PolicyModel, batch: Batch, share: Share, temperature: float
+) -> Float32Array:
     """``[A]`` log-probs of the actions at the sampling temperature."""
     flat = np.zeros(batch.num_actions, np.float64)
     for packed in micro_batches(batch, range(len(batch)), share):

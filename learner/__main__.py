@@ -1,0 +1,231 @@
+"""``python -m learner --config run.yaml`` (also under torchrun): value pretraining if it is due, then RL, then export.
+
+Exit codes: 0 done; 1 failure, one ``fatal`` line says why; 2 bad config; 143 after SIGTERM and 130 after Ctrl-C:
+the step in progress was finished and a checkpoint written, and the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+import torch
+
+from common.config import VcppoConfig, load_config
+from common.errors import VcppoError
+from common.log import configure_logging
+from common.metrics import MetricsWriter
+from common.run_folder import RunFolder
+from common.store import RunStore
+from common.tasks import encode_prompt, load_task
+from learner.batch import Share
+from learner.collect import BatchCollector, PromptIssuer
+from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
+from learner.engine import shutdown_distributed as leave_process_group
+from learner.export import export_policy, make_actor
+from learner.loop import Broadcaster, RankZero, RlLoop
+from learner.models import load_critic, load_policy
+from learner.prompts import PromptSource
+from learner.stop import StopRequest
+from learner.trained_log import TrainedLog, check_trained_once
+from learner.update import Models
+from learner.value_pretraining import CRITIC_FOLDER, is_done, run_value_pretraining
+from learner.weight_transfer import WeightBroadcaster
+
+log = structlog.get_logger(__name__)
+
+
+class WaitingBroadcaster(Broadcaster, Protocol):
+    """What a run needs beside `Broadcaster`."""
+
+    def wait_for_members(self, count: int, deadline_seconds: float) -> Any: ...
+
+
+MakeBroadcaster = Callable[[VcppoConfig, RunStore | None, TrainEngine], WaitingBroadcaster]
+
+
+def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: TrainEngine) -> WaitingBroadcaster:
+    return WeightBroadcaster(config, store, actor)
+
+
+@dataclass(frozen=True)
+class Session:
+    """One learner process: everything both stages need. ``store``, ``source`` and ``metrics`` are rank 0's."""
+
+    config: VcppoConfig
+    share: Share
+    store: RunStore | None
+    source: PromptSource | None
+    metrics: MetricsWriter | None
+    stop: StopRequest
+    make_broadcaster: MakeBroadcaster
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config.run.path)
+
+    def enter(self, stage: str) -> None:
+        if self.store is not None:
+            self.store.set_value("stage", stage)
+            log.info("stage_started", stage=stage)
+
+
+def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcaster = make_broadcaster) -> int:
+    """The process; ``make_broadcaster`` is a seam for tests without generators."""
+    parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", help="section.field=value")
+    given = parser.parse_args(arguments)
+    try:
+        config = load_config(given.config, given.overrides)
+        configure_logging(config.logging, _service(config), config.run.name)
+        stop = StopRequest().install()
+        return _run(config, stop, make_broadcaster)
+    except VcppoError as error:
+        log.critical("fatal", error=str(error))
+        return error.exit_code
+    finally:
+        leave_process_group()
+
+
+def _service(config: VcppoConfig) -> str:
+    found = int(os.environ.get("RANK", "0"))
+    return f"learner-{found}" if config.learner.num_ranks > 1 and found > 0 else "learner"
+
+
+def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcaster) -> int:
+    if config.learner.num_threads:
+        torch.set_num_threads(config.learner.num_threads)
+    init_distributed(config.learner.device)
+    _check_ranks(config)
+    torch.manual_seed(config.run.seed)
+    session = _open_session(config, stop, make_broadcaster)
+    log.info("learner_ready", num_ranks=num_ranks())
+    if not _value_pretraining(session) or not _reinforcement_learning(session):
+        log.info("stopped", resumable=True)
+        return stop.exit_code
+    return 0
+
+
+def _check_ranks(config: VcppoConfig) -> None:
+    if num_ranks() != config.learner.num_ranks:
+        raise VcppoError(
+            f"learner.num_ranks = {config.learner.num_ranks}, but {num_ranks()} learner processes were started: "
+            f"use torchrun --nproc-per-node {config.learner.num_ranks} -m learner, or set learner.num_ranks"
+        )
+
+
+def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcaster) -> Session:
+    share = Share(rank(), num_ranks(), config.learner.micro_batch_tokens)
+    if rank() != 0:
+        return Session(config, share, None, None, None, stop, make_broadcaster)
+    RunFolder(config.run.path).create()
+    if config.redis.url is None:
+        raise VcppoError("redis.url is not set: `vcppo up` sets it to the Redis it starts; otherwise name yours")
+    store = RunStore.connect(config.redis.url, config.run.name, config.redis.connect_deadline_seconds)
+    metrics = MetricsWriter(config.run.path, "learner", config.run.name, config.logging.tensorboard)
+    return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
+
+
+def _prompt_source(config: VcppoConfig) -> PromptSource:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise VcppoError(
+            f"model.path = {config.model.path!r}: no tokenizer can be loaded from it ({str(error).splitlines()[0]}); "
+            "give a model folder such as the one `vcppo sft` writes, or a Hugging Face id"
+        ) from error
+    return PromptSource(config, load_task(config.task), lambda prompt: encode_prompt(tokenizer, prompt))
+
+
+# Stages
+
+
+def _value_pretraining(session: Session) -> bool:
+    """True when there is nothing (more) to do; False when asked to stop."""
+    config = session.config
+    wanted = config.algorithm.advantage_estimator == "gae" and config.critic.init == "value_pretrained"
+    # Rank 0 looks: a shared decision even where folders are seen late on another machine.
+    if not broadcast_object(wanted and not is_done(session.folder.value_pretraining)):
+        return True
+    session.enter("value_pretraining")
+    issuer = None
+    if session.store is not None and session.source is not None:
+        issuer = PromptIssuer(session.store, session.source, "value_pretraining")
+    done = run_value_pretraining(config, session.share, session.store, issuer, session.metrics, session.stop)
+    gc.collect()  # the critic's engine is not needed any more; RL makes its own from the saved critic
+    return done
+
+
+def _reinforcement_learning(session: Session) -> bool:
+    config = session.config
+    session.enter("rl")
+    models = _make_models(config, session.folder)
+    broadcaster = session.make_broadcaster(config, session.store, models.actor)
+    rank_zero = _rank_zero(session)
+    try:
+        if rank_zero is not None:
+            broadcaster.wait_for_members(1, config.launcher.startup_deadline_seconds)
+        loop = RlLoop(config, models, session.share, broadcaster, rank_zero, session.stop)
+        if not loop.run():
+            return False
+    finally:
+        broadcaster.close()
+    export_policy(models.actor, config, session.folder.export)
+    if rank_zero is not None:
+        _finish(session, rank_zero)
+    return True
+
+
+def _rank_zero(session: Session) -> RankZero | None:
+    if session.store is None or session.source is None or session.metrics is None:
+        return None
+    issuer = PromptIssuer(session.store, session.source, "rl")
+    collector = BatchCollector(session.config, session.store, issuer)
+    return RankZero(session.store, issuer, collector, session.metrics, TrainedLog(session.folder.trained_log))
+
+
+def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:
+    actor = make_actor(config)
+    reference = None
+    if config.algorithm.kl_coefficient > 0:
+        reference = load_policy(config.model.path, dtype=EngineOptions.from_config(config).torch_dtype).to(actor.device)
+        reference.requires_grad_(requires_grad=False)
+    critic = _make_critic(config, folder) if config.algorithm.advantage_estimator == "gae" else None
+    return Models(actor, critic, reference)
+
+
+def _make_critic(config: VcppoConfig, folder: RunFolder) -> TrainEngine:
+    options = EngineOptions.from_config(config)
+    init = config.critic.init
+    critic = load_critic(
+        config.model.path,
+        init=str(folder.value_pretraining / CRITIC_FOLDER) if init == "value_pretrained" else init,
+        dtype=options.torch_dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        gradient_checkpointing=config.learner.gradient_checkpointing,
+    )
+    return TrainEngine(critic, learning_rate=config.rl.critic_learning_rate, options=options)
+
+
+def _finish(session: Session, rank_zero: RankZero) -> None:
+    """The proof at the end: every trajectory trained once, none too old, the ledger exact."""
+    num_trained = check_trained_once(session.folder.trained_log, session.config.rl.max_staleness)
+    ledger = rank_zero.store.ledger()
+    session.enter("done")
+    if not ledger.is_exact:
+        raise VcppoError(f"the run is complete but its ledger is not exact: {ledger}")
+    log.info("run_complete", num_trained=num_trained, ledger=str(ledger))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

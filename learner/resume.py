@@ -1,0 +1,96 @@
+"""How a crashed learner goes on: the checkpoint, then the claimed batches again, then the live stream.
+
+Resume. Load the newest sound checkpoint (step c); commit what is claimed for steps <= c (the crash may have come
+between checkpoint and commit); then train the other claimed batches again, c + 1, c + 2, ..., in recorded order,
+from the same weights, optimizer state and seeds, without issuing or broadcasting; then broadcast once and go on.
+Why once, at the end: generators never run a newer version than the last claim's step s (version s is made from it), and
+after the replay the learner is at s. So no trajectory in the store or on its way is newer than the
+learner (staleness >= 0), and since replay issues nothing and changes no claim, the bound of
+`learner.credits` holds as it did before the crash. Generators go on with what is leased meanwhile.
+
+If damage forced an older checkpoint (c < the last committed step), the steps between are lost: their
+trajectories are settled. Versions are labels, so the learner keeps the label of the last committed step,
+says so in the log, and staleness stays within its bound.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+from common.store import RunStore
+from learner.batch import Share
+from learner.checkpoint import CheckpointStore, check_ranks, hash_json
+
+log = structlog.get_logger(__name__)
+
+COMMITTED_STEP = "committed_step"  # the newest step whose trajectories are settled
+# What shapes the weights; where a run lives and how it logs does not matter to a checkpoint.
+_HASHED = ("model", "task", "sampling", "algorithm", "critic", "rl")
+
+
+def newest_checkpoint(checkpoints: CheckpointStore, config: VcppoConfig, share: Share) -> dict[str, Any] | None:
+    """Rank 0: the newest sound checkpoint as plain values for the other ranks; None: start from the beginning."""
+    newest = checkpoints.newest()
+    if newest is None:
+        return None
+    folder, state = newest
+    check_ranks(folder, state, share.num_ranks, config.learner.zero_stage)
+    if state.config_hash != config_hash(config):
+        log.warning("config_changed", folder=str(folder), then=state.config_hash, now=config_hash(config))
+    return {"folder": str(folder), "step": state.step, "next_index": state.next_index}
+
+
+def plan_replay(store: RunStore, version: int, checkpoints: Path) -> dict[str, Any]:
+    """Rank 0: commit the claims the checkpoint of ``version`` contains; say what to replay.
+
+    Returns:
+        ``version`` to go on from, and ``claims``: [step, prompt ids] of the steps to train again, in order.
+
+    Raises:
+        VcppoError: store and run folder do not belong together.
+    """
+    committed = int(store.get_value(COMMITTED_STEP) or 0)
+    if committed > version:
+        _say_what_is_lost(version, committed, checkpoints)
+        version = committed
+    claims = sorted(store.claimed().items())
+    for step, prompt_ids in claims:
+        if step <= version:
+            commit(store, prompt_ids, step)
+    left = [[step, prompt_ids] for step, prompt_ids in claims if step > version]
+    if [step for step, _ in left] != list(range(version + 1, version + 1 + len(left))):
+        raise VcppoError(
+            f"claimed steps {[step for step, _ in left]} do not follow step {version} of {checkpoints}: "
+            "the store and the run folder are not of the same run; give each run its own run.name and Redis"
+        )
+    return {"version": version, "claims": left}
+
+
+def commit(store: RunStore, prompt_ids: list[str], step: int) -> None:
+    """Settle what a durable checkpoint contains, and remember up to which step."""
+    store.commit(prompt_ids)
+    store.set_value(COMMITTED_STEP, str(max(step, int(store.get_value(COMMITTED_STEP) or 0))))
+
+
+def config_hash(config: VcppoConfig) -> str:
+    tree = config.model_dump(mode="json")
+    return hash_json({name: tree[name] for name in _HASHED})
+
+
+def _say_what_is_lost(version: int, committed: int, checkpoints: Path) -> None:
+    if version == 0:
+        raise VcppoError(
+            f"the store has {committed} committed steps but {checkpoints} holds no checkpoint: "
+            "restore the folder, or start a new run under another run.name"
+        )
+    log.error(
+        "steps_lost",
+        checkpoint_step=version,
+        committed_step=committed,
+        effect="their updates are gone, their trajectories settled; going on under the committed version",
+    )

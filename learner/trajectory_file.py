@@ -1,0 +1,90 @@
+"""``trajectories.msgpack``: trajectories recorded once, in an append-only file that survives a crash.
+
+A stream of msgpack arrays ``[crc32 of the payload, payload]``; the payload is the wire form (`common.wire`).
+A tail torn by a crash is cut off when the file is opened; what was in it was not committed, so the store still has it.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgpack
+import structlog
+
+from common.errors import VcppoError
+from common.trajectory import Trajectory
+from common.wire import WireError, decode_trajectory
+
+log = structlog.get_logger(__name__)
+
+_MAX_RECORD_BYTES = 1 << 30
+
+
+class TrajectoryFile:
+    """Read at once, then appended to. Keeps which prompts it holds: each is recorded once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.trajectories: list[Trajectory] = []
+        sound = self._read()
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.seek(0, os.SEEK_END)
+        if self._file.tell() > sound:
+            log.warning("torn_tail_removed", file=str(path), num_bytes=self._file.tell() - sound)
+            self._file.truncate(sound)
+            self._file.seek(sound)
+        self._prompt_ids = {trajectory.prompt_id for trajectory in self.trajectories}
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    def append(self, payloads: Iterable[bytes]) -> int:
+        """Add those whose prompt is not in yet; they are on disk when this returns. Returns how many were new."""
+        new = []
+        for payload in payloads:
+            trajectory = decode_trajectory(payload)
+            if trajectory.prompt_id not in self._prompt_ids:
+                self._prompt_ids.add(trajectory.prompt_id)
+                new.append(trajectory)
+                self._file.write(msgpack.packb([zlib.crc32(payload), payload]))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.trajectories.extend(new)
+        return len(new)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read(self) -> int:
+        """Fill `trajectories`; returns the length in bytes of the sound part.
+
+        Raises:
+            VcppoError: a whole record is damaged: that is no torn tail, but a broken disk or another file.
+        """
+        if not self.path.exists():
+            return 0
+        sound = 0
+        with self.path.open("rb") as file:
+            unpacker = msgpack.Unpacker(file, max_bin_len=_MAX_RECORD_BYTES, max_array_len=2)
+            try:
+                for record in unpacker:
+                    self.trajectories.append(_decode(record))
+                    sound = unpacker.tell()
+            except (ValueError, TypeError, msgpack.UnpackException, WireError) as error:
+                raise VcppoError(
+                    f"{self.path} is damaged after {sound} bytes ({len(self.trajectories)} trajectories): {error}; "
+                    "remove the file and start the run under a new run.name, or restore it from a backup"
+                ) from error
+        return sound
+
+
+def _decode(record: object) -> Trajectory:
+    if not isinstance(record, list) or len(record) != 2 or not isinstance(record[1], bytes):
+        raise ValueError("not a [crc32, payload] record")
+    if zlib.crc32(record[1]) != record[0]:
+        raise ValueError("a record does not have its checksum")
+    return decode_trajectory(record[1])

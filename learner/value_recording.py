@@ -1,0 +1,91 @@
+"""Recording the trajectories of value pretraining: each once, on disk before it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from common.config import VcppoConfig
+from common.metrics import MetricsWriter
+from common.store import RunStore
+from common.trajectory import Trajectory
+from common.wire import encode_trajectory
+from learner.batch import Batch
+from learner.collect import POLL_SECONDS, PromptIssuer, WaitWatch, describe_wait
+from learner.engine import broadcast_object, num_ranks
+from learner.trajectory_file import TrajectoryFile
+
+log = structlog.get_logger(__name__)
+
+CLAIM_STEP = 0  # RL steps count from 1
+REPORT_EVERY = 64  # trajectories between progress lines
+
+class Recorder:
+    """Rank 0: issues prompts within bounds, writes what comes back, commits it."""
+
+    def __init__(self, config: VcppoConfig, store: RunStore, issuer: PromptIssuer, file: TrajectoryFile) -> None:
+        self._num_wanted = config.value_pretraining.num_trajectories
+        # Enough to keep every generator busy; the store never holds more than this.
+        self._max_open = max(2 * config.generator.max_in_flight * config.generator.num_generators, 1)
+        self._store = store
+        self._issuer = issuer
+        self._file = file
+        self._watch = WaitWatch("value_pretraining_trajectory", config.learner.batch_deadline_seconds)
+        self._finish_claims()
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._file) >= self._num_wanted
+
+    def poll(self) -> int:
+        """Issue, record what has arrived, or wait a moment for it. Returns how many are recorded."""
+        outstanding = self._store.outstanding()
+        arrived = [entry.prompt_id for entry in outstanding if entry.state == "buffered"]
+        if arrived:
+            self._watch.reset()
+            self._file.append(self._store.claim(arrived, CLAIM_STEP))
+            self._store.commit(arrived)  # only now: they are on disk
+        num_open = len(outstanding) - len(arrived)
+        room = min(self._max_open - num_open, self._num_wanted - len(self._file) - num_open)
+        self._issuer.issue(room, version=0)
+        if not arrived and not self.is_complete:
+            self._store.requeue_expired_leases()
+            self._watch.check(lambda: describe_wait(self._store, outstanding, []))
+            self._store.wait_for_append(POLL_SECONDS)
+        return len(self._file)
+
+    def _finish_claims(self) -> None:
+        """A crash came between claim and commit: the file decides what is still to be written."""
+        claimed = self._store.claimed().get(CLAIM_STEP, [])
+        if claimed:
+            self._file.append(self._store.payloads(claimed))
+            self._store.commit(claimed)
+
+
+def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_requested: Callable[[], bool]) -> bool:
+    """All ranks: until everything is recorded (True) or a stop is asked for (False)."""
+    told = -1
+    while True:
+        state = "wait"
+        if recorder is not None:
+            num_recorded = recorder.poll()
+            if recorder.is_complete or stop_requested():
+                state = "done" if recorder.is_complete else "stop"
+            due = num_recorded - told >= REPORT_EVERY or (state == "done" and num_recorded != told)
+            if metrics is not None and due:
+                told = num_recorded
+                metrics.write(num_recorded, {"stage": "value_pretraining", "vp/recorded": num_recorded})
+                log.info("value_pretraining_recorded", num_trajectories=num_recorded)
+        agreed: str = broadcast_object(state)
+        if agreed != "wait":
+            return agreed == "done"
+
+
+def share_record(file: TrajectoryFile | None) -> list[Trajectory]:
+    """Rank 0's recorded trajectories on every rank."""
+    if file is not None:
+        broadcast_object([encode_trajectory(t) for t in file.trajectories] if num_ranks() > 1 else None)
+        return file.trajectories
+    return Batch.decode(broadcast_object(), version=0).trajectories
+
