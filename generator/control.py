@@ -17,9 +17,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import numpy as np
 import structlog
 
+from common.trajectory import Float32Array, Int32Array
 from generator.engine import Engine
 
 log = structlog.get_logger(__name__)
@@ -96,9 +96,8 @@ class WeightControl:
                 try:
                     return await call(**arguments)
                 except Exception as error:
-                    log.error("control_call_failed", method=name, error=str(error))
                     if name in ("start_weight_update", "update_weights", "finish_weight_update"):
-                        self.need_sync(f"{name} failed")
+                        self.need_sync(f"{name} failed: {error}")
                     raise
 
         return handler
@@ -132,10 +131,9 @@ class WeightControl:
         await self._engine.finish_weight_update(policy_version)
         self.policy_version = policy_version
 
-    async def _canary(self, token_ids: bytes, prompt_length: int) -> dict[str, Any]:
+    async def _canary(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
         await self._wake()
-        log_probs = await self._engine.canary(np.frombuffer(token_ids, dtype="<i4"), prompt_length)
-        return {"log_probs": log_probs.astype("<f4").tobytes()}
+        return await self._engine.canary(token_ids, prompt_length)
 
     async def _resume(self) -> dict[str, Any]:
         if self.policy_version == UNSYNCED:

@@ -31,7 +31,7 @@ class CanaryProbe(NamedTuple):
 
 def canary_difference(answer: Any, probe: CanaryProbe) -> float:
     """Largest |generator - learner| log-prob over the probe's response tokens; infinite when the shapes differ."""
-    found = np.frombuffer(answer["log_probs"], dtype="<f4")
+    found = np.asarray(answer, np.float32)
     if found.shape != probe.log_probs.shape:
         return float("inf")
     return float(np.max(np.abs(found - probe.log_probs)))

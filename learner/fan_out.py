@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from threading import Thread
@@ -97,8 +97,13 @@ def beside(function: Callable[[], T]) -> Future[T]:
     return future
 
 
-def answers(member: Member) -> bool:
-    """Whether the generator says its status within `STATUS_SECONDS`."""
+def silent(members: Sequence[Member]) -> list[Member]:
+    """Those that do not say their status within `STATUS_SECONDS`; all are asked at once."""
+    asked = [(member, beside(lambda m=member: _answers(m))) for member in members]  # type: ignore[misc]
+    return [member for member, answer in asked if not answer.result()]
+
+
+def _answers(member: Member) -> bool:
     client = ControlClient(member.control_endpoint)
     try:
         client.call("status", {}, STATUS_SECONDS)

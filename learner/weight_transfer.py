@@ -16,7 +16,7 @@ Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from common.store import Member, RunStore
 from common.transport import ControlClient, ControlError
 from learner.canary import CanaryError, CanaryProbe, canary_difference
 from learner.distributed import broadcast_object, rank
-from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, answers, free_port
+from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, free_port, silent
 
 __all__ = [
     "POLICY_VERSION",
@@ -195,7 +195,7 @@ class WeightBroadcaster:
             return None
         outcome: dict[str, Any]
         try:
-            outcome = {"state": "done", "dropped": dropped} | self._update(policy_version, canary)
+            outcome = {"state": "done", "dropped": dropped} | self._update(policy_version, canary, dropped)
         except CanaryError as error:
             outcome = {"state": "error", "kind": "canary", "text": str(error)}
         except VcppoError as error:
@@ -205,8 +205,8 @@ class WeightBroadcaster:
         self._source.complete_round()
         return outcome
 
-    def _update(self, policy_version: int, canary: CanaryProbe | None) -> dict[str, Any]:
-        self._follow_membership(policy_version)
+    def _update(self, policy_version: int, canary: CanaryProbe | None, dropped: list[str]) -> dict[str, Any]:
+        self._follow_membership(policy_version, dropped)
         assert self._fan_out is not None
         self._fan_out.policy_version = policy_version
         self._fan_out.call("pause")
@@ -219,10 +219,14 @@ class WeightBroadcaster:
             "canary_difference": difference,
         }
 
-    def _follow_membership(self, policy_version: int) -> None:
-        """Rebuild the group when a generator joined, left or came back in a new epoch."""
+    def _follow_membership(self, policy_version: int, dropped: list[str]) -> None:
+        """Rebuild the group when a generator joined, left or came back in a new epoch.
+
+        Everybody is asked for a sign of life first: a death costs `STATUS_SECONDS` here, a whole deadline later.
+        """
         found = self.members()
-        if not found:
+        self._drop({m.id: "does not answer" for m in silent(found)}, found, dropped)
+        if not (found := self.members()):
             log.warning("no_generators", policy_version=policy_version)
             found = self.wait_for_members(1, self._config.deadline_seconds)
         joined = frozenset((m.id, m.epoch) for m in found)
@@ -232,7 +236,7 @@ class WeightBroadcaster:
         log.info("weight_group_rebuilt", members=sorted(m.id for m in found), backend=self._backend)
         self._fan_out = FanOut(
             clients={m.id: ControlClient(m.control_endpoint) for m in found},
-            num_workers={m.id: int(m.info.get("num_workers", 1)) for m in found},
+            num_workers={m.id: int(str(m.info.get("num_workers", 1))) for m in found},
             deadline_seconds=self._config.deadline_seconds + _GRACE_SECONDS,
             policy_version=policy_version,
         )
@@ -270,7 +274,7 @@ class WeightBroadcaster:
 
     def _check_canary(self, probe: CanaryProbe) -> float:
         assert self._fan_out is not None
-        tokens = {"token_ids": probe.token_ids.astype("<i4").tobytes(), "prompt_length": int(probe.prompt_length)}
+        tokens = {"token_ids": probe.token_ids, "prompt_length": int(probe.prompt_length)}
         answers = self._fan_out.call("canary", dict.fromkeys(self._fan_out.clients, tokens))
         found = {name: canary_difference(answer, probe) for name, answer in answers.items()}
         worst = max(found, key=lambda name: found[name])
@@ -292,19 +296,22 @@ class WeightBroadcaster:
         log.warning("broadcast_failed", error=str(error), kind=type(error).__name__)
         members = self.members()
         self._leave_group()
-        blamed = {m.id: "does not answer" for m in members if not answers(m)}
+        blamed = {m.id: "does not answer" for m in silent(members)}
         if not blamed and isinstance(error, MemberError):
             for name in error.failures:
                 failures[name] = failures.get(name, 0) + 1
             blamed = {name: str(e) for name, e in error.failures.items() if failures[name] > 1}
         failures[""] = failures.get("", 0) + 1
+        self._drop(blamed, members, dropped)
+        if not [m for m in members if m.id not in blamed] or failures[""] > 2 + len(members):
+            return {"state": "error", "kind": "broadcast", "text": f"no generator took the weights: {error}"}
+        return {"state": "again"}
+
+    def _drop(self, blamed: Mapping[str, str], members: Sequence[Member], dropped: list[str]) -> None:
         self._dropped |= {(m.id, m.epoch) for m in members if m.id in blamed}
         dropped.extend(blamed)
         for name, reason in blamed.items():
             log.error("generator_dropped", generator_id=name, reason=reason)
-        if not [m for m in members if m.id not in blamed] or failures[""] > 2 + len(members):
-            return {"state": "error", "kind": "broadcast", "text": f"no generator took the weights: {error}"}
-        return {"state": "again"}
 
     def _abandon(self, names: Sequence[str]) -> None:
         """Tell generators to drop what they have in flight and stay paused: their weights can't be trusted."""

@@ -1,0 +1,241 @@
+"""The learner's half of test_weight_broadcast.py, run under torchrun: `python broadcast_learner.py SPEC.json`.
+
+For each case of the spec (a run with its generators, a ZeRO stage): train one step, broadcast, let the generators
+sample, compare the log-probs they recorded with the learner's; with an update in mid-generation. Then, when asked,
+break the weights and see the canary notice. Rank 0 writes what was seen to the spec's output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import torch
+
+from common.config import VcppoConfig, load_config
+from common.store import RunStore
+from common.trajectory import Prompt, Trajectory
+from common.transport import ControlClient, TrajectoryReceiver
+from common.wire import decode_trajectory
+from learner.engine import EngineOptions, TrainEngine, broadcast_bytes, init_distributed, num_ranks, rank
+from learner.models import load_policy
+from learner.packing import build_packed
+from learner.weight_transfer import CanaryError, CanaryProbe, WeightBroadcaster
+
+PROMPT_LENGTH = 29
+DEADLINE = 120.0
+
+
+def as_trajectory(tokens: Any, prompt_length: int = PROMPT_LENGTH) -> Trajectory:
+    response = np.asarray(tokens[prompt_length:], np.int32)
+    return Trajectory(
+        id="probe",
+        prompt_id="probe",
+        group_id="probe",
+        sample_index=0,
+        task="probe",
+        prompt_token_ids=np.asarray(tokens[:prompt_length], np.int32),
+        response_token_ids=response,
+        action_mask=np.ones(len(response), np.bool_),
+        behaviour_log_probs=np.zeros(len(response), np.float32),
+        version_spans=(),
+        finish_reason="stop",
+        reward=0.0,
+        outcome="wrong",
+        generator_id="none",
+        issue_version=0,
+    )
+
+
+class Case:
+    """One run, one ZeRO stage: the engine, the broadcaster and, on rank 0, the store and the receiving end."""
+
+    def __init__(self, config: VcppoConfig, zero_stage: Any) -> None:
+        self.config = config
+        policy = load_policy(config.model.path, dtype=torch.float32)
+        options = EngineOptions(zero_stage=zero_stage, dtype="float32")
+        self.engine = TrainEngine(policy, learning_rate=5e-3, options=options)
+        self.random = np.random.default_rng(zero_stage)
+        self.store: RunStore | None = None
+        self.version = 0
+        if rank() == 0:
+            self.store = RunStore.connect(str(config.redis.url), config.run.name, 10.0)
+            self.receiver = TrajectoryReceiver(config.transport.endpoints[0], config.transport)
+            self.version = int(self.store.get_value("policy_version") or 0)
+        self.broadcaster = WeightBroadcaster(config, self.store, self.engine)
+        if rank() == 0:
+            self.broadcaster.wait_for_members(2, DEADLINE)
+        self.probe_tokens = np.random.default_rng(7).integers(2, 32, PROMPT_LENGTH + 64).astype(np.int32)
+
+    def close(self) -> None:
+        self.broadcaster.close()
+        if self.store is not None:
+            self.receiver.close()
+            self.store.close()
+
+    def train(self) -> None:
+        """One step on noise: the weights move a lot, all of them."""
+        tokens = self.random.integers(2, 32, 200)
+        output = self.engine.forward(build_packed([as_trajectory(tokens)]), 1.0)
+        self.engine.accumulate(-output.log_probs.mean() / num_ranks())
+        self.engine.step()
+
+    def log_probs(self, trajectories: list[Trajectory]) -> list[Any]:
+        """The learner's, one array a trajectory. Collective."""
+        packed = build_packed(trajectories)
+        flat = self.engine.infer(packed, self.config.sampling.temperature).log_probs.numpy()
+        return np.split(flat, np.cumsum([len(t.response_token_ids) for t in trajectories])[:-1])
+
+    def probe(self) -> CanaryProbe:
+        (log_probs,) = self.log_probs([as_trajectory(self.probe_tokens)])
+        return CanaryProbe(self.probe_tokens, PROMPT_LENGTH, log_probs.astype(np.float32))
+
+    def broadcast(self) -> Any:
+        self.version += 1
+        return self.broadcaster.broadcast(self.version, self.probe())
+
+    def issue(self, count: int, max_tokens: int) -> list[str]:
+        if self.store is None:
+            return []
+        prompts = [
+            Prompt(
+                id=f"p-{self.version}-{time.time_ns()}-{i}",
+                group_id="g",
+                sample_index=i,
+                task="chain_arithmetic",
+                token_ids=self.random.integers(2, 32, PROMPT_LENGTH).astype(np.int32),
+                problem={"answer": "000"},
+                seed=i,
+                issue_version=self.version,
+                purpose="rl",
+                max_response_tokens=max_tokens,
+            )
+            for i in range(count)
+        ]
+        self.store.issue(prompts)
+        return [p.id for p in prompts]
+
+    def wait_until_generating(self) -> None:
+        """Both generators have sequences in flight."""
+        if self.store is None:
+            return
+        for member in self.store.members("generator"):
+            client, end = ControlClient(member.control_endpoint), time.monotonic() + DEADLINE
+            while client.call("status", {}, 10.0)["num_in_flight"] == 0:  # type: ignore[index, call-overload]
+                assert time.monotonic() < end, f"{member.id} takes no prompts"
+            client.close()
+
+    def collect(self, prompt_ids: list[str]) -> list[Trajectory]:
+        """The trajectories of these prompts, on every rank."""
+        payloads: dict[str, bytes] = {}
+        end = time.monotonic() + DEADLINE
+        while self.store is not None and len(payloads) < len(prompt_ids):
+            assert time.monotonic() < end, f"{len(payloads)} of {len(prompt_ids)} trajectories came"
+            received = self.receiver.poll(1.0)
+            for item in received:
+                found = decode_trajectory(item.payload).prompt_id
+                if found in prompt_ids:
+                    payloads[found] = bytes(item.payload)
+            self.receiver.ack(received)
+        if self.store is not None:
+            self.store.expire(prompt_ids, "test")
+        packed = broadcast_bytes(msgpack.packb(list(payloads.values())) if rank() == 0 else None)
+        return [decode_trajectory(payload) for payload in msgpack.unpackb(packed)]
+
+
+class Corrupting:
+    """An engine whose weights are spoilt on their way out."""
+
+    def __init__(self, engine: TrainEngine) -> None:
+        self.engine = engine
+        self.device = engine.device
+
+    def weight_metadata(self) -> Any:
+        return self.engine.weight_metadata()
+
+    def weight_source(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self.engine.weight_source():
+            yield name, tensor.flip(0) if name.endswith("layers.1.mlp.down_proj.weight") else tensor
+
+
+def prove(case: Case) -> dict[str, Any]:
+    """Two updates: one at rest, one in mid-generation; what the generators sampled against the learner."""
+    case.train()
+    first = case.broadcast()
+    at_rest = case.collect(case.issue(12, 48))
+    differences = [
+        float(np.abs(mine - t.behaviour_log_probs).max())
+        for mine, t in zip(case.log_probs(at_rest), at_rest, strict=True)
+    ]
+    ids = case.issue(16, 400)
+    case.wait_until_generating()
+    case.train()
+    second = case.broadcast()
+    moved = case.collect(ids)
+    mixed = [t for t in moved if len(t.version_spans) > 1]
+    return {
+        "versions_at_rest": sorted({s.version for t in at_rest for s in t.version_spans}),
+        "version": first and case.version - 1,
+        "generators": sorted({t.generator_id for t in at_rest}),
+        "behaviour_difference": max(differences),
+        "canary_difference": max(first.canary_difference, second.canary_difference),
+        "num_mixed": len(mixed),
+        "spans_add_up": all(sum(s.count for s in t.version_spans) == len(t.response_token_ids) for t in moved),
+        "mixed_versions": sorted({tuple(s.version for s in t.version_spans) for t in mixed}),
+        "pause_seconds": [first.pause_seconds, second.pause_seconds],
+        "seconds": [first.seconds, second.seconds],
+        "members": list(second.members),
+        "dropped": list(first.dropped + second.dropped),
+    }
+
+
+def caught(case: Case) -> str:
+    """The canary's complaint about the next broadcast; empty when it has none."""
+    try:
+        case.broadcast()
+    except CanaryError as error:
+        return str(error)
+    return ""
+
+
+def break_weights(case: Case, flag: Path) -> dict[str, Any]:
+    """What the canary says of weights spoilt on the way and of a head left unpacked; right ones mend it."""
+    seen: dict[str, Any] = {}
+    good, case.broadcaster = case.broadcaster, WeightBroadcaster(case.config, case.store, Corrupting(case.engine))  # type: ignore[arg-type]
+    good.close()
+    seen["corrupted"] = caught(case)
+    case.broadcaster.close()
+    case.broadcaster = WeightBroadcaster(case.config, case.store, case.engine)
+    case.train()
+    seen["after_corrupted"] = caught(case)
+    flag.touch()
+    case.train()
+    seen["head_not_repacked"] = caught(case)
+    flag.unlink()
+    case.train()
+    seen["after_head"] = caught(case)
+    return seen
+
+
+def main() -> None:
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    init_distributed("cpu")
+    seen: list[dict[str, Any]] = []
+    for entry in spec["cases"]:
+        case = Case(load_config(Path(entry["config"]), []), entry["zero_stage"])
+        seen.append(entry | {"ranks": num_ranks()} | prove(case))
+        if entry.get("break_flag"):
+            seen[-1] |= break_weights(case, Path(entry["break_flag"]))
+        case.close()
+    if rank() == 0:
+        Path(spec["output"]).write_text(json.dumps(seen, indent=2))
+
+
+if __name__ == "__main__":
+    main()
