@@ -1,0 +1,329 @@
+"""``python -m learner.sft --config RUN/config.yaml``: the cold start, supervised training on the task's demonstrations.
+
+    task.demonstrations(seed of the step) ─▶ packed micro-batches ─▶ −log p of response tokens ─▶ Hugging Face folder
+
+Starts from a model (`sft.init`) or from random weights. Prompt tokens are context only: the loss is on the response and
+its end-of-sequence token. What comes out is marked by a hash of everything it depends on (`cold_start.json`), so
+the stage is skipped when it has been done, and done again when its config has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import structlog
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from common.config import SftPhase, VcppoConfig, load_config
+from common.errors import EXIT_OK, VcppoError
+from common.log import configure_logging
+from common.metrics import MetricsWriter
+from common.run_folder import RunFolder
+from common.tasks import Demonstration, Task, encode_prompt, load_task
+from common.trajectory import Trajectory, VersionSpan
+from learner.engine import (
+    EngineOptions,
+    TrainEngine,
+    barrier,
+    init_distributed,
+    num_ranks,
+    rank,
+    shutdown_distributed,
+    sum_over_ranks,
+)
+from learner.models import PolicyModel, load_policy, save_model
+from learner.packing import build_packed, plan_micro_batches
+from learner.prompts import derive_seed
+
+log = structlog.get_logger(__name__)
+
+MARKER = "cold_start.json"
+_RECIPE_VERSION = 1  # raise it when the same config starts to give other weights
+_WARMUP_STEPS = 20
+_ADAM_BETA2 = 0.95  # a short run with a high learning rate must forget its first gradients
+_LOG_EVERY_SECONDS = 5.0
+
+
+class _Step(NamedTuple):
+    """One optimizer step of the plan: its number over all phases, and its place on its phase's cosine."""
+
+    number: int
+    phase: SftPhase
+    learning_rate: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the cold start of the config's run unless it is there. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m learner.sft", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        configure_logging(config.logging, "sft", config.run.name)
+        cold_start(config)
+    except VcppoError as error:
+        log.error("fatal", error=str(error))
+        return error.exit_code
+    return EXIT_OK
+
+
+def cold_start(config: VcppoConfig) -> Path:
+    """Train and write the cold-start model; returns its folder. Collective: call it on every rank.
+
+    Raises:
+        VcppoError: nothing to do (no phases), the task has no demonstrations or tokenizer, the model can't be
+            loaded, training diverged, or the output folder holds something that is not a cold start.
+    """
+    if not config.sft.phases:
+        raise VcppoError("sft.phases is empty: give at least one phase, or skip the cold start and set model.path")
+    output = config.sft.output or RunFolder(config.run.path).cold_start
+    inputs = fingerprint(config)
+    if _is_done(output, inputs):
+        log.info("cold_start_present", path=str(output), hash=inputs["hash"])
+        return output
+    init_distributed(config.learner.device)
+    try:
+        _make(config, output, inputs)
+    finally:
+        shutdown_distributed()
+    return output
+
+
+def fingerprint(config: VcppoConfig) -> dict[str, Any]:
+    """Everything the cold start depends on, and the hash of it under ``hash``."""
+    task = load_task(config.task)
+    inputs: dict[str, Any] = {
+        "recipe_version": _RECIPE_VERSION,
+        "sft": config.sft.model_dump(mode="json", exclude={"output"}),
+        "task": {"name": config.task.name, "options": config.task.options, "version": task.version},
+        "seed": config.run.seed,
+        "dtype": config.model.dtype,
+        "max_grad_norm": config.rl.max_grad_norm,
+    }
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return {**inputs, "hash": blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def _is_done(output: Path, inputs: dict[str, Any]) -> bool:
+    marker = output / MARKER
+    if not output.exists() or not any(output.iterdir()):
+        return False
+    if not marker.exists():
+        raise VcppoError(
+            f"{output} exists and is not a cold start (no {MARKER}): move it away, or set sft.output to another folder"
+        )
+    if json.loads(marker.read_text(encoding="utf-8")).get("hash") == inputs["hash"]:
+        return True
+    log.warning("cold_start_outdated", path=str(output), reason="made from another config; it is made again")
+    return False
+
+
+def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
+    """Train in ``<output>.partial`` and rename it when it is whole, so a crash leaves no half model behind."""
+    began = time.monotonic()
+    task = load_task(config.task)
+    partial = output.with_name(output.name + ".partial")
+    start, tokenizer = _starting_point(config, task, partial)
+    policy = _load(config, start)
+    engine = _engine(config, policy)
+    steps = list(_plan(config.sft.phases))
+    log.info("sft_started", init=config.sft.init, num_steps=len(steps), num_ranks=num_ranks(), task=config.task.name)
+    loss = _train(config, task, tokenizer, engine, steps)
+    state = engine.gather_full_state_dict()
+    seconds = time.monotonic() - began
+    if rank() == 0:
+        save_model(policy, partial, state)
+        _write_generation_config(partial, tokenizer)
+        marker = {**inputs, "steps": len(steps), "final_loss": loss, "seconds": round(seconds, 1)}
+        (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+        log.info("cold_start_written", path=str(output), loss=round(loss, 4), seconds=round(seconds, 1))
+    barrier()
+
+
+def _starting_point(config: VcppoConfig, task: Task, partial: Path) -> tuple[str, Any]:
+    """(path of the model training starts from, its tokenizer); rank 0 makes `partial` with the tokenizer in it."""
+    scratch = config.sft.init == "scratch"
+    if rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        tokenizer = _task_tokenizer(config, task) if scratch else _load_tokenizer(config.sft.init, config)
+        tokenizer.save_pretrained(str(partial))
+        if scratch:
+            _write_random_model(config, tokenizer, partial)
+    barrier()
+    return (str(partial) if scratch else config.sft.init), _load_tokenizer(str(partial), config)
+
+
+def _task_tokenizer(config: VcppoConfig, task: Task) -> PreTrainedTokenizerFast:
+    tokenizer = task.tokenizer()
+    if tokenizer is None:
+        raise VcppoError(
+            f"sft.init = scratch needs a task that brings a tokenizer, and {config.task.name} does not: "
+            "name a model in sft.init"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
+
+
+def _load_tokenizer(path: str, config: VcppoConfig) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise VcppoError(f"the tokenizer of {path!r} can't be loaded ({error}): check sft.init") from error
+    if tokenizer.eos_token_id is None:
+        raise VcppoError(f"the tokenizer of {path!r} has no end-of-sequence token: responses could never end")
+    return tokenizer
+
+
+def _write_random_model(config: VcppoConfig, tokenizer: Any, folder: Path) -> None:
+    """A model of ``sft.architecture`` with random weights (seeded by the run) and the tokenizer's vocabulary."""
+    fields = dict(config.sft.architecture)
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        model_config = AutoConfig.for_model(str(fields.pop("model_type", "qwen2")), **{**tokens, **fields})
+        torch.manual_seed(config.run.seed)
+        model = AutoModelForCausalLM.from_config(model_config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise VcppoError(f"sft.architecture makes no model: {error}") from error
+    model.save_pretrained(str(folder))
+    log.info("model_made", num_parameters=model.num_parameters(), vocab_size=model_config.vocab_size)
+
+
+def _write_generation_config(folder: Path, tokenizer: Any) -> None:
+    GenerationConfig(
+        do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    ).save_pretrained(str(folder))
+
+
+def _load(config: VcppoConfig, path: str) -> PolicyModel:
+    return load_policy(
+        path,
+        dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32,
+        trust_remote_code=config.model.trust_remote_code,
+        gradient_checkpointing=config.learner.gradient_checkpointing,
+        chunk_tokens=config.learner.log_prob_chunk_tokens,
+        chunk_vocab=config.learner.log_prob_chunk_vocab,
+    )
+
+
+def _engine(config: VcppoConfig, policy: PolicyModel) -> TrainEngine:
+    options = EngineOptions(
+        zero_stage=config.learner.zero_stage,
+        dtype=config.model.dtype,
+        adam_beta2=_ADAM_BETA2,
+        max_grad_norm=config.rl.max_grad_norm,
+    )
+    return TrainEngine(policy, learning_rate=config.sft.phases[0].learning_rate, options=options)
+
+
+def _plan(phases: Sequence[SftPhase]) -> Iterator[_Step]:
+    """Every step of every phase; each phase warms up linearly and follows a cosine to 0."""
+    number = 0
+    for phase in phases:
+        warmup = min(_WARMUP_STEPS, phase.steps // 5)
+        for place in range(phase.steps):
+            rise = min(1.0, (place + 1) / (warmup + 1))
+            number += 1
+            yield _Step(number, phase, phase.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * place / phase.steps)))
+
+
+def _train(config: VcppoConfig, task: Task, tokenizer: Any, engine: TrainEngine, steps: Sequence[_Step]) -> float:
+    """All steps; returns the mean loss of the last tenth (nats a token)."""
+    metrics = _metrics(config)
+    losses: list[float] = []
+    last_logged = time.monotonic()
+    try:
+        for step in steps:
+            began = time.monotonic()
+            seed = derive_seed(config.run.seed, "sft", step.number)
+            demonstrations = task.demonstrations(seed, step.phase.batch_size, step.phase.style)
+            batch = [_as_trajectory(demonstration, tokenizer) for demonstration in demonstrations]
+            engine.set_learning_rate(step.learning_rate)
+            loss, grad_norm = _train_step(engine, batch, config.learner.micro_batch_tokens)
+            losses.append(loss)
+            now = time.monotonic()
+            values = {
+                "sft/loss": loss,
+                "sft/grad_norm": grad_norm,
+                "sft/learning_rate": step.learning_rate,
+                "sft/tokens_per_second": sum(t.num_tokens for t in batch) / (now - began),
+            }
+            if metrics is not None:
+                metrics.write(step.number, {"stage": "sft", **values})
+            if now - last_logged > _LOG_EVERY_SECONDS or step is steps[-1]:
+                last_logged = now
+                rounded = {name.removeprefix("sft/"): float(f"{value:.4g}") for name, value in values.items()}
+                log.info("sft_step", step=step.number, num_steps=len(steps), **rounded)
+    finally:
+        if metrics is not None:
+            metrics.close()
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail)
+
+
+def _metrics(config: VcppoConfig) -> MetricsWriter | None:
+    if rank() != 0:
+        return None
+    return MetricsWriter(config.run.path, "sft", config.run.name, config.logging.tensorboard)
+
+
+def _train_step(engine: TrainEngine, batch: Sequence[Trajectory], token_budget: int) -> tuple[float, float]:
+    """One optimizer step on this rank's share of `batch`; returns (mean loss over all ranks, gradient norm)."""
+    lengths = [trajectory.num_tokens for trajectory in batch]
+    num_actions = sum(len(trajectory.response_token_ids) for trajectory in batch)
+    total = 0.0
+    for micro_batch in plan_micro_batches(lengths, token_budget, num_ranks())[rank()]:
+        packed = build_packed(batch, micro_batch).to(engine.device)
+        loss = -engine.forward(packed).log_probs.sum() / num_actions
+        engine.accumulate(loss)
+        total += float(loss.detach())
+    grad_norm = engine.step()
+    return float(sum_over_ranks(np.array([total]))[0]), grad_norm
+
+
+def _as_trajectory(demonstration: Demonstration, tokenizer: Any) -> Trajectory:
+    """A demonstration as if the policy had sampled it: packing is the same for both."""
+    prompt = encode_prompt(tokenizer, demonstration.prompt)
+    ids = tokenizer(demonstration.response, add_special_tokens=False)["input_ids"]
+    response = np.asarray([*ids, tokenizer.eos_token_id], np.int32)
+    return Trajectory(
+        id="demonstration",
+        prompt_id="demonstration",
+        group_id="demonstration",
+        sample_index=0,
+        task="",
+        prompt_token_ids=prompt,
+        response_token_ids=response,
+        action_mask=np.ones(len(response), np.bool_),
+        behaviour_log_probs=np.zeros(len(response), np.float32),
+        version_spans=(VersionSpan(0, len(response)),),
+        finish_reason="stop",
+        reward=0.0,
+        outcome="correct",
+        generator_id="",
+        issue_version=0,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
