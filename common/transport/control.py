@@ -1,0 +1,202 @@
+"""Control calls: the learner asks, a generator answers. Each call has a deadline; a late answer is dropped.
+
+    request  [call id, msgpack {method, args}]        reply  [call id, msgpack {ok, result | error}]
+
+Arguments and results are what msgpack has (None, numbers, text, bytes, lists, maps) and numpy arrays;
+dataclasses go as maps, tuples arrive as lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+import structlog
+
+from common.errors import VcppoError
+from common.transport.sockets import AsyncRouter, Dealer
+
+log = structlog.get_logger(__name__)
+
+_ARRAY = 1  # msgpack extension code
+_MAX_CALLS = 32  # running at once per server
+
+
+class ControlError(VcppoError):
+    """A call failed; the text names the endpoint, the method and what the other side said."""
+
+
+class ControlTimeout(ControlError):
+    """No answer by the deadline."""
+
+
+class ControlServer:
+    """Answers calls on a port of its own choosing on `host`; `endpoint` names it. Make it in the event loop."""
+
+    def __init__(self, host: str) -> None:
+        self._router = AsyncRouter(host)
+        self.endpoint = self._router.endpoint
+
+    async def serve(self, handlers: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
+        """Run the handler a call names, with the call's args as keywords, until cancelled.
+
+        Calls run beside each other. What a handler raises is logged here and told to the caller.
+        """
+        places = asyncio.Semaphore(_MAX_CALLS)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    frames = await self._router.receive()
+                    await places.acquire()
+                    task = tasks.create_task(self._answer(frames, handlers))
+                    task.add_done_callback(lambda _: places.release())
+        finally:
+            self._router.close()
+
+    async def _answer(self, frames: list[bytes], handlers: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
+        if len(frames) != 3 or len(frames[1]) > 64:
+            log.warning("control_message_malformed", num_frames=len(frames))
+            return
+        identity, call_id, request = frames
+        method = ""
+        try:
+            method, arguments = _parse_request(request)
+            if method not in handlers:
+                raise ControlError(f"no method {method[:64]!r}, there are {', '.join(sorted(handlers))}")
+            reply = pack({"ok": True, "result": await handlers[method](**arguments)})
+        except Exception as error:  # whatever it is, the caller is waiting to hear of it
+            log.warning("control_call_failed", method=method, error=str(error), exc_info=not _is_plain(error))
+            reply = pack({"ok": False, "error": f"{type(error).__name__}: {error}"})
+        await self._router.send([identity, call_id, reply])
+
+
+class ControlClient:
+    """Calls one server. Any number of threads may call at once."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._idle: list[Dealer] = []  # one socket per call in flight; one that failed is never used again
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def call(self, method: str, args: Mapping[str, Any] | None = None, deadline_seconds: float = 60.0) -> Any:
+        """The result of `method(**args)`. Raises `ControlError`, `ControlTimeout` after the deadline."""
+        deadline = time.monotonic() + deadline_seconds
+        call_id = uuid.uuid4().bytes
+        request = [call_id, pack({"method": method, "args": dict(args or {})})]
+        socket = self._idle_socket() or Dealer(self.endpoint)
+        try:
+            reply = self._exchange(socket, request, deadline)
+        except BaseException:
+            socket.close()
+            raise
+        if reply is None:
+            text = "no answer" if socket.was_connected else "nobody answers there"
+            socket.close()
+            raise ControlTimeout(f"{self.endpoint} {method}: {text} after {deadline_seconds:g} s")
+        self._keep(socket)
+        if not reply.get("ok"):
+            raise ControlError(f"{self.endpoint} {method}: {reply.get('error', 'unknown error')}")
+        return reply.get("result")
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for socket in self._idle:
+                socket.close()
+            self._idle.clear()
+
+    def _idle_socket(self) -> Dealer | None:
+        with self._lock:
+            while self._idle:
+                socket = self._idle.pop()
+                if not socket.is_disconnected():
+                    return socket
+                socket.close()
+        return None
+
+    def _keep(self, socket: Dealer) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(socket)
+                return
+        socket.close()
+
+    def _exchange(self, socket: Dealer, request: list[bytes], deadline: float) -> dict[str, Any] | None:
+        """Send, and wait for the reply with our call id; None at the deadline."""
+        sent = False
+        while True:
+            if not sent:
+                sent = socket.send(request)
+            while (frames := socket.receive()) is not None:
+                if len(frames) == 2 and frames[0] == request[0]:
+                    return _parse_reply(frames[1], self.endpoint)
+            if socket.is_disconnected():
+                raise ControlError(f"{self.endpoint}: the connection was lost, its process may have died")
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return None
+            socket.wait(remaining, to_send=not sent)
+
+
+def pack(value: Any) -> bytes:
+    """msgpack, with numpy arrays as raw bytes. TypeError for anything else."""
+    packed: bytes = msgpack.packb(value, default=_pack_other)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """The inverse of `pack`; arrays are read-only. ValueError for anything malformed."""
+    try:
+        return msgpack.unpackb(data, ext_hook=_unpack_array)
+    except (TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise ValueError(f"not a control message: {error}") from error
+
+
+def _pack_other(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        data = value.astype(value.dtype.newbyteorder("<"), order="C", copy=False)
+        return msgpack.ExtType(_ARRAY, msgpack.packb([data.dtype.str, list(data.shape), data.tobytes()]))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"a {type(value).__name__} can't go over the control port")
+
+
+def _unpack_array(code: int, data: bytes) -> Any:
+    if code != _ARRAY:
+        raise ValueError(f"unknown extension {code}")
+    kind, shape, raw = msgpack.unpackb(data)
+    if not isinstance(kind, str) or np.dtype(kind).kind not in "biuf":
+        raise ValueError(f"arrays of {str(kind)[:20]} are not accepted")
+    return np.frombuffer(raw, np.dtype(kind)).reshape(shape)
+
+
+def _parse_request(request: bytes) -> tuple[str, dict[str, Any]]:
+    call = unpack(request)
+    if not isinstance(call, dict) or not isinstance(call.get("method"), str) or not isinstance(call.get("args"), dict):
+        raise ControlError("malformed call: no map of method and args")
+    return call["method"], call["args"]
+
+
+def _parse_reply(data: bytes, endpoint: str) -> dict[str, Any]:
+    try:
+        reply = unpack(data)
+    except ValueError as error:
+        raise ControlError(f"{endpoint}: malformed reply: {error}") from error
+    if not isinstance(reply, dict):
+        raise ControlError(f"{endpoint}: malformed reply")
+    return reply
+
+
+def _is_plain(error: Exception) -> bool:
+    """Whether the text says it all, without a traceback."""
+    return isinstance(error, VcppoError | ValueError)

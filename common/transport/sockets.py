@@ -1,0 +1,180 @@
+"""The three kinds of ZeroMQ socket there are, and every option they have. The only importer of zmq.
+
+Nothing lingers, nothing blocks without a deadline, and every frame has a size limit. Peers exchange
+ZMTP heartbeats, so that one which is stopped, or whose machine is gone, counts as disconnected.
+"""
+
+from __future__ import annotations
+
+import socket as os_socket
+from collections.abc import Sequence
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from common.errors import VcppoError
+
+HEARTBEAT_SECONDS = 2.0
+HEARTBEAT_DEADLINE_SECONDS = 10.0
+MAX_FRAMES = 8
+"""Frames of one message beyond this are read and thrown away."""
+_ACK_QUEUE = 10_000  # acks waiting for a slow peer; one that is dropped is made up for by the peer's resending
+_CONTROL_BYTES = 64 << 20
+
+
+class TransportError(VcppoError):
+    """A socket can't be made: the text names the endpoint and the remedy."""
+
+
+class Dealer:
+    """The connecting side: one peer, whose loss shows in `is_disconnected`."""
+
+    def __init__(self, endpoint: str, identity: bytes = b"", queue: int = 64) -> None:
+        """
+        Args:
+            endpoint: e.g. ``tcp://host:5755``.
+            identity: how the peer's ROUTER names us; empty: it makes one up.
+            queue: messages accepted by `send` that are not yet on the wire. None are before the peer answers.
+        """
+        self.endpoint = endpoint
+        self._socket = _new(zmq.DEALER)
+        try:
+            if identity:
+                self._socket.set(zmq.ROUTING_ID, identity)
+            self._socket.set(zmq.SNDHWM, queue)
+            self._socket.set(zmq.MAXMSGSIZE, _CONTROL_BYTES)
+            self._socket.set(zmq.IMMEDIATE, 1)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise TransportError(f"{endpoint}: can't connect: {error}; write it as tcp://host:port") from error
+        self._is_lost = False
+        self.was_connected = False
+
+    def wait(self, seconds: float, *, to_send: bool = False, wake_up: os_socket.socket | None = None) -> None:
+        """Return when something arrived, the peer was lost, `wake_up` is readable or (with `to_send`) we may send."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if to_send else 0))
+        poller.register(self._monitor, zmq.POLLIN)
+        if wake_up is not None:
+            poller.register(wake_up, zmq.POLLIN)
+        poller.poll(max(0, int(seconds * 1000) + 1))
+
+    def send(self, frames: Sequence[bytes]) -> bool:
+        """False when it can't be sent now: the peer is not there, or not taking."""
+        try:
+            self._socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[bytes] | None:
+        """The next message, if one is here."""
+        return _receive(self._socket)
+
+    def is_disconnected(self) -> bool:
+        """Whether a connection was lost since this socket was made; what was in flight then is lost too."""
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            self.was_connected |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._is_lost |= event == zmq.EVENT_DISCONNECTED
+        return self._is_lost
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+
+
+class Router:
+    """The bound side: any number of peers; each message comes with its sender's identity in front."""
+
+    def __init__(self, endpoint: str, max_frame_bytes: int, queue: int) -> None:
+        """`queue`: messages read ahead per peer; above it the peer waits. Raises `TransportError`."""
+        self._socket = _new(zmq.ROUTER)
+        self._socket.set(zmq.RCVHWM, queue)
+        self._socket.set(zmq.SNDHWM, _ACK_QUEUE)
+        self._socket.set(zmq.MAXMSGSIZE, max_frame_bytes)
+        self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects takes its identity over
+        self.endpoint = _bind(self._socket, endpoint)
+
+    def wait(self, seconds: float) -> bool:
+        return bool(self._socket.poll(max(0, int(seconds * 1000))))
+
+    def receive(self) -> list[bytes] | None:
+        return _receive(self._socket)
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Send to the peer named in the first frame; dropped when that peer is gone."""
+        try:
+            self._socket.send_multipart(frames, zmq.DONTWAIT)
+        except zmq.ZMQError:  # the peer's queue is full or it left just now: it will ask again
+            return
+
+    def close(self) -> None:
+        self._socket.close(0)
+
+
+class AsyncRouter:
+    """`Router` for asyncio, on a port of its own choosing."""
+
+    def __init__(self, host: str) -> None:
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        _configure(self._socket)
+        self._socket.set(zmq.MAXMSGSIZE, _CONTROL_BYTES)
+        self.endpoint = _bind(self._socket, f"tcp://{host}:*")
+
+    async def receive(self) -> list[bytes]:
+        frames: list[bytes] = await self._socket.recv_multipart()
+        return frames
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        await self._socket.send_multipart(frames)
+
+    def close(self) -> None:
+        self._socket.close(0)
+
+
+def _new(kind: int) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    _configure(socket)
+    return socket
+
+
+def _configure(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
+    """Options of every socket. CURVE keys belong here, and nowhere else."""
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_SECONDS * 1000))
+    socket.set(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_DEADLINE_SECONDS * 1000))
+    socket.set(zmq.RECONNECT_IVL, 100)
+    socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+
+
+def _bind(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> str:
+    """Bind; the endpoint as bound. Raises `TransportError` with a remedy."""
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        socket.close(0)
+        if error.errno == zmq.EADDRINUSE:
+            remedy = "another process listens there: stop it, or choose another port in transport.endpoints"
+        else:
+            remedy = "it must be tcp://<an address of this machine>:<port>"
+        raise TransportError(f"{endpoint}: can't listen: {error}; {remedy}") from error
+    bound = socket.get(zmq.LAST_ENDPOINT)
+    return bound.decode() if isinstance(bound, bytes) else endpoint
+
+
+def _receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    """One message, its frames beyond `MAX_FRAMES` thrown away."""
+    try:
+        frames = [socket.recv(zmq.DONTWAIT)]
+    except zmq.Again:
+        return None
+    while socket.get(zmq.RCVMORE):
+        frame = socket.recv()  # never blocks: a message arrives whole
+        if len(frames) <= MAX_FRAMES:
+            frames.append(frame)
+    return frames
