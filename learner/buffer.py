@@ -1,0 +1,230 @@
+"""The buffer: a bridge from ZeroMQ to Redis, ``python -m learner.buffer --config RUN/config.yaml --endpoint tcp://…``.
+
+One loop, and no state of its own; any number of buffers may run, and any may be killed::
+
+    poll (≤ 0.5 s) ─▶ decode and check ─▶ append to Redis ─▶ ack
+                            └─ not valid ─▶ dead letter ─▶ refuse
+
+It waits for messages, and, when Redis is away, for Redis: then nothing is acknowledged and the senders keep
+everything. SIGTERM or SIGINT: what was received is stored and acknowledged first. It never imports torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from common.config import VcppoConfig, load_config
+from common.errors import EXIT_OK, VcppoError
+from common.ledger import BufferEntry, Member
+from common.log import configure_logging
+from common.metrics import MetricsWriter
+from common.run_folder import RunFolder
+from common.store import RunStore, StoreUnavailable
+from common.trajectory import TrajectoryLimits
+from common.transport import Received, TrajectoryReceiver
+from common.wire import WireError, decode_trajectory
+
+log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 0.5
+_METRICS_SECONDS = 10.0
+_COUNTS = ("received", "bytes", "accepted", "duplicate", "unknown", "refused")
+_REDIS_PATIENCE_SECONDS = 5.0  # of one call; then we look whether we were told to stop, and try again
+_STOP_SECONDS = 10.0  # how long what was received may wait for Redis once we are told to stop
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one buffer until SIGTERM or SIGINT. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m learner.buffer", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--endpoint", help="where to listen; default: the first of transport.endpoints")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        configure_logging(config.logging, "buffer", config.run.name)
+        serve(config, options.endpoint or config.transport.endpoints[0])
+    except VcppoError as error:
+        log.error("fatal", error=str(error))
+        return error.exit_code
+    return EXIT_OK
+
+
+def serve(config: VcppoConfig, endpoint: str) -> None:
+    """Bring the buffer up, run it until a signal, take it down."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    if config.redis.url is None:
+        raise VcppoError("redis.url is not set: start the run with `vcppo up`, or give redis.url=redis://host:port/0")
+    receiver = TrajectoryReceiver(endpoint, config.transport)
+    try:
+        store = RunStore.connect(
+            config.redis.url,
+            config.run.name,
+            config.redis.connect_deadline_seconds,
+            patience_seconds=_REDIS_PATIENCE_SECONDS,
+        )
+        metrics = MetricsWriter(RunFolder(config.run.path).path, "buffer", config.run.name, config.logging.tensorboard)
+        try:
+            Buffer(config, receiver, store, metrics, stopping).run()
+        finally:
+            metrics.close()
+            store.close()
+    finally:
+        receiver.close()
+
+
+class Buffer:
+    """The loop. `stopping` ends it."""
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        receiver: TrajectoryReceiver,
+        store: RunStore,
+        metrics: MetricsWriter,
+        stopping: threading.Event,
+    ) -> None:
+        self._receiver = receiver
+        self._store = store
+        self._metrics = metrics
+        self._stopping = stopping
+        self._limits = TrajectoryLimits(max_tokens=config.generator.max_model_len)
+        self._heartbeat_seconds = config.generator.heartbeat_seconds
+        self._member = Member(
+            id=f"buffer@{receiver.endpoint}",
+            role="buffer",
+            epoch=time.time_ns(),
+            info={"endpoint": receiver.endpoint, "pid": os.getpid()},
+        )
+        self._counts: Counter[str] = Counter()
+        self._started_at = time.monotonic()
+        self._heartbeat_at = self._report_at = 0.0
+        self._num_reported = 0
+
+    def run(self) -> None:
+        """Until `stopping`. Raises `StoreError` when Redis answers, but refuses."""
+        self._heartbeat()
+        log.info("ready", endpoint=self._receiver.endpoint)
+        while not self._stopping.is_set():
+            self._take(self._receiver.poll(_POLL_SECONDS))
+            self._heartbeat()
+            self._report()
+        stop_at = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < stop_at and (received := self._receiver.poll(0)):
+            self._take(received)
+        self._report_at = 0.0
+        self._report()
+        self._patiently(lambda: self._store.unregister_member(self._member.id))
+        log.info("buffer_stopped", **self._counts)
+
+    def _take(self, received: list[Received]) -> None:
+        """Store what is valid, dead-letter what is not; ack and refuse only after that."""
+        if not received:
+            return
+        valid: list[Received] = []
+        entries: list[BufferEntry] = []
+        for one in received:
+            self._counts["received"] += 1
+            self._counts["bytes"] += len(one.payload)
+            try:
+                entries.append(self._entry(one))
+                valid.append(one)
+            except WireError as error:
+                self._refuse(one, str(error))
+        if entries:
+            self._append(valid, entries)
+
+    def _entry(self, received: Received) -> BufferEntry:
+        """The checked trajectory. Raises `WireError`."""
+        if received.error:
+            raise WireError(received.error)
+        trajectory = decode_trajectory(received.payload, self._limits)
+        if trajectory.id != received.message_id:
+            raise WireError(f"id: {trajectory.id!r} came in a message called {received.message_id!r}")
+        return BufferEntry(
+            prompt_id=trajectory.prompt_id,
+            trajectory_id=trajectory.id,
+            group_id=trajectory.group_id,
+            issue_version=trajectory.issue_version,
+            oldest_version=trajectory.oldest_version,
+            num_tokens=trajectory.num_tokens,
+            payload=received.payload,
+        )
+
+    def _append(self, received: list[Received], entries: list[BufferEntry]) -> None:
+        results = self._patiently(lambda: self._store.append(entries))
+        if results is None:
+            return
+        for entry, result in zip(entries, results, strict=True):
+            self._counts[result] += 1
+            if result == "duplicate":
+                log.debug("trajectory_duplicate", trajectory_id=entry.trajectory_id, prompt_id=entry.prompt_id)
+        self._receiver.ack(one for one, result in zip(received, results, strict=True) if result != "unknown")
+        for one, entry, result in zip(received, entries, results, strict=True):
+            if result == "unknown":
+                self._refuse(one, f"prompt_id: {entry.prompt_id} was never issued in this run")
+
+    def _refuse(self, received: Received, reason: str) -> None:
+        """Dead letter; the prompt it was for is rejected when the sender holds its lease."""
+        self._counts["refused"] += 1
+        log.warning("trajectory_invalid", sender=received.sender, trajectory_id=received.message_id, reason=reason)
+        prompt_id = received.message_id.rpartition("@")[0]
+
+        def bury() -> bool:
+            what = "invalid trajectory"
+            # Only a lease of the sender's own: a broken or hostile peer can't undo another's work.
+            is_rejected = bool(prompt_id and received.sender) and self._store.reject(
+                prompt_id, what, detail=reason, payload=received.payload, leased_by=received.sender
+            )
+            if not is_rejected:
+                self._store.dead_letter(what, reason, received.sender, received.payload)
+            return True
+
+        if self._patiently(bury):
+            self._receiver.refuse(received, reason)
+
+    def _patiently(self, call: Callable[[], T]) -> T | None:
+        """`call`, again and again while Redis is away; None when we were told to stop and it stayed away."""
+        stop_at: float | None = None
+        while True:
+            try:
+                return call()
+            except StoreUnavailable as error:
+                if self._stopping.is_set():
+                    stop_at = stop_at or time.monotonic() + _STOP_SECONDS
+                    if time.monotonic() >= stop_at:
+                        log.warning("left_unacknowledged", reason=str(error), remedy="the senders keep and resend it")
+                        return None
+                log.warning("store_unavailable", error=str(error), waiting_for="redis")
+
+    def _heartbeat(self) -> None:
+        if time.monotonic() >= self._heartbeat_at:
+            self._patiently(lambda: self._store.register_member(self._member, 3 * self._heartbeat_seconds))
+            self._heartbeat_at = time.monotonic() + self._heartbeat_seconds
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now >= self._report_at and self._counts["received"] != self._num_reported:
+            self._report_at = now + _METRICS_SECONDS
+            self._num_reported = self._counts["received"]
+            seconds = int(now - self._started_at)
+            self._metrics.write(seconds, {f"buffer/{name}": float(self._counts[name]) for name in _COUNTS})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
