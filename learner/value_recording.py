@@ -83,9 +83,9 @@ def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_reques
 
 
 def share_record(file: TrajectoryFile | None) -> list[Trajectory]:
-    """Rank 0's recorded trajectories on every rank."""
+    """Rank 0's recorded trajectories on every rank, in prompt order: what is trained does not depend on arrival."""
     if file is not None:
-        broadcast_object([encode_trajectory(t) for t in file.trajectories] if num_ranks() > 1 else None)
-        return file.trajectories
+        ordered = sorted(file.trajectories, key=lambda t: (t.group_id, t.sample_index))
+        broadcast_object([encode_trajectory(t) for t in ordered] if num_ranks() > 1 else None)
+        return ordered
     return Batch.decode(broadcast_object(), version=0).trajectories
-

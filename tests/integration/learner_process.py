@@ -1,0 +1,37 @@
+"""The real learner process, but for its weight broadcast: there are no engines to send to (see test_learner.py)."""
+
+from __future__ import annotations
+
+import sys
+
+from common.config import VcppoConfig
+from common.store import RunStore
+from learner.__main__ import main
+from learner.canary import CanaryProbe
+from learner.engine import TrainEngine
+from learner.weight_transfer import POLICY_VERSION, BroadcastReport
+
+
+class NoMemberBroadcaster:
+    """Walks the weights as a broadcast does, and announces the version."""
+
+    def __init__(self, config: VcppoConfig, store: RunStore | None, actor: TrainEngine) -> None:
+        self._store, self._actor = store, actor
+
+    def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport:
+        num_bytes = sum(tensor.nbytes for _, tensor in self._actor.weight_source())
+        if self._store is not None:
+            self._store.set_value(POLICY_VERSION, str(policy_version))
+        return BroadcastReport(0.0, 0.0, num_bytes, ())
+
+    def out_of_sync(self, policy_version: int) -> list[str]:
+        return []
+
+    def wait_for_members(self, count: int, deadline_seconds: float) -> list[str]:
+        return []
+
+    def close(self) -> None: ...
+
+
+if __name__ == "__main__":
+    sys.exit(main(None, NoMemberBroadcaster))

@@ -1,0 +1,111 @@
+"""A generator without a model: leases prompts and appends made-up trajectories, the same for the same prompt."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from common.ledger import BufferEntry
+from common.store import RunStore
+from common.tasks.chain_arithmetic import ChainArithmetic
+from common.trajectory import Prompt, Trajectory, VersionSpan
+from common.wire import encode_trajectory
+
+VOCABULARY = 32
+
+
+def fabricate(prompt: Prompt, policy_version: int, generator_id: str = "generator-0") -> Trajectory:
+    """Random tokens, of mixed versions where it can be; right when the first is even: something for a critic to learn."""
+    random = np.random.default_rng(prompt.seed)
+    length = int(random.integers(4, 17))
+    tokens = random.integers(2, VOCABULARY, length).astype(np.int32)
+    correct = bool(tokens[0] % 2 == 0)
+    old = int(random.integers(1, length))
+    spans = (VersionSpan(prompt.issue_version, old), VersionSpan(policy_version, length - old))
+    return Trajectory(
+        id=f"{prompt.id}@{generator_id}.0",
+        prompt_id=prompt.id,
+        group_id=prompt.group_id,
+        sample_index=prompt.sample_index,
+        task=prompt.task,
+        prompt_token_ids=prompt.token_ids,
+        response_token_ids=tokens,
+        action_mask=np.ones(length, np.bool_),
+        behaviour_log_probs=np.full(length, -np.log(VOCABULARY), np.float32),
+        version_spans=spans if policy_version != prompt.issue_version else (VersionSpan(policy_version, length),),
+        finish_reason="stop",
+        reward=1.0 if correct else -1.0,
+        outcome="correct" if correct else "wrong",
+        generator_id=generator_id,
+        issue_version=prompt.issue_version,
+    )
+
+
+class ScriptedGenerator(threading.Thread):
+    """Answers prompts in random order until stopped; ``allow(prompt)`` False holds a prompt back (its lease stays)."""
+
+    def __init__(self, url: str, run_id: str, allow: Callable[[Prompt], bool] = lambda _: True, seed: int = 0) -> None:
+        super().__init__(daemon=True)
+        self._store = RunStore.connect(url, run_id, 10.0)
+        self._allow = allow
+        self._random = np.random.default_rng(seed)
+        self._ended = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        held: list[Prompt] = []
+        try:
+            while not self._ended.is_set():
+                held += self._store.lease("generator-0", 4, 30.0, wait_seconds=0.05)
+                ready = [prompt for prompt in held if self._allow(prompt)]
+                if ready:
+                    chosen = ready[int(self._random.integers(len(ready)))]
+                    held.remove(chosen)
+                    self._append(chosen)
+        except BaseException as error:  # noqa: BLE001 - shown by the test that stops us
+            self.error = error
+
+    def _append(self, prompt: Prompt) -> None:
+        version = int(self._store.get_value("policy_version") or 0)
+        trajectory = fabricate(prompt, max(version, prompt.issue_version))
+        entry = BufferEntry(
+            prompt.id,
+            trajectory.id,
+            trajectory.group_id,
+            trajectory.issue_version,
+            trajectory.oldest_version,
+            trajectory.num_tokens,
+            encode_trajectory(trajectory),
+        )
+        assert self._store.append([entry]) == ["accepted"]
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join(10.0)
+        assert self.error is None, self.error
+
+
+def make_tiny_model(folder: Path) -> None:
+    """A random Qwen2 of 2 layers with chain_arithmetic's tokenizer, tied embeddings."""
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer = ChainArithmetic(num_operations=2).tokenizer()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(folder)
