@@ -58,7 +58,7 @@ def available_cores() -> list[int]:
 
 
 def thread_environment(num_threads: int, *, shared: bool) -> dict[str, str]:
-    """Environment that keeps a process to `num_threads` OMP threads; `shared` cores make idle threads sleep."""
+    """Environment that keeps a process to `num_threads` OMP threads; on `shared` cores idle ones sleep."""
     environment = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
     if shared:
         # Spinning in a barrier would take the core from the process that has work.

@@ -23,6 +23,7 @@ from deploy.cores import available_cores, thread_environment
 from deploy.display import clock, number
 from deploy.evaluate import EvalResult, evaluate, gain, read_result
 from deploy.launcher import Launcher
+from deploy.log_lines import JSON_LOGS
 from deploy.processes import ProcessSpec, Supervisor
 from deploy.report import write_report
 from deploy.report.write import EVAL_NAMES
@@ -67,12 +68,12 @@ def demo_config(
 def run_sft(config: VcppoConfig, session: Session) -> None:
     """The cold start as a process of its own. Raises VcppoError with its last lines when it fails."""
     cores = available_cores()
-    command = [sys.executable, "-m", "learner.sft", "--config", str(RunFolder(config.run.path).config)]
+    command = [sys.executable, "-m", "learner.sft", "--config", str(RunFolder(config.run.path).config), JSON_LOGS]
     spec = ProcessSpec(
         "sft",
         command,
         role="sft",
-        environment=thread_environment(config.learner.num_threads or len(cores), shared=False),
+        environment=thread_environment(config.learner.num_threads or len(cores), shared=True),
     )
     with Supervisor(
         session.sink,

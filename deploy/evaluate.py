@@ -15,7 +15,7 @@ from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.run_folder import RunFolder
 from deploy.cores import available_cores, thread_environment
-from deploy.log_lines import LogSink
+from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.processes import ProcessSpec, Supervisor
 from deploy.run_config import RunError
 from deploy.run_data import read_json
@@ -103,7 +103,7 @@ def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path]) -> list[Pr
         mine = cores[(index % at_once) * share : (index % at_once + 1) * share]
         command = [
             sys.executable, "-m", "generator.evaluate", "--config", str(folder.config),
-            "--model", str(model), "--output", str(folder.eval / f"{name}.json"),
+            "--model", str(model), "--output", str(folder.eval / f"{name}.json"), JSON_LOGS,
         ]  # fmt: skip
         environment = {**thread_environment(share, shared=False), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         pinned = frozenset(mine) if config.launcher.pin_cores else None

@@ -23,7 +23,7 @@ from common.run_folder import RunFolder
 from common.store import RunStore
 from deploy import redis_server
 from deploy.cores import CorePlan, available_cores, plan_cores, thread_environment
-from deploy.log_lines import LogSink
+from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.processes import ProcessFailed, ProcessSpec, Supervisor
 from deploy.run_config import RunError
 
@@ -139,7 +139,7 @@ class Launcher:
     @property
     def _overrides(self) -> list[str]:
         # The embedded server's address is this machine's affair and stays out of config.yaml.
-        return [f"redis.url={self.redis_url}"]
+        return [f"redis.url={self.redis_url}", JSON_LOGS]
 
     def buffer_specs(self) -> list[ProcessSpec]:
         """One buffer per endpoint."""

@@ -18,6 +18,7 @@ Record = dict[str, Any]
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 PROCESS_COLOURS = {"learner": "35", "buffer": "34", "redis": "90", "sft": "33", "eval": "33"}
 GENERATOR_COLOURS = ("36", "32", "96", "92", "94", "93")
+JSON_LOGS = "logging.format=json"  # override for every child: rendering is ours
 MAX_LINE_BYTES = 1 << 20
 NUM_LAST_LINES = 12
 
@@ -56,10 +57,21 @@ def parse_line(line: str, service: str, run_id: str) -> Record:
             record = None
         if isinstance(record, dict) and "event" in record:
             return record
-    text = _ANSI.sub("", line).rstrip()
+    text = _ANSI.sub("", line).rstrip().rpartition("\r")[2]  # of a progress bar the last state
     level = "error" if _ERROR.search(text) else "warning" if _WARNING.search(text) else "info"
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"time": now, "level": level, "service": service, "run_id": run_id, "event": text, "unstructured": True}
+    return {
+        "time": timestamp(),
+        "level": level,
+        "service": service,
+        "run_id": run_id,
+        "event": text,
+        "unstructured": True,
+    }
+
+
+def timestamp() -> str:
+    """Now, as every log line has it: UTC, ISO, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def level_of(record: Record) -> int:

@@ -156,8 +156,8 @@ class Supervisor:
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._old_wakeup)
             self._selector.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            for end in (self._wake_read, self._wake_write):
+                os.close(end)
             self._orphans.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

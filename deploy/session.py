@@ -21,7 +21,7 @@ from common.store import RunStore, StoreError
 from deploy import redis_server
 from deploy.display import ProgressLines
 from deploy.live_view import LiveView
-from deploy.log_lines import LogSink, Screen
+from deploy.log_lines import LogSink, Screen, timestamp
 from deploy.run_data import RunData
 
 Mode = Literal["follow", "watch"]
@@ -108,7 +108,6 @@ def _route_own_logs(sink: LogSink) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             _identity(sink.run_id),
             structlog.processors.format_exc_info,
             to_sink,
@@ -118,7 +117,7 @@ def _route_own_logs(sink: LogSink) -> None:
 
 def _identity(run_id: str) -> structlog.typing.Processor:
     def add(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {"service": "launcher", "run_id": run_id, "logger": "deploy", **event}
+        return {"time": timestamp(), "service": "launcher", "run_id": run_id, "logger": "deploy", **event}
 
     return add
 
