@@ -18,7 +18,7 @@ VOCABULARY = 32
 
 
 def fabricate(prompt: Prompt, policy_version: int, generator_id: str = "generator-0") -> Trajectory:
-    """Random tokens, of mixed versions where it can be; right when the first is even: something for a critic to learn."""
+    """Random tokens, of mixed versions where it can be; right when the first is even, for a critic to learn."""
     random = np.random.default_rng(prompt.seed)
     length = int(random.integers(4, 17))
     tokens = random.integers(2, VOCABULARY, length).astype(np.int32)

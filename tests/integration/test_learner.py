@@ -78,13 +78,13 @@ class Run:
             )
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.wait(200) == 0, self.tail()
+        assert process.wait(280) == 0, self.tail()
 
     def tail(self) -> str:
         return self.log.read_text()[-6000:]
 
     def wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> None:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 280
         while step not in read_trained_log(self.folder.trained_log):
             assert process.poll() is None, self.tail()
             assert time.monotonic() < deadline, self.tail()
@@ -110,7 +110,12 @@ class Run:
 
 
 @pytest.fixture
-def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
+def redis_url(redis_server: Any) -> str:
+    return str(redis_server.url)
+
+
+@pytest.fixture
+def generate(redis_url: str) -> Iterator[Callable[..., ScriptedGenerator]]:
     started: list[ScriptedGenerator] = []
 
     def start(run: Run, allow: Callable[[Prompt], bool] = lambda _: True, seed: int = 0) -> ScriptedGenerator:
@@ -125,12 +130,12 @@ def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
 
 
 def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
-    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+    tmp_path: Path, redis_url: str, model: Path, generate: Callable[..., ScriptedGenerator]
 ) -> None:
-    calm = Run(tmp_path, "calm", redis_server, model)
+    calm = Run(tmp_path, "calm", redis_url, model)
     generate(calm)
     calm_process = calm.start()
-    stormy = Run(tmp_path, "stormy", redis_server, model)
+    stormy = Run(tmp_path, "stormy", redis_url, model)
     limit = [3]  # the generator holds back what was issued at this version and later
     generate(stormy, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0], seed=1)
     process = stormy.start()
@@ -176,9 +181,9 @@ def _check_artefacts(run: Run) -> None:
 
 
 def test_asynchronous_run_stops_on_sigterm_and_resumes(
-    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+    tmp_path: Path, redis_url: str, model: Path, generate: Callable[..., ScriptedGenerator]
 ) -> None:
-    run = Run(tmp_path, "asynchronous", redis_server, model, rl={"max_staleness": 2})
+    run = Run(tmp_path, "asynchronous", redis_url, model, rl={"max_staleness": 2})
     limit = [3]
     generate(run, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0])
     process = run.start()
@@ -195,14 +200,14 @@ def test_asynchronous_run_stops_on_sigterm_and_resumes(
 
 
 def test_failed_gate_stops_the_run_by_name(
-    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+    tmp_path: Path, redis_url: str, model: Path, generate: Callable[..., ScriptedGenerator]
 ) -> None:
-    run = Run(tmp_path, "gate", redis_server, model)
+    run = Run(tmp_path, "gate", redis_url, model)
     tree = yaml.safe_load(run.folder.config.read_text())
     tree["value_pretraining"]["min_explained_variance"] = 0.999
     run.folder.config.write_text(yaml.safe_dump(tree))
     generate(run)
-    assert run.start().wait(200) == 1
+    assert run.start().wait(280) == 1
     (fatal,) = run.events("fatal")
     assert "value_pretraining.min_explained_variance = 0.999" in fatal["error"]
     assert not json.loads((run.folder.value_pretraining / "decision.json").read_text())["passed"]

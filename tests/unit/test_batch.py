@@ -1,0 +1,123 @@
+"""Mini-batches and micro-batches cover a batch once, the same for any number of ranks; estimates on whole arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.config import AlgorithmConfig
+from common.trajectory import FinishReason, Trajectory, VersionSpan
+from common.wire import encode_trajectory
+from learner.batch import Batch, Share, gather_flat, micro_batches, mini_batches
+from learner.packing import action_slots
+from learner.step_metrics import step_metrics
+from learner.update import UpdateStats, combine
+
+
+def trajectory(index: int, *, reward: float = 1.0, finish: FinishReason = "stop", oldest: int = 3) -> Trajectory:
+    length = 3 + index % 5
+    return Trajectory(
+        id=f"rl-{index}@generator-0.0",
+        prompt_id=f"rl-{index}",
+        group_id=f"g{index // 2}",
+        sample_index=index % 2,
+        task="chain_arithmetic",
+        prompt_token_ids=np.arange(4, dtype=np.int32),
+        response_token_ids=np.arange(length, dtype=np.int32),
+        action_mask=np.array([i % 3 != 1 for i in range(length)], np.bool_),
+        behaviour_log_probs=np.array([-0.5 if i % 3 != 1 else 0.0 for i in range(length)], np.float32),
+        version_spans=(VersionSpan(oldest, 1), VersionSpan(4, length - 1)),
+        finish_reason=finish,
+        reward=reward,
+        outcome="correct" if reward > 0 else "wrong",
+        generator_id="generator-0",
+        issue_version=oldest,
+    )
+
+
+@pytest.fixture
+def batch() -> Batch:
+    payloads = [encode_trajectory(trajectory(i, reward=1.0 if i % 3 else -1.0)) for i in range(11)]
+    return Batch.decode(payloads, version=4)
+
+
+def test_staleness_is_of_the_oldest_token(batch: Batch) -> None:
+    assert batch.staleness.tolist() == [1] * 11
+
+
+def test_mini_batches_are_a_seeded_partition(batch: Batch) -> None:
+    parts = mini_batches(batch, 3, seed=1, step=5, epoch=0)
+    assert sorted(i for part in parts for i in part) == list(range(11))
+    assert parts == mini_batches(batch, 3, seed=1, step=5, epoch=0)
+    assert parts != mini_batches(batch, 3, seed=1, step=6, epoch=0)
+    assert parts != mini_batches(batch, 3, seed=1, step=5, epoch=1)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 16])
+def test_ranks_share_members_once_and_run_equally_many_micro_batches(batch: Batch, num_ranks: int) -> None:
+    members = [9, 0, 4, 7, 2]
+    cu = batch.action_cu_seqlens
+    expected = np.concatenate([np.arange(cu[i], cu[i + 1]) for i in sorted(members)])
+    slots, counts = [], set()
+    for rank in range(num_ranks):
+        packs = list(micro_batches(batch, members, Share(rank, num_ranks, micro_batch_tokens=20)))
+        counts.add(len(packs))
+        slots += [action_slots(pack, cu) for pack in packs]
+    assert len(counts) == 1
+    assert np.array_equal(np.sort(np.concatenate(slots)), expected)
+
+
+def test_gather_is_exact_in_float32() -> None:
+    value = np.float32(0.1)
+    parts = [np.array([value, 0.0]), np.array([0.0, -value])]
+    whole = gather_flat(parts[0], lambda flat: flat + parts[1])
+    assert whole.tolist() == [value, -value]
+
+
+def test_targets_are_monte_carlo_at_lambda_critic_one(batch: Batch) -> None:
+    values = np.linspace(-1, 1, batch.num_actions).astype(np.float32)
+    estimates = combine(batch, AlgorithmConfig(), values, np.zeros(len(batch), np.float32), values * 0, None)
+    expected = np.repeat(batch.outcome_rewards, np.diff(batch.action_cu_seqlens))
+    assert np.array_equal(estimates.value_targets, expected)
+    assert np.array_equal(estimates.returns, expected)
+    assert abs(float(estimates.advantages.mean())) < 1e-6
+    assert not np.array_equal(estimates.raw_advantages, estimates.advantages)
+
+
+def test_behaviour_policy_is_pi_old_without_proximal_log_probs(batch: Batch) -> None:
+    zeros = np.zeros(batch.num_actions, np.float32)
+    estimates = combine(batch, AlgorithmConfig(), zeros, np.zeros(len(batch), np.float32), None, None)
+    assert np.array_equal(estimates.old_log_probs, np.full(batch.num_actions, -0.5, np.float32))
+
+
+def test_masked_truncation_leaves_out_whole_responses() -> None:
+    batch = Batch([trajectory(0, finish="length"), trajectory(1)], version=4)
+    zeros = np.zeros(batch.num_actions, np.float32)
+    algorithm = AlgorithmConfig(truncation="mask")
+    estimates = combine(batch, algorithm, zeros, np.zeros(2, np.float32), None, None)
+    cut = batch.action_cu_seqlens[1]
+    assert not estimates.mask[:cut].any()
+    assert estimates.mask[cut:].all()
+
+
+def test_group_estimators_need_no_values(batch: Batch) -> None:
+    zeros = np.zeros(batch.num_actions, np.float32)
+    algorithm = AlgorithmConfig(advantage_estimator="leave_one_out", whiten_advantages=False)
+    estimates = combine(batch, algorithm, zeros, np.zeros(len(batch), np.float32), None, None)
+    first = estimates.raw_advantages[batch.action_cu_seqlens[:-1]]
+    assert first[:2].tolist() == [-2.0, 2.0]  # rewards -1 and +1 of one group
+
+
+def test_metrics_have_every_name_readers_know(batch: Batch) -> None:
+    values = np.linspace(-1, 1, batch.num_actions).astype(np.float32)
+    estimates = combine(batch, AlgorithmConfig(), values, np.zeros(len(batch), np.float32), None, None)
+    stats = UpdateStats(num_buckets=2)
+    stats.by_staleness[:, 1] = [10, 11, 1]
+    metrics = step_metrics(batch, estimates, stats, {"values": 1.0, "step": 2.0}, has_critic=True)
+    assert metrics["reward/accuracy"] == pytest.approx(7 / 11)
+    assert metrics["staleness/mixed_version_fraction"] == 1.0
+    assert metrics["staleness/ratio_mean_1"] == pytest.approx(1.1)
+    assert metrics["tokens/per_second"] == batch.num_tokens / 2
+    assert metrics["time/values"] == 1.0
+    for name in ("explained_variance/token", "explained_variance/within_prompt", "values/by_position", "outcome/crash"):
+        assert name in metrics

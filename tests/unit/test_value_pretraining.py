@@ -1,0 +1,123 @@
+"""The recorded file survives a crash; the gate stops, keeps the best and says why; the split is by prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import ValuePretrainingConfig
+from common.errors import VcppoError
+from common.trajectory import Trajectory, VersionSpan
+from common.wire import encode_trajectory
+from learner.trajectory_file import TrajectoryFile
+from learner.value_pretraining import Gate, Measurement, split_held_out
+
+
+def trajectory(index: int) -> Trajectory:
+    return Trajectory(
+        id=f"vp-{index}@generator-0.0",
+        prompt_id=f"vp-{index}",
+        group_id=f"vp-g{index // 4}",
+        sample_index=index % 4,
+        task="t",
+        prompt_token_ids=np.arange(4, dtype=np.int32),
+        response_token_ids=np.arange(5, dtype=np.int32),
+        action_mask=np.ones(5, np.bool_),
+        behaviour_log_probs=np.full(5, -1.0, np.float32),
+        version_spans=(VersionSpan(0, 5),),
+        finish_reason="stop",
+        reward=1.0,
+        outcome="correct",
+        generator_id="generator-0",
+        issue_version=0,
+    )
+
+
+def payloads(*indices: int) -> list[bytes]:
+    return [encode_trajectory(trajectory(i)) for i in indices]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "value_pretraining" / "trajectories.msgpack"
+
+
+def test_file_records_each_prompt_once_and_is_read_again(path: Path) -> None:
+    file = TrajectoryFile(path)
+    assert file.append(payloads(0, 1)) == 2
+    assert file.append(payloads(1, 2)) == 1
+    file.close()
+    again = TrajectoryFile(path)
+    assert [t.prompt_id for t in again.trajectories] == ["vp-0", "vp-1", "vp-2"]
+    assert again.append(payloads(0)) == 0
+    assert np.array_equal(again.trajectories[2].response_token_ids, np.arange(5))
+
+
+@pytest.mark.parametrize("torn", [1, 7, 60])
+def test_torn_tail_is_cut_off_and_written_anew(path: Path, torn: int) -> None:
+    file = TrajectoryFile(path)
+    file.append(payloads(0, 1))
+    file.close()
+    path.write_bytes(path.read_bytes()[:-torn])
+    resumed = TrajectoryFile(path)
+    assert len(resumed) == 1
+    assert resumed.append(payloads(1)) == 1
+    resumed.close()
+    assert [t.prompt_id for t in TrajectoryFile(path).trajectories] == ["vp-0", "vp-1"]
+
+
+def test_damage_in_the_middle_is_an_error_that_names_the_file(path: Path) -> None:
+    file = TrajectoryFile(path)
+    file.append(payloads(0, 1))
+    file.close()
+    content = bytearray(path.read_bytes())
+    content[200] ^= 0xFF
+    path.write_bytes(bytes(content))
+    with pytest.raises(VcppoError, match=r"trajectories\.msgpack is damaged after 0 bytes"):
+        TrajectoryFile(path)
+
+
+def measure(step: int, found: float | None) -> Measurement:
+    return Measurement(step, 0.1, found, None, None, None)
+
+
+def test_gate_keeps_the_best_and_stops_when_it_no_longer_rises() -> None:
+    gate = Gate(ValuePretrainingConfig(patience=2, min_delta=0.01, min_explained_variance=0.5))
+    news = [gate.add(measure(step, found)) for step, found in enumerate([0.0, 0.4, 0.6, 0.605])]
+    assert news == [True, True, True, False]
+    assert not gate.out_of_patience
+    gate.add(measure(4, 0.55))
+    assert gate.out_of_patience
+    decision = gate.decision()
+    assert decision["passed"]
+    assert (decision["best_step"], decision["best_explained_variance"]) == (2, 0.6)
+    assert "2 measurements" in decision["stopped_because"]
+
+
+def test_gate_does_not_pass_on_undefined_or_low_explained_variance() -> None:
+    gate = Gate(ValuePretrainingConfig(min_explained_variance=0.3))
+    gate.add(measure(0, None))
+    assert not gate.decision()["passed"]
+    gate.add(measure(5, 0.29))
+    assert not gate.decision()["passed"]
+    assert "max_steps" in gate.decision()["stopped_because"]
+
+
+def test_split_keeps_prompts_whole_and_does_not_depend_on_order() -> None:
+    trajectories = [trajectory(i) for i in range(40)]
+    train, held_out = split_held_out(trajectories, 3, seed=7)
+    assert len({t.group_id for t in held_out}) == 3
+    assert len(held_out) == 12
+    assert not {t.group_id for t in train} & {t.group_id for t in held_out}
+    again = split_held_out(trajectories[::-1], 3, seed=7)[1]
+    assert {t.id for t in again} == {t.id for t in held_out}
+    assert {t.group_id for t in split_held_out(trajectories, 3, seed=8)[1]} != {t.group_id for t in held_out}
+
+
+def test_split_with_an_empty_side_names_the_fields() -> None:
+    same = [replace(trajectory(i), group_id="g") for i in range(4)]
+    with pytest.raises(VcppoError, match="held_out_fraction"):
+        split_held_out(same, 1, seed=0)
