@@ -1,0 +1,194 @@
+"""The whole pipeline through `vcppo`, real processes: cold start, value pretraining, RL with two generators, report.
+
+One run for the module: the learner is killed with SIGKILL in the middle, `vcppo up` brings the run up again and
+it finishes. The tests then look at what the run left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import load_config
+from common.metrics import read_metrics
+from common.run_folder import RunFolder
+from deploy import redis_server
+from deploy.run_data import RunData
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = Path(__file__).with_name("smoke.yaml")
+KILL_AT_STEP = 5
+STAGE_DEADLINE_SECONDS = 400
+
+
+class Run:
+    """The run folder and how `vcppo` ended each time."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = RunFolder(root / "runs" / "smoke")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        self.settings = [
+            "-c", str(SMOKE), f"run.folder={root / 'runs'}", f"model.path={self.folder.cold_start}",
+            f"transport.endpoints=[{endpoint}]",
+        ]  # fmt: skip
+        self.killed: subprocess.CompletedProcess[str] | None = None
+        self.finished: subprocess.CompletedProcess[str] | None = None
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "deploy.cli", *words]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def vcppo(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return finish(self.start(*words))
+
+    def events(self, process: str) -> list[dict[str, Any]]:
+        path = self.folder.log_file(process)
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def pids(self) -> list[int]:
+        return [each["pid"] for each in self.events("launcher") if each["event"] == "process_started"]
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Wait for the end; a process that outlives its deadline is told to stop and fails the test by its output."""
+    try:
+        out, err = process.communicate(timeout=STAGE_DEADLINE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        out, err = process.communicate(timeout=90)
+        pytest.fail(f"still running after {STAGE_DEADLINE_SECONDS} s: {err}\n{out[-4000:]}")
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill_learner_at(run: Run, up: subprocess.Popen[str]) -> None:
+    """SIGKILL the learner as soon as it has written step `KILL_AT_STEP`."""
+    deadline, tick = time.monotonic() + STAGE_DEADLINE_SECONDS, threading.Event()
+    while time.monotonic() < deadline and up.poll() is None:
+        steps = [row["step"] for row in read_metrics(run.folder.metrics_file("learner")) if row["stage"] == "rl"]
+        if max(steps, default=0) >= KILL_AT_STEP:
+            started = [
+                e for e in run.events("launcher") if e["event"] == "process_started" and e["process"] == "learner"
+            ]
+            os.kill(started[-1]["pid"], signal.SIGKILL)
+            return
+        tick.wait(0.1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    run = Run(tmp_path_factory.mktemp("end_to_end"))
+    cold_start = run.vcppo("sft", *run.settings)
+    assert cold_start.returncode == 0, cold_start.stderr
+    up = run.start("up", *run.settings)
+    reader: list[subprocess.CompletedProcess[str]] = []
+    thread = threading.Thread(target=lambda: reader.append(finish(up)))  # its pipes must not fill up
+    thread.start()
+    kill_learner_at(run, up)
+    thread.join(STAGE_DEADLINE_SECONDS)
+    assert reader, "`vcppo up` did not end after its learner was killed"
+    run.killed = reader[0]
+    run.finished = run.vcppo("up", *run.settings)
+    yield run
+    redis_server.socket_path(run.folder.redis).unlink(missing_ok=True)
+
+
+def test_killed_learner_stops_the_run_and_is_named(run: Run) -> None:
+    assert run.killed is not None
+    assert run.killed.returncode == 1
+    assert run.killed.stderr.startswith("vcppo: learner was killed by SIGKILL")
+    assert "same command resumes" in run.killed.stderr
+
+
+def test_same_command_resumes_and_finishes(run: Run) -> None:
+    assert run.finished is not None
+    assert run.finished.returncode == 0, run.finished.stderr
+    assert "(exact)" in run.finished.stdout
+    data = RunData.load(run.folder)
+    assert [row["step"] for row in data.rl] == list(range(1, data.config.rl.num_steps + 1))
+    loaded = [event for event in run.events("learner") if event["event"] == "checkpoint_loaded"]
+    assert len(loaded) == 1
+    assert loaded[0]["policy_version"] >= KILL_AT_STEP - data.config.learner.checkpoint_every
+    assert (run.folder.export / "config.json").exists()
+
+
+def test_ledger_is_exact(run: Run) -> None:
+    done = run.vcppo("ledger", *run.settings)
+    assert done.returncode == 0, done.stderr
+    ledger = RunData.load(run.folder).ledger
+    assert ledger is not None
+    config = load_config(run.folder.config)
+    trained = config.rl.num_steps * config.rl.batch_size + config.value_pretraining.num_trajectories
+    assert ledger["trained"] == trained
+    assert ledger["rejected"] == 0
+
+
+def test_every_trajectory_is_trained_once(run: Run) -> None:
+    steps = {}
+    for line in run.folder.trained_log.read_text().splitlines():
+        row = json.loads(line)
+        previous = steps.setdefault(row["step"], row)
+        assert previous["trajectory_ids"] == row["trajectory_ids"]  # a replay trains the same ones
+    counts = Counter(each for row in steps.values() for each in row["prompt_ids"])
+    config = load_config(run.folder.config)
+    assert len(counts) == config.rl.num_steps * config.rl.batch_size
+    assert set(counts.values()) == {1}
+    assert max(max(row["staleness"]) for row in steps.values()) <= config.rl.max_staleness
+
+
+def test_weights_went_to_both_generators(run: Run) -> None:
+    broadcasts = [event for event in run.events("learner") if event["event"] == "weights_broadcast"]
+    assert len(broadcasts) >= 10
+    for name in ("generator-0", "generator-1"):
+        versions = [row.get("generator/policy_version") for row in read_metrics(run.folder.metrics_file(name))]
+        assert max(version for version in versions if version is not None) >= 1
+
+
+def test_value_pretraining_decided_once(run: Run) -> None:
+    decision = RunData.load(run.folder).decision
+    assert decision is not None
+    assert decision["passed"]
+    decided = [event for event in run.events("learner") if event["event"] == "value_pretraining_decided"]
+    assert len(decided) == 1
+
+
+def test_every_log_line_is_json_with_its_service(run: Run) -> None:
+    for path in run.folder.logs.glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            assert {"time", "level", "service", "event"} <= set(record)
+
+
+def test_nothing_is_left_running(run: Run) -> None:
+    assert not redis_server.is_running(run.folder.redis)
+    assert not [pid for pid in run.pids() if Path(f"/proc/{pid}").exists()]
+    leftover = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(run.folder.path).encode() in path.read_bytes():
+                leftover.append(path)
+        except OSError:
+            continue  # ended while we looked
+    assert leftover == []
+
+
+def test_report_is_written(run: Run) -> None:
+    done = run.vcppo("report", str(run.folder.path))
+    assert done.returncode == 0, done.stderr
+    page = run.folder.report / "report.html"
+    assert page.read_text().count("data:image/png") >= 8
+    assert (run.folder.report / "summary.png").stat().st_size > 10_000
