@@ -67,7 +67,8 @@ def place_ends(
 def length_adaptive_lambda(action_cu_seqlens: Int64Array, alpha: float) -> Float64Array:
     """``[S]`` lambda_actor = 1 - 1/(alpha L), clamped to [0, 1] (VAPO); L is the number of actions."""
     lengths = np.maximum(np.diff(action_cu_seqlens), 1)
-    return np.clip(1.0 - 1.0 / (alpha * lengths), 0.0, 1.0)
+    clamped: Float64Array = np.clip(1.0 - 1.0 / (alpha * lengths), 0.0, 1.0)
+    return clamped
 
 
 def group_mean_advantages(
@@ -93,7 +94,8 @@ def leave_one_out_advantages(rewards: NDArray[np.floating], group_ids: Sequence[
 
 def spread_over_actions(per_sequence: NDArray[np.floating], action_cu_seqlens: Int64Array) -> Float32Array:
     """``[S]`` to ``[A]``: every action of a sequence gets the sequence's number."""
-    return np.repeat(np.asarray(per_sequence, np.float32), np.diff(action_cu_seqlens))
+    spread: Float32Array = np.repeat(np.asarray(per_sequence, np.float32), np.diff(action_cu_seqlens))
+    return spread
 
 
 def whiten(

@@ -1,8 +1,8 @@
 """Attention over packed sequences: each segment attends to itself, causally, and to nothing else.
 
-Registered with transformers under `PACKED_ATTENTION`; a model loaded with that ``attn_implementation`` calls `packed_attention`
-in every layer, with the keyword arguments of `attention_arguments` passed through the model's forward. No mask is ever
-built: transformers makes none for an implementation without a mask function.
+Registered with transformers under `PACKED_ATTENTION`; a model loaded with that ``attn_implementation`` calls
+`packed_attention` in every layer, with the keyword arguments of `attention_arguments` passed through the model's
+forward. No mask is ever built: transformers makes none for an implementation without a mask function.
 
 On a CPU the cost is the sum of squared segment lengths, not the square of the pack; neighbouring segments of one
 length go through one batched call. On CUDA `torch.nn.attention.varlen.varlen_attn` does the same in one kernel
@@ -78,10 +78,10 @@ def _by_segments(
     for length, count in segments:
         stop = start + length * count
         # [count * length, H, D] -> [count, H, length, D], all views
-        part = [x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]
+        qs, ks, vs = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
         mask = _band(length, window, q.device) if window is not None and length > window else None
         out = functional.scaled_dot_product_attention(
-            *part, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            qs, ks, vs, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
         start = stop
@@ -101,18 +101,10 @@ def _varlen(
     """CUDA: one variable-length flash kernel. NOT RUN."""
     from torch.nn.attention.varlen import varlen_attn
 
-    left = -1 if window is None else window - 1
+    window_size = (-1 if window is None else window - 1, 0)
+    grouped = q.shape[1] != k.shape[1]
     result = varlen_attn(
-        q,
-        k,
-        v,
-        cu_seqlens,
-        cu_seqlens,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(left, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        q, k, v, cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=window_size, enable_gqa=grouped
     )
     assert isinstance(result, Tensor)
     return result

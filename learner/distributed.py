@@ -44,7 +44,7 @@ def init_distributed(device: Device = "auto", *, timeout_seconds: float = 1800.0
     memory: no port, no address.
 
     Args:
-        timeout_seconds: a collective that takes longer fails. Longer than any wait of rank 0 alone (for a batch to fill).
+        timeout_seconds: a collective that takes longer fails. More than rank 0 may wait alone (for a batch to fill).
     """
     chosen = choose_device(device)
     # DeepSpeed picks its accelerator by itself at import; it must be ours.

@@ -55,6 +55,7 @@ log = structlog.get_logger(__name__)
 
 _CHECKPOINT_TAG = "engine"
 _MODULE_PREFIX = "hf_model."
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ class TrainEngine:
         self.options = options
         self.num_ranks = num_ranks()
         _own_clipping(self)
+        _load_weights_only(self._engine.checkpoint_engine)
         self._engine.train()
 
     @property
@@ -141,6 +143,11 @@ class TrainEngine:
     def learning_rate(self) -> float:
         """Of the next step."""
         return float(self._engine.get_lr()[0])
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this for the next step only, in place of the schedule's (the cold start has a cosine per phase)."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
 
     def forward(self, *args: Any) -> Any:
         """The module's forward with gradients. Under ZeRO-3 every rank must make equally many calls."""
@@ -208,15 +215,18 @@ class TrainEngine:
     def load(self, folder: str | Path) -> None:
         """Continue exactly where `save` was called.
 
-        Files are read with ``weights_only`` and a short list of DeepSpeed's own types, so that a checkpoint can't run code.
+        Files are read with ``weights_only`` and a short list of DeepSpeed's own types: a checkpoint can't run code.
 
         Raises:
             VcppoError: nothing there, or saved by another number of ranks or ZeRO stage.
         """
-        remedy = f"it must come from the same model, learner.num_ranks={self.num_ranks} and learner.zero_stage={self.options.zero_stage}"
+        remedy = (
+            f"it must come from the same model, learner.num_ranks={self.num_ranks} "
+            f"and learner.zero_stage={self.options.zero_stage}"
+        )
         try:
             loaded, _ = self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
-        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+        except Exception as error:  # noqa: BLE001 - foreign files make DeepSpeed and torch raise nearly anything
             raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
         if loaded is None:
             raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
@@ -229,7 +239,7 @@ class TrainEngine:
 
 
 def _hf_names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by Hugging Face name; `named_parameters` lists a tied one once, under its first name (the embedding)."""
+    """Parameters by Hugging Face name; a tied one is listed once, under its first name (the embedding)."""
     return [(name.removeprefix(_MODULE_PREFIX), parameter) for name, parameter in module.named_parameters()]
 
 
@@ -251,6 +261,8 @@ def _schedule(options: EngineOptions) -> Any:
 
 def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
     bf16 = options.dtype == "bfloat16"
+    # Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums.
+    stage = max(1, options.zero_stage) if bf16 else options.zero_stage
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -258,11 +270,7 @@ def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
         "gradient_clipping": options.max_grad_norm,
         "steps_per_print": None,
         "bf16": {"enabled": bf16},
-        # Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums.
-        "zero_optimization": {
-            "stage": max(1, options.zero_stage) if bf16 else options.zero_stage,
-            "overlap_comm": False,
-        },
+        "zero_optimization": {"stage": stage, "overlap_comm": False},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -279,12 +287,30 @@ def _own_clipping(engine: TrainEngine) -> None:
     engine._engine.clip_fp32_gradients = clip_fp32_gradients
 
 
+def _load_weights_only(checkpoint_engine: Any) -> None:
+    """DeepSpeed reads its files with everything pickle can do; read them with tensors and its own plain types only."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [LossScaler, ZeroStageEnum, fragment_address]
+
+    def load(path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    checkpoint_engine.load = load
+
+
 def _import_deepspeed() -> Any:
     """DeepSpeed, quiet: its own stdout handler goes, its records go through logging like everybody's."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
     from deepspeed.utils import logger
 
+    # On a CPU DeepSpeed would compile its shared-memory collectives with g++ at the first start, behind a lock file
+    # that a killed process leaves locked for ever: every later start on the machine then hangs. gloo needs none of it.
+    deepspeed.ops.__compatible_ops__[_SHARED_MEMORY_OP] = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     logger.propagate = True

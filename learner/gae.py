@@ -33,7 +33,7 @@ class AdvantagesAndTargets(NamedTuple):
     value_targets: Float32Array
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"}, boundscheck=False)  # type: ignore[untyped-decorator]  # numba has no types
+@njit(cache=True, nogil=True, fastmath={"contract"}, boundscheck=False)
 def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lambda_critic, advantages, targets):  # type: ignore[no-untyped-def]
     """The loop. Carries are float64: a float32 carry would lose digits over thousands of tokens."""
     for s in range(final_values.shape[0]):

@@ -1,9 +1,9 @@
 """Log-probs and entropy of chosen tokens without ever holding the logits.
 
 Full logits of 2,048 tokens over a vocabulary of 151,936 take 1.2 GB in float32, several times over in a backward.
-Here the vocabulary is walked in chunks (outer loop: its weights are converted to float32 once per chunk) and the tokens in
-chunks inside it; forward keeps the log-normaliser of each token, backward computes each block of logits again.
-All arithmetic is float32 whatever the weights' type: bfloat16 log-probs are off by up to 0.03 nats, too coarse
+Here the vocabulary is walked in chunks (outer loop: its weights are converted to float32 once per chunk) and the
+tokens in chunks inside it; forward keeps the log-normaliser of each token, backward computes each block of logits
+again. All arithmetic is float32 whatever the weights' type: bfloat16 log-probs are off by up to 0.03 nats, too coarse
 for a ratio that is clipped at 0.2.
 """
 

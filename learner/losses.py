@@ -4,7 +4,7 @@ Global means: of the whole mini-batch, over all ranks and micro-batches. So grad
 the number of ranks changes the objective. Statistics come as detached sums for the same reason: add them over
 micro-batches and ranks, then divide by their ``num_tokens``.
 
-All per-action arguments are ``[A]`` float32 on one device; A may be 0 (the dummy micro-batch of a rank with less to do).
+All per-action arguments are ``[A]`` float32 on one device; A may be 0 (a rank's dummy micro-batch).
 """
 
 from __future__ import annotations

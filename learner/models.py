@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from common.errors import VcppoError
 from learner.attention import PACKED_ATTENTION, attention_arguments
-from learner.log_probs import LogProbsAndEntropy, chunked_log_probs
+from learner.log_probs import chunked_log_probs
 from learner.packing import PackedBatch
 
-# Settings that bend the logits between the last hidden state and the softmax; ignoring one would train on wrong log-probs.
+# Settings that bend logits before the softmax; ignoring one would train on wrong log-probs.
 _LOGIT_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
 
 HeadT = TypeVar("HeadT", bound=nn.Linear)
@@ -38,7 +39,7 @@ class PolicyOutput(NamedTuple):
 
 
 class CriticOutput(NamedTuple):
-    """``values [A]``: V of the state before each action. ``final_values [S]``: V at each sequence's last token. float32."""
+    """float32: ``values [A]`` of the state before each action, ``final_values [S]`` at each sequence's last token."""
 
     values: Tensor
     final_values: Tensor
@@ -50,7 +51,7 @@ class LogProbHead(nn.Linear):
     chunk_tokens: int = 256
     chunk_vocab: int = 8192
 
-    def forward(self, input: Tensor, targets: Tensor | None = None, temperature: float = 1.0) -> Any:  # noqa: A002 - nn.Linear's name
+    def forward(self, input: Tensor, targets: Tensor | None = None, temperature: float = 1.0) -> Any:
         """``input [A, H]`` and ``targets [A]`` to (log_probs, entropy); without targets, logits."""
         if targets is None:
             return super().forward(input)
@@ -70,7 +71,7 @@ class LogProbHead(nn.Linear):
 class ValueHead(nn.Linear):
     """Hidden state to a value, computed in float32 whatever the weights' type."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's name
+    def forward(self, input: Tensor) -> Tensor:
         """``[..., H]`` to ``[..., 1]`` float32."""
         bias = self.bias.float() if self.bias is not None else None
         return functional.linear(input.float(), self.weight.float(), bias)
@@ -125,7 +126,8 @@ def load_policy(
         VcppoError: no such model, or one whose logits or attention can't be computed here; says what to do.
     """
     _check_config(path, trust_remote_code)
-    model = _from_pretrained(AutoModelForCausalLM, path, trust_remote_code, dtype=dtype)
+    model, missing = _from_pretrained(AutoModelForCausalLM, path, trust_remote_code, dtype=dtype)
+    _refuse_missing(path, missing)
     _prepare(model, gradient_checkpointing)
     return PolicyModel(model, chunk_tokens=chunk_tokens, chunk_vocab=chunk_vocab)
 
@@ -142,26 +144,23 @@ def load_critic(
 
     Args:
         path: the policy's path (architecture and, for init=policy, the backbone's weights).
-        init: ``policy``: the policy's backbone with a new head of zeros, so V starts at 0 everywhere, in the middle of
-            rewards of +-1, instead of at random. Otherwise a folder or id with a one-label ``score`` head: a critic saved
-            by `save_model`, or a Hugging Face reward model.
+        init: ``policy``: the policy's backbone with a new head of zeros, so V starts at 0 everywhere, in the middle
+            of rewards of +-1, instead of at random. Otherwise a folder or id with a one-label ``score`` head: a critic
+            saved by `save_model`, or a Hugging Face reward model.
 
     Raises:
         VcppoError: no such model, or it has no ``score`` head with one output.
     """
     source = path if init == "policy" else init
     _check_config(source, trust_remote_code)
-    model, info = _from_pretrained(
-        AutoModelForSequenceClassification,
-        source,
-        trust_remote_code,
-        dtype=dtype,
-        num_labels=1,
-        output_loading_info=True,
+    model, missing = _from_pretrained(
+        AutoModelForSequenceClassification, source, trust_remote_code, dtype=dtype, num_labels=1
     )
+    new_head = any(name.startswith("score.") for name in missing)
+    _refuse_missing(source, [name for name in missing if not name.startswith("score.")])
     if init == "policy":
         nn.init.zeros_(_linear(model, "score").weight)
-    elif any(name.startswith("score.") for name in info["missing_keys"]):
+    elif new_head:
         raise VcppoError(
             f"critic.init={init}: this model has no `score.weight`, so it is not a critic or a reward model; "
             "give a folder that has one, or critic.init=policy for a new value head"
@@ -176,8 +175,8 @@ def save_model(
     """Write config and safetensors that transformers (and, of a policy, vLLM) load.
 
     Args:
-        state_dict: Hugging Face names to full tensors, from `TrainEngine.gather_full_state_dict`; needed where the model's own
-            parameters are sharded. None: the model's own.
+        state_dict: Hugging Face names to full tensors, from `TrainEngine.gather_full_state_dict`; needed where the
+            model's own parameters are sharded. None: the model's own.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()} if state_dict is not None else None
     model.hf_model.save_pretrained(str(folder), state_dict=state)
@@ -195,13 +194,34 @@ def _hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return hidden
 
 
-def _from_pretrained(auto_class: Any, path: str | Path, trust_remote_code: bool, **kwargs: Any) -> Any:
+def _from_pretrained(
+    auto_class: Any, path: str | Path, trust_remote_code: bool, **kwargs: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of parameters its files don't hold (transformers' own table of them is kept quiet)."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
-        return auto_class.from_pretrained(
-            str(path), attn_implementation=PACKED_ATTENTION, trust_remote_code=trust_remote_code, **kwargs
+        model, info = auto_class.from_pretrained(
+            str(path),
+            attn_implementation=PACKED_ATTENTION,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **kwargs,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise VcppoError(_unusable(path, error)) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return model, sorted(info["missing_keys"])
+
+
+def _refuse_missing(path: str | Path, missing: list[str]) -> None:
+    if missing:
+        raise VcppoError(
+            f"model {str(path)!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...), which would start "
+            "at random; give a folder whose config.json and safetensors belong together"
+        )
 
 
 def _check_config(path: str | Path, trust_remote_code: bool) -> None:
@@ -242,7 +262,8 @@ def _linear(model: PreTrainedModel, name: str) -> nn.Linear:
     layer = getattr(model, name, None)
     if not isinstance(layer, nn.Linear):
         raise VcppoError(
-            f"{type(model).__name__} has no linear layer `{name}`; choose another model.path (Qwen2, Qwen3, Llama, Mistral work)"
+            f"{type(model).__name__} has no linear layer `{name}`; choose another model.path "
+            "(Qwen2, Qwen3, Llama, Mistral work)"
         )
     return layer
 
