@@ -1,0 +1,16 @@
+"""The ledger's arithmetic and its words."""
+
+from common.ledger import Ledger
+
+
+def test_exact_when_every_prompt_is_in_one_state() -> None:
+    ledger = Ledger(issued=10, queued=1, leased=2, buffered=1, claimed=1, trained=3, rejected=1, expired=1)
+    assert ledger.is_exact
+    assert ledger.outstanding == 5
+    assert str(ledger).endswith("(exact)")
+
+
+def test_a_lost_and_a_doubled_prompt_show() -> None:
+    assert Ledger(issued=2, queued=1).difference == 1
+    assert Ledger(issued=1, queued=1, trained=1).difference == -1
+    assert "NOT exact: off by 1" in str(Ledger(issued=2, queued=1))

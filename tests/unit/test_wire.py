@@ -1,0 +1,253 @@
+"""Round trips, and whatever bytes come in: a valid object or a WireError, never anything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from contextlib import suppress
+from itertools import pairwise
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.trajectory import InvalidTrajectory, Prompt, Trajectory, TrajectoryLimits, VersionSpan, validate
+from common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
+
+NAMES = st.text(string.ascii_letters + string.digits + "-@.µ", min_size=1, max_size=30)
+
+
+def a_trajectory(num_response: int = 6, **changes: object) -> Trajectory:
+    fields: dict[str, object] = {
+        "id": "rl-0@g.0",
+        "prompt_id": "rl-0",
+        "group_id": "rl-0",
+        "sample_index": 0,
+        "task": "chain_arithmetic",
+        "prompt_token_ids": np.arange(4, dtype=np.int32),
+        "response_token_ids": np.arange(num_response, dtype=np.int32),
+        "action_mask": np.ones(num_response, bool),
+        "behaviour_log_probs": -np.ones(num_response, np.float32),
+        "version_spans": (VersionSpan(3, num_response),),
+        "finish_reason": "stop",
+        "reward": 1.0,
+        "outcome": "correct",
+        "generator_id": "g",
+        "issue_version": 3,
+        "timings": {"generate": 0.5},
+    }
+    return Trajectory(**(fields | changes))  # type: ignore[arg-type]
+
+
+@st.composite
+def trajectories(draw: st.DrawFn) -> Trajectory:
+    num_prompt, num_response = draw(st.integers(1, 20)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    cuts = sorted({0, num_response, *draw(st.lists(st.integers(1, num_response), max_size=3))})
+    mask = rng.random(num_response) < 0.7
+    mask[draw(st.integers(0, num_response - 1))] = True
+    return Trajectory(
+        id=draw(NAMES),
+        prompt_id=draw(NAMES),
+        group_id=draw(NAMES),
+        sample_index=draw(st.integers(0, 2**40)),
+        task=draw(NAMES),
+        prompt_token_ids=rng.integers(0, 2**31, num_prompt, dtype=np.int32),
+        response_token_ids=rng.integers(0, 2**31, num_response, dtype=np.int32),
+        action_mask=mask,
+        behaviour_log_probs=np.where(mask, -rng.exponential(2.0, num_response), 0).astype(np.float32),
+        version_spans=tuple(VersionSpan(draw(st.integers(0, 9)), b - a) for a, b in pairwise(cuts)),
+        finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
+        reward=draw(st.floats(-1e6, 1e6)),
+        outcome=draw(st.sampled_from(["correct", "wrong", "unparsable", "timeout", "crash"])),
+        generator_id=draw(NAMES),
+        issue_version=draw(st.integers(0, 2**40)),
+        timings=draw(st.dictionaries(NAMES, st.floats(0, 1e6), max_size=4)),
+    )
+
+
+def assert_same(left: object, right: object) -> None:
+    for field in dataclasses.fields(left):  # type: ignore[arg-type]
+        a, b = getattr(left, field.name), getattr(right, field.name)
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype, field.name
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
+        else:
+            assert a == b, field.name
+            assert type(a) is type(b), field.name
+
+
+@given(trajectories())
+def test_a_trajectory_survives_the_wire(trajectory: Trajectory) -> None:
+    assert_same(decode_trajectory(encode_trajectory(trajectory)), trajectory)
+
+
+def test_decoded_arrays_are_read_only_views_of_the_message() -> None:
+    data = encode_trajectory(a_trajectory(1000))
+    decoded = decode_trajectory(memoryview(data))
+    whole = np.frombuffer(data, np.uint8)
+    for array in (decoded.response_token_ids, decoded.behaviour_log_probs, decoded.action_mask):
+        assert np.shares_memory(array, whole)
+        assert not array.flags.writeable
+        assert array.ctypes.data % array.itemsize == 0
+
+
+VALUES = NAMES | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(NAMES, VALUES | st.lists(VALUES, max_size=3), max_size=3), st.integers(-(2**63), 2**63 - 1))
+def test_a_prompt_survives_the_wire(problem: dict[str, object], seed: int) -> None:
+    prompt = Prompt("p", "g", 1, "t", np.arange(7, dtype=np.int32), problem, seed, 4, "value_pretraining", 100)
+    assert_same(decode_prompt(encode_prompt(prompt)), prompt)
+
+
+def test_a_problem_that_is_not_json_is_refused_by_name() -> None:
+    prompt = Prompt("p", "g", 1, "t", np.arange(7, dtype=np.int32), {"f": object()}, 0, 4, "rl", 100)
+    with pytest.raises(WireError, match=r"^problem: "):
+        encode_prompt(prompt)
+
+
+NOT_FINITE = np.array([-1, -1, -1, -1, -1, np.nan], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("response_token_ids", np.array([1, 2, -3, 4, 5, 6], np.int32)),
+        ("response_token_ids", np.arange(6, dtype=np.int64)),
+        ("response_token_ids", np.zeros((6, 1), np.int32)),
+        ("prompt_token_ids", np.zeros(0, np.int32)),
+        ("prompt_token_ids", np.array([-1], np.int32)),
+        ("action_mask", np.zeros(6, bool)),
+        ("action_mask", np.ones(5, bool)),
+        ("behaviour_log_probs", NOT_FINITE),
+        ("behaviour_log_probs", -np.array([1, 1, 1, 1, 1, np.inf], np.float32)),
+        ("behaviour_log_probs", np.full(6, 0.1, np.float32)),
+        ("behaviour_log_probs", -np.ones(7, np.float32)),
+        ("version_spans", (VersionSpan(0, 5),)),
+        ("version_spans", (VersionSpan(0, 7), VersionSpan(1, -1))),
+        ("version_spans", (VersionSpan(-1, 6),)),
+        ("version_spans", ()),
+        ("reward", float("nan")),
+        ("timings", {"generate": float("inf")}),
+    ],
+)
+def test_what_can_not_be_trained_on_is_refused_by_name(field: str, value: object) -> None:
+    broken = a_trajectory(**{field: value})
+    with pytest.raises(InvalidTrajectory, match=f"^{field}: "):
+        validate(broken)
+    with pytest.raises(WireError, match=f"^{field}: "):
+        encode_trajectory(broken)
+
+
+def with_header(**changes: object) -> bytes:
+    """A message whose header was changed by somebody else's encoder."""
+    data = encode_trajectory(a_trajectory())
+    size = int.from_bytes(data[4:8], "little")
+    header = msgpack.unpackb(data[8 : 8 + size]) | changes
+    packed = msgpack.packb({key: value for key, value in header.items() if value is not ...})
+    body = data[8 + size + -size % 8 :]
+    return data[:4] + len(packed).to_bytes(4, "little") + packed + b"\0" * (-len(packed) % 8) + body
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", 7),
+        ("id", ""),
+        ("id", "x" * 10_000),
+        ("task", None),
+        ("sample_index", -1),
+        ("sample_index", True),
+        ("num_prompt", 2**40),
+        ("num_prompt", 0),
+        ("num_response", 5),
+        ("num_response", -1),
+        ("num_response", 6.0),
+        ("spans", [3, 5]),
+        ("spans", [3]),
+        ("spans", "36"),
+        ("spans", [3, "6"]),
+        ("spans", [[3, 6]]),
+        ("spans", [0, 1] * 5000),
+        ("finish_reason", "eos"),
+        ("finish_reason", ["stop"]),
+        ("outcome", "maybe"),
+        ("reward", "1"),
+        ("reward", float("inf")),
+        ("issue_version", 2**64 - 1),
+        ("issue_version", None),
+        ("timings", [1]),
+        ("timings", {"a": "b"}),
+        ("timings", {str(i): 0.0 for i in range(40)}),
+        ("generator_id", ...),
+        ("surplus", 1),
+    ],
+)
+def test_a_hostile_header_is_refused_by_name(field: str, value: object) -> None:
+    name = "version_spans" if (field, value) == ("spans", [3, 5]) else field
+    with pytest.raises(WireError, match=f"^{name}: "):
+        decode_trajectory(with_header(**{field: value}))
+
+
+def test_a_mask_byte_that_is_no_bool_is_refused() -> None:
+    data = bytearray(encode_trajectory(a_trajectory()))
+    data[-1] = 2
+    with pytest.raises(WireError, match=r"^action_mask: "):
+        decode_trajectory(bytes(data))
+
+
+def test_a_longer_response_than_the_limit_is_refused() -> None:
+    with pytest.raises(WireError, match=r"^num_response: "):
+        decode_trajectory(encode_trajectory(a_trajectory(50)), TrajectoryLimits(max_tokens=49))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"vct1",
+        b"vct2" + bytes(100),
+        b"vct1\xff\xff\xff\xff" + bytes(100),
+        b"vct1\x05\0\0\0\xdf\xff\xff\xff\xff",  # a map of four thousand million entries
+        b"vct1\x05\0\0\0\xc6\xff\xff\xff\xff",  # as many bytes
+        b"vct1\x00\x40\0\0" + b"\x91" * 0x4000,  # lists in lists in lists
+        b"vct1\x01\0\0\0\xc1",
+        b"vct1\x02\0\0\0\x81\xa0",
+        b"vct1\x03\0\0\0\x81\x90\x00",  # a list as a key
+        b"vct1\x0a\0\0\0\xd7\xff" + bytes(8),  # a timestamp
+    ],
+)
+def test_hostile_framing_is_refused(data: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_trajectory(data)
+    with pytest.raises(WireError):
+        decode_prompt(b"vcp1" + data[4:])
+
+
+def survive(data: bytes) -> None:
+    for decode in (decode_trajectory, decode_prompt):
+        with suppress(WireError):
+            decode(data)
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=200), st.sampled_from([b"", b"vct1", b"vcp1"]), st.booleans())
+def test_random_bytes_never_give_another_error(data: bytes, magic: bytes, sized: bool) -> None:
+    survive(magic + (len(data).to_bytes(4, "little") if sized else b"") + data)
+
+
+def test_mutations_and_truncations_never_give_another_error() -> None:
+    rng = np.random.default_rng(0)
+    whole = encode_trajectory(a_trajectory())
+    header_end = 8 + int.from_bytes(whole[4:8], "little")
+    for _ in range(10_000):
+        message = bytearray(whole)
+        for place in rng.integers(0, header_end, rng.integers(1, 5)):
+            message[place] = rng.integers(256)
+        survive(bytes(message))
+    for length in range(len(whole)):
+        survive(whole[:length])
