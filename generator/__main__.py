@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -20,9 +21,9 @@ from common.run_folder import RunFolder
 from common.store import RunStore
 from common.transport import ControlServer, TrajectorySender
 from generator.control import WeightControl
-from generator.engine import Engine, require_model
+from generator.engine import Engine
+from generator.model_files import load_tokenizer, require_model
 from generator.rollout import RolloutWorker
-from generator.tokenizer import load_tokenizer
 from generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
@@ -47,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def serve(config: VcppoConfig, generator_id: str) -> None:
     """Bring everything up, roll out until told to stop, take everything down in reverse order."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    signal.signal(signal.SIGTERM, _quit)  # vLLM's start blocks this thread for a minute: leave at once meanwhile
     require_model(config.model.path)
     folder = RunFolder(config.run.path)
     store = await asyncio.to_thread(connect_store, config)
@@ -57,7 +56,11 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     verifiers = VerifierPool(config.task)
     engine = Engine(config, seed=config.run.seed)
     try:
-        await asyncio.gather(verifiers.start(), engine.start())
+        await verifiers.start()
+        await engine.start()
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         sender = TrajectorySender(
             config.transport.endpoints, generator_id, config.transport, folder.spool / generator_id
         )
@@ -112,6 +115,10 @@ async def _roll_out(
         for task in (stop, serving):
             task.cancel()
         await asyncio.gather(stop, serving, return_exceptions=True)
+
+
+def _quit(number: int, frame: FrameType | None) -> None:
+    sys.exit(EXIT_OK)
 
 
 async def _stop_worker(stopping: asyncio.Event, worker: RolloutWorker) -> None:

@@ -18,7 +18,6 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ import structlog
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
+from generator.model_files import end_tokens, require_model
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -77,40 +77,6 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def require_model(path: str) -> None:
-    """Raise EngineError when ``path`` is neither a model folder nor a hub id whose config can be had.
-
-    Checked before vLLM starts, which would take a minute to say so in a hundred lines.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise EngineError(f"model.path: {path} has no config.json; give a Hugging Face model folder")
-        return
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise EngineError(f"model.path: no such folder: {path}; give a model folder or a hub id (owner/name)")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        hf_hub_download(path, "config.json", etag_timeout=10)
-    except Exception as error:  # a dozen kinds: offline, no such repository, gated, ...
-        raise EngineError(f"model.path: {path} is no folder, and no hub model that can be read: {error}") from error
-
-
-def end_tokens(path: str) -> list[int]:
-    """EOS token ids: of the generation config, else the model config, else the tokenizer; EngineError without any."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    for loader in (GenerationConfig, AutoConfig, AutoTokenizer):
-        try:
-            found = getattr(loader.from_pretrained(path), "eos_token_id", None)
-        except (OSError, ValueError, KeyError, AttributeError):
-            continue  # a folder needs only one of the three
-        if found is not None:
-            return [found] if isinstance(found, int) else sorted(found)
-    raise EngineError(f"model.path: {path} names no eos_token_id in its generation config, config or tokenizer")
-
-
 class Engine:
     """AsyncLLM with the calls a generator needs. Make it, `await start()`, and `shutdown()` at the end."""
 
@@ -127,7 +93,7 @@ class Engine:
     async def start(self) -> None:
         """Bring vLLM up (half a minute or more). Raises EngineError; the engine's versions start at 0."""
         require_model(self.model)
-        _set_environment()
+        _set_environment(self.config)
         began = time.monotonic()
         try:
             self._stop_tokens = end_tokens(self.model)
@@ -137,12 +103,19 @@ class Engine:
             register()
             arguments = self._arguments()
             self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
-        except EngineError:
+        except VcppoError:
             raise
         except Exception as error:  # vLLM raises many kinds here; each ends the start
             raise EngineError(f"vLLM could not start with model {self.model}: {error}") from error
         await self.set_version(0)
+        await self._warm_up()
         log.info("engine_ready", model=self.model, seconds=round(time.monotonic() - began, 1))
+
+    async def _warm_up(self) -> None:
+        """Sample and score once: vLLM compiles on first use, which must not happen while the learner waits."""
+        tokens = np.asarray([self._stop_tokens[0]] * 2, dtype=np.int32)
+        await self.generate(Prompt("warm-up", "", 0, "", tokens, {}, 0, 0, "rl", 2))
+        await self.canary(tokens, 1)
 
     def _arguments(self) -> dict[str, Any]:
         generator = self.config.generator
@@ -332,7 +305,7 @@ def transfer_backend(config: VcppoConfig) -> str:
     return "gloo" if on_cpu() else "nccl"
 
 
-def _set_environment() -> None:
+def _set_environment(config: VcppoConfig) -> None:
     """vLLM's switches that are environment variables; what the user set stays."""
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -343,6 +316,8 @@ def _set_environment() -> None:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if config.generator.enforce_eager:
+        defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler still compiles a few lines for ten seconds
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ[OWNER_VARIABLE] = str(os.getpid())

@@ -31,7 +31,7 @@ from common.log import configure_logging
 from common.tasks import Problem, decode_response, encode_prompt, load_task
 from common.trajectory import Prompt
 from generator.engine import Engine
-from generator.tokenizer import load_tokenizer
+from generator.model_files import load_tokenizer
 from generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
@@ -167,7 +167,8 @@ async def evaluate(config: VcppoConfig, model: str) -> tuple[dict[str, Any], lis
     began = time.monotonic()
     try:
         tokenizer = await asyncio.to_thread(load_tokenizer, model, config.model.trust_remote_code)
-        await asyncio.gather(verifiers.start(), engine.start())
+        await verifiers.start()
+        await engine.start()  # blocks this thread: nothing may run beside it
         started = time.monotonic()
         records = await Evaluation(config, engine, verifiers, tokenizer).run()
         seconds = time.monotonic() - started

@@ -9,6 +9,7 @@ receiving and loading overlap.
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections.abc import Iterator
@@ -163,8 +164,15 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def _finalize(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        finalize_layerwise_reload(self.model, self.model_config)
-        for head in tied_heads(self.model):
+        heads = tied_heads(self.model)
+        reload_log = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
+        quiet = (lambda record: "LMHead" not in record.getMessage()) if heads else (lambda record: True)
+        reload_log.addFilter(quiet)  # it warns that a tied head got no weights, at every update: it is never sent any
+        try:
+            finalize_layerwise_reload(self.model, self.model_config)
+        finally:
+            reload_log.removeFilter(quiet)
+        for head in heads:
             # The tied head shares the embedding's weight, so the reload has nothing to load into it and leaves
             # its prepacked CPU GEMM with the old weights. Pack it again.
             head.quant_method.process_weights_after_loading(head)

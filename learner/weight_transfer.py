@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -105,6 +105,7 @@ class WeightBroadcaster:
         self._fan_out: FanOut | None = None
         self._joined: frozenset[tuple[str, int]] = frozenset()
         self._dropped: set[tuple[str, int]] = set()
+        self._synced: dict[tuple[str, int], int] = {}  # what we sent, known sooner than members' next heartbeat
         self._engine: Any = None
         self._source: Any = None
         self._num_groups = 0
@@ -126,7 +127,11 @@ class WeightBroadcaster:
 
         Such a generator takes no prompts until the next `broadcast`, of a new version or of this one again.
         """
-        return [m.id for m in self.members() if m.policy_version != policy_version]
+        return [
+            m.id
+            for m in self.members()
+            if m.policy_version != policy_version and self._synced.get((m.id, m.epoch)) != policy_version
+        ]
 
     def wait_for_members(self, count: int, deadline_seconds: float) -> list[Member]:
         """Return when ``count`` generators are registered. Raises DeadlineExceeded. Rank 0 only."""
@@ -167,7 +172,7 @@ class WeightBroadcaster:
             if outcome["state"] == "done":
                 break
         report = BroadcastReport(
-            seconds=time.monotonic() - began,
+            seconds=round(time.monotonic() - began, 6),
             pause_seconds=outcome["pause_seconds"],
             num_bytes=self._source.num_bytes,
             members=tuple(outcome["members"]),
@@ -176,7 +181,7 @@ class WeightBroadcaster:
         )
         if self._rank == 0:
             self.store.set_value(POLICY_VERSION, str(policy_version))
-            log.info("weights_broadcast", policy_version=policy_version, **_log_fields(report))
+            log.info("weights_broadcast", policy_version=policy_version, **asdict(report))
         return report
 
     def _make_source(self) -> None:
@@ -213,6 +218,7 @@ class WeightBroadcaster:
         self._engine.send_weights()
         difference = self._check_canary(canary) if canary is not None else None
         resumed = self._fan_out.call("resume")
+        self._synced = dict.fromkeys(self._joined, policy_version)
         return {
             "members": list(self._fan_out.clients),
             "pause_seconds": max(float(r["paused_seconds"]) for r in resumed.values()),
@@ -334,14 +340,3 @@ class WeightBroadcaster:
     def close(self) -> None:
         """Leave the weight group. Generators keep their weights and go on."""
         self._leave_group()
-
-
-def _log_fields(report: BroadcastReport) -> dict[str, Any]:
-    return {
-        "seconds": round(report.seconds, 4),
-        "pause_seconds": round(report.pause_seconds, 4),
-        "num_bytes": report.num_bytes,
-        "members": report.members,
-        "dropped": report.dropped,
-        "canary_difference": report.canary_difference,
-    }

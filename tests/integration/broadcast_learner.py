@@ -161,7 +161,7 @@ class Corrupting:
 
     def weight_source(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self.engine.weight_source():
-            yield name, tensor.flip(0) if name.endswith("layers.1.mlp.down_proj.weight") else tensor
+            yield name, tensor.flip(0) * 3 if name.endswith("layers.1.mlp.down_proj.weight") else tensor
 
 
 def prove(case: Case) -> dict[str, Any]:

@@ -41,11 +41,11 @@ def make_model(folder: Path, tied: bool) -> None:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=32,
-        hidden_size=64,
+        hidden_size=128,  # heads of 32: vLLM on a CPU knows no smaller ones
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        intermediate_size=128,
+        intermediate_size=256,
         tie_word_embeddings=tied,
         max_position_embeddings=512,
         eos_token_id=1,
