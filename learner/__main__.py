@@ -19,7 +19,7 @@ import structlog
 import torch
 
 from common.config import VcppoConfig, load_config
-from common.errors import VcppoError
+from common.errors import EXIT_INTERRUPTED, VcppoError
 from common.log import configure_logging
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
@@ -29,9 +29,9 @@ from learner.batch import Share
 from learner.collect import BatchCollector, PromptIssuer
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
-from learner.export import export_policy, make_actor
+from learner.export import export_policy, make_actor, make_policy
 from learner.loop import Broadcaster, RankZero, RlLoop
-from learner.models import load_critic, load_policy
+from learner.models import load_critic
 from learner.prompts import PromptSource
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
@@ -86,11 +86,12 @@ def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcast
     try:
         config = load_config(given.config, given.overrides)
         configure_logging(config.logging, _service(config), config.run.name)
-        stop = StopRequest().install()
-        return _run(config, stop, make_broadcaster)
+        return _run(config, StopRequest(), make_broadcaster)
     except VcppoError as error:
         log.critical("fatal", error=str(error))
         return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     finally:
         leave_process_group()
 
@@ -161,7 +162,8 @@ def _value_pretraining(session: Session) -> bool:
     issuer = None
     if session.store is not None and session.source is not None:
         issuer = PromptIssuer(session.store, session.source, "value_pretraining")
-    done = run_value_pretraining(config, session.share, session.store, issuer, session.metrics, session.stop)
+    with session.stop.listening():
+        done = run_value_pretraining(config, session.share, session.store, issuer, session.metrics, session.stop)
     gc.collect()  # the critic's engine is not needed any more; RL makes its own from the saved critic
     return done
 
@@ -176,8 +178,9 @@ def _reinforcement_learning(session: Session) -> bool:
         if rank_zero is not None:
             broadcaster.wait_for_members(1, config.launcher.startup_deadline_seconds)
         loop = RlLoop(config, models, session.share, broadcaster, rank_zero, session.stop)
-        if not loop.run():
-            return False
+        with session.stop.listening():
+            if not loop.run():
+                return False
     finally:
         broadcaster.close()
     export_policy(models.actor, config, session.folder.export)
@@ -198,7 +201,7 @@ def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:
     actor = make_actor(config)
     reference = None
     if config.algorithm.kl_coefficient > 0:
-        reference = load_policy(config.model.path, dtype=EngineOptions.from_config(config).torch_dtype).to(actor.device)
+        reference = make_policy(config).to(actor.device)
         reference.requires_grad_(requires_grad=False)
     critic = _make_critic(config, folder) if config.algorithm.advantage_estimator == "gae" else None
     return Models(actor, critic, reference)

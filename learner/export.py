@@ -24,18 +24,22 @@ from learner.models import PolicyModel, load_policy, save_model
 log = structlog.get_logger(__name__)
 
 
-def make_actor(config: VcppoConfig) -> TrainEngine:
-    """The actor's engine, from ``model.path``."""
-    options = EngineOptions.from_config(config)
-    policy = load_policy(
+def make_policy(config: VcppoConfig) -> PolicyModel:
+    """The policy at ``model.path``, as the learner computes it."""
+    return load_policy(
         config.model.path,
-        dtype=options.torch_dtype,
+        dtype=EngineOptions.from_config(config).torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,
     )
-    return TrainEngine(policy, learning_rate=config.rl.actor_learning_rate, options=options)
+
+
+def make_actor(config: VcppoConfig) -> TrainEngine:
+    """The actor's engine, from ``model.path``."""
+    options = EngineOptions.from_config(config)
+    return TrainEngine(make_policy(config), learning_rate=config.rl.actor_learning_rate, options=options)
 
 
 def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None:

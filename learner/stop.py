@@ -1,20 +1,21 @@
-"""A polite end: SIGTERM or SIGINT is remembered, and acted on at the next step boundary."""
+"""A polite end: while a stage runs, SIGTERM or SIGINT is remembered and acted on at the next step boundary."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import structlog
 
 log = structlog.get_logger(__name__)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class StopRequest:
-    """Call it to ask whether to stop. A second signal ends the process as it would by default.
-
-    Rank 0's word counts (the loop shares it), so ranks stop together.
-    """
+    """Call it to ask whether to stop. Rank 0's word counts (the loop shares it), so ranks stop together."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -22,10 +23,18 @@ class StopRequest:
     def __call__(self) -> bool:
         return self.signal_number is not None
 
-    def install(self) -> StopRequest:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._remember)
-        return self
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Outside of it a signal ends the process at once, which is as safe: then there is nothing to save.
+
+        A second signal always does.
+        """
+        before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @property
     def exit_code(self) -> int:
@@ -34,5 +43,6 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal_number = number
-        signal.signal(number, signal.SIG_DFL)
+        for handled in _SIGNALS:
+            signal.signal(handled, signal.SIG_DFL)
         log.info("stop_requested", signal=signal.Signals(number).name, remedy="a second one stops at once")

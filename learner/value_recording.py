@@ -40,7 +40,7 @@ class Recorder:
 
     def poll(self) -> int:
         """Issue, record what has arrived, or wait a moment for it. Returns how many are recorded."""
-        outstanding = self._store.outstanding()
+        outstanding = [entry for entry in self._store.outstanding() if entry.prompt_id.startswith("vp-")]
         arrived = [entry.prompt_id for entry in outstanding if entry.state == "buffered"]
         if arrived:
             self._watch.reset()
