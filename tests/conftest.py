@@ -1,10 +1,17 @@
 """Marks every test by the folder it lives in, so that `-m unit` and `-m integration` are never forgotten."""
 
+import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 TESTS = Path(__file__).parent
+
+# No deadline per example: on a shared machine it measures the neighbours, and pytest-timeout ends what hangs. In CI
+# the same examples every time, so that a red run means the change.
+hypothesis.settings.register_profile("vcppo", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("vcppo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,10 +24,10 @@ FORBIDDEN = {
     "learner": {"generator", "deploy"},
     "deploy": {"generator", "learner", "torch", "vllm", "deepspeed"},
 }
-# library -> the only files (or folders, with a trailing slash) that may import it
+# library -> the only files that may import it
 CONFINED = {
     "redis": ("common/store.py",),
-    "zmq": ("common/transport.py", "common/transport/"),
+    "zmq": ("common/transport/sockets.py",),
     "deepspeed": ("learner/engine.py",),
     "vllm": (
         "generator/engine.py",
@@ -90,18 +90,9 @@ def test_packages_only_look_in_the_allowed_direction(package: str) -> None:
 
 @pytest.mark.parametrize("library", CONFINED)
 def test_each_library_is_behind_one_file(library: str) -> None:
-    allowed = CONFINED[library]
-    strays = [
-        str(found)
-        for found in ALL_IMPORTS
-        if found.module == library
-        and not any(found.path.startswith(place) if place.endswith("/") else found.path == place for place in allowed)
-    ]
-    assert strays == []
-
-
-def test_zmq_is_in_one_file() -> None:
-    assert len({found.path for found in ALL_IMPORTS if found.module == "zmq"}) <= 1
+    importers = [found for found in ALL_IMPORTS if found.module == library]
+    assert importers, f"nobody imports {library}: does this rule still name the right library?"
+    assert [str(found) for found in importers if found.path not in CONFINED[library]] == []
 
 
 def test_nothing_is_pickled() -> None:
@@ -143,13 +134,9 @@ def test_common_stays_light_at_run_time() -> None:
 
 
 def test_the_buffer_process_stays_light() -> None:
-    if not (ROOT / "learner" / "buffer.py").exists():
-        pytest.skip("learner/buffer.py is not there")
     assert loaded_after_importing(["learner.buffer"], {"torch", "vllm", "deepspeed", "transformers"}) == set()
 
 
 def test_the_command_line_stays_light() -> None:
-    if not (ROOT / "deploy" / "cli.py").exists():
-        pytest.skip("deploy/cli.py is not there")
     heavy = {"torch", "vllm", "deepspeed", "transformers", "matplotlib", "scipy"}
     assert loaded_after_importing(["deploy.cli"], heavy) == set()
