@@ -21,7 +21,7 @@ DEAD_LETTER_BYTES = 4096
 LEDGER_KEYS = [
     *("queue", "leases", "owners", "attempts", "prompts", "order", "facts"),
     *("buffered", "arrivals", "payloads", "claimed", "claim_steps", "counters", "settled"),
-    *("issued", "appended", "dead_letters"),
+    *("issued", "appended", "dead_letters", "none"),
 ]
 MEMBER_KEYS = ["members", "member_deadlines"]
 MEMBER_SCRIPTS = ["register_member", "members"]

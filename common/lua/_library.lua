@@ -5,7 +5,7 @@ local prompts, order, facts = KEYS[5], KEYS[6], KEYS[7]
 local buffered, arrivals, payloads = KEYS[8], KEYS[9], KEYS[10]
 local claimed, claim_steps = KEYS[11], KEYS[12]
 local counters, settled = KEYS[13], KEYS[14]
-local issued_stream, appended_stream, dead_letters = KEYS[15], KEYS[16], KEYS[17]
+local issued_stream, appended_stream, dead_letters, no_key = KEYS[15], KEYS[16], KEYS[17], KEYS[18]
 
 -- Settled prompts are remembered this far back, so that issuing or sending one again is seen.
 local SETTLED_KEPT = 65536
@@ -17,6 +17,10 @@ local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+
+-- Fail here when Redis is at its maxmemory: once a script has written anything, Redis lets it go on and grow.
+-- The command itself does nothing. Scripts that only move or free don't ask, so that a full store can empty.
+local function need_room() redis.call('SETRANGE', no_key, 0, '') end
 
 local function notify(stream)
   redis.call('XADD', stream, 'MAXLEN', NOTIFICATIONS_KEPT, '*', 'n', 1)

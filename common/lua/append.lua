@@ -1,5 +1,6 @@
 -- queued or leased -> buffered, exactly once. ARGV: (prompt id, payload, arrival facts)...
 -- A prompt that is queued or leased has no trajectory yet: that is the whole test for duplicates.
+need_room()
 local results, accepted = {}, 0
 for i = 1, #ARGV, 3 do
   local id = ARGV[i]

@@ -1,4 +1,5 @@
 -- new -> queued. ARGV: (prompt id, prompt, facts)... Returns how many were new.
+need_room()
 local new = 0
 for i = 1, #ARGV, 3 do
   local id = ARGV[i]
