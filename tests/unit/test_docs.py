@@ -1,0 +1,57 @@
+"""What README and docs say is there, is there; the examples in README work as printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from common.config import config_fields, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/architecture.md")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def example(language: str) -> str:
+    """The one fenced block of that language in README."""
+    (block,) = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return str(block)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:common|generator|learner|deploy|tests)/[\w/]*(?:\.\w+|/))`", text)
+    linked = [(Path(page).parent / target).as_posix() for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#:]+)\)", text)]
+    assert [name for name in [*named, *linked] if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_settings_exist(page: str) -> None:
+    fields = {field.name for field in config_fields()}
+    sections = "|".join(sorted({name.partition(".")[0] for name in fields}))
+    named = re.findall(rf"`((?:{sections})\.[a-z_]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert sorted(set(named) - fields) == []
+
+
+def test_the_config_in_readme_loads(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(example("yaml"), encoding="utf-8")
+    assert load_config(path, []).run.name == "first"
+    ppo = re.search(r"Plain PPO is `([^`]+)`", README)
+    grpo = re.search(r"GRPO is\s+`([^`]+)`", README)
+    assert ppo and grpo
+    assert load_config(path, ppo[1].split()).algorithm.lambda_critic == 0.95
+    assert load_config(path, grpo[1].split()).algorithm.advantage_estimator == "leave_one_out"
+
+
+def test_the_task_in_readme_works() -> None:
+    scope: dict[str, object] = {}
+    exec(example("python"), scope)  # our own page, run as a reader would
+    task = scope["Reverse"](length=4)  # type: ignore[operator]
+    first, second = task.problems("train", 0, 0, 2)
+    assert task.problems("train", 0, 1, 1) == [second]
+    assert task.verify(first.answer, first.answer["answer"], "stop").outcome == "correct"
+    assert task.verify(first.answer, "?", "stop").outcome == "wrong"
