@@ -89,7 +89,8 @@ def leave_one_out_advantages(rewards: NDArray[np.floating], group_ids: Sequence[
     others = np.bincount(group, rewards64)[group] - rewards64
     num_others = count[group] - 1
     baseline = np.where(num_others > 0, others / np.maximum(num_others, 1), rewards64)
-    return (rewards64 - baseline).astype(np.float32)
+    advantages: Float32Array = (rewards64 - baseline).astype(np.float32)
+    return advantages
 
 
 def spread_over_actions(per_sequence: NDArray[np.floating], action_cu_seqlens: Int64Array) -> Float32Array:

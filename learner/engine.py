@@ -9,11 +9,12 @@ micro-batches nor divides by their number, and `step` is the boundary.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -118,13 +119,14 @@ class TrainEngine:
             module.parameters(), lr=learning_rate, betas=(0.9, options.adam_beta2), weight_decay=options.weight_decay
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
-        self._engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            lr_scheduler=scheduler,
-            config=_deepspeed_config(options),
-            dist_init_required=False,
-        )
+        with _prints_to_log():
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                lr_scheduler=scheduler,
+                config=_deepspeed_config(options),
+                dist_init_required=False,
+            )
         self._deepspeed = deepspeed
         self._names = _hf_names(module)
         self._grad_norm = math.nan
@@ -210,7 +212,8 @@ class TrainEngine:
 
         DeepSpeed writes these with torch.save.
         """
-        self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
+        with _prints_to_log():
+            self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
 
     def load(self, folder: str | Path) -> None:
         """Continue exactly where `save` was called.
@@ -225,8 +228,9 @@ class TrainEngine:
             f"and learner.zero_stage={self.options.zero_stage}"
         )
         try:
-            loaded, _ = self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
-        except Exception as error:  # noqa: BLE001 - foreign files make DeepSpeed and torch raise nearly anything
+            with _prints_to_log():
+                loaded, _ = self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+        except Exception as error:  # foreign files make DeepSpeed and torch raise nearly anything
             raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
         if loaded is None:
             raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
@@ -300,6 +304,16 @@ def _load_weights_only(checkpoint_engine: Any) -> None:
             return torch.load(path, map_location=map_location, weights_only=True)
 
     checkpoint_engine.load = load
+
+
+@contextmanager
+def _prints_to_log() -> Iterator[None]:
+    """DeepSpeed print()s here and there; standard output is for log lines."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        yield
+    for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
+        log.debug("deepspeed_printed", text=line)
 
 
 def _import_deepspeed() -> Any:

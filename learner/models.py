@@ -219,8 +219,8 @@ def _from_pretrained(
 def _refuse_missing(path: str | Path, missing: list[str]) -> None:
     if missing:
         raise VcppoError(
-            f"model {str(path)!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...), which would start "
-            "at random; give a folder whose config.json and safetensors belong together"
+            f"model {str(path)!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...), which would "
+            "start at random; give a folder whose config.json and safetensors belong together"
         )
 
 
