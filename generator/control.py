@@ -151,6 +151,6 @@ class WeightControl:
     async def _abort(self) -> None:
         """The weights are wrong: drop everything in flight and wait, paused, for better ones."""
         self.need_sync("the learner's canary rejected the weights")
+        await self._pause()
         if self.drop_in_flight is not None:
             await self.drop_in_flight()
-        await self._pause()

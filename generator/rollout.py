@@ -122,7 +122,15 @@ class RolloutWorker:
             elif self._sender.is_full:
                 await self._wait_for_spool()
             else:
-                await self._lease(free)
+                await self._lease_patiently(free)
+
+    async def _lease_patiently(self, free: int) -> None:
+        """A store that is away is the heartbeat's to judge: it gives up after a lease's time."""
+        try:
+            await self._lease(free)
+        except StoreError as error:
+            log.warning("lease_failed", error=str(error))
+            await asyncio.sleep(_LEASE_WAIT_SECONDS)
 
     async def _lease(self, free: int) -> None:
         began = time.monotonic()
@@ -170,6 +178,7 @@ class RolloutWorker:
             return None
 
     async def _roll_out(self, prompt: Prompt) -> None:
+        await self._control.gate.wait()  # it may have closed while the lease was on its way
         rollout = await self._generate(prompt)
         if rollout is None:
             return

@@ -38,7 +38,6 @@ class LockstepSource(WeightSource):
     def __init__(self, engine: WeightEngine) -> None:
         self._engine = engine
         self._round: Iterator[tuple[str, torch.Tensor]] | None = None
-        self.num_bytes = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape in engine.weight_metadata())
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._engine.weight_metadata()]

@@ -15,6 +15,7 @@ Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -164,7 +165,8 @@ class WeightBroadcaster:
         began = time.monotonic()
         dropped: list[str] = []
         failures: dict[str, int] = {}
-        self._make_source()
+        if self._rank == 0:
+            self._make_source()
         while True:
             outcome = broadcast_object(self._attempt(policy_version, canary, dropped, failures))
             if outcome["state"] == "error":
@@ -174,7 +176,7 @@ class WeightBroadcaster:
         report = BroadcastReport(
             seconds=round(time.monotonic() - began, 6),
             pause_seconds=outcome["pause_seconds"],
-            num_bytes=self._source.num_bytes,
+            num_bytes=sum(math.prod(m[2]) * m[1].itemsize for m in self._weights.weight_metadata()),
             members=tuple(outcome["members"]),
             dropped=tuple(outcome["dropped"]),
             canary_difference=outcome["canary_difference"],
@@ -194,10 +196,11 @@ class WeightBroadcaster:
         self, policy_version: int, canary: CanaryProbe | None, dropped: list[str], failures: dict[str, int]
     ) -> dict[str, Any] | None:
         """One walk of the parameters on every rank; rank 0 returns how it went (``done``, ``again`` or ``error``)."""
-        self._source.begin_round()
         if self._rank != 0:
-            self._source.complete_round()
+            for _ in self._weights.weight_source():
+                pass
             return None
+        self._source.begin_round()
         outcome: dict[str, Any]
         try:
             outcome = {"state": "done", "dropped": dropped} | self._update(policy_version, canary, dropped)

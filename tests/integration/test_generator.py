@@ -1,0 +1,307 @@
+"""The rollout worker on a real store and transport with a scripted engine, and the process on bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from common.config import VcppoConfig
+from common.metrics import MetricsWriter, read_metrics
+from common.store import RunStore
+from common.tasks import load_task
+from common.trajectory import Prompt, Trajectory, VersionSpan
+from common.transport import TrajectoryReceiver, TrajectorySender
+from common.wire import decode_trajectory
+from generator.control import WeightControl
+from generator.engine import EngineError, Rollout
+from generator.rollout import RolloutWorker
+from generator.verifier_pool import VerifierPool
+from tests.integration.conftest import RedisServer, free_port
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class ScriptedEngine:
+    """Answers after `seconds`, or never when `hold` is set; knows when it is asked for too much at once."""
+
+    is_dead = False
+
+    def __init__(self) -> None:
+        self.num_in_flight = 0
+        self.most_in_flight = 0
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.refuse: set[str] = set()
+        self.abort: set[str] = set()
+
+    async def generate(self, prompt: Prompt) -> Rollout:
+        if prompt.id in self.refuse:
+            raise EngineError("vLLM refuses it: too long")
+        self.num_in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.num_in_flight)
+        try:
+            await self.hold.wait()
+            await asyncio.sleep(0.005)
+        finally:
+            self.num_in_flight -= 1
+        reason: Any = "stop"
+        if prompt.id in self.abort:
+            self.abort.discard(prompt.id)
+            reason = "abort"
+        tokens = np.asarray([5, 6, 1], np.int32)
+        return Rollout(tokens, np.full(3, -0.5, np.float32), (VersionSpan(0, 1), VersionSpan(1, 2)), reason, 0.005)
+
+    async def pause(self) -> None:
+        return
+
+
+class Bench:
+    """A worker with everything around it."""
+
+    def __init__(self, folder: Path, redis: RedisServer) -> None:
+        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.config = VcppoConfig.model_validate(
+            {
+                "run": {"name": folder.name, "folder": str(folder)},
+                "model": {"path": "unused"},
+                "generator": {"max_in_flight": 4, "heartbeat_seconds": 0.2, "lease_seconds": 5.0},
+                "transport": {"endpoints": [endpoint]},
+                "launcher": {"stop_deadline_seconds": 10.0},
+                "redis": {"url": redis.url},
+            }
+        )
+        self.store: RunStore = redis.store(folder.name)
+        self.receiver = TrajectoryReceiver(endpoint, self.config.transport)
+        self.sender = TrajectorySender([endpoint], "generator-0", self.config.transport, folder / "spool")
+        self.metrics = MetricsWriter(folder, "generator-0", folder.name, False)
+        self.engine: Any = ScriptedEngine()
+        self.control = WeightControl(self.engine, "generator-0", 60.0)
+        self.verifiers = VerifierPool(self.config.task)
+        self.worker = RolloutWorker(
+            self.config,
+            "generator-0",
+            engine=self.engine,
+            control=self.control,
+            control_endpoint="tcp://127.0.0.1:1",
+            store=self.store,
+            sender=self.sender,
+            verifiers=self.verifiers,
+            tokenizer=_Tokenizer(),
+            metrics=self.metrics,
+        )
+
+    async def receive(self, count: int) -> list[Trajectory]:
+        """The next `count` trajectories; they are expired in the store, as if a buffer had taken them away."""
+        found: list[Trajectory] = []
+        end = time.monotonic() + 30
+        while len(found) < count:
+            assert time.monotonic() < end, f"{len(found)} of {count} came"
+            received = await asyncio.to_thread(self.receiver.poll, 0.2)
+            found += [decode_trajectory(item.payload) for item in received]
+            self.receiver.ack(received)
+        self.store.expire([t.prompt_id for t in found], "test")
+        return found
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end, what
+            await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        self.sender.close()
+        self.receiver.close()
+        self.metrics.close()
+        self.store.close()
+
+
+class _Tokenizer:
+    def __init__(self) -> None:
+        self._tokenizer = load_task(VcppoConfig.model_validate({"model": {"path": "x"}}).task).tokenizer()
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        assert self._tokenizer is not None
+        return str(self._tokenizer.decode(ids))
+
+
+def prompts(count: int, start: int = 0) -> list[Prompt]:
+    return [
+        Prompt(
+            id=f"rl-{start + i:04d}",
+            group_id="g",
+            sample_index=i,
+            task="chain_arithmetic",
+            token_ids=np.arange(2, 31, dtype=np.int32),
+            problem={"answer": "12"},
+            seed=i,
+            issue_version=0,
+            purpose="rl",
+            max_response_tokens=8,
+        )
+        for i in range(count)
+    ]
+
+
+def run(folder: Path, redis: RedisServer, body: Callable[[Bench], Awaitable[None]], opened: bool = True) -> Bench:
+    """Run the worker beside `body`, then stop it. Its store stays open for the caller to look at."""
+
+    async def main() -> Bench:
+        bench = Bench(folder, redis)
+        await bench.verifiers.start()
+        if opened:
+            bench.control.loaded(0)
+        working = asyncio.create_task(bench.worker.run())
+        try:
+            await body(bench)
+        finally:
+            bench.worker.stop()
+            await asyncio.wait_for(working, 30)
+            await bench.verifiers.close()
+        return bench
+
+    return asyncio.run(main())
+
+
+def test_every_prompt_comes_back_verified_and_never_too_many_at_once(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        bench.store.issue(prompts(20))
+        found = await bench.receive(20)
+        assert {t.prompt_id for t in found} == {p.id for p in prompts(20)}
+        assert bench.engine.most_in_flight == 4
+        one = found[0]
+        assert one.outcome in ("wrong", "unparsable")
+        assert one.reward == -1.0
+        assert one.version_spans == (VersionSpan(0, 1), VersionSpan(1, 2))
+        assert one.behaviour_log_probs.tolist() == [-0.5, -0.5, -0.5]
+        assert one.action_mask.all()
+        assert set(one.timings) == {"generate", "verify"}
+        await bench.until(lambda: bench.store.members("generator") != [], "no member entry")
+        (member,) = bench.store.members("generator")
+        assert (member.id, member.policy_version, member.epoch) == ("generator-0", 0, bench.control.epoch)
+
+    bench = run(tmp_path, shared_redis, body)
+    assert bench.store.members("generator") == []
+    assert bench.store.ledger().is_exact
+    bench.close()
+    lines = read_metrics(tmp_path / "metrics" / "generator-0.jsonl")
+    assert {"generator/tokens_per_second", "generator/in_flight", "generator/queue_wait"} <= set(lines[-1])
+
+
+def test_stopping_returns_unfinished_prompts_at_once(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        bench.engine.hold.clear()
+        bench.store.issue(prompts(6))
+        await bench.until(lambda: bench.engine.num_in_flight == 4, "prompts are not leased")
+        assert bench.store.ledger().as_dict()["leased"] == 4
+
+    bench = run(tmp_path, shared_redis, body)
+    counts = bench.store.ledger().as_dict()
+    assert counts["queued"] == 6
+    assert counts["leased"] == 0
+    bench.close()
+
+
+def test_an_aborted_rollout_is_not_sent_and_its_prompt_comes_again(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        bench.engine.abort = {"rl-0001"}
+        bench.store.issue(prompts(3))
+        found = await bench.receive(3)
+        assert sorted(t.prompt_id for t in found) == ["rl-0000", "rl-0001", "rl-0002"]
+
+    run(tmp_path, shared_redis, body).close()
+
+
+def test_a_prompt_the_engine_refuses_is_rejected_for_good(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        bench.engine.refuse = {"rl-0001"}
+        bench.store.issue(prompts(3))
+        await bench.receive(2)
+        await bench.until(lambda: bench.store.ledger().as_dict()["rejected"] == 1, "not rejected")
+        assert bench.store.ledger().is_exact
+
+    run(tmp_path, shared_redis, body).close()
+
+
+def test_a_prompt_dropped_by_the_learner_is_abandoned(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        bench.engine.hold.clear()
+        bench.store.issue(prompts(2))
+        await bench.until(lambda: bench.engine.num_in_flight == 2, "prompts are not leased")
+        bench.store.expire(["rl-0000"], "straggler")
+        await bench.until(lambda: bench.engine.num_in_flight == 1, "still generating for an expired prompt")
+        bench.engine.hold.set()
+        assert [t.prompt_id for t in await bench.receive(1)] == ["rl-0001"]
+
+    run(tmp_path, shared_redis, body).close()
+
+
+def test_nothing_is_leased_or_sent_while_the_gate_is_closed(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        bench.store.issue(prompts(2))
+        await asyncio.sleep(0.5)
+        assert bench.store.ledger().as_dict()["queued"] == 2
+        bench.engine.hold.clear()
+        bench.control.loaded(0)
+        await bench.until(lambda: bench.engine.num_in_flight == 2, "prompts are not leased")
+        bench.control.gate.clear()  # an update has begun
+        bench.engine.hold.set()
+        await bench.until(lambda: bench.engine.num_in_flight == 0, "not finished")
+        assert await asyncio.to_thread(bench.receiver.poll, 0.5) == []
+        await bench.worker.drop_in_flight()  # its canary failed
+        await asyncio.sleep(0.3)
+        counts = bench.store.ledger().as_dict()
+        assert counts["queued"] + counts["leased"] == 2
+        assert bench.engine.num_in_flight == 0
+        bench.control.loaded(1)
+        assert len(await bench.receive(2)) == 2
+
+    run(tmp_path, shared_redis, body, opened=False).close()
+
+
+def start(folder: Path, **tree: Any) -> subprocess.CompletedProcess[str]:
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump({"run": {"name": "bad", "folder": str(folder)}} | tree))
+    return subprocess.run(
+        [sys.executable, "-m", "generator", "--config", str(config), "--id", "generator-0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+
+
+def fatal_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done.stderr
+    fatal = [line for line in map(json.loads, done.stdout.splitlines()) if line["event"] == "fatal"]
+    assert len(fatal) == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    return str(fatal[0]["error"])
+
+
+@pytest.mark.parametrize("path", ["/no/such/model", "owner/no-such-model"])
+def test_an_unknown_model_is_one_clear_line(tmp_path: Path, path: str) -> None:
+    began = time.monotonic()
+    assert path in fatal_line(start(tmp_path, model={"path": path}))
+    assert time.monotonic() - began < 40  # before vLLM is started
+
+
+def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    tree = {"redis": {"url": url, "connect_deadline_seconds": 1.0}, "model": {"path": str(model)}}
+    assert url in fatal_line(start(tmp_path, **tree))
