@@ -40,8 +40,8 @@ log = structlog.get_logger(__name__)
 _POLL_SECONDS = 0.5
 _METRICS_SECONDS = 10.0
 _COUNTS = ("received", "bytes", "accepted", "duplicate", "unknown", "refused")
-_REDIS_PATIENCE_SECONDS = 5.0  # of one call; then we look whether we were told to stop, and try again
-_STOP_SECONDS = 10.0  # how long what was received may wait for Redis once we are told to stop
+_REDIS_PATIENCE_SECONDS = 3.0  # of one call; then we look whether we were told to stop, and try again
+_STOP_SECONDS = 5.0  # how long what was received may wait for Redis once we are told to stop
 
 T = TypeVar("T")
 
@@ -115,6 +115,7 @@ class Buffer:
         self._started_at = time.monotonic()
         self._heartbeat_at = self._report_at = 0.0
         self._num_reported = 0
+        self._give_up_at: float | None = None  # once we are told to stop while Redis is away
 
     def run(self) -> None:
         """Until `stopping`. Raises `StoreError` when Redis answers, but refuses."""
@@ -200,14 +201,13 @@ class Buffer:
 
     def _patiently(self, call: Callable[[], T]) -> T | None:
         """`call`, again and again while Redis is away; None when we were told to stop and it stayed away."""
-        stop_at: float | None = None
         while True:
             try:
                 return call()
             except StoreUnavailable as error:
                 if self._stopping.is_set():
-                    stop_at = stop_at or time.monotonic() + _STOP_SECONDS
-                    if time.monotonic() >= stop_at:
+                    self._give_up_at = self._give_up_at or time.monotonic() + _STOP_SECONDS
+                    if time.monotonic() >= self._give_up_at:
                         log.warning("left_unacknowledged", reason=str(error), remedy="the senders keep and resend it")
                         return None
                 log.warning("store_unavailable", error=str(error), waiting_for="redis")
