@@ -1,8 +1,8 @@
 """Rank 0's dealings with the store: issue prompts by credit, wait for a batch, claim it, commit it.
 
-    consumes     trajectories the buffer appended
-    waits for    the batch `learner.credits.select_batch` asks for, at most learner.batch_deadline_seconds
-    unblocked by an append (notification stream), a rejection (its replacement is issued here), a stop request
+consumes     trajectories the buffer appended
+waits for    the batch `learner.credits.select_batch` asks for, at most learner.batch_deadline_seconds
+unblocked by an append (notification stream), a rejection (its replacement is issued here), a stop request
 """
 
 from __future__ import annotations
@@ -230,5 +230,3 @@ def describe_wait(store: RunStore, outstanding: Iterable[Outstanding], on: Seque
         "leased_by": dict(owners),
         "generators_alive": sorted(member.id for member in store.members("generator")),
     }
-
-

@@ -98,5 +98,3 @@ def derive_seed(*parts: object) -> int:
     """A 31-bit seed that depends on every part; parts never collide by concatenation."""
     digest = blake2b("\x1f".join(map(str, parts)).encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
-
-

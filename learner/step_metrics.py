@@ -77,9 +77,7 @@ def _policy(stats: UpdateStats) -> dict[str, MetricValue]:
     }
 
 
-def _staleness(
-    batch: Batch, estimates: Estimates, stats: UpdateStats, *, has_critic: bool
-) -> dict[str, MetricValue]:
+def _staleness(batch: Batch, estimates: Estimates, stats: UpdateStats, *, has_critic: bool) -> dict[str, MetricValue]:
     versions = [{span.version for span in trajectory.version_spans} for trajectory in batch.trajectories]
     metrics: dict[str, MetricValue] = {
         "staleness/mean": float(batch.staleness.mean()),

@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 CLAIM_STEP = 0  # RL steps count from 1
 REPORT_EVERY = 64  # trajectories between progress lines
 
+
 class Recorder:
     """Rank 0: issues prompts within bounds, writes what comes back, commits it."""
 

@@ -67,11 +67,14 @@ class Run:
         self.folder.config.write_text(yaml.safe_dump(tree))
         self.log = self.folder.path / "learner.log"
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, num_ranks: int = 1) -> subprocess.Popen[bytes]:
+        launcher = [sys.executable]
+        if num_ranks > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, str(HERE / "learner_process.py"), "--config", str(self.folder.config)],
+                [*launcher, str(HERE / "learner_process.py"), "--config", str(self.folder.config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -110,12 +113,7 @@ class Run:
 
 
 @pytest.fixture
-def redis_url(redis_server: Any) -> str:
-    return str(redis_server.url)
-
-
-@pytest.fixture
-def generate(redis_url: str) -> Iterator[Callable[..., ScriptedGenerator]]:
+def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
     started: list[ScriptedGenerator] = []
 
     def start(run: Run, allow: Callable[[Prompt], bool] = lambda _: True, seed: int = 0) -> ScriptedGenerator:
@@ -130,12 +128,12 @@ def generate(redis_url: str) -> Iterator[Callable[..., ScriptedGenerator]]:
 
 
 def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
-    tmp_path: Path, redis_url: str, model: Path, generate: Callable[..., ScriptedGenerator]
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
 ) -> None:
-    calm = Run(tmp_path, "calm", redis_url, model)
+    calm = Run(tmp_path, "calm", redis_server, model)
     generate(calm)
     calm_process = calm.start()
-    stormy = Run(tmp_path, "stormy", redis_url, model)
+    stormy = Run(tmp_path, "stormy", redis_server, model)
     limit = [3]  # the generator holds back what was issued at this version and later
     generate(stormy, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0], seed=1)
     process = stormy.start()
@@ -181,9 +179,9 @@ def _check_artefacts(run: Run) -> None:
 
 
 def test_asynchronous_run_stops_on_sigterm_and_resumes(
-    tmp_path: Path, redis_url: str, model: Path, generate: Callable[..., ScriptedGenerator]
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
 ) -> None:
-    run = Run(tmp_path, "asynchronous", redis_url, model, rl={"max_staleness": 2})
+    run = Run(tmp_path, "asynchronous", redis_server, model, rl={"max_staleness": 2})
     limit = [3]
     generate(run, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0])
     process = run.start()
@@ -199,10 +197,38 @@ def test_asynchronous_run_stops_on_sigterm_and_resumes(
     assert not run.events("step_replayed")
 
 
-def test_failed_gate_stops_the_run_by_name(
-    tmp_path: Path, redis_url: str, model: Path, generate: Callable[..., ScriptedGenerator]
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_two_ranks_train_what_one_does(
+    tmp_path: Path,
+    redis_server: str,
+    model: Path,
+    generate: Callable[..., ScriptedGenerator],
+    zero_stage: int,
 ) -> None:
-    run = Run(tmp_path, "gate", redis_url, model)
+    shorter = {"num_steps": 2, "max_staleness": 0, "actor_learning_rate": 1e-4}
+    learner = {"checkpoint_every": 1}
+    one = Run(tmp_path, "one", redis_server, model, rl=shorter, learner=learner)
+    sharded = learner | {"num_ranks": 2, "zero_stage": zero_stage}
+    two = Run(tmp_path, "two", redis_server, model, rl=shorter, learner=sharded)
+    for run in (one, two):
+        generate(run)
+    processes = [one.start(), two.start(num_ranks=2)]
+    for run, process in zip((one, two), processes, strict=True):
+        run.finish(process)
+    expected = load_file(one.folder.export / "model.safetensors")
+    found = load_file(two.folder.export / "model.safetensors")
+    start = load_file(model / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, weights in expected.items():
+        moved = np.abs(weights - start[name]).mean()
+        # Adam turns rounding of near-zero gradients into whole steps, so a few entries may differ.
+        assert np.abs(found[name] - weights).mean() < 0.02 * moved, name
+
+
+def test_failed_gate_stops_the_run_by_name(
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+) -> None:
+    run = Run(tmp_path, "gate", redis_server, model)
     tree = yaml.safe_load(run.folder.config.read_text())
     tree["value_pretraining"]["min_explained_variance"] = 0.999
     run.folder.config.write_text(yaml.safe_dump(tree))

@@ -1,0 +1,153 @@
+"""Issuing, waiting, giving up and topping up against a real Redis, without any model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import VcppoConfig
+from common.errors import DeadlineExceeded
+from common.ledger import BufferEntry
+from common.store import RunStore
+from common.tasks import load_task
+from common.trajectory import Prompt
+from learner.collect import BatchCollector, PromptIssuer
+from learner.prompts import PromptSource
+
+
+def encode(prompt: object) -> Any:
+    return np.frombuffer(str(prompt).encode(), np.uint8).astype(np.int32)
+
+
+class Setup:
+    """A collector and a hand-worked generator."""
+
+    def __init__(self, url: str, name: str, **sections: dict[str, Any]) -> None:
+        tree: dict[str, Any] = {
+            "run": {"name": name},
+            "model": {"path": "unused"},
+            "rl": {"batch_size": 4, "group_size": 2, "num_steps": 10, "max_staleness": 1},
+            "learner": {"batch_deadline_seconds": 61.0},
+        }
+        for section, values in sections.items():
+            tree[section] = {**tree.get(section, {}), **values}
+        self.config = VcppoConfig.model_validate(tree)
+        self.store = RunStore.connect(url, name, 10.0)
+        self.source = PromptSource(self.config, load_task(self.config.task), encode)
+        self.issuer = PromptIssuer(self.store, self.source, "rl")
+        self.collector = BatchCollector(self.config, self.store, self.issuer)
+
+    def lease(self, count: int = 100) -> list[Prompt]:
+        return self.store.lease("generator-0", count, 60.0, wait_seconds=0.0)
+
+    def answer(self, prompt: Prompt, oldest_version: int | None = None) -> None:
+        oldest = prompt.issue_version if oldest_version is None else oldest_version
+        entry = BufferEntry(prompt.id, prompt.id + "@g.0", prompt.group_id, prompt.issue_version, oldest, 9, b"payload")
+        assert self.store.append([entry]) == ["accepted"]
+
+    def train(self, ids: list[str], version: int) -> None:
+        """Stands for a step: its claim stays uncommitted, as before a checkpoint."""
+        self.store.claim(ids, version + 1)
+
+
+@pytest.fixture
+def setup(redis_server: str, request: pytest.FixtureRequest) -> Callable[..., Setup]:
+    return lambda **sections: Setup(redis_server, request.node.name[:64], **sections)
+
+
+def test_credits_count_uncommitted_claims_as_trained(setup: Callable[..., Setup]) -> None:
+    s = setup()
+    assert s.collector.issue(0) == 8
+    assert s.collector.issue(0) == 0
+    prompts = s.lease()
+    for prompt in prompts[:4]:
+        s.answer(prompt)
+    ids = s.collector.poll(0)
+    assert ids == [prompt.id for prompt in prompts[:4]]
+    s.train(ids, 0)
+    assert s.collector.issue(1) == 4
+    assert s.store.ledger().issued == 12
+
+
+def test_issuing_again_after_a_crash_changes_nothing(setup: Callable[..., Setup]) -> None:
+    s = setup()
+    s.collector.issue(0)
+    s.store.set_value("next_index:rl", "0")  # the crash came before the index was stored
+    again = PromptIssuer(s.store, s.source, "rl")
+    assert again.issue(8, version=0) == 0
+    assert s.store.ledger().issued == 8
+    assert PromptIssuer(s.store, s.source, "rl").next_index == 8
+
+
+def test_the_last_steps_issue_only_what_they_train(setup: Callable[..., Setup]) -> None:
+    assert setup(rl={"num_steps": 1}).collector.issue(0) == 4
+
+
+def test_a_group_that_lost_a_member_is_topped_up_with_a_new_sample(setup: Callable[..., Setup]) -> None:
+    s = setup(algorithm={"advantage_estimator": "leave_one_out"}, rl={"max_staleness": 0})
+    s.collector.issue(0)
+    prompts = s.lease()
+    for prompt in prompts[1:]:
+        s.answer(prompt)
+    replacement = prompts[0]
+    for _ in range(2):  # the replacement is lost too
+        lost = replacement
+        assert s.store.reject(lost.id, "malformed")
+        assert s.collector.poll(0) is None
+        (replacement,) = s.lease()
+        assert replacement.group_id == prompts[0].group_id
+        assert replacement.token_ids.tolist() == prompts[0].token_ids.tolist()
+        assert replacement.seed != lost.seed
+    s.answer(replacement)
+    ids = s.collector.poll(0)
+    assert ids is not None
+    assert sorted(ids) == sorted([replacement.id, *(prompt.id for prompt in prompts[1:])])
+    assert s.store.ledger().is_exact
+
+
+def test_a_trajectory_of_old_weights_is_given_up_and_replaced(setup: Callable[..., Setup]) -> None:
+    s = setup()
+    s.collector.issue(5)
+    first, *others = s.lease()
+    s.answer(first, oldest_version=3)
+    for prompt in others[:4]:
+        s.answer(prompt)
+    assert s.collector.poll(5) == [prompt.id for prompt in others[:4]]
+    assert s.store.ledger().rejected == 1
+    assert s.store.dead_letters()[0].reason == "stale"
+
+
+def test_stragglers_are_dropped_when_asked_to(setup: Callable[..., Setup]) -> None:
+    s = setup(rl={"straggler": "drop"})
+    s.collector.issue(0)
+    slow, *prompts = s.lease()
+    for prompt in prompts[:4]:
+        s.answer(prompt)
+    ids = s.collector.poll(0)
+    assert ids is not None
+    s.train(ids, 0)
+    s.collector.issue(1)
+    for prompt in [*prompts[4:], *s.lease()]:
+        s.answer(prompt)
+    ids = s.collector.poll(1)
+    assert ids is not None
+    assert slow.id not in ids
+    ledger = s.store.ledger()
+    assert (ledger.expired, ledger.is_exact) == (1, True)
+
+
+def test_the_deadline_names_whom_it_waited_for(setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch) -> None:
+    s = setup()
+    s.collector.issue(0)
+    (leased,) = s.lease(1)
+    monkeypatch.setattr("learner.collect.POLL_SECONDS", 0.01)
+    assert s.collector.poll(0) is None
+    monkeypatch.setattr(s.collector._watch, "_started", time.monotonic() - 62.0)
+    with pytest.raises(DeadlineExceeded, match=r"learner\.batch_deadline_seconds = 61") as caught:
+        s.collector.poll(0)
+    assert leased.id in str(caught.value)
+    assert "'leased_by': {'generator-0': 1}" in str(caught.value)
