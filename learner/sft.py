@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import structlog
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from common.config import SftPhase, VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
@@ -72,10 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         configure_logging(config.logging, "sft", config.run.name)
+        transformers_logging.disable_progress_bar()
         cold_start(config)
     except VcppoError as error:
         log.error("fatal", error=str(error))
         return error.exit_code
+    finally:
+        shutdown_distributed()
     return EXIT_OK
 
 
@@ -89,15 +94,14 @@ def cold_start(config: VcppoConfig) -> Path:
     if not config.sft.phases:
         raise VcppoError("sft.phases is empty: give at least one phase, or skip the cold start and set model.path")
     output = config.sft.output or RunFolder(config.run.path).cold_start
+    if output.resolve() == config.run.path.resolve():
+        raise VcppoError(f"sft.output = {output} is the run folder itself: leave it out, or name a folder of its own")
     inputs = fingerprint(config)
     if _is_done(output, inputs):
         log.info("cold_start_present", path=str(output), hash=inputs["hash"])
         return output
     init_distributed(config.learner.device)
-    try:
-        _make(config, output, inputs)
-    finally:
-        shutdown_distributed()
+    _make(config, output, inputs)
     return output
 
 
@@ -148,7 +152,8 @@ def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
         _write_generation_config(partial, tokenizer)
         marker = {**inputs, "steps": len(steps), "final_loss": loss, "seconds": round(seconds, 1)}
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(output, ignore_errors=True)
+        if output.exists():
+            shutil.rmtree(output)  # empty, or an outdated cold start: `_is_done` has made sure
         partial.rename(output)
         log.info("cold_start_written", path=str(output), loss=round(loss, 4), seconds=round(seconds, 1))
     barrier()
@@ -193,6 +198,7 @@ def _load_tokenizer(path: str, config: VcppoConfig) -> Any:
 def _write_random_model(config: VcppoConfig, tokenizer: Any, folder: Path) -> None:
     """A model of ``sft.architecture`` with random weights (seeded by the run) and the tokenizer's vocabulary."""
     fields = dict(config.sft.architecture)
+    model_type = str(fields.pop("model_type", "qwen2"))
     tokens = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,
@@ -200,13 +206,20 @@ def _write_random_model(config: VcppoConfig, tokenizer: Any, folder: Path) -> No
         "pad_token_id": tokenizer.pad_token_id,
     }
     try:
-        model_config = AutoConfig.for_model(str(fields.pop("model_type", "qwen2")), **{**tokens, **fields})
+        unknown = [name for name in fields if not hasattr(AutoConfig.for_model(model_type), name)]
+        if unknown:  # transformers would keep them without a word
+            raise VcppoError(f"sft.architecture.{unknown[0]}: {model_type} has no such field: check its spelling")
+        model_config = AutoConfig.for_model(model_type, **{**tokens, **fields})
         torch.manual_seed(config.run.seed)
         model = AutoModelForCausalLM.from_config(model_config)
-    except (ValueError, TypeError, KeyError) as error:
-        raise VcppoError(f"sft.architecture makes no model: {error}") from error
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise VcppoError(f"sft.architecture makes no {model_type}: {_first_line(error)}") from error
     model.save_pretrained(str(folder))
     log.info("model_made", num_parameters=model.num_parameters(), vocab_size=model_config.vocab_size)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _write_generation_config(folder: Path, tokenizer: Any) -> None:
