@@ -126,6 +126,9 @@ class TrajectoryLimits:
 
 DEFAULT_LIMITS = TrajectoryLimits()
 
+_INT32, _BOOL, _FLOAT32 = np.dtype(np.int32), np.dtype(np.bool_), np.dtype(np.float32)
+minimum, maximum = np.minimum.reduce, np.maximum.reduce
+
 
 def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
     """Raise `InvalidTrajectory` unless the learner can train on `trajectory`.
@@ -133,43 +136,50 @@ def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) 
     Checks dtypes, lengths, ranges, finiteness, that the spans cover the response and that it has an
     action. Enumerations and strings are checked when a message is decoded.
     """
-    _check_arrays(trajectory, limits)
+    check_shapes(trajectory, limits)
+    _check_values(trajectory, limits)
     spans = trajectory.version_spans
     num_response = len(trajectory.response_token_ids)
     if not 1 <= len(spans) <= limits.max_spans:
         raise InvalidTrajectory(f"version_spans: {len(spans)} spans, from 1 to {limits.max_spans} are accepted")
     if any(version < 0 or count < 1 for version, count in spans):
         raise InvalidTrajectory("version_spans: a version is negative or a count below 1")
-    if sum(span.count for span in spans) != num_response:
+    if sum([count for _, count in spans]) != num_response:
         raise InvalidTrajectory(f"version_spans: counts don't sum to the {num_response} response tokens")
     if not isfinite(trajectory.reward):
         raise InvalidTrajectory(f"reward: {trajectory.reward} is not finite")
-    if not all(isfinite(seconds) for seconds in trajectory.timings.values()):
+    if not all(map(isfinite, trajectory.timings.values())):
         raise InvalidTrajectory("timings: a duration is not finite")
 
 
-def _check_arrays(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
-    """Shapes, dtypes and ranges of the four arrays; a handful of vectorised passes."""
+def check_shapes(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
+    """Raise `InvalidTrajectory` unless the four arrays have their dtypes and lengths."""
     num_response = len(trajectory.response_token_ids)
-    for name, dtype, length in (
-        ("prompt_token_ids", np.int32, None),
-        ("response_token_ids", np.int32, None),
-        ("action_mask", np.bool_, num_response),
-        ("behaviour_log_probs", np.float32, num_response),
+    for name, array, dtype, length in (
+        ("prompt_token_ids", trajectory.prompt_token_ids, _INT32, None),
+        ("response_token_ids", trajectory.response_token_ids, _INT32, None),
+        ("action_mask", trajectory.action_mask, _BOOL, num_response),
+        ("behaviour_log_probs", trajectory.behaviour_log_probs, _FLOAT32, num_response),
     ):
-        array = getattr(trajectory, name)
         if array.ndim != 1 or array.dtype != dtype:
-            raise InvalidTrajectory(f"{name}: {array.dtype} of {array.ndim} dimensions, not {dtype.__name__} of one")
+            raise InvalidTrajectory(f"{name}: {array.dtype} of {array.ndim} dimensions, not {dtype} of one")
         if not 1 <= len(array) <= limits.max_tokens or (length is not None and len(array) != length):
             raise InvalidTrajectory(
                 f"{name}: {len(array)} entries; at least 1, at most {limits.max_tokens}, as many as response tokens"
             )
-    for name in ("prompt_token_ids", "response_token_ids"):
-        if getattr(trajectory, name).min() < 0:
-            raise InvalidTrajectory(f"{name}: a token id is negative")
-    if not trajectory.action_mask.any():
-        raise InvalidTrajectory("action_mask: no response token is an action")
+
+
+def _check_values(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
+    """Ranges: one vectorised pass each. `reduce` is the ufunc's own, without the method's overhead."""
+    if minimum(trajectory.prompt_token_ids) < 0:
+        raise InvalidTrajectory("prompt_token_ids: a token id is negative")
+    if minimum(trajectory.response_token_ids) < 0:
+        raise InvalidTrajectory("response_token_ids: a token id is negative")
+    # Bytes, not bools: an array from the wire may hold others than 0 and 1.
+    largest = maximum(trajectory.action_mask.view(np.uint8))
+    if largest != 1:
+        raise InvalidTrajectory(f"action_mask: {'a byte is no bool' if largest else 'no response token is an action'}")
     log_probs = trajectory.behaviour_log_probs
-    # One comparison each for NaN and both infinities: NaN compares False.
-    if not (log_probs.max() <= limits.max_log_prob and log_probs.min() > -np.inf):
+    # NaN propagates and compares False: this also refuses it and both infinities.
+    if not (maximum(log_probs) <= limits.max_log_prob and minimum(log_probs) > -np.inf):
         raise InvalidTrajectory("behaviour_log_probs: not finite, or above 0")

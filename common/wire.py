@@ -31,6 +31,7 @@ from common.trajectory import (
     Trajectory,
     TrajectoryLimits,
     VersionSpan,
+    check_shapes,
     validate,
 )
 
@@ -42,10 +43,11 @@ _PREFIX_SIZE = 8
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_PROBLEM_BYTES = 1 << 20
 _MAX_TIMINGS = 32
-_INT64 = range(-(2**63), 2**63)
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_FINISH_REASONS, _OUTCOMES, _PURPOSES = get_args(FinishReason), get_args(Outcome), get_args(Purpose)
 
 _TRAJECTORY_KEYS = {
-    *("id", "prompt_id", "group_id", "sample_index", "task", "num_prompt", "num_response", "spans"),
+    *("id", "prompt_id", "group_id", "sample_index", "task", "num_prompt", "num_response", "version_spans"),
     *("finish_reason", "reward", "outcome", "generator_id", "issue_version", "timings"),
 }
 _PROMPT_KEYS = {
@@ -64,9 +66,12 @@ Header = dict[str, object]
 
 
 def encode_trajectory(trajectory: Trajectory) -> bytes:
-    """The message of `trajectory`. Raises `WireError` when it is not valid: nobody would accept it."""
+    """The message of `trajectory`. Raises `WireError` when arrays have wrong dtypes or lengths.
+
+    Values are checked once, by the buffer that decodes it: not here again.
+    """
     try:
-        validate(trajectory)
+        check_shapes(trajectory)
     except InvalidTrajectory as error:
         raise WireError(str(error)) from error
     t = trajectory
@@ -78,7 +83,7 @@ def encode_trajectory(trajectory: Trajectory) -> bytes:
         "task": t.task,
         "num_prompt": len(t.prompt_token_ids),
         "num_response": len(t.response_token_ids),
-        "spans": [number for span in t.version_spans for number in span],
+        "version_spans": [number for span in t.version_spans for number in span],
         "finish_reason": t.finish_reason,
         "reward": float(t.reward),
         "outcome": t.outcome,
@@ -102,9 +107,6 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
             f"the message has {len(body)}"
         )
     words = num_prompt + num_response
-    mask = np.frombuffer(body, np.uint8, num_response, 4 * (words + num_response))
-    if mask.max() > 1:
-        raise WireError("action_mask: a byte is neither 0 nor 1")
     trajectory = Trajectory(
         id=_string(header, "id", limits),
         prompt_id=_string(header, "prompt_id", limits),
@@ -114,11 +116,11 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
         prompt_token_ids=np.frombuffer(body, "<i4", num_prompt),
         response_token_ids=np.frombuffer(body, "<i4", num_response, 4 * num_prompt),
         behaviour_log_probs=np.frombuffer(body, "<f4", num_response, 4 * words),
-        action_mask=mask.view(np.bool_),
+        action_mask=np.frombuffer(body, np.bool_, num_response, 4 * (words + num_response)),
         version_spans=_spans(header, limits),
-        finish_reason=cast(FinishReason, _choice(header, "finish_reason", get_args(FinishReason))),
+        finish_reason=cast(FinishReason, _choice(header, "finish_reason", _FINISH_REASONS)),
         reward=_number(header["reward"], "reward"),
-        outcome=cast(Outcome, _choice(header, "outcome", get_args(Outcome))),
+        outcome=cast(Outcome, _choice(header, "outcome", _OUTCOMES)),
         generator_id=_string(header, "generator_id", limits),
         issue_version=_integer(header, "issue_version", 0),
         timings=_timings(header, limits),
@@ -170,9 +172,9 @@ def decode_prompt(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_L
         task=_string(header, "task", limits),
         token_ids=token_ids,
         problem=_problem(header["problem"]),
-        seed=_integer(header, "seed", _INT64.start),
+        seed=_integer(header, "seed", _INT64_MIN),
         issue_version=_integer(header, "issue_version", 0),
-        purpose=cast(Purpose, _choice(header, "purpose", get_args(Purpose))),
+        purpose=cast(Purpose, _choice(header, "purpose", _PURPOSES)),
         max_response_tokens=_integer(header, "max_response_tokens", 1),
     )
 
@@ -216,7 +218,7 @@ def _unpack_map(view: memoryview) -> Header:
     return header
 
 
-def _integer(header: Header, name: str, least: int, most: int = _INT64.stop - 1) -> int:
+def _integer(header: Header, name: str, least: int, most: int = _INT64_MAX) -> int:
     value = header[name]
     if type(value) is not int or not least <= value <= most:
         raise WireError(f"{name}: {_short(value)} is no integer from {least} to {most}")
@@ -245,11 +247,11 @@ def _number(value: object, name: str) -> float:
 
 def _spans(header: Header, limits: TrajectoryLimits) -> tuple[VersionSpan, ...]:
     """Run-length policy versions; that the counts sum to T is checked by `validate`."""
-    flat = header["spans"]
+    flat = header["version_spans"]
     if type(flat) is not list or not 2 <= len(flat) <= 2 * limits.max_spans or len(flat) % 2:
-        raise WireError(f"spans: no list of 1 to {limits.max_spans} (version, count) pairs")
+        raise WireError(f"version_spans: no list of 1 to {limits.max_spans} (version, count) pairs")
     if not all(type(number) is int and 0 <= number < 2**62 for number in flat):
-        raise WireError("spans: a version or count is no integer >= 0")
+        raise WireError("version_spans: a version or count is no integer >= 0")
     return tuple(map(VersionSpan, flat[::2], flat[1::2]))
 
 

@@ -140,7 +140,7 @@ def test_what_can_not_be_trained_on_is_refused_by_name(field: str, value: object
     with pytest.raises(InvalidTrajectory, match=f"^{field}: "):
         validate(broken)
     with pytest.raises(WireError, match=f"^{field}: "):
-        encode_trajectory(broken)
+        decode_trajectory(encode_trajectory(broken))
 
 
 def with_header(**changes: object) -> bytes:
@@ -167,12 +167,12 @@ def with_header(**changes: object) -> bytes:
         ("num_response", 5),
         ("num_response", -1),
         ("num_response", 6.0),
-        ("spans", [3, 5]),
-        ("spans", [3]),
-        ("spans", "36"),
-        ("spans", [3, "6"]),
-        ("spans", [[3, 6]]),
-        ("spans", [0, 1] * 5000),
+        ("version_spans", [3, 5]),
+        ("version_spans", [3]),
+        ("version_spans", "36"),
+        ("version_spans", [3, "6"]),
+        ("version_spans", [[3, 6]]),
+        ("version_spans", [0, 1] * 5000),
         ("finish_reason", "eos"),
         ("finish_reason", ["stop"]),
         ("outcome", "maybe"),
@@ -188,8 +188,7 @@ def with_header(**changes: object) -> bytes:
     ],
 )
 def test_a_hostile_header_is_refused_by_name(field: str, value: object) -> None:
-    name = "version_spans" if (field, value) == ("spans", [3, 5]) else field
-    with pytest.raises(WireError, match=f"^{name}: "):
+    with pytest.raises(WireError, match=f"^{field}: "):
         decode_trajectory(with_header(**{field: value}))
 
 
