@@ -50,6 +50,7 @@ class WeightControl:
         self._paused_at: float | None = None
         self._paused_seconds = 0.0
         self._heard = time.monotonic()
+        self._busy: str | None = None
 
     def handlers(self) -> Mapping[str, Handler]:
         """Method name → coroutine function taking the call's arguments by name."""
@@ -92,13 +93,15 @@ class WeightControl:
     def _one_at_a_time(self, name: str, call: Handler) -> Handler:
         async def handler(**arguments: Any) -> Any:
             async with self._lock:  # a call of a broken-off update may still be running
-                self._heard = time.monotonic()
+                self._heard, self._busy = time.monotonic(), name
                 try:
                     return await call(**arguments)
                 except Exception as error:
                     if name in ("start_weight_update", "update_weights", "finish_weight_update"):
                         self.need_sync(f"{name} failed: {error}")
                     raise
+                finally:
+                    self._busy = None
 
         return handler
 
@@ -109,6 +112,7 @@ class WeightControl:
             "epoch": self.epoch,
             "paused": not self.gate.is_set(),
             "num_in_flight": self._engine.num_in_flight,
+            "busy": self._busy,
         }
 
     async def _init(self, init_info: dict[str, Any]) -> None:

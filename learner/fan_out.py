@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
@@ -98,15 +99,22 @@ def beside(function: Callable[[], T]) -> Future[T]:
 
 
 def silent(members: Sequence[Member]) -> list[Member]:
-    """Those that do not say their status within `STATUS_SECONDS`; all are asked at once."""
+    """Those that do not say within `STATUS_SECONDS` that they are free for a call; all are asked at once.
+
+    After a broken update its victims are free again at once, while one that is stuck in it stays busy.
+    """
     asked = [(member, beside(lambda m=member: _answers(m))) for member in members]  # type: ignore[misc]
     return [member for member, answer in asked if not answer.result()]
 
 
 def _answers(member: Member) -> bool:
     client = ControlClient(member.control_endpoint)
+    end = time.monotonic() + STATUS_SECONDS
     try:
-        client.call("status", {}, STATUS_SECONDS)
+        while client.call("status", {}, STATUS_SECONDS)["busy"] is not None:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
     except ControlError:
         return False
     finally:

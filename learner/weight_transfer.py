@@ -45,6 +45,7 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 POLICY_VERSION = "policy_version"  # the store value every process reads
+_SILENT = f"did not say in {STATUS_SECONDS:g} s that it is free for a call"
 _GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
 
 
@@ -234,7 +235,7 @@ class WeightBroadcaster:
         Everybody is asked for a sign of life first: a death costs `STATUS_SECONDS` here, a whole deadline later.
         """
         found = self.members()
-        self._drop({m.id: "does not answer" for m in silent(found)}, found, dropped)
+        self._drop(dict.fromkeys((m.id for m in silent(found)), _SILENT), found, dropped)
         if not (found := self.members()):
             log.warning("no_generators", policy_version=policy_version)
             found = self.wait_for_members(1, self._config.deadline_seconds)
@@ -305,7 +306,7 @@ class WeightBroadcaster:
         log.warning("broadcast_failed", error=str(error), kind=type(error).__name__)
         members = self.members()
         self._leave_group()
-        blamed = {m.id: "does not answer" for m in silent(members)}
+        blamed = dict.fromkeys((m.id for m in silent(members)), _SILENT)
         if not blamed and isinstance(error, MemberError):
             for name in error.failures:
                 failures[name] = failures.get(name, 0) + 1

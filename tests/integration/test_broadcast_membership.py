@@ -1,0 +1,233 @@
+"""Who is in the weight group: generators join, die, fail and come back. Real gloo and control ports, no vLLM engine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import VcppoConfig
+from common.store import Member
+from common.transport import ControlServer
+from generator.control import WeightControl
+from generator.gloo_engine import GlooWeightTransferEngine
+from learner.weight_transfer import BroadcastError, CanaryError, CanaryProbe, WeightBroadcaster
+
+PROBE_TOKENS = np.arange(6, dtype=np.int32)
+
+
+class FakeModel:
+    def __init__(self) -> None:
+        self.value = float("nan")
+        self.refusals = 0
+
+    def load_weights(self, weights: Any) -> None:
+        loaded = dict(weights)
+        if self.refusals:
+            self.refusals -= 1
+            raise ValueError("this model refuses the weights")
+        if "b" in loaded:  # called once a chunk
+            self.value = float(loaded["b"][0])
+
+
+class FakeEngine:
+    """What `Engine` is to `WeightControl`, around the real gloo worker engine and a fake model."""
+
+    num_in_flight = 0
+
+    def __init__(self) -> None:
+        self.model = FakeModel()
+        parallel = SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
+        config: Any = SimpleNamespace(parallel_config=parallel, model_config=None)
+        self.worker: Any = GlooWeightTransferEngine(None, config, torch.device("cpu"), self.model)  # type: ignore[arg-type]
+        self.hang = threading.Event()
+
+    async def init_weight_transfer(self, info: dict[str, Any]) -> None:
+        await asyncio.to_thread(lambda: self.worker.init_transfer_engine(self.worker.parse_init_info(info)))
+
+    async def update_weights(self, info: dict[str, Any]) -> None:
+        if self.hang.is_set():
+            await asyncio.Event().wait()
+        await asyncio.to_thread(self.worker.update_weights, info)
+
+    async def canary(self, token_ids: Any, prompt_length: int) -> Any:
+        return np.full(len(token_ids) - prompt_length, self.model.value, np.float32)
+
+    async def nothing(self, *_: Any) -> None:
+        return
+
+    pause = resume = start_weight_update = finish_weight_update = shutdown_weight_transfer = nothing
+
+
+class FakeGenerator:
+    """A control port in a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.engine = FakeEngine()
+        self.loop = asyncio.new_event_loop()
+        self.alive = True
+        started = threading.Event()
+        threading.Thread(target=self._run, args=(started,), daemon=True).start()
+        assert started.wait(10)
+
+    def _run(self, started: threading.Event) -> None:
+        async def serve() -> None:
+            self.control = WeightControl(self.engine, self.name, 60.0)  # type: ignore[arg-type]
+            self.control.loaded(0)
+            server = ControlServer("127.0.0.1")
+            self.endpoint = server.endpoint
+            self.serving = asyncio.create_task(server.serve(self.control.handlers()))
+            started.set()
+            await asyncio.gather(self.serving, return_exceptions=True)
+
+        self.loop.run_until_complete(serve())
+
+    def die(self) -> None:
+        """As a SIGKILL looks to the others: port and group connections gone, member entry still there."""
+        self.loop.call_soon_threadsafe(self.serving.cancel)
+        self.engine.worker.shutdown()
+
+    @property
+    def member(self) -> Member:
+        version, epoch = self.control.policy_version, self.control.epoch
+        return Member(self.name, "generator", self.endpoint, version, epoch, {"num_workers": 1})
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.generators: list[FakeGenerator] = []
+        self.values: dict[str, str] = {}
+
+    def members(self, role: str) -> list[Member]:
+        return [g.member for g in self.generators if g.alive]
+
+    def set_value(self, name: str, value: str) -> None:
+        self.values[name] = value
+
+
+class Weights:
+    device = torch.device("cpu")
+    value = 1.0
+    num_walks = 0
+
+    def weight_metadata(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        return [("a", torch.float32, (300,)), ("b", torch.float32, (300,))]
+
+    def weight_source(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self.num_walks += 1
+        yield "a", torch.full((300,), self.value)
+        yield "b", torch.full((300,), self.value)
+
+
+class Bench:
+    def __init__(self, *names: str, deadline: float = 30.0) -> None:
+        broadcast = {"deadline_seconds": deadline, "packed_buffer_mib": 1200 / 2**20}
+        config = VcppoConfig.model_validate({"model": {"path": "x"}, "broadcast": broadcast})
+        self.store, self.weights = FakeStore(), Weights()
+        self.store.generators = [FakeGenerator(name) for name in names]
+        self.broadcaster = WeightBroadcaster(config, self.store, self.weights)  # type: ignore[arg-type]
+
+    def send(self, version: int) -> Any:
+        self.weights.value = float(version)
+        return self.broadcaster.broadcast(version, CanaryProbe(PROBE_TOKENS, 2, np.full(4, version, np.float32)))
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(*names: str, **options: Any) -> Bench:
+        made.append(Bench(*names, **options))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.broadcaster.close()
+        for generator in bench.store.generators:
+            generator.die()
+
+
+def test_all_generators_get_each_version(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1", "g-2")
+    for version in (1, 2, 3):
+        report = bench.send(version)
+        assert report.members == ("g-0", "g-1", "g-2")
+        assert report.canary_difference == 0.0
+        assert report.num_bytes == 2400
+        assert bench.store.values == {"policy_version": str(version)}
+        assert {g.control.policy_version for g in bench.store.generators} == {version}
+        assert bench.broadcaster.out_of_sync(version) == []
+
+
+def test_a_generator_that_joins_is_out_of_sync_until_the_next_broadcast(make: Callable[..., Bench]) -> None:
+    bench = make("g-0")
+    bench.send(1)
+    bench.store.generators.append(FakeGenerator("g-1"))
+    assert bench.broadcaster.out_of_sync(1) == ["g-1"]
+    assert bench.send(1).members == ("g-0", "g-1")
+    assert bench.broadcaster.out_of_sync(1) == []
+
+
+def test_a_generator_that_died_is_dropped_by_name_and_soon(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bench.send(1)
+    bench.store.generators[1].die()
+    began = time.monotonic()
+    report = bench.send(2)
+    assert time.monotonic() - began < 15.0
+    assert (report.members, report.dropped) == (("g-0",), ("g-1",))
+    assert bench.send(3).dropped == ()
+
+
+def test_a_failed_update_is_repeated_for_everybody(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bench.store.generators[1].engine.model.refusals = 1
+    report = bench.send(1)
+    assert (report.members, report.dropped) == (("g-0", "g-1"), ())
+    assert bench.weights.num_walks == 2
+    assert bench.store.generators[0].engine.model.value == 1.0
+
+
+def test_a_generator_that_always_fails_is_dropped_and_the_rest_go_on(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bench.store.generators[1].engine.model.refusals = 100
+    report = bench.send(1)
+    assert (report.members, report.dropped) == (("g-0",), ("g-1",))
+    assert bench.store.generators[1].control.policy_version == -1
+    assert not bench.store.generators[1].control.gate.is_set()
+
+
+def test_a_generator_that_hangs_in_the_update_costs_a_deadline_and_is_dropped(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1", deadline=2.0)
+    bench.send(1)
+    bench.store.generators[1].engine.hang.set()
+    report = bench.send(2)
+    assert report.members == ("g-0",)
+    assert report.dropped == ("g-1",)
+
+
+def test_without_any_generator_left_the_error_says_so(make: Callable[..., Bench]) -> None:
+    bench = make("g-0")
+    bench.store.generators[0].engine.model.refusals = 100
+    with pytest.raises(BroadcastError, match="this model refuses the weights"):
+        bench.send(1)
+    assert bench.store.values == {}
+
+
+def test_wrong_weights_are_a_canary_error_that_names_the_generator(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bench.weights.value = 5.0
+    with pytest.raises(CanaryError, match=r"g-0: 4, g-1: 4 nats"):
+        bench.broadcaster.broadcast(1, CanaryProbe(PROBE_TOKENS, 2, np.ones(4, np.float32)))
+    assert bench.store.values == {}
+    assert not bench.store.generators[0].control.gate.is_set()
+    bench.send(2)
+    assert bench.store.generators[0].control.gate.is_set()
