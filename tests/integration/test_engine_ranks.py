@@ -1,0 +1,171 @@
+"""Two ranks compute what one computes, at every ZeRO stage; checkpoints continue exactly.
+
+Run as a script (`torchrun ... test_engine_ranks.py FOLDER`) this file is the worker: for each stage it makes an actor and a
+critic engine in one process and takes three steps over the same seven trajectories, split in micro-batches of which
+one rank has fewer than the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = (0, 1, 2, 3)
+STEPS = 3
+TOKEN_BUDGET = 36
+
+
+# --- the worker -------------------------------------------------------------------------------------------------------
+
+
+def run_worker(folder: Path) -> None:
+    from learner.engine import init_distributed, num_ranks, shutdown_distributed
+
+    torch.set_num_threads(1)
+    init_distributed("cpu", timeout_seconds=120)
+    output = folder / f"ranks_{num_ranks()}"
+    output.mkdir(exist_ok=True)
+    check_collectives()
+    for stage in STAGES:
+        train(folder, output, stage)
+    shutdown_distributed()
+
+
+def check_collectives() -> None:
+    from learner.engine import broadcast_bytes, broadcast_object, num_ranks, rank, sum_over_ranks
+
+    assert broadcast_bytes(b"raw \x00 bytes" if rank() == 0 else None) == b"raw \x00 bytes"
+    assert broadcast_bytes(b"" if rank() == 0 else None) == b""
+    value = {"step": 3, "ids": ["a", "b"], "none": None}
+    assert broadcast_object(value if rank() == 0 else None) == value
+    mine = np.zeros(num_ranks() + 1)
+    mine[rank()] = rank() + 1.0
+    assert sum_over_ranks(mine).tolist() == [*range(1, num_ranks() + 1), 0.0]
+
+
+def train(folder: Path, output: Path, stage: int) -> None:
+    """Three steps of actor and critic; rank 0 writes norms and final weights."""
+    from learner.engine import EngineOptions, TrainEngine, rank
+    from learner.models import load_critic, load_policy
+
+    options = EngineOptions(zero_stage=stage, max_grad_norm=0.5)  # below the norms seen: clipping is on
+    tied, untied = folder / "tied", folder / "untied"
+    actor = TrainEngine(load_policy(tied, chunk_tokens=4, chunk_vocab=12), learning_rate=1e-3, options=options)
+    other = TrainEngine(load_policy(untied), learning_rate=1e-3, options=options)
+    critic = TrainEngine(load_critic(tied), learning_rate=1e-3, options=options)
+    engines = {"actor": actor, "other": other, "critic": critic}
+    norms = {name: [] for name in engines}
+    for _ in range(STEPS):
+        for name, norm in one_step(actor, other, critic).items():
+            norms[name].append(norm)
+    check_checkpoint(folder / f"checkpoint_{stage}", actor, other, critic)
+    for name, engine in engines.items():
+        metadata = [(info.name, info.shape) for info in engine.weight_metadata()]
+        assert metadata == [(n, tuple(t.shape)) for n, t in engine.weight_source()]
+        state = engine.gather_full_state_dict()
+        assert bool(state) == (rank() == 0)
+        if rank() == 0:
+            save_file(state, output / f"{name}_{stage}.safetensors")
+    if rank() == 0:
+        (output / f"norms_{stage}.json").write_text(json.dumps(norms))
+
+
+def one_step(actor: Any, other: Any, critic: Any) -> dict[str, float]:
+    from learner.losses import policy_loss, value_loss
+    from learner.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
+    from tests.unit.learner_samples import mixed_batch
+
+    batch = mixed_batch(seed=3)
+    cu = action_cu_seqlens(batch)
+    num_tokens = int(cu[-1])
+    advantages = torch.from_numpy(np.random.default_rng(1).normal(size=num_tokens).astype(np.float32))
+    plan = plan_micro_batches([t.num_tokens for t in batch], TOKEN_BUDGET, actor.num_ranks)
+    if actor.num_ranks > 1:
+        assert any(not group for share in plan for group in share), "no rank has a dummy micro-batch to get wrong"
+    for group in plan[torch.distributed.get_rank()]:
+        packed = build_packed(batch, group)
+        at = action_slots(packed, cu)
+        for engine in (actor, other):
+            old = engine.infer(packed, 0.9).log_probs - 0.1
+            out = engine(packed, 0.9)
+            clip = {"clip_low": 0.2, "clip_high": 0.2}
+            engine.accumulate(policy_loss(out.log_probs, old, advantages[at], num_tokens=num_tokens, **clip).value)
+        values = critic(packed).values
+        critic.accumulate(value_loss(values, advantages[at], num_tokens=num_tokens).value)
+    return {"actor": actor.step(), "other": other.step(), "critic": critic.step()}
+
+
+def check_checkpoint(folder: Path, actor: Any, other: Any, critic: Any) -> None:
+    """After load, the next step is the one that followed save, to the last bit: weights, moments and step counts."""
+    actor.save(folder)
+    following = [one_step(actor, other, critic)["actor"] for _ in range(2)]
+    actor.load(folder)
+    assert [one_step(actor, other, critic)["actor"] for _ in range(2)] == following
+    actor.load(folder)
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+
+def launch(folder: Path, num_ranks: int) -> None:
+    """The worker under torchrun, or as a plain process when there is one rank."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__)), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.unit.learner_samples import save_tiny_policy
+
+    folder = tmp_path_factory.mktemp("ranks")
+    save_tiny_policy(folder / "tied")
+    save_tiny_policy(folder / "untied", tied=False)
+    for num_ranks in (1, 2):
+        launch(folder, num_ranks)
+    return folder
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_any_ranks_and_stage_train_like_one_plain_rank(results: Path, num_ranks: int, stage: int) -> None:
+    reference, got = results / "ranks_1", results / f"ranks_{num_ranks}"
+    expected_norms = json.loads((reference / "norms_0.json").read_text())
+    norms = json.loads((got / f"norms_{stage}.json").read_text())
+    for name in ("actor", "other", "critic"):
+        # Norms before clipping carry the gradients' scale, which Adam's steps alone would hide.
+        assert norms[name] == pytest.approx(expected_norms[name], rel=1e-4)
+        assert min(norms[name]) > 0.5, "clipping was never active"
+        expected = load_file(reference / f"{name}_0.safetensors")
+        weights = load_file(got / f"{name}_{stage}.safetensors")
+        assert weights.keys() == expected.keys()
+        for parameter, value in weights.items():
+            torch.testing.assert_close(
+                value, expected[parameter], rtol=1e-4, atol=2e-5, msg=lambda m, n=parameter: f"{n}: {m}"
+            )
+
+
+def test_training_moved_every_weight(results: Path) -> None:
+    before, after = (
+        load_file(results / "tied" / "model.safetensors"),
+        load_file(results / "ranks_1" / "actor_0.safetensors"),
+    )
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+if __name__ == "__main__":
+    run_worker(Path(sys.argv[1]))

@@ -1,0 +1,94 @@
+"""Chunked log-probs are log_softmax, whatever the chunks; gradients too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from learner.log_probs import chunked_log_probs
+
+
+def reference(hidden, weight, targets, temperature, bias):
+    logits = hidden.double() @ weight.double().t()
+    if bias is not None:
+        logits = logits + bias.double()
+    log_softmax = torch.log_softmax(logits / temperature, dim=1)
+    entropy = -(log_softmax.exp() * log_softmax).sum(dim=1)
+    return log_softmax.gather(1, targets[:, None])[:, 0], entropy
+
+
+def inputs(dtype=torch.float32, num_tokens=37, vocab=101, hidden_size=16):
+    torch.manual_seed(0)
+    hidden = (torch.randn(num_tokens, hidden_size) * 3).to(dtype).requires_grad_()
+    weight = torch.randn(vocab, hidden_size).to(dtype).requires_grad_()
+    bias = torch.randn(vocab).to(dtype).requires_grad_()
+    return hidden, weight, bias, torch.randint(0, vocab, (num_tokens,))
+
+
+@pytest.mark.parametrize(("chunk_tokens", "chunk_vocab"), [(256, 8192), (5, 7), (37, 101), (1, 100)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_values_and_gradients_match_log_softmax(chunk_tokens, chunk_vocab, temperature, with_bias):
+    hidden, weight, bias, targets = inputs()
+    used = bias if with_bias else None
+    chunks = {"chunk_tokens": chunk_tokens, "chunk_vocab": chunk_vocab}
+    log_probs, entropy = chunked_log_probs(hidden, weight, targets, temperature=temperature, bias=used, **chunks)
+    expected, expected_entropy = reference(hidden, weight, targets, temperature, used)
+    assert log_probs.dtype == entropy.dtype == torch.float32 and not entropy.requires_grad
+    torch.testing.assert_close(log_probs.double(), expected, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-4, atol=2e-5)
+    upstream = torch.randn(len(targets))
+    leaves = [hidden, weight] + ([bias] if with_bias else [])
+    got = torch.autograd.grad(log_probs, leaves, upstream)
+    want = torch.autograd.grad(expected, leaves, upstream.double())
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_weights_give_float32_log_probs() -> None:
+    hidden, weight, _, targets = inputs(torch.bfloat16)
+    log_probs, _ = chunked_log_probs(hidden, weight, targets, chunk_tokens=8, chunk_vocab=16)
+    expected, _ = reference(hidden, weight, targets, 1.0, None)
+    assert log_probs.dtype == torch.float32
+    torch.testing.assert_close(
+        log_probs.double(), expected, rtol=1e-5, atol=2e-5
+    )  # of these very weights: no bf16 rounding
+    log_probs.sum().backward()
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+def test_no_tokens_give_zero_gradients() -> None:
+    _, weight, _, _ = inputs()
+    hidden = torch.zeros(0, 16, requires_grad=True)
+    log_probs, entropy = chunked_log_probs(hidden, weight, torch.zeros(0, dtype=torch.int64))
+    assert len(log_probs) == len(entropy) == 0
+    log_probs.sum().backward()
+    assert weight.grad is not None and not weight.grad.any()
+
+
+def test_logits_far_beyond_exp_stay_finite() -> None:
+    hidden, weight = torch.full((2, 4), 100.0), torch.tensor([[1.0] * 4, [-1.0] * 4, [0.99] * 4])
+    log_probs, entropy = chunked_log_probs(hidden, weight, torch.tensor([0, 1]), chunk_vocab=1)
+    assert log_probs.tolist() == pytest.approx([-0.01815, -800.01815], rel=1e-3)
+    assert torch.isfinite(entropy).all()
+
+
+@pytest.mark.parametrize("vocab", [32, 100_000])
+def test_a_block_of_logits_never_exceeds_its_chunks(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import learner.log_probs as module
+
+    sizes = []
+    plain = module._logits
+
+    def spy(*arguments):
+        logits = plain(*arguments)
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(module, "_logits", spy)
+    hidden, weight = torch.randn(300, 4, requires_grad=True), torch.randn(vocab, 4, requires_grad=True)
+    targets = torch.zeros(300, dtype=torch.int64)
+    chunked_log_probs(hidden, weight, targets, chunk_tokens=16, chunk_vocab=1024).log_probs.sum().backward()
+    assert max(sizes) <= 16 * 1024
+    if vocab == 32:  # a small vocabulary takes more tokens at once: one block forwards, one backwards
+        assert len(sizes) == 2
