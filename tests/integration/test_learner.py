@@ -160,6 +160,15 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
     start = load_file(model / "model.safetensors")
     assert any(np.abs(start[name] - weights).max() > 1e-4 for name, weights in undisturbed.items())
     _check_artefacts(calm)
+    _check_export_of_checkpoint(calm)
+
+
+def _check_export_of_checkpoint(run: Run) -> None:
+    checkpoint, output = run.folder.checkpoints / f"step-{NUM_STEPS:06d}", run.folder.path / "again"
+    command = [sys.executable, "-m", "learner.export", "--checkpoint", str(checkpoint), "--output", str(output)]
+    subprocess.run(command, check=True, timeout=200, cwd=HERE.parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    expected, found = (load_file(folder / "model.safetensors") for folder in (run.folder.export, output))
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
 def _check_artefacts(run: Run) -> None:
