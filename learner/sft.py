@@ -170,7 +170,20 @@ def _starting_point(config: VcppoConfig, task: Task, partial: Path) -> tuple[str
         if scratch:
             _write_random_model(config, tokenizer, partial)
     barrier()
-    return (str(partial) if scratch else config.sft.init), _load_tokenizer(str(partial), config)
+    tokenizer = _load_tokenizer(str(partial), config)
+    if scratch:
+        _check_round_trip(tokenizer, task, config)
+    return (str(partial) if scratch else config.sft.init), tokenizer
+
+
+def _check_round_trip(tokenizer: Any, task: Task, config: VcppoConfig) -> None:
+    """transformers may load another tokenizer class than was saved (for qwen2 it does), and lose the task's symbols."""
+    text = task.demonstrations(0, 1, {})[0].response
+    if tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) != text:
+        raise VcppoError(
+            f"sft.architecture.model_type = {config.sft.architecture.get("model_type")}: transformers loads its folder "
+            f"with {type(tokenizer).__name__}, which loses symbols of the task's tokenizer: use llama"
+        )
 
 
 def _task_tokenizer(config: VcppoConfig, task: Task) -> PreTrainedTokenizerFast:
@@ -198,7 +211,7 @@ def _load_tokenizer(path: str, config: VcppoConfig) -> Any:
 def _write_random_model(config: VcppoConfig, tokenizer: Any, folder: Path) -> None:
     """A model of ``sft.architecture`` with random weights (seeded by the run) and the tokenizer's vocabulary."""
     fields = dict(config.sft.architecture)
-    model_type = str(fields.pop("model_type", "qwen2"))
+    model_type = str(fields.pop("model_type", "llama"))
     tokens = {
         "vocab_size": len(tokenizer),
         "bos_token_id": None,

@@ -20,7 +20,7 @@ from common.tasks import load_task
 from learner.sft import MARKER, cold_start, fingerprint, main
 
 ARCHITECTURE = {
-    "model_type": "qwen2",
+    "model_type": "llama",
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
