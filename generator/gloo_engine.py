@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +104,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._store: Any = None
         self._deadline = timedelta(seconds=60)
         self._unfinished = False
+        self._tied_heads: list[Any] = []
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(self._is_news)
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         """Join the group; leaves the one of an earlier epoch first. Raises when the deadline passes."""
@@ -133,6 +134,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         if self._unfinished:  # an earlier update broke off: bring the layers back to a loadable state
             self._finalize()
         self._unfinished = True
+        self._tied_heads = tied_heads(self.model)  # now: during the reload nothing is shared with anything
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -164,18 +166,16 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def _finalize(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-        heads = tied_heads(self.model)
-        reload_log = logging.getLogger("vllm.model_executor.model_loader.reload.layerwise")
-        quiet = (lambda record: "LMHead" not in record.getMessage()) if heads else (lambda record: True)
-        reload_log.addFilter(quiet)  # it warns that a tied head got no weights, at every update: it is never sent any
-        try:
-            finalize_layerwise_reload(self.model, self.model_config)
-        finally:
-            reload_log.removeFilter(quiet)
-        for head in heads:
+        finalize_layerwise_reload(self.model, self.model_config)
+        for head in self._tied_heads:
             # The tied head shares the embedding's weight, so the reload has nothing to load into it and leaves
             # its prepacked CPU GEMM with the old weights. Pack it again.
             head.quant_method.process_weights_after_loading(head)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """False for vLLM's warning, at every update, about layers that are never sent weights of their own."""
+        text = record.getMessage()
+        return not ("RotaryEmbedding" in text or ("LMHead" in text and self._tied_heads))
 
     def shutdown(self) -> None:
         """Leave the group. Safe to call twice, and when the other members are gone."""
@@ -184,19 +184,13 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._group = self._store = None
 
 
-_TIED_HEADS: weakref.WeakKeyDictionary[torch.nn.Module, list[Any]] = weakref.WeakKeyDictionary()
-
-
 def tied_heads(model: torch.nn.Module) -> list[Any]:
     """LM heads with a prepacked CPU GEMM (``cpu_linear``) whose weight another module owns too."""
-    if model not in _TIED_HEADS:
-        modules = list(model.modules())
-        owners = [(m, getattr(m, "weight", None)) for m in modules]
-        _TIED_HEADS[model] = [
-            head
-            for head in modules
-            if isinstance(head, ParallelLMHead)
-            and hasattr(head, "cpu_linear")
-            and any(weight is head.weight for module, weight in owners if module is not head)
-        ]
-    return _TIED_HEADS[model]
+    owners = [(module, getattr(module, "weight", None)) for module in model.modules()]
+    return [
+        head
+        for head, weight in owners
+        if isinstance(head, ParallelLMHead)
+        and hasattr(head, "cpu_linear")
+        and any(other is weight for module, other in owners if module is not head)
+    ]
