@@ -181,7 +181,7 @@ def _check_round_trip(tokenizer: Any, task: Task, config: VcppoConfig) -> None:
     text = task.demonstrations(0, 1, {})[0].response
     if tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) != text:
         raise VcppoError(
-            f"sft.architecture.model_type = {config.sft.architecture.get("model_type")}: transformers loads its folder "
+            f"sft.architecture.model_type = {config.sft.architecture.get('model_type')}: transformers loads its folder "
             f"with {type(tokenizer).__name__}, which loses symbols of the task's tokenizer: use llama"
         )
 
