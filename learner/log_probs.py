@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient: 8 MiB each.
+MAX_CHUNK_WEIGHTS = 2 * 2**20
+
 
 class LogProbsAndEntropy(NamedTuple):
     """Both ``[A]`` float32, in nats. Entropy carries no gradient (there is no entropy bonus)."""
@@ -44,25 +47,32 @@ def chunked_log_probs(
         chunk_tokens, chunk_vocab: a block of logits is chunk_tokens x chunk_vocab float32; with a smaller vocabulary
             more tokens fit the same memory and are taken at once.
     """
-    block = _Block(chunk_tokens, chunk_vocab)
+    block = _Block.of(chunk_tokens, chunk_vocab, num_vocab=len(weight), hidden_size=weight.shape[1])
     log_probs, entropy = _ChunkedLogProbs.apply(hidden, weight, bias, targets, temperature, block)
     return LogProbsAndEntropy(log_probs, entropy)
 
 
 class _Block(NamedTuple):
+    """How many tokens and vocabulary entries are taken at once."""
+
     tokens: int
     vocab: int
+
+    @classmethod
+    def of(cls, chunk_tokens: int, chunk_vocab: int, num_vocab: int, hidden_size: int) -> _Block:
+        """As asked for, or narrower and longer where the weights of a chunk would take more memory than its logits."""
+        vocab = max(1, min(chunk_vocab, num_vocab, MAX_CHUNK_WEIGHTS // hidden_size))
+        return cls(max(1, chunk_tokens * chunk_vocab // vocab), vocab)
 
     def vocab_slices(self, num_vocab: int) -> Iterator[slice]:
         return (slice(v, min(v + self.vocab, num_vocab)) for v in range(0, num_vocab, self.vocab))
 
-    def token_slices(self, num_tokens: int, num_vocab: int) -> Iterator[slice]:
-        step = self.tokens * max(1, self.vocab // min(self.vocab, num_vocab))
-        return (slice(t, min(t + step, num_tokens)) for t in range(0, num_tokens, step))
+    def token_slices(self, num_tokens: int) -> Iterator[slice]:
+        return (slice(t, min(t + self.tokens, num_tokens)) for t in range(0, num_tokens, self.tokens))
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
-    """d log p(target) / d logits = onehot(target) - softmax(logits), chunk by chunk."""
+    """d log p(target) / d logits = onehot(target) - softmax(logits), block by block."""
 
     @staticmethod
     def forward(
@@ -74,22 +84,19 @@ class _ChunkedLogProbs(torch.autograd.Function):
         temperature: float,
         block: _Block,
     ) -> tuple[Tensor, Tensor]:
-        num_tokens, num_vocab = len(hidden), len(weight)
-        running_max = hidden.new_full((num_tokens,), -torch.inf, dtype=torch.float32)
+        running_max = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(running_max)  # sum exp(z - max)
         weighted = torch.zeros_like(running_max)  # sum exp(z - max) z
         target_logits = torch.zeros_like(running_max)
-        for columns in block.vocab_slices(num_vocab):
-            chunk = weight[columns].float()
-            for rows in block.token_slices(num_tokens, num_vocab):
-                logits = _logits(hidden[rows], chunk, bias, columns, temperature)
-                _pick(target_logits, logits, targets, rows, columns)
-                new_max = torch.maximum(running_max[rows], logits.amax(dim=1))
-                shrink = (running_max[rows] - new_max).exp()
-                weights = (logits - new_max[:, None]).exp_()
-                total[rows] = total[rows] * shrink + weights.sum(dim=1)
-                weighted[rows] = weighted[rows] * shrink + weights.mul_(logits).sum(dim=1)
-                running_max[rows] = new_max
+        for columns, rows, logits, _ in _walk(hidden, weight, bias, temperature, block):
+            _pick(target_logits, logits, targets, rows, columns)
+            new_max = torch.maximum(running_max[rows], logits.amax(dim=1))
+            shrink = (running_max[rows] - new_max).exp()
+            weights = (logits - new_max[:, None]).exp_()
+            total[rows] = total[rows] * shrink + weights.sum(dim=1)
+            weighted[rows] = weighted[rows] * shrink + weights.mul_(logits).sum(dim=1)
+            running_max[rows] = new_max
+            del weights
         log_normaliser = running_max + total.log()
         ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser)
         ctx.temperature, ctx.block = temperature, block
@@ -101,40 +108,64 @@ class _ChunkedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, log_normaliser = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        num_tokens, num_vocab = len(hidden), len(weight)
         scale = grad_outputs[0].float() / ctx.temperature
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
-        grad_bias = torch.zeros_like(bias) if need_bias else None
-        for columns in ctx.block.vocab_slices(num_vocab):
-            chunk = weight[columns].float()
-            weight_sum = torch.zeros_like(chunk) if need_weight else None
-            bias_sum = torch.zeros_like(chunk[:, 0]) if need_bias else None
-            for rows in ctx.block.token_slices(num_tokens, num_vocab):
-                logits = _logits(hidden[rows], chunk, bias, columns, ctx.temperature)
-                grad_logits = logits.sub_(log_normaliser[rows, None]).exp_().neg_()
-                _add_onehot(grad_logits, targets, rows, columns)
-                grad_logits.mul_(scale[rows, None])
-                if grad_hidden is not None:
-                    grad_hidden[rows].addmm_(grad_logits, chunk)
-                if weight_sum is not None:
-                    weight_sum.addmm_(grad_logits.t(), hidden[rows].float())
-                if bias_sum is not None:
-                    bias_sum += grad_logits.sum(dim=0)
-            if grad_weight is not None and weight_sum is not None:
-                grad_weight[columns] = weight_sum.to(grad_weight.dtype)
-            if grad_bias is not None and bias_sum is not None:
-                grad_bias[columns] = bias_sum.to(grad_bias.dtype)
-        typed = grad_hidden.to(hidden.dtype) if grad_hidden is not None else None
-        return typed, grad_weight, grad_bias, None, None, None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        sums = _WeightSums(grad_weight, ctx.block)
+        for columns, rows, logits, chunk in _walk(hidden, weight, bias, ctx.temperature, ctx.block):
+            grad_logits = logits.sub_(log_normaliser[rows, None]).exp_().neg_()
+            _add_onehot(grad_logits, targets, rows, columns)
+            grad_logits.mul_(scale[rows, None])
+            if grad_hidden is not None:
+                grad_hidden[rows].addmm_(grad_logits, chunk)
+            if grad_bias is not None:
+                grad_bias[columns] += grad_logits.sum(dim=0)
+            sums.add(columns, grad_logits, hidden[rows], last=rows.stop == len(hidden))
+        typed_hidden = grad_hidden.to(hidden.dtype) if grad_hidden is not None else None
+        typed_bias = grad_bias.to(bias.dtype) if grad_bias is not None else None
+        return typed_hidden, grad_weight, typed_bias, None, None, None
 
 
-def _logits(hidden: Tensor, chunk: Tensor, bias: Tensor | None, columns: slice, temperature: float) -> Tensor:
-    """``[rows, columns]`` float32, already divided by the temperature."""
-    logits = hidden.float() @ chunk.t()
-    if bias is not None:
-        logits += bias[columns].float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+class _WeightSums:
+    """The weight's gradient, summed in float32 one vocabulary chunk at a time, then rounded to its type."""
+
+    def __init__(self, grad_weight: Tensor | None, block: _Block) -> None:
+        self._grad_weight = grad_weight
+        if grad_weight is not None:
+            self._sum = grad_weight.new_zeros((block.vocab, grad_weight.shape[1]), dtype=torch.float32)
+
+    def add(self, columns: slice, grad_logits: Tensor, hidden: Tensor, *, last: bool) -> None:
+        if self._grad_weight is None:
+            return
+        part = self._sum[: columns.stop - columns.start]
+        part.addmm_(grad_logits.t(), hidden.float())
+        if last:
+            self._grad_weight[columns] = part
+            part.zero_()
+
+
+def _walk(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, block: _Block
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """(vocabulary columns, token rows, logits ``[rows, columns]``, weights ``[columns, H]``), float32.
+
+    Logits are divided by the temperature. Both tensors live in buffers that the next step overwrites.
+    """
+    chunk_buffer = weight.new_empty((block.vocab, weight.shape[1]), dtype=torch.float32)
+    logits_buffer = hidden.new_empty(min(block.tokens, len(hidden)) * block.vocab, dtype=torch.float32)
+    for columns in block.vocab_slices(len(weight)):
+        width = columns.stop - columns.start
+        chunk = chunk_buffer[:width].copy_(weight[columns])
+        for rows in block.token_slices(len(hidden)):
+            height = rows.stop - rows.start
+            logits = logits_buffer[: height * width].view(height, width)
+            torch.mm(hidden[rows].float(), chunk.t(), out=logits)
+            if bias is not None:
+                logits += bias[columns].float()
+            if temperature != 1.0:
+                logits /= temperature
+            yield columns, rows, logits, chunk
 
 
 def _inside(targets: Tensor, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
