@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import structlog
+
 from common.config import VcppoConfig, config_fields, dump_config, load_config
 from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
 
@@ -20,6 +22,8 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; errors meant for the user are one clear message on stderr."""
     arguments = _parse(sys.argv[1:] if argv is None else argv)
+    logging = structlog.get_config()
+    _quiet_logging()
     try:
         command: Command = arguments.command
         return command(arguments)
@@ -32,6 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vcppo logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    finally:
+        structlog.configure(**logging)
+
+
+def _quiet_logging() -> None:
+    """Commands print results on stdout; only warnings are worth a line, on stderr. A session puts its own in place."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(30),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
 
 
 # ---- commands

@@ -75,6 +75,7 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
     folder = RunFolder(config.run.path)
     data = run or RunData(folder, config)
     sink = LogSink(folder.logs, config.run.name)
+    logging_before = structlog.get_config()
     _route_own_logs(sink)
     terminal = sys.stdout.isatty()
     try:
@@ -94,7 +95,7 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
             lines.tick()
     finally:
         sink.close()
-        structlog.reset_defaults()
+        structlog.configure(**logging_before)
 
 
 def _route_own_logs(sink: LogSink) -> None:
@@ -111,7 +112,8 @@ def _route_own_logs(sink: LogSink) -> None:
             _identity(sink.run_id),
             structlog.processors.format_exc_info,
             to_sink,
-        ]
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(0),
     )
 
 

@@ -87,7 +87,7 @@ def accuracy(ax: Axes, data: FigureData) -> bool:
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_title("Accuracy")
-    _legend(ax, loc="lower right")
+    _legend(ax, loc="best")
     _steps(ax)
     return drawn or bool(data.evals)
 
