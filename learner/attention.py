@@ -74,17 +74,17 @@ def _by_segments(
     q: Tensor, k: Tensor, v: Tensor, segments: tuple[tuple[int, int], ...], scaling: float | None, window: int | None
 ) -> Tensor:
     """One scaled_dot_product_attention per run of equal lengths. ``[N, Hq, D]``."""
-    outputs, start = [], 0
-    for length, count in segments:
-        stop = start + length * count
+    sizes = [length * count for length, count in segments]
+    outputs = []
+    # split, not slices: the backward of a slice fills a tensor of the whole pack with zeros, once per segment.
+    for (length, count), *run in zip(segments, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
         # [count * length, H, D] -> [count, H, length, D], all views
-        qs, ks, vs = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        qs, ks, vs = (x.unflatten(0, (count, length)).transpose(1, 2) for x in run)
         mask = _band(length, window, q.device) if window is not None and length > window else None
         out = functional.scaled_dot_product_attention(
             qs, ks, vs, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-        start = stop
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
