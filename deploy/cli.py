@@ -162,7 +162,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         fresh=arguments.fresh,
     )
-    return Demo(config, Console()).run()
+    return Demo(config, Console(width=None if sys.stdout.isatty() else 120)).run()
 
 
 def _config(arguments: argparse.Namespace) -> VcppoConfig:

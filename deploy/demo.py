@@ -125,7 +125,7 @@ class Demo:
             self.heading("cold start", "is there")
             return
         self.heading("cold start", "supervised training on demonstrations, from random weights")
-        with self.session("follow" if sys.stdout.isatty() else "watch") as session, session.stage("cold start"):
+        with self.session("lines") as session, session.stage("cold start"):
             run_sft(self.config, session)
 
     def train(self) -> None:
@@ -151,7 +151,7 @@ class Demo:
             "evaluation",
             f"{self.config.eval.num_problems} held-out problems, " + " and ".join(EVAL_NAMES[n] for n in missing),
         )
-        with self.session("follow" if sys.stdout.isatty() else "watch") as session, session.stage("evaluation"):
+        with self.session("lines") as session, session.stage("evaluation"):
             evaluate(self.config, missing, session.sink, session.tick)
 
     def verdict(self, page: Path) -> int:

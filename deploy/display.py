@@ -10,7 +10,7 @@ from deploy.log_lines import LEVELS, Record, level_of
 from deploy.run_data import Row, RunData
 
 OUR_PACKAGES = ("learner", "generator", "common", "deploy", "__main__")
-NEWS = ("ready", "sft_step", "evaluation_progress", "checkpoint_loaded", "step_replayed", "value_pretraining_decided")
+NEWS = ("ready", "sft_step", "evaluation_done", "checkpoint_loaded", "step_replayed", "value_pretraining_decided")
 UNSAID = ("time", "level", "service", "run_id", "event", "logger", "exception", "stack", "unstructured", "process")
 
 

@@ -215,6 +215,8 @@ class LiveView:
     def render(self) -> RenderableType:
         """The whole screen; only panels that have something to say."""
         ledger, members = self.read_store()
+        if ledger is None and self.data.ledger is not None:  # the run is down: what it wrote last
+            ledger = Ledger(**self.data.ledger)
         rl = self.data.config.rl
         bound = (rl.max_staleness + 1) * rl.batch_size
         elapsed = clock(time.monotonic() - self.started)

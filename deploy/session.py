@@ -24,7 +24,7 @@ from deploy.live_view import LiveView
 from deploy.log_lines import LogSink, Screen, timestamp
 from deploy.run_data import RunData
 
-Mode = Literal["follow", "watch"]
+Mode = Literal["follow", "watch", "lines"]
 
 
 @dataclass
@@ -71,7 +71,12 @@ class StoreReader:
 
 @contextmanager
 def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) -> Iterator[Session]:
-    """Show the run on the terminal (`watch`: live view, or plain progress lines without one) and keep its logs."""
+    """Keep the logs of a run's processes and show the run on the terminal.
+
+    Args:
+        mode: ``follow``: every log line; ``watch``: the live view, or ``lines`` without a terminal; ``lines``: one a step.
+        run: what to show progress of; default: the run of `config`.
+    """
     folder = RunFolder(config.run.path)
     data = run or RunData(folder, config)
     sink = LogSink(folder.logs, config.run.name)
@@ -83,7 +88,7 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
             as_json = config.logging.format == "json" or (config.logging.format == "auto" and not terminal)
             sink.show = Screen(level=config.logging.level, as_json=as_json).show
             yield Session(config, sink, None)
-        elif terminal:
+        elif terminal and mode == "watch":
             with LiveView(data, StoreReader(config)) as view:
                 sink.show = view.show
                 yield Session(config, sink, view.tick)

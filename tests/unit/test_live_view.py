@@ -49,7 +49,7 @@ def test_run_at_value_pretraining(tmp_path: Path) -> None:
 
 def test_store_away_and_nothing_written(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
-    for path in folder.metrics.iterdir():
+    for path in [*folder.metrics.iterdir(), folder.path / "ledger.json"]:
         path.unlink()
     assert "does not answer yet" in shown(RunData.load(folder), ledger=None)
 
