@@ -74,7 +74,7 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
     """Keep the logs of a run's processes and show the run on the terminal.
 
     Args:
-        mode: ``follow``: every log line; ``watch``: the live view, or ``lines`` without a terminal; ``lines``: one a step.
+        mode: ``follow`` every log line, ``watch`` the live view (``lines`` without a terminal), ``lines`` one a step.
         run: what to show progress of; default: the run of `config`.
     """
     folder = RunFolder(config.run.path)
