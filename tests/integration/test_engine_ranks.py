@@ -12,12 +12,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from common.errors import VcppoError
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {1: (0, 3), 2: (0, 1, 2, 3)}  # by number of ranks
@@ -114,6 +117,8 @@ def check_checkpoint(folder: Path, actor: Any) -> None:
     actor.load(folder)
     assert [one_step({"actor": actor}) for _ in range(2)] == following
     actor.load(folder)
+    with pytest.raises(VcppoError, match=r"checkpoint .*nowhere .*learner\.zero_stage="):
+        actor.load(folder / "nowhere")
 
 
 # --- the tests --------------------------------------------------------------------------------------------------------
@@ -124,7 +129,7 @@ def launch(folder: Path, num_ranks: int) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__)), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
 
 
@@ -140,7 +145,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1100)
 @pytest.mark.parametrize(
     ("num_ranks", "stage"), [(ranks, stage) for ranks, stages in STAGES.items() for stage in stages]
 )
@@ -168,6 +173,29 @@ def test_training_moved_every_weight(results: Path) -> None:
     )
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+class Intruder:
+    """Unpickling it runs code."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.trace),))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    from learner.engine import _load_weights_only
+
+    torch.save({"module": Intruder(tmp_path / "ran")}, tmp_path / "states.pt")
+    deepspeed_side = SimpleNamespace()
+    _load_weights_only(deepspeed_side)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        deepspeed_side.load(str(tmp_path / "states.pt"))
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "states.pt", weights_only=False)  # the file is loaded, so to speak
+    assert (tmp_path / "ran").exists()
 
 
 if __name__ == "__main__":
