@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import structlog
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from common.config import SftPhase, VcppoConfig, load_config
@@ -47,6 +46,7 @@ from learner.engine import (
 from learner.models import PolicyModel, load_policy, save_model
 from learner.packing import build_packed, plan_micro_batches
 from learner.prompts import derive_seed
+from learner.starting_point import starting_point
 
 log = structlog.get_logger(__name__)
 
@@ -139,7 +139,7 @@ def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
     began = time.monotonic()
     task = load_task(config.task)
     partial = output.with_name(output.name + ".partial")
-    start, tokenizer = _starting_point(config, task, partial)
+    start, tokenizer = starting_point(config, task, partial)
     policy = _load(config, start)
     engine = _engine(config, policy)
     steps = list(_plan(config.sft.phases))
@@ -157,82 +157,6 @@ def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
         partial.rename(output)
         log.info("cold_start_written", path=str(output), loss=round(loss, 4), seconds=round(seconds, 1))
     barrier()
-
-
-def _starting_point(config: VcppoConfig, task: Task, partial: Path) -> tuple[str, Any]:
-    """(path of the model training starts from, its tokenizer); rank 0 makes `partial` with the tokenizer in it."""
-    scratch = config.sft.init == "scratch"
-    if rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        tokenizer = _task_tokenizer(config, task) if scratch else _load_tokenizer(config.sft.init, config)
-        tokenizer.save_pretrained(str(partial))
-        if scratch:
-            _write_random_model(config, tokenizer, partial)
-    barrier()
-    tokenizer = _load_tokenizer(str(partial), config)
-    if scratch:
-        _check_round_trip(tokenizer, task, config)
-    return (str(partial) if scratch else config.sft.init), tokenizer
-
-
-def _check_round_trip(tokenizer: Any, task: Task, config: VcppoConfig) -> None:
-    """transformers may load another tokenizer class than was saved (for qwen2 it does), and lose the task's symbols."""
-    text = task.demonstrations(0, 1, {})[0].response
-    if tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) != text:
-        raise VcppoError(
-            f"sft.architecture.model_type = {config.sft.architecture.get('model_type')}: transformers loads its folder "
-            f"with {type(tokenizer).__name__}, which loses symbols of the task's tokenizer: use llama"
-        )
-
-
-def _task_tokenizer(config: VcppoConfig, task: Task) -> PreTrainedTokenizerFast:
-    tokenizer = task.tokenizer()
-    if tokenizer is None:
-        raise VcppoError(
-            f"sft.init = scratch needs a task that brings a tokenizer, and {config.task.name} does not: "
-            "name a model in sft.init"
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
-    )
-
-
-def _load_tokenizer(path: str, config: VcppoConfig) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise VcppoError(f"the tokenizer of {path!r} can't be loaded ({error}): check sft.init") from error
-    if tokenizer.eos_token_id is None:
-        raise VcppoError(f"the tokenizer of {path!r} has no end-of-sequence token: responses could never end")
-    return tokenizer
-
-
-def _write_random_model(config: VcppoConfig, tokenizer: Any, folder: Path) -> None:
-    """A model of ``sft.architecture`` with random weights (seeded by the run) and the tokenizer's vocabulary."""
-    fields = dict(config.sft.architecture)
-    model_type = str(fields.pop("model_type", "llama"))
-    tokens = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    try:
-        unknown = [name for name in fields if not hasattr(AutoConfig.for_model(model_type), name)]
-        if unknown:  # transformers would keep them without a word
-            raise VcppoError(f"sft.architecture.{unknown[0]}: {model_type} has no such field: check its spelling")
-        model_config = AutoConfig.for_model(model_type, **{**tokens, **fields})
-        torch.manual_seed(config.run.seed)
-        model = AutoModelForCausalLM.from_config(model_config)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise VcppoError(f"sft.architecture makes no {model_type}: {_first_line(error)}") from error
-    model.save_pretrained(str(folder))
-    log.info("model_made", num_parameters=model.num_parameters(), vocab_size=model_config.vocab_size)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _write_generation_config(folder: Path, tokenizer: Any) -> None:

@@ -111,8 +111,9 @@ def test_own_folder_is_not_overwritten(config: VcppoConfig) -> None:
     [
         ("sft.phases=[]", "sft.phases is empty"),
         ("sft.output={run}", "run folder itself"),
-        ("sft.architecture={model_type: qwen2, hidden_size: many}", "hidden_size"),
-        ("sft.architecture={model_type: qwen2, hiden_size: 32}", "sft.architecture.hiden_size"),
+        ("sft.architecture={model_type: llama, hidden_size: many}", "hidden_size"),
+        ("sft.architecture={model_type: llama, hiden_size: 32}", "sft.architecture.hiden_size"),
+        ("sft.architecture={model_type: qwen2, hidden_size: 32, num_hidden_layers: 1}", "use llama"),
         ("sft.architecture={model_type: no_such_model}", "sft.architecture"),
         ("task={name: dataset, options: {path: tests/data/problems.jsonl}}", "tokenizer"),
         ("sft.init={run}/missing", "can't be loaded"),
