@@ -7,16 +7,21 @@ d = w + eta. Two rules:
 
 1. Issue only while fewer than (eta + 1) * U units are open (issued and not trained, rejected or
    expired; claimed-and-trained counts as trained although its commit waits for a checkpoint).
-2. A batch at version v holds, for every j in 0..eta, at least need_j = #{open: d <= v + j} - j * U
-   of the units with d <= v + j. Ready units are taken earliest deadline first, which maximises all
-   of these counts at once, so waiting happens only where it must.
+2. The batch at version v is the U open units with the earliest deadlines, in issue order among equals, however
+   long the last of them takes (``straggler=wait``). Who finished first never decides what is trained next: the
+   first finished are the short responses, and the first batches would hold little else.
 
 Why no trajectory is ever older than eta, and nothing deadlocks. Invariant F(v): #{open: d <= v + j} <=
 (j + 1) * U for all j in 0..eta. What is issued at v has d = v + eta, where rule 1 is exactly F for
-j = eta; smaller j are untouched. A step under rule 2 leaves #{d <= v + 1 + i} <= (i + 1) * U, which
-is F(v + 1) for i < eta. So need_j <= U always: a batch that satisfies rule 2 exists as soon as the
-units waited for arrive, and need_0 covers every unit that would otherwise become too old. Rejections and
-expiries only lower the counts. eta = 0: need_0 is everything open, the synchronous algorithm.
+j = eta; smaller j are untouched. A batch of the earliest deadlines takes min(U, #{d <= v + j}) units
+out of each of these counts, which leaves #{d <= v + 1 + i} <= (i + 1) * U: F(v + 1) for i < eta. F(v)
+for j = 0 says that all units that would otherwise become too old fit into the batch. It waits only for
+units that are open, so it ends when they arrive. Rejections and expiries only lower the counts.
+eta = 0: the batch is everything open, the synchronous algorithm.
+
+``straggler=drop`` trains ready units, earliest deadline first, and gives up those that arrive too late:
+to keep F, for every j at least need_j = #{open: d <= v + j} - j * U of the units with d <= v + j must be
+trained or dropped now; F says need_j <= U.
 """
 
 from __future__ import annotations
@@ -125,24 +130,32 @@ def select_batch(
     straggler: Literal["wait", "drop"] = "wait",
 ) -> Ready | Wait:
     """Rule 2 over `make_units`' result: the batch for the step at ``version``, or what it waits for."""
+    if straggler == "drop":
+        return _select_without_waiting(units, version, units_per_step, max_staleness)
+    batch = units[:units_per_step]
+    if len(batch) < units_per_step or not all(unit.ready for unit in batch):
+        return Wait(_missing(batch))
+    return Ready([i for unit in batch for i in unit.ids], [])
+
+
+def _select_without_waiting(
+    units: Sequence[Unit], version: int, units_per_step: int, max_staleness: int
+) -> Ready | Wait:
+    """The first U ready units; late ones that the bound has no room for any more are dropped."""
     ready = [unit for unit in units if unit.ready]
+    late = [unit for unit in units if not unit.ready]
     if len(ready) < units_per_step:
-        late = [unit for unit in units if not unit.ready]
         return Wait(_missing(late[: units_per_step - len(ready)]))
     batch = ready[:units_per_step]
     dropped: list[Unit] = []
     for horizon in range(max_staleness + 1):
         last = version + horizon
-        due = [unit for unit in units if unit.deadline <= last]
+        num_due = sum(unit.deadline <= last for unit in units)
         # capped: only entries that break F(v), from a generator that ran old weights, can ask for more than a batch
-        needed = min(len(due) - horizon * units_per_step, units_per_step)
+        needed = min(num_due - horizon * units_per_step, units_per_step)
         covered = sum(unit.deadline <= last for unit in (*batch, *dropped))
-        if covered >= needed:
-            continue
-        late = [unit for unit in due if not unit.ready and unit not in dropped]
-        if straggler == "wait":
-            return Wait(_missing(late[: needed - covered]))
-        dropped.extend(late[: needed - covered])
+        due = [unit for unit in late if unit.deadline <= last and unit not in dropped]
+        dropped.extend(due[: max(0, needed - covered)])
     return Ready([i for unit in batch for i in unit.ids], [i for unit in dropped for i in unit.ids])
 
 

@@ -211,8 +211,8 @@ class RlConfig(Section):
     """eta: no trajectory is older than this many versions when trained. 0 is synchronous PPO."""
 
     straggler: Literal["wait", "drop"] = "wait"
-    """What to do with a trajectory that would exceed max_staleness. Dropping starves long, hard prompts; drops are
-    counted."""
+    """wait: train in order of issue, however long the slowest of a batch takes. drop: train whoever has arrived and
+    give up what would exceed max_staleness; that starves long, hard prompts, and drops are counted."""
 
     actor_learning_rate: float = Field(default=3e-5, gt=0)
     """Policy step size (paper, 32B: 1e-6)."""

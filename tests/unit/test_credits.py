@@ -32,6 +32,7 @@ class Simulation:
         self.trained: list[tuple[str, int]] = []
         self.given_up: set[str] = set()
         self.issued: set[str] = set()
+        self.issue_order: list[str] = []
         self.version = 0
 
     def issue(self) -> None:
@@ -49,6 +50,7 @@ class Simulation:
     def _add(self, group: str, prompt_id: str) -> None:
         assert prompt_id not in self.issued
         self.issued.add(prompt_id)
+        self.issue_order.append(prompt_id)
         self.open.append(Entry(prompt_id, group, self.version, buffered=False))
 
     def finish_one(self) -> None:
@@ -116,6 +118,7 @@ def test_bounded_exactly_once_and_live(
     assert set(ids) | simulation.given_up == simulation.issued
     if straggler == "wait" and loss == 0:
         assert set(ids) == simulation.issued
+        assert ids == sorted(ids, key=simulation.issue_order.index)
 
 
 def test_synchronous_waits_for_everything() -> None:
@@ -132,19 +135,23 @@ def test_straggler_is_waited_for_or_dropped_when_its_deadline_has_come() -> None
     assert dropped == Ready(["b0", "b1"], ["slow"])
 
 
-def test_straggler_is_overtaken_while_there_is_slack() -> None:
+def test_the_quick_do_not_overtake() -> None:
+    """What is trained next must not depend on who finished first: those are the short responses."""
     entries = [Entry("slow", "a", 0, buffered=False), *(Entry(f"b{i}", "b", 0, buffered=True) for i in range(3))]
-    assert select_batch(make_units(entries, 1, 1), version=0, units_per_step=2, max_staleness=1) == Ready(
-        ["b0", "b1"], []
-    )
+    units = make_units(entries, 1, 1)
+    assert select_batch(units, version=0, units_per_step=2, max_staleness=1) == Wait(["slow"])
+    overtaken = select_batch(units, version=0, units_per_step=2, max_staleness=1, straggler="drop")
+    assert overtaken == Ready(["b0", "b1"], [])  # there is slack: not dropped yet
 
 
 def test_need_of_a_later_deadline_counts() -> None:
-    """eta = 2, U = 1: three open units of version 0 at version 1 leave no slack for the newer one."""
+    """eta = 2, U = 1: three open units leave no slack, so the newest may go first only if the oldest is dropped."""
     members = [("a", 0, False), ("b", 0, False), ("c", 1, True)]
     entries = [Entry(prompt, prompt, version, buffered) for prompt, version, buffered in members]
     units = make_units(entries, 1, 2)
     assert select_batch(units, version=1, units_per_step=1, max_staleness=2) == Wait(["a"])
+    decision = select_batch(units, version=1, units_per_step=1, max_staleness=2, straggler="drop")
+    assert decision == Ready(["c"], ["a"])
 
 
 def test_old_weights_are_found() -> None:
