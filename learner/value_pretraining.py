@@ -3,8 +3,8 @@
     record    the frozen policy (version 0) answers num_trajectories prompts; each is written to disk once
     train     critic on Monte-Carlo returns (GAE with lambda = 1), actions only
     gate      explained variance on held-out prompts (whole groups), against Monte-Carlo returns: stop when it
-              no longer rises, keep the best critic, write decision.json; below min_explained_variance
-              the run stops
+              no longer rises and the held-out loss no longer falls, keep the best critic, write
+              decision.json; below min_explained_variance the run stops
 
 Recording consumes trajectories of purpose ``value_pretraining``, waits at most learner.batch_deadline_seconds for
 one, and is unblocked by any append. It resumes where the file ends and needs no generators once that is
@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 import structlog
 import torch
 
-from common.config import ValuePretrainingConfig, VcppoConfig
+from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
@@ -44,6 +44,7 @@ from learner.packing import action_slots
 from learner.prompts import derive_seed
 from learner.trajectory_file import TrajectoryFile
 from learner.update import compute_values
+from learner.value_gate import Gate, Measurement
 from learner.value_recording import Recorder, record, share_record
 
 log = structlog.get_logger(__name__)
@@ -55,59 +56,6 @@ CRITIC_FOLDER = "critic"
 
 class GateFailed(VcppoError):
     """The critic does not explain enough: RL on it would collapse as plain PPO does."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The critic on held-out prompts after ``step`` optimizer steps."""
-
-    step: int
-    held_out_loss: float
-    explained_variance: float | None
-    explained_variance_sequence: float | None
-    explained_variance_within_prompt: float | None
-    train_loss: float | None
-
-
-@dataclass
-class Gate:
-    """Early stopping on held-out explained variance, and the verdict."""
-
-    config: ValuePretrainingConfig
-    history: list[Measurement] = field(default_factory=list)
-    best: Measurement | None = None
-    num_since_best: int = 0
-
-    def add(self, measurement: Measurement) -> bool:
-        """Take a measurement; True when it is the new best (by more than min_delta)."""
-        self.history.append(measurement)
-        found = measurement.explained_variance
-        best = self.best.explained_variance if self.best is not None else None
-        if found is not None and (best is None or found > best + self.config.min_delta):
-            self.best, self.num_since_best = measurement, 0
-            return True
-        self.num_since_best += 1
-        return False
-
-    @property
-    def out_of_patience(self) -> bool:
-        return self.num_since_best >= self.config.patience
-
-    def decision(self) -> dict[str, Any]:
-        """What decision.json holds."""
-        best = self.best.explained_variance if self.best is not None else None
-        return {
-            "passed": best is not None and best >= self.config.min_explained_variance,
-            "best_step": self.best.step if self.best is not None else None,
-            "best_explained_variance": best,
-            "threshold": self.config.min_explained_variance,
-            "stopped_because": (
-                f"no gain above min_delta in {self.config.patience} measurements"
-                if self.out_of_patience
-                else f"max_steps = {self.config.max_steps} reached"
-            ),
-            "history": [asdict(measurement) for measurement in self.history],
-        }
 
 
 def is_done(folder: Path) -> bool:

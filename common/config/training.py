@@ -181,10 +181,10 @@ class ValuePretrainingConfig(Section):
     """Steps between held-out measurements."""
 
     patience: Positive = 4
-    """Stop after this many held-out measurements without a new best."""
+    """Stop after this many held-out measurements in which neither explained variance rose nor the loss fell."""
 
     min_delta: float = Field(default=0.005, ge=0)
-    """Least gain of held-out explained variance that counts as rising."""
+    """Least rise of held-out explained variance, or fall of the held-out loss, that counts as progress."""
 
     min_explained_variance: float = Field(default=0.3, lt=1)
     """The gate: RL starts only when the best held-out explained variance reaches this; else the run stops and says

@@ -13,7 +13,8 @@ from common.errors import VcppoError
 from common.trajectory import Trajectory, VersionSpan
 from common.wire import encode_trajectory
 from learner.trajectory_file import TrajectoryFile
-from learner.value_pretraining import Gate, Measurement, split_held_out
+from learner.value_gate import Gate, Measurement
+from learner.value_pretraining import split_held_out
 
 
 def trajectory(index: int) -> Trajectory:
@@ -80,8 +81,8 @@ def test_damage_in_the_middle_is_an_error_that_names_the_file(path: Path) -> Non
         TrajectoryFile(path)
 
 
-def measure(step: int, found: float | None) -> Measurement:
-    return Measurement(step, 0.1, found, None, None, None)
+def measure(step: int, found: float | None, loss: float = 0.1) -> Measurement:
+    return Measurement(step, loss, found, None, None, None)
 
 
 def test_gate_keeps_the_best_and_stops_when_it_no_longer_rises() -> None:
@@ -95,6 +96,19 @@ def test_gate_keeps_the_best_and_stops_when_it_no_longer_rises() -> None:
     assert decision["passed"]
     assert (decision["best_step"], decision["best_explained_variance"]) == (2, 0.6)
     assert "2 measurements" in decision["stopped_because"]
+
+
+def test_patience_does_not_run_while_values_move_into_range() -> None:
+    """Figures of a run that an earlier gate stopped at step 15: the loss falls first, explained variance follows."""
+    gate = Gate(ValuePretrainingConfig(patience=3))
+    seen = [(0.0, 0.5), (-0.07, 0.417), (-0.136, 0.212), (-0.023, 0.052)]
+    for step, (found, loss) in enumerate(seen):
+        gate.add(measure(5 * step, found, loss))
+    assert not gate.out_of_patience
+    for step in range(4, 7):
+        assert not gate.out_of_patience
+        gate.add(measure(5 * step, -0.02, 0.051))
+    assert gate.out_of_patience
 
 
 def test_gate_does_not_pass_on_undefined_or_low_explained_variance() -> None:

@@ -1,0 +1,76 @@
+"""When value pretraining stops, and whether its critic is good enough. Pure.
+
+The loss falls in two stages (paper, figure 6): first the values move into the range of the returns, which explains
+nothing yet and may even look like a loss of explained variance; then they learn. So patience does not run while the
+held-out loss still falls.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from common.config import ValuePretrainingConfig
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The critic on held-out prompts after ``step`` optimizer steps."""
+
+    step: int
+    held_out_loss: float
+    explained_variance: float | None
+    explained_variance_sequence: float | None
+    explained_variance_within_prompt: float | None
+    train_loss: float | None
+
+
+@dataclass
+class Gate:
+    """Early stopping on held-out explained variance, and the verdict.
+
+    Attributes:
+        best: the measurement with the highest explained variance (by more than min_delta).
+        lowest_loss: of all held-out losses.
+        num_without_progress: measurements since explained variance last rose or the loss last fell by min_delta.
+    """
+
+    config: ValuePretrainingConfig
+    history: list[Measurement] = field(default_factory=list)
+    best: Measurement | None = None
+    lowest_loss: float = float("inf")
+    num_without_progress: int = 0
+
+    def add(self, measurement: Measurement) -> bool:
+        """Take a measurement; True when it is the new best (by more than min_delta)."""
+        self.history.append(measurement)
+        found = measurement.explained_variance
+        best = self.best.explained_variance if self.best is not None else None
+        is_best = found is not None and (best is None or found > best + self.config.min_delta)
+        if is_best:
+            self.best = measurement
+        loss_fell = measurement.held_out_loss < self.lowest_loss - self.config.min_delta
+        if loss_fell:
+            self.lowest_loss = measurement.held_out_loss
+        self.num_without_progress = 0 if is_best or loss_fell else self.num_without_progress + 1
+        return is_best
+
+    @property
+    def out_of_patience(self) -> bool:
+        return self.num_without_progress >= self.config.patience
+
+    def decision(self) -> dict[str, Any]:
+        """What decision.json holds."""
+        best = self.best.explained_variance if self.best is not None else None
+        return {
+            "passed": best is not None and best >= self.config.min_explained_variance,
+            "best_step": self.best.step if self.best is not None else None,
+            "best_explained_variance": best,
+            "threshold": self.config.min_explained_variance,
+            "stopped_because": (
+                f"no progress above min_delta in {self.config.patience} measurements"
+                if self.out_of_patience
+                else f"max_steps = {self.config.max_steps} reached"
+            ),
+            "history": [asdict(measurement) for measurement in self.history],
+        }
