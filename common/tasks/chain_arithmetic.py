@@ -5,15 +5,17 @@ operation by a letter; the response thinks one line a step, then gives the last 
 
     864A8+6B2+4C5+0=
     <think>
-    #A4*8+6=38;6*8+3=51;8*8+5=69;>918
+    #A8+6;4*8+6=38;6*8+3=51;8*8+5=69;>918
     ~B>840
-    ?B8*2+4=20;1*2+2=04;9*2+0=18;>840
+    ?B2+4;8*2+4=20;1*2+2=04;9*2+0=18;>840
     ~C>200
     </think>200
 
-A *careful* step (``#``) multiplies digit by digit with carries, lowest digit first; a *sloppy* one (``~``) just
-asserts its result, which a small model can only guess; a *check* (``?``) after it is the careful working again and puts
-a wrong guess right. So length is worth something, as in the paper: careful responses are right, short ones wrong.
+A *careful* step (``#``) restates the operation (copying it is learnt by every small model; looking it up three
+places on, in the middle of the working, by about one in two) and multiplies digit by digit with carries, lowest
+digit first; a *sloppy* one (``~``) just asserts its result, which a small model can only guess; a *check* (``?``)
+after it is the careful working again and puts a wrong guess right. So length is worth something, as in the paper:
+careful responses are right, short ones wrong.
 (The line break after ``<think>`` above is for the reader; there is none in the response.)
 """
 
@@ -50,7 +52,7 @@ class ChainOptions(TaskOptions):
     """``task.options`` of chain_arithmetic."""
 
     num_operations: int = Field(default=6, ge=1, le=26)
-    """K: operations in a row. Careful responses have about 34 K tokens."""
+    """K: operations in a row. Careful responses have about 38 K tokens."""
 
     max_multiplier: int = Field(default=9, ge=2, le=9)
     """m is drawn from 2 to this; smaller ones are learned faster."""
@@ -168,13 +170,14 @@ class ChainArithmetic(Task):
         return THINK + "".join(line + "\n" for line in lines) + END_THINK + self._digits(x)
 
     def _working(self, x: int, operation: Operation) -> str:
-        """``A4*8+6=38;6*8+3=51;8*8+5=69;>918``: digit by digit, carries in the tens."""
+        """``A8+6;4*8+6=38;6*8+3=51;8*8+5=69;>918``: the operation, then digit by digit, carries in the tens."""
         carry, parts = operation.addend, []
         for digit in reversed(self._digits(x)):
             total = int(digit) * operation.multiplier + carry
             parts.append(f"{digit}*{operation.multiplier}+{carry}={total:02d};")
             carry = total // 10
-        return f"{operation.letter}{''.join(parts)}>{self._digits(self._apply(x, operation))}"
+        restated = f"{operation.letter}{operation.multiplier}+{operation.addend};"
+        return f"{restated}{''.join(parts)}>{self._digits(self._apply(x, operation))}"
 
     def _apply(self, x: int, operation: Operation) -> int:
         return (x * operation.multiplier + operation.addend) % self._modulus

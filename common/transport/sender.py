@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 _MIB = 1 << 20
 _IDLE_SECONDS = 60.0
 _OVERSIZED_HEAD_BYTES = 4096
+_PAUSE_SECONDS = 0.1
+_MAX_PAUSE_DOUBLINGS = 4  # 1.6 s
 
 
 class TrajectorySender:
@@ -49,6 +51,7 @@ class TrajectorySender:
         self._spool = Spool(spool_folder, int(config.spool_memory_mib * _MIB), int(config.spool_disk_mib * _MIB))
         self._on_wire: dict[str, float] = {}  # id -> when sent, in that order; the I/O thread's own
         self._progress_at = time.monotonic()
+        self._num_losses = 0  # connections lost since the last ack
         self._wake_up_reader, self._wake_up_writer = os_socket.socketpair()
         self._wake_up_reader.setblocking(False)
         self._wake_up_writer.setblocking(False)
@@ -101,7 +104,8 @@ class TrajectorySender:
             self._clear_wake_up()
             self._receive()
             if self._socket.is_disconnected():
-                self._reconnect("buffer_lost")
+                self._num_losses += 1
+                self._reconnect("buffer_lost", self._pause_seconds())
             self._fill_window()
             self._check_deadlines()
         self._socket.close()
@@ -123,6 +127,7 @@ class TrajectorySender:
         self._on_wire.pop(message_id, None)
         self._spool.remove(message_id)
         self._progress_at = time.monotonic()
+        self._num_losses = 0
 
     def _fill_window(self) -> None:
         while len(self._on_wire) < self._window and (message := self._spool.take()) is not None:
@@ -160,7 +165,12 @@ class TrajectorySender:
             del self._on_wire[message_id]
         self._spool.put_back(late)
 
-    def _reconnect(self, reason: str) -> None:
+    def _pause_seconds(self) -> float:
+        """None until every endpoint was lost once; then doubling: a new socket has no pauses of its own yet."""
+        num_rounds = self._num_losses // len(self._endpoints)
+        return _PAUSE_SECONDS * 2 ** min(num_rounds - 1, _MAX_PAUSE_DOUBLINGS) if num_rounds else 0.0
+
+    def _reconnect(self, reason: str, pause_seconds: float = 0.0) -> None:
         """Start over with the next endpoint; a new socket, so that nothing is queued twice."""
         log.warning(
             reason,
@@ -170,6 +180,7 @@ class TrajectorySender:
             was_connected=self._socket.was_connected,
         )
         self._socket.close()
+        self._stopping.wait(pause_seconds)
         self._endpoint_index = (self._endpoint_index + 1) % len(self._endpoints)
         self._socket = self._connect()
         self._on_wire.clear()
