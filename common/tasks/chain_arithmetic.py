@@ -1,21 +1,24 @@
 """Iterated modular arithmetic with a long chain of thought: the built-in task of the demo.
 
 A 3-digit x, then K operations ``x <- (x * m + b) mod 1000`` with m in 2-9 (or less) and b in 0-9. The prompt names each
-operation by a letter; the response thinks one line a step, then gives the last x. With K = 3::
+operation's m by a capital letter and its b by the small one; the response thinks one line a step, then gives the
+last x. With K = 3::
 
-    864A8+6B2+4C5+0=
+    864A8a6B2b4C5c0=
     <think>
-    #A8+6;4*8+6=38;6*8+3=51;8*8+5=69;>918
+    #A8a6;4*8+6=38;6*8+3=51;8*8+5=69;>918
     ~B>840
-    ?B2+4;8*2+4=20;1*2+2=04;9*2+0=18;>840
+    ?B2b4;8*2+4=20;1*2+2=04;9*2+0=18;>840
     ~C>200
     </think>200
 
-A *careful* step (``#``) restates the operation (copying it is learnt by every small model; looking it up three
-places on, in the middle of the working, by about one in two) and multiplies digit by digit with carries, lowest
+A *careful* step (``#``) restates the operation and multiplies digit by digit with carries, lowest
 digit first; a *sloppy* one (``~``) just asserts its result, which a small model can only guess; a *check* (``?``)
 after it is the careful working again and puts a wrong guess right. So length is worth something, as in the paper:
 careful responses are right, short ones wrong.
+Each number of the prompt stands right behind a symbol of its own, and is copied before it is used: a look-up of that
+kind is learnt by every small model, while "the number three places behind the letter" is learnt for one operation
+at a time, or not at all, as the seed will have it.
 (The line break after ``<think>`` above is for the reader; there is none in the response.)
 """
 
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 
 PAD, EOS, THINK, END_THINK = "<pad>", "<eos>", "<think>", "</think>"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_MIN_LETTERS = 9  # with them the vocabulary has 32 symbols, so every K up to 9 shares one tokenizer
+_MIN_LETTERS = 9  # so every K up to 9 shares one tokenizer
 _HELD_OUT_SHARE = 8  # one possible problem in 8 is held out
 
 
@@ -78,7 +81,7 @@ class ChainStyle(TaskOptions):
 
 
 class Operation(NamedTuple):
-    """``x <- x * multiplier + addend``, called `letter` in the prompt."""
+    """``x <- x * multiplier + addend``, called `letter` in the prompt, its addend by the same letter in lower case."""
 
     letter: str
     multiplier: int
@@ -94,6 +97,8 @@ class ChainProblem(NamedTuple):
 
 class ChainArithmetic(Task):
     """See the module's text. Options: `ChainOptions`; demonstration styles: `ChainStyle`."""
+
+    version = 2
 
     def __init__(self, **options: object) -> None:
         self.options = parse_options(ChainOptions, options, "task.options")
@@ -123,7 +128,7 @@ class ChainArithmetic(Task):
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
         letters = _LETTERS[: max(_MIN_LETTERS, self.options.num_operations)]
-        symbols = [PAD, EOS, THINK, END_THINK, *"0123456789", *"*+=;>#~?\n", *letters]
+        symbols = [PAD, EOS, THINK, END_THINK, *"0123456789", *"*+=;>#~?\n", *letters, *letters.lower()]
         tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"<[a-z/]+>|[\s\S]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
@@ -143,8 +148,11 @@ class ChainArithmetic(Task):
                 return chain
 
     def _prompt(self, chain: ChainProblem) -> str:
-        steps = "".join(f"{op.letter}{op.multiplier}+{op.addend}" for op in chain.operations)
-        return f"{self._digits(chain.start)}{steps}="
+        return f"{self._digits(chain.start)}{''.join(map(self._operation, chain.operations))}="
+
+    def _operation(self, operation: Operation) -> str:
+        letter, multiplier, addend = operation
+        return f"{letter}{multiplier}{letter.lower()}{addend}"
 
     def _value(self, chain: ChainProblem) -> str:
         x = chain.start
@@ -170,14 +178,13 @@ class ChainArithmetic(Task):
         return THINK + "".join(line + "\n" for line in lines) + END_THINK + self._digits(x)
 
     def _working(self, x: int, operation: Operation) -> str:
-        """``A8+6;4*8+6=38;6*8+3=51;8*8+5=69;>918``: the operation, then digit by digit, carries in the tens."""
+        """``A8a6;4*8+6=38;6*8+3=51;8*8+5=69;>918``: the operation, then digit by digit, carries in the tens."""
         carry, parts = operation.addend, []
         for digit in reversed(self._digits(x)):
             total = int(digit) * operation.multiplier + carry
             parts.append(f"{digit}*{operation.multiplier}+{carry}={total:02d};")
             carry = total // 10
-        restated = f"{operation.letter}{operation.multiplier}+{operation.addend};"
-        return f"{restated}{''.join(parts)}>{self._digits(self._apply(x, operation))}"
+        return f"{self._operation(operation)};{''.join(parts)}>{self._digits(self._apply(x, operation))}"
 
     def _apply(self, x: int, operation: Operation) -> int:
         return (x * operation.multiplier + operation.addend) % self._modulus
