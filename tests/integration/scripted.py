@@ -14,7 +14,7 @@ from common.tasks.chain_arithmetic import ChainArithmetic
 from common.trajectory import Prompt, Trajectory, VersionSpan
 from common.wire import encode_trajectory
 
-VOCABULARY = 32
+VOCABULARY = 41  # as many as chain_arithmetic has symbols
 
 
 def fabricate(prompt: Prompt, policy_version: int, generator_id: str = "generator-0") -> Trajectory:
