@@ -4,6 +4,7 @@ DEVICE ?= cpu
 VENV ?= .venv
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST_ARGS ?=
+BENCH ?=
 
 # Nothing this project starts reports home.
 export VLLM_NO_USAGE_STATS := 1
@@ -31,9 +32,8 @@ check: setup ## formatting, lint and types
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m mypy
 
-bench: setup ## measure against the figures of others
-	@test -f benchmarks/__main__.py || { echo "make bench: there are no benchmarks yet; they arrive with the next issue" >&2; exit 2; }
-	@$(PYTHON_BIN) -m benchmarks
+bench: setup ## measure against physical limits and the peers' ways; BENCH="gae wire" for some, BENCH=--quick for a trial
+	@$(PYTHON_BIN) -m benchmarks $(BENCH)
 
 lock: setup ## resolve the lock files again (needs uv on PATH)
 	@scripts/lock.sh

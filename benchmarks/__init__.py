@@ -1,0 +1,1 @@
+"""Figures of this project, each a ratio against a physical limit or a peer's way, taken in one run: `make bench`."""
