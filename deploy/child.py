@@ -1,6 +1,6 @@
-"""Trampoline of every child: ties its life to the launcher's, pins its cores, then becomes the real program.
+"""Trampoline of every child: ties its life to the launcher's, sets its cores and priority, becomes the real program.
 
-    python -m deploy.child --parent PID [--cores 0,1] -- PROGRAM ARGUMENT...
+    python -m deploy.child --parent PID [--cores 0,1] [--niceness 10] -- PROGRAM ARGUMENT...
 
 It exists because this must happen in the child: `preexec_fn` is unsafe once the parent has threads.
 """
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="deploy.child")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--cores", default="")
+    parser.add_argument("--niceness", type=int, default=0)
     parser.add_argument("program", nargs=argparse.REMAINDER)
     arguments = parser.parse_args(argv)
     # SIGTERM, not SIGKILL: a child whose launcher was killed still checkpoints, returns leases and ends its children.
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
         return 1
     if arguments.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+    os.nice(arguments.niceness)
     program = [word for index, word in enumerate(arguments.program) if not (index == 0 and word == "--")]
     try:
         os.execvp(program[0], program)

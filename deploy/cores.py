@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 Cores = frozenset[int]
 
+GENERATOR_NICENESS = 10
+"""A tenth of the learner's share where both want the same core."""
+
 
 class CorePlan(NamedTuple):
     """Cores by process, as positions 0 … num_cpus-1 (see `available_cores` for the real ids).
@@ -15,21 +18,29 @@ class CorePlan(NamedTuple):
         learner: cores all learner ranks share.
         learner_threads: OMP threads of one learner rank.
         generators: one set of cores per generator.
-        shared: True when learner and generators overlap; idle OMP threads should then sleep, not spin.
+        generator_threads: OMP threads of one generator.
+        shared: True when learner and generators overlap: generators then run at `GENERATOR_NICENESS`, and idle OMP
+            threads should sleep, not spin.
     """
 
     learner: Cores
     learner_threads: int
     generators: tuple[Cores, ...]
+    generator_threads: int
     shared: bool
+
+    @property
+    def generator_niceness(self) -> int:
+        return GENERATOR_NICENESS if self.shared else 0
 
 
 def plan_cores(num_cpus: int, num_generators: int, num_ranks: int) -> CorePlan:
     """Divide `num_cpus` cores among the generators and the learner's ranks.
 
-    With a core for everyone, each generator gets an equal share of its own and the learner the rest. With fewer,
-    generators take one core each, round robin, and the learner spans all of them: learning and generating take turns
-    (the learner waits for a batch most of the time a generator is busy), so a fixed division would leave cores idle.
+    With a core for everyone, each generator gets an equal share of its own and the learner the rest. With fewer, all
+    may run everywhere and the learner goes first, on threads for half the cores: its step is one chain of work, and
+    what takes a core from it delays everybody's next weights, while generators fill whatever is left. No core is idle
+    in the stages where only one side works.
 
     Raises:
         ValueError: when a count is not positive (`num_generators` may be 0).
@@ -40,14 +51,13 @@ def plan_cores(num_cpus: int, num_generators: int, num_ranks: int) -> CorePlan:
         )
     everything = frozenset(range(num_cpus))
     if num_generators == 0:
-        return CorePlan(everything, max(1, num_cpus // num_ranks), (), shared=False)
+        return CorePlan(everything, max(1, num_cpus // num_ranks), (), 1, shared=False)
     if num_cpus >= num_generators + num_ranks:
         share = num_cpus // (num_generators + num_ranks)
         generators = tuple(frozenset(range(i * share, (i + 1) * share)) for i in range(num_generators))
         learner = everything - frozenset().union(*generators)
-        return CorePlan(learner, max(1, len(learner) // num_ranks), generators, shared=False)
-    generators = tuple(frozenset({i % num_cpus}) for i in range(num_generators))
-    return CorePlan(everything, max(1, num_cpus // num_ranks), generators, shared=True)
+        return CorePlan(learner, max(1, len(learner) // num_ranks), generators, share, shared=False)
+    return CorePlan(everything, max(1, num_cpus // 2 // num_ranks), (everything,) * num_generators, 1, shared=True)
 
 
 def available_cores() -> list[int]:

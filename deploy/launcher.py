@@ -166,10 +166,11 @@ class Launcher:
                 command=[*self._command("generator"), "--id", f"generator-{index}", *self._overrides],
                 # We pin the process; vLLM's own binding would look at the whole machine.
                 environment={
-                    **thread_environment(len(mine), shared=plan.shared),
+                    **thread_environment(plan.generator_threads, shared=plan.shared),
                     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
                 },
                 cores=frozenset(cores[i] for i in mine) if self.config.launcher.pin_cores else None,
+                niceness=plan.generator_niceness if self.config.launcher.pin_cores else 0,
                 max_restarts=self.config.launcher.generator_restarts,
                 peers_suffice=True,
             )

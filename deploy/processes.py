@@ -63,6 +63,7 @@ class ProcessSpec:
         command: program and arguments.
         environment: added to the launcher's own.
         cores: ids to pin to; None leaves the launcher's.
+        niceness: added to the launcher's own; higher gives way.
         max_restarts: how often it is started again after failing once it had been ready; 0: its failure is the run's.
         is_ready: recognises the line that says it is ready; default: the log event ``ready`` or ``<role>_ready``.
         peers_suffice: when the restarts are used up, the run goes on while another process of the same `role` lives.
@@ -75,6 +76,7 @@ class ProcessSpec:
     role: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     cores: frozenset[int] | None = None
+    niceness: int = 0
     max_restarts: int = 0
     peers_suffice: bool = False
     may_finish: bool = True
@@ -255,6 +257,8 @@ class Supervisor:
         spec = child.spec
         python_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
         trampoline = [sys.executable, "-m", "deploy.child", "--parent", str(os.getpid())]
+        if spec.niceness:
+            trampoline += ["--niceness", str(spec.niceness)]
         if spec.cores is not None:
             trampoline += ["--cores", ",".join(map(str, sorted(spec.cores)))]
         child.popen = subprocess.Popen(

@@ -177,7 +177,8 @@ class LauncherConfig(Section):
     """`vcppo up` on one machine."""
 
     pin_cores: bool = True
-    """Give learner ranks and generators cores of their own (taskset), as far as there are enough."""
+    """Give learner ranks and generators cores of their own (taskset); where there are too few, let the learner go
+    first (nice)."""
 
     startup_deadline_seconds: Seconds = 600.0
     """A process not ready by then stops the run, by name."""

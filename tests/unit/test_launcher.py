@@ -63,17 +63,20 @@ def at_once(action: Callable[[], None]) -> Callable[[], bool]:
 class TestPlanCores:
     def test_two_cores_two_generators_share_with_the_learner(self) -> None:
         plan = plan_cores(2, 2, 1)
-        assert plan.generators == (frozenset({0}), frozenset({1}))
+        assert plan.generators == (frozenset({0, 1}), frozenset({0, 1}))
         assert plan.learner == {0, 1}
-        assert plan.learner_threads == 2
+        assert plan.learner_threads == plan.generator_threads == 1
         assert plan.shared
+        assert plan.generator_niceness > 0
 
     def test_enough_cores_are_divided(self) -> None:
         plan = plan_cores(8, 2, 1)
         assert plan.generators == (frozenset({0, 1}), frozenset({2, 3}))
         assert plan.learner == {4, 5, 6, 7}
         assert plan.learner_threads == 4
+        assert plan.generator_threads == 2
         assert not plan.shared
+        assert plan.generator_niceness == 0
 
     @pytest.mark.parametrize("num_cpus", [1, 2, 3, 4, 7, 16, 64])
     @pytest.mark.parametrize("num_generators", [0, 1, 2, 5])
@@ -111,6 +114,11 @@ class TestSupervisor:
         assert wrapped["level"] == "warning"
         assert wrapped["service"] == "a"
         assert wrapped["run_id"] == "test"
+
+    def test_niceness_is_the_childs(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        supervisor.start(ProcessSpec("a", python(READY + "import os; print('nice', os.nice(0))"), niceness=3))
+        supervisor.wait_exit("a")
+        assert f"nice {os.nice(0) + 3}" in {r["event"] for r in lines_of(tmp_path, "a")}
 
     def test_failure_names_process_code_and_last_lines(self, supervisor: Supervisor) -> None:
         supervisor.start(ProcessSpec("learner", python("print('about to break'); raise SystemExit(3)")))
