@@ -1,0 +1,81 @@
+"""A whole run brought up by `vcppo up`: the demo with random weights, for `overlap`, `growth` and `soak` to watch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from common.config import load_config
+from common.run_folder import RunFolder
+from deploy.run_data import RunData
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "deploy" / "configs" / "demo.yaml"
+_TICK_SECONDS = 1.0
+_STOP_SECONDS = 60.0
+
+
+class RunFailed(RuntimeError):
+    """The run under measurement ended badly: figures of it would mean nothing."""
+
+
+class RealRun:
+    """Runs under one temporary folder that share one set of random weights.
+
+    With random weights nearly every response is cut by length, and steps of size 1e-9 keep it so: each step is the
+    same work, whatever the settings compared do to learning.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = root / "model" / "cold_start"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        self._always = [
+            "-c", str(DEMO), f"run.folder={root}", f"model.path={self.model}", f"transport.endpoints=[{endpoint}]",
+            "value_pretraining.num_trajectories=0", "critic.init=policy", "learner.checkpoint_every=1000",
+            "rl.actor_learning_rate=1e-9", "rl.critic_learning_rate=1e-9",
+        ]  # fmt: skip
+        self._vcppo("sft", "run.name=model", "sft.phases=[{steps: 1, batch_size: 1, learning_rate: 1.0e-9}]")
+
+    def folder(self, name: str) -> RunFolder:
+        return RunFolder(self.root / name)
+
+    def up(self, name: str, *overrides: str, on_tick: Callable[[], None] | None = None) -> RunData:
+        """Bring run `name` up and follow it to its end. Raises RunFailed with its last lines."""
+        self._vcppo("up", f"run.name={name}", *overrides, on_tick=on_tick)
+        return RunData.load(self.folder(name))
+
+    def _vcppo(self, command: str, *overrides: str, on_tick: Callable[[], None] | None = None) -> None:
+        words = [sys.executable, "-m", "deploy.cli", command, *self._always, *overrides]
+        load_config(DEMO, words[6:])  # a wrong setting fails here, by name
+        with subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_whole_machine()
+        ) as up:
+            try:
+                output = _follow(up, on_tick)
+            except BaseException:
+                up.send_signal(signal.SIGINT)
+                up.wait(_STOP_SECONDS)
+                raise
+        if up.returncode != 0:
+            raise RunFailed(f"vcppo {command} ended with {up.returncode}:\n{output[-2000:].decode(errors='replace')}")
+
+
+def _follow(up: subprocess.Popen[bytes], on_tick: Callable[[], None] | None) -> bytes:
+    while True:
+        try:
+            return up.communicate(timeout=_TICK_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            if on_tick is not None:
+                on_tick()
+
+
+def _whole_machine() -> dict[str, str]:
+    """Without the thread counts of a benchmark's own process: the launcher gives its children theirs."""
+    return {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
