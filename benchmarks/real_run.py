@@ -16,6 +16,7 @@ from deploy.run_data import RunData
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "deploy" / "configs" / "demo.yaml"
+STOPPED = 1  # what `vcppo up` ends with when its learner was stopped from outside
 _TICK_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 
@@ -46,12 +47,22 @@ class RealRun:
     def folder(self, name: str) -> RunFolder:
         return RunFolder(self.root / name)
 
-    def up(self, name: str, *overrides: str, on_tick: Callable[[], None] | None = None) -> RunData:
-        """Bring run `name` up and follow it to its end. Raises RunFailed with its last lines."""
-        self._vcppo("up", f"run.name={name}", *overrides, on_tick=on_tick)
+    def up(
+        self, name: str, *overrides: str, on_tick: Callable[[], None] | None = None, stops_early: bool = False
+    ) -> RunData:
+        """Bring run `name` up and follow it to its end. Raises RunFailed with its last lines.
+
+        Args:
+            on_tick: called about once a second.
+            stops_early: `on_tick` ends the run by stopping its learner; that is no failure then.
+        """
+        good = (0, STOPPED) if stops_early else (0,)
+        self._vcppo("up", f"run.name={name}", *overrides, on_tick=on_tick, good=good)
         return RunData.load(self.folder(name))
 
-    def _vcppo(self, command: str, *overrides: str, on_tick: Callable[[], None] | None = None) -> None:
+    def _vcppo(
+        self, command: str, *overrides: str, on_tick: Callable[[], None] | None = None, good: tuple[int, ...] = (0,)
+    ) -> None:
         words = [sys.executable, "-m", "deploy.cli", command, *self._always, *overrides]
         load_config(DEMO, words[6:])  # a wrong setting fails here, by name
         with subprocess.Popen(
@@ -63,7 +74,7 @@ class RealRun:
                 up.send_signal(signal.SIGINT)
                 up.wait(_STOP_SECONDS)
                 raise
-        if up.returncode != 0:
+        if up.returncode not in good:
             raise RunFailed(f"vcppo {command} ended with {up.returncode}:\n{output[-2000:].decode(errors='replace')}")
 
 
