@@ -47,7 +47,8 @@ BENCHMARKS = (
     Benchmark("weight_update", 2, "pause to resume, and bytes per second, against memcpy and gloo's broadcast"),
     Benchmark("overlap", 2, "asynchronous against synchronous on the same work"),
     Benchmark("start_up", 2, "a generator and the learner coming up against vLLM's engine alone"),
-    Benchmark("growth", 2, "longer, more and fuller: is it a straight line?"),
+    Benchmark("growth", 2, "longer trajectories, fuller buffers: is it a straight line?"),
+    Benchmark("processes", 2, "1 to 4 generators, 1 to 2 learner ranks: is it a straight line?"),
     Benchmark("soak", 2, "memory of every process over half an hour of training", by_name_only=True),
 )
 
