@@ -112,16 +112,18 @@ class TrajectoryLimits:
     """What is accepted at most. The defaults only keep hostile input small.
 
     Attributes:
-        max_tokens: of the prompt, and of the response.
+        max_tokens: of prompt and response together.
         max_spans: version spans, that is weight updates during one rollout.
         max_string: characters of an id or name.
         max_log_prob: nats; rounding may put the log-prob of a sure token a little above 0.
+        max_reward: its absolute value: what is finite here may be infinite in float32, or squared.
     """
 
     max_tokens: int = 1 << 22
     max_spans: int = 4096
     max_string: int = 256
     max_log_prob: float = 1e-3
+    max_reward: float = 1e6
 
 
 DEFAULT_LIMITS = TrajectoryLimits()
@@ -146,8 +148,8 @@ def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) 
         raise InvalidTrajectory("version_spans: a version is negative or a count below 1")
     if sum([count for _, count in spans]) != num_response:
         raise InvalidTrajectory(f"version_spans: counts don't sum to the {num_response} response tokens")
-    if not isfinite(trajectory.reward):
-        raise InvalidTrajectory(f"reward: {trajectory.reward} is not finite")
+    if not abs(trajectory.reward) <= limits.max_reward:  # so put, it refuses NaN too
+        raise InvalidTrajectory(f"reward: {trajectory.reward} is not finite, or beyond {limits.max_reward:g}")
     if not all(map(isfinite, trajectory.timings.values())):
         raise InvalidTrajectory("timings: a duration is not finite")
 

@@ -43,6 +43,7 @@ _PREFIX_SIZE = 8
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_PROBLEM_BYTES = 1 << 20
 _MAX_TIMINGS = 32
+_MAX_LIST = 4 * DEFAULT_LIMITS.max_spans  # msgpack makes room for what a list declares, before there is any of it
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _FINISH_REASONS, _OUTCOMES, _PURPOSES = get_args(FinishReason), get_args(Outcome), get_args(Purpose)
 
@@ -99,7 +100,7 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
     """The trajectory in `data`, its arrays read-only views of it. Raises `WireError`."""
     header, body = _split(data, _TRAJECTORY_MAGIC, _TRAJECTORY_KEYS)
     num_prompt = _integer(header, "num_prompt", 1, limits.max_tokens)
-    num_response = _integer(header, "num_response", 1, limits.max_tokens)
+    num_response = _integer(header, "num_response", 1, limits.max_tokens - num_prompt)
     expected = 4 * num_prompt + 9 * num_response
     if len(body) != expected:
         raise WireError(
@@ -185,6 +186,8 @@ def _join(magic: bytes, header: Header, arrays: tuple[np.ndarray, ...]) -> bytes
         packed: bytes = msgpack.packb(header)
     except _UNUSABLE as error:
         raise WireError(f"header: can't be packed: {error}") from error
+    if len(packed) > _MAX_HEADER_BYTES:  # it would be refused by whoever gets it
+        raise WireError(f"header: {len(packed)} bytes, at most {_MAX_HEADER_BYTES}: names or the problem are too long")
     padding = b"\0" * (-len(packed) % 8)
     little_endian = [array.astype(array.dtype.newbyteorder("<"), order="C", copy=False).data for array in arrays]
     return b"".join([magic, len(packed).to_bytes(4, "little"), packed, padding, *little_endian])
@@ -203,14 +206,14 @@ def _split(data: bytes | memoryview, magic: bytes, keys: set[str]) -> tuple[Head
         raise WireError(f"header: declared as {size} bytes in a message of {len(view)} (most: {_MAX_HEADER_BYTES})")
     header = _unpack_map(view[_PREFIX_SIZE : _PREFIX_SIZE + size])
     if header.keys() != keys:
-        different = sorted(str(key)[:40] for key in header.keys() ^ keys)[:5]
+        different = sorted(ascii(key)[:40].strip("'") for key in header.keys() ^ keys)[:5]
         raise WireError(f"{different[0]}: field missing or unknown (all such: {different})")
     return header, view[_PREFIX_SIZE + size + -size % 8 :]
 
 
 def _unpack_map(view: memoryview) -> Header:
     try:
-        header = msgpack.unpackb(view, max_bin_len=0, max_ext_len=0, max_map_len=64)
+        header = msgpack.unpackb(view, max_bin_len=0, max_ext_len=0, max_map_len=64, max_array_len=_MAX_LIST)
     except _UNUSABLE as error:
         raise WireError(f"header: not msgpack: {type(error).__name__}: {str(error)[:200]}") from error
     if type(header) is not dict:

@@ -1,0 +1,50 @@
+"""What passed the wire and could not be trained on: each of these once ended the learner or the generators."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+import pytest
+
+from common.trajectory import Prompt, TrajectoryLimits, VersionSpan
+from common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
+from tests.fuzz.wire import a_trajectory
+
+
+@pytest.mark.parametrize("reward", [1e300, -1e39, 1e7])
+def test_a_reward_that_overflows_float32_or_its_square_is_refused(reward: float) -> None:
+    with pytest.raises(WireError, match=r"^reward: "):
+        decode_trajectory(encode_trajectory(a_trajectory(reward=reward)))
+
+
+def test_prompt_and_response_must_fit_together() -> None:
+    """Each alone within generator.max_model_len, together twice that: too long for a micro-batch."""
+    data = encode_trajectory(a_trajectory(60, 60, version_spans=(VersionSpan(0, 60),)))
+    with pytest.raises(WireError, match=r"^num_response: "):
+        decode_trajectory(data, TrajectoryLimits(max_tokens=100))
+    assert decode_trajectory(data, TrajectoryLimits(max_tokens=120)).num_tokens == 120
+
+
+def test_a_prompt_that_can_be_encoded_can_be_decoded() -> None:
+    """The learner issues it, so a generator must be able to read it, or the learner must be told."""
+    for size in range(2**20 - 400, 2**20, 20):
+        prompt = Prompt("p", "g", 1, "t", np.arange(3, dtype=np.int32), {"a": "x" * size}, 0, 4, "rl", 100)
+        try:
+            data = encode_prompt(prompt)
+        except WireError:
+            return
+        assert decode_prompt(data).problem == prompt.problem
+    pytest.fail("no limit was met")
+
+
+def test_a_key_in_an_error_can_not_talk_to_the_terminal() -> None:
+    packed = msgpack.packb({"\x1b[2J\n\u202e": 1})
+    with pytest.raises(WireError) as caught:
+        decode_trajectory(b"vct1" + len(packed).to_bytes(4, "little") + packed + bytes(8))
+    assert str(caught.value).isprintable()
+
+
+def test_lists_that_promise_more_than_there_is_take_no_memory() -> None:
+    nested = b"\xdd\0\x0f\xff\xff" * 500
+    with pytest.raises(WireError, match=r"header: .*max_array_len"):
+        decode_trajectory(b"vct1" + len(nested).to_bytes(4, "little") + nested + bytes(1 << 20))
