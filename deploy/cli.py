@@ -227,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         "--restart-learner",
         type=int,
         metavar="N",
-        help="start a crashed learner again up to N times (default: stop; `up` resumes)",
+        help="start a crashed learner again up to N times in a row (launcher.learner_restarts); 0: stop, `up` resumes",
     )
 
     sft = _add(

@@ -3,7 +3,8 @@
     redis ─ready─▶ buffer(s) ─ready─▶ generators and learner, side by side ─▶ learner ends ─▶ all stop
                                                                               (learner, generators, buffer, redis)
 
-waits for: the learner's end. Unblocked by: its exit, the failure of a process that can't be spared, Ctrl-C.
+waits for: the learner's end. Unblocked by: its exit, Ctrl-C, a process that can't be spared and ended more often in a
+row than launcher.*_restarts allows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -81,6 +83,8 @@ class Launcher:
             stop_deadline_seconds=config.launcher.stop_deadline_seconds,
             start_deadline_seconds=config.launcher.startup_deadline_seconds,
             on_tick=on_tick,
+            backoff_seconds=config.launcher.restart_backoff_seconds,
+            restart_window_seconds=config.launcher.restart_window_seconds,
         )
 
     def run(self) -> Ledger:
@@ -118,7 +122,7 @@ class Launcher:
     def _bring_up(self) -> None:
         start = self.supervisor.start
         if self.embedded:
-            start(redis_server.redis_spec(self.folder.redis))
+            start(self.redis_spec())
             self.supervisor.wait_ready(["redis"])
         buffers = self.buffer_specs()
         for spec in buffers:
@@ -136,10 +140,16 @@ class Launcher:
     def _command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", *words, "--config", str(self.folder.config)]
 
-    @property
-    def _overrides(self) -> list[str]:
-        # The embedded server's address is this machine's affair and stays out of config.yaml.
+    def overrides(self, role: str) -> list[str]:
+        """Settings of processes of this role that are not the run's: the embedded server's address stays out of
+        config.yaml, being this machine's affair."""
+        del role
         return [f"redis.url={self.redis_url}", JSON_LOGS]
+
+    def redis_spec(self) -> ProcessSpec:
+        """The embedded server."""
+        spec = redis_server.redis_spec(self.folder.redis)
+        return replace(spec, max_restarts=self.config.launcher.redis_restarts)
 
     def buffer_specs(self) -> list[ProcessSpec]:
         """One buffer per endpoint."""
@@ -148,9 +158,9 @@ class Launcher:
             ProcessSpec(
                 name="buffer" if len(endpoints) == 1 else f"buffer-{index}",
                 role="buffer",
-                command=[*self._command("learner.buffer"), "--endpoint", endpoint, *self._overrides],
+                command=[*self._command("learner.buffer"), "--endpoint", endpoint, *self.overrides("buffer")],
                 environment=thread_environment(1, shared=True),
-                max_restarts=self.config.launcher.generator_restarts,
+                max_restarts=self.config.launcher.buffer_restarts,
                 may_finish=False,
             )
             for index, endpoint in enumerate(endpoints)
@@ -158,24 +168,28 @@ class Launcher:
 
     def generator_specs(self) -> list[ProcessSpec]:
         """N generators, each with cores of its own as far as there are enough."""
-        cores, plan = available_cores(), self._plan()
-        return [
-            ProcessSpec(
-                name=f"generator-{index}",
-                role="generator",
-                command=[*self._command("generator"), "--id", f"generator-{index}", *self._overrides],
-                # We pin the process; vLLM's own binding would look at the whole machine.
-                environment={
-                    **thread_environment(plan.generator_threads, shared=plan.shared),
-                    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                },
-                cores=frozenset(cores[i] for i in mine) if self.config.launcher.pin_cores else None,
-                niceness=plan.generator_niceness if self.config.launcher.pin_cores else 0,
-                max_restarts=self.config.launcher.generator_restarts,
-                peers_suffice=True,
-            )
-            for index, mine in enumerate(plan.generators)
-        ]
+        return [self.generator_spec(index) for index in range(self.config.generator.num_generators)]
+
+    def generator_spec(self, index: int) -> ProcessSpec:
+        """Generator number `index`; one beyond those configured shares all cores."""
+        cores, plan, launcher = available_cores(), self._plan(), self.config.launcher
+        mine = plan.generators[index] if index < len(plan.generators) else range(len(cores))
+        name = f"generator-{index}"
+        return ProcessSpec(
+            name=name,
+            role="generator",
+            command=[*self._command("generator"), "--id", name, *self.overrides("generator")],
+            # We pin the process; vLLM's own binding would look at the whole machine.
+            environment={
+                **thread_environment(plan.generator_threads, shared=plan.shared),
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            },
+            cores=frozenset(cores[i] for i in mine) if launcher.pin_cores else None,
+            niceness=plan.generator_niceness if launcher.pin_cores else 0,
+            max_restarts=launcher.generator_restarts,
+            peers_suffice=True,
+            may_finish=False,
+        )
 
     def learner_spec(self) -> ProcessSpec:
         """The learner: plain with one rank, under torchrun with more."""
@@ -184,7 +198,7 @@ class Launcher:
         return ProcessSpec(
             name="learner",
             role="learner",
-            command=[*self._command(*(torchrun if ranks > 1 else ("learner",))), *self._overrides],
+            command=[*self._command(*(torchrun if ranks > 1 else ("learner",))), *self.overrides("learner")],
             environment=thread_environment(self.config.learner.num_threads or plan.learner_threads, shared=plan.shared),
             cores=frozenset(cores[i] for i in plan.learner) if self.config.launcher.pin_cores else None,
             max_restarts=self.config.launcher.learner_restarts,

@@ -16,99 +16,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 import structlog
 
-from common.errors import EXIT_INTERRUPTED, DeadlineExceeded, VcppoError
-from deploy.log_lines import LineSplitter, LogSink, Record
+from common.errors import EXIT_USAGE, DeadlineExceeded
+from deploy.log_lines import LineSplitter, LogSink
 from deploy.orphans import GRACE_SECONDS, Orphans
+from deploy.process_spec import Child, Interrupted, ProcessFailed, ProcessSpec
+
+__all__ = ["Child", "Interrupted", "ProcessFailed", "ProcessSpec", "Supervisor"]
 
 log = structlog.get_logger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TICK_SECONDS = 1.0
-
-
-class ProcessFailed(VcppoError):
-    """A process the run can't do without has ended."""
-
-    def __init__(self, name: str, exit_code: int, last_lines: Sequence[str]) -> None:
-        how = (
-            f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
-        )
-        tail = "".join(f"\n    {line}" for line in last_lines)
-        super().__init__(f"{name} {how}. Its last lines:{tail or ' none'}")
-        self.name, self.process_exit_code = name, exit_code
-        if exit_code == 2:
-            self.exit_code = 2
-
-
-class Interrupted(VcppoError):
-    """Ctrl-C or SIGTERM."""
-
-    exit_code = EXIT_INTERRUPTED
-
-
-@dataclass(frozen=True)
-class ProcessSpec:
-    """What to start and what to do when it ends.
-
-    Attributes:
-        name: e.g. ``generator-0``; names the log file and the prefix on the terminal.
-        command: program and arguments.
-        environment: added to the launcher's own.
-        cores: ids to pin to; None leaves the launcher's.
-        niceness: added to the launcher's own; higher gives way.
-        max_restarts: how often it is started again after failing once it had been ready; 0: its failure is the run's.
-        is_ready: recognises the line that says it is ready; default: the log event ``ready`` or ``<role>_ready``.
-        peers_suffice: when the restarts are used up, the run goes on while another process of the same `role` lives.
-        role: what kind of process it is, e.g. ``generator``.
-        may_finish: exit code 0 is its normal end; for a server it is a failure like any other.
-    """
-
-    name: str
-    command: Sequence[str]
-    role: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    cores: frozenset[int] | None = None
-    niceness: int = 0
-    max_restarts: int = 0
-    peers_suffice: bool = False
-    may_finish: bool = True
-    is_ready: Callable[[Record], bool] | None = None
-
-    def says_ready(self, record: Record) -> bool:
-        if self.is_ready is not None:
-            return self.is_ready(record)
-        return record.get("event") in ("ready", f"{self.role}_ready")
-
-
-class Child:
-    """One process of a spec: alive, or ended with an exit code, or waiting to be started again."""
-
-    def __init__(self, spec: ProcessSpec) -> None:
-        self.spec = spec
-        self.popen: subprocess.Popen[bytes] | None = None
-        self.exit_code: int | None = None
-        self.ready = False
-        self.stopping = False
-        self.num_restarts = 0
-        self.start_deadline = float("inf")
-        self.restart_at = float("inf")
-
-    @property
-    def alive(self) -> bool:
-        return self.popen is not None and self.exit_code is None
-
-    @property
-    def pid(self) -> int:
-        assert self.popen is not None
-        return self.popen.pid
+MAX_BACKOFF_SECONDS = 30.0
 
 
 class Supervisor:
@@ -125,11 +51,13 @@ class Supervisor:
         start_deadline_seconds: float = 600.0,
         on_tick: Callable[[], None] | None = None,
         backoff_seconds: float = 1.0,
+        restart_window_seconds: float = 60.0,
     ) -> None:
         self.sink = sink
         self.stop_deadline_seconds = stop_deadline_seconds
         self.start_deadline_seconds = start_deadline_seconds
         self.backoff_seconds = backoff_seconds
+        self.restart_window_seconds = restart_window_seconds
         self.on_tick = on_tick
         self.children: dict[str, Child] = {}
         self._selector = selectors.DefaultSelector()
@@ -201,17 +129,21 @@ class Supervisor:
             for child in list(self.children.values()):
                 self._judge(child)
 
+    def retire(self, name: str) -> None:
+        """SIGTERM a child that is not wanted any more: its end is no failure, and nobody waits for it."""
+        child = self.children[name]
+        child.stopping, child.restart_at = True, float("inf")
+        if child.alive and child.popen is not None:
+            log.info("process_stopping", process=name)
+            child.popen.terminate()
+
     def stop(self, order: Sequence[Sequence[str]]) -> None:
         """SIGTERM the groups of `order` one after the other; what outlives its deadline is killed, by name."""
         self._signals.clear()
         for group in order:
             children = [self.children[name] for name in group if name in self.children]
             for child in children:
-                child.stopping, child.restart_at = True, float("inf")
-                if child.alive:
-                    log.info("process_stopping", process=child.spec.name)
-                    with contextlib.suppress(ProcessLookupError):
-                        child.popen.terminate() if child.popen else None
+                self.retire(child.spec.name)
             deadline = time.monotonic() + self.stop_deadline_seconds
             while any(child.alive for child in children) and time.monotonic() < deadline and not self._signals:
                 self._turn(deadline)
@@ -285,7 +217,8 @@ class Supervisor:
             return False
         for line in lines.feed(chunk) if chunk else lines.rest():
             record = self.sink.line(child.spec.name, line)
-            child.ready = child.ready or child.spec.says_ready(record)
+            if not child.ready and child.spec.says_ready(record):
+                child.ready, child.ready_at = True, time.monotonic()
         if not chunk:
             self._selector.unregister(pipe)
             pipe.close()
@@ -309,20 +242,16 @@ class Supervisor:
         """Decide what an ended or late child means. Raises ProcessFailed or DeadlineExceeded when it ends the run."""
         name, now = child.spec.name, time.monotonic()
         if child.alive and not child.ready and now >= child.start_deadline:
-            raise DeadlineExceeded(
-                f"{name} was not ready after {self.start_deadline_seconds:.0f} s (launcher.startup_deadline_seconds). "
-                f"Its last lines:" + "".join(f"\n    {line}" for line in self.sink.last_lines(name))
-            )
+            self._late(child)
         if child.exit_code is None or (child.exit_code == 0 and child.spec.may_finish):
             return
         if child.stopping or child.restart_at < float("inf"):
             return
-        if (child.ready or child.num_restarts) and child.num_restarts < child.spec.max_restarts:
-            child.num_restarts += 1
-            delay = self.backoff_seconds * 2 ** (child.num_restarts - 1)
-            child.restart_at = now + delay
-            log.warning("process_restarting", process=name, exit_code=child.exit_code, attempt=child.num_restarts,
-                        of=child.spec.max_restarts, in_seconds=delay)  # fmt: skip
+        if child.ready and now - child.ready_at >= self.restart_window_seconds:
+            child.num_restarts = 0
+        may_restart = (child.ready or child.num_restarts) and child.exit_code != EXIT_USAGE
+        if may_restart and child.num_restarts < child.spec.max_restarts:
+            self._restart_later(child, now)
             return
         peers = [
             c
@@ -335,6 +264,26 @@ class Supervisor:
                       going_on_with=[c.spec.name for c in peers])  # fmt: skip
             return
         raise ProcessFailed(name, child.exit_code or 0, self.sink.last_lines(name))
+
+    def _late(self, child: Child) -> None:
+        """Not ready in time: the end of the run at the first start, one more failed attempt at a restart."""
+        name = child.spec.name
+        if child.num_restarts and child.num_restarts < child.spec.max_restarts:
+            log.warning("process_killed", process=name, waited_seconds=self.start_deadline_seconds, reason="not ready")
+            self._kill(child)
+            return
+        raise DeadlineExceeded(
+            f"{name} was not ready after {self.start_deadline_seconds:.0f} s (launcher.startup_deadline_seconds). "
+            f"Its last lines:" + "".join(f"\n    {line}" for line in self.sink.last_lines(name))
+        )
+
+    def _restart_later(self, child: Child, now: float) -> None:
+        child.num_restarts += 1
+        child.total_restarts += 1
+        delay = min(self.backoff_seconds * 2 ** (child.num_restarts - 1), MAX_BACKOFF_SECONDS)
+        child.restart_at = now + delay
+        log.warning("process_restarting", process=child.spec.name, exit_code=child.exit_code,
+                    attempt=child.num_restarts, of=child.spec.max_restarts, in_seconds=delay)  # fmt: skip
 
     # ---- the end of processes
 

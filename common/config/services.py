@@ -187,8 +187,21 @@ class LauncherConfig(Section):
     """On shutdown, SIGTERM, then SIGKILL after this long."""
 
     generator_restarts: int = Field(default=3, ge=0)
-    """How often a generator that crashed is started again, with back-off; then the run goes on with the others."""
+    """How often in a row a generator that ended is started again, with back-off; then the run goes on with the
+    others."""
 
-    learner_restarts: int = Field(default=0, ge=0)
-    """How often a learner that crashed is started again from its last checkpoint; 0: the run stops and can be
+    learner_restarts: int = Field(default=3, ge=0)
+    """How often in a row a learner that ended is started again from its last checkpoint; 0: the run stops and can be
     resumed (`vcppo up --restart-learner N`)."""
+
+    buffer_restarts: int = Field(default=10, ge=0)
+    """How often in a row a buffer that ended is started again; generators keep what it did not acknowledge."""
+
+    redis_restarts: int = Field(default=3, ge=0)
+    """How often in a row the embedded redis-server is started again, on its append-only file; the others wait."""
+
+    restart_backoff_seconds: Seconds = 1.0
+    """Pause before the first restart of a process; doubles with each one in a row, up to 30 seconds."""
+
+    restart_window_seconds: Seconds = 60.0
+    """A process that was up for this long counts its restarts anew."""

@@ -94,7 +94,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run = Run(tmp_path_factory.mktemp("end_to_end"))
     cold_start = run.vcppo("sft", *run.settings)
     assert cold_start.returncode == 0, cold_start.stderr
-    up = run.start("up", *run.settings)
+    up = run.start("up", *run.settings, "launcher.learner_restarts=0")
     reader: list[subprocess.CompletedProcess[str]] = []
     thread = threading.Thread(target=lambda: reader.append(finish(up)))  # its pipes must not fill up
     thread.start()

@@ -197,6 +197,57 @@ if not flag.exists():
         with pytest.raises(ProcessFailed, match="generator-0"):
             supervisor.wait(lambda: False)
 
+    def test_restarts_are_counted_in_a_row(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        """One that was up for the window starts counting anew: many faults in a long run are no reason to give up."""
+        supervisor.restart_window_seconds = 0.2
+        lives = tmp_path / "lives"
+        code = (
+            READY
+            + f"""
+import time
+from pathlib import Path
+lives = Path({str(lives)!r})
+number = len(lives.read_text()) if lives.exists() else 0
+lives.write_text("x" * (number + 1))
+time.sleep(0.3)
+raise SystemExit(0 if number == 4 else 1)
+"""
+        )
+        child = supervisor.start(ProcessSpec("a", python(code), max_restarts=1))
+        supervisor.wait_exit("a")
+        assert (child.num_restarts, child.total_restarts) == (1, 4)
+
+    def test_bad_config_is_not_tried_again(self, supervisor: Supervisor) -> None:
+        supervisor.start(ProcessSpec("a", python(READY + "raise SystemExit(2)"), max_restarts=5))
+        with pytest.raises(ProcessFailed, match="exit code 2"):
+            supervisor.wait(lambda: False)
+
+    def test_a_restart_that_does_not_come_up_is_one_more_attempt(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        supervisor.start_deadline_seconds = 3.0
+        lives = tmp_path / "lives"
+        code = f"""
+from pathlib import Path
+import signal
+lives = Path({str(lives)!r})
+number = len(lives.read_text()) if lives.exists() else 0
+lives.write_text("x" * (number + 1))
+if number == 1:
+    signal.pause()
+print('{{"event": "ready", "level": "info"}}', flush=True)
+raise SystemExit(0 if number == 2 else 1)
+"""
+        child = supervisor.start(ProcessSpec("a", python(code), max_restarts=5))
+        supervisor.wait_exit("a")
+        assert child.total_restarts == 2
+
+    def test_a_retired_child_is_not_restarted(self, supervisor: Supervisor) -> None:
+        child = supervisor.start(ProcessSpec("a", python(READY + SLEEP), max_restarts=5, may_finish=False))
+        supervisor.wait_ready(["a"])
+        supervisor.retire("a")
+        supervisor.wait(lambda: child.exit_code is not None)
+        assert child.exit_code == -signal.SIGTERM
+        assert child.total_restarts == 0
+
     def test_signal_interrupts_the_wait(self, supervisor: Supervisor) -> None:
         supervisor.start(ProcessSpec("a", python(READY + SLEEP)))
         supervisor.wait_ready(["a"])
