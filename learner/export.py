@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from common.run_folder import RunFolder
 from learner.checkpoint import check_ranks, verify
 from learner.engine import EngineOptions, TrainEngine, init_distributed, num_ranks, rank, shutdown_distributed
 from learner.models import PolicyModel, load_policy, save_model
+from learner.whole_folder import written_whole
 
 log = structlog.get_logger(__name__)
 
@@ -52,14 +52,11 @@ def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None
         return
     from transformers import AutoTokenizer
 
-    staging = folder.with_name(f".{folder.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
     assert isinstance(actor.module, PolicyModel)
-    save_model(actor.module, staging, state)
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    tokenizer.save_pretrained(staging)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with written_whole(folder) as staging:
+        save_model(actor.module, staging, state)
+        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        tokenizer.save_pretrained(staging)
     log.info("policy_exported", folder=str(folder))
 
 

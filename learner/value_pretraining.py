@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from learner.trajectory_file import TrajectoryFile
 from learner.update import compute_values
 from learner.value_gate import Gate, Measurement
 from learner.value_recording import Recorder, record, share_record
+from learner.whole_folder import written_whole
 
 log = structlog.get_logger(__name__)
 
@@ -259,12 +259,9 @@ def _save_critic(engine: TrainEngine, folder: Path) -> None:
     state = engine.gather_full_state_dict()
     if rank() != 0:
         return
-    staging = folder.with_name(f".{folder.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)
     assert isinstance(engine.module, CriticModel)
-    save_model(engine.module, staging, state)
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    with written_whole(folder) as staging:
+        save_model(engine.module, staging, state)
 
 
 def _decide(gate: Gate, folder: Path, sizes: dict[str, int]) -> None:
