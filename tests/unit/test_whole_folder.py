@@ -9,6 +9,13 @@ import pytest
 from learner.whole_folder import written_whole
 
 
+def write_half(target: Path) -> None:
+    with written_whole(target) as staging:
+        staging.mkdir()
+        (staging / "half").touch()
+        raise OSError("disk full")
+
+
 def test_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
@@ -25,10 +32,8 @@ def test_failure_leaves_the_old_one_and_a_second_try_starts_clean(tmp_path: Path
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").touch()
-    with pytest.raises(OSError, match="full"), written_whole(target) as staging:
-        staging.mkdir()
-        (staging / "half").touch()
-        raise OSError("disk full")
+    with pytest.raises(OSError, match="full"):
+        write_half(target)
     assert [path.name for path in target.iterdir()] == ["old"]
     with written_whole(target) as staging:
         assert not staging.exists()
