@@ -6,40 +6,17 @@ needs ``pip install datasets``). Every row is checked when the task is loaded; a
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
-from functools import lru_cache
-from hashlib import blake2b
-from typing import NamedTuple
 
-from pydantic import Field
-
-from common.tasks.interface import ChatMessages, Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
+from common.tasks.interface import TaskError, Verdict, parse_options
 from common.tasks.math_answers import judge
-from common.tasks.rows import Row, read_rows
+from common.tasks.rows import Row
+from common.tasks.rows_task import RowsOptions, RowsTask, text_of
 from common.trajectory import FinishReason
 
 
-class DatasetOptions(TaskOptions):
+class DatasetOptions(RowsOptions):
     """``task.options`` of dataset."""
-
-    path: str
-    """A .jsonl, .json or .parquet file, or the id of a Hugging Face data set."""
-
-    held_out_path: str | None = None
-    """Held-out problems, likewise. None: a share of `path` is held out, by a hash of the question."""
-
-    subset: str | None = None
-    """Configuration name of a hub data set, e.g. `main` of openai/gsm8k."""
-
-    hub_split: str = "train"
-    """Which split of a hub data set `path` means."""
-
-    hub_held_out_split: str = "test"
-    """Which split of a hub data set `held_out_path` means."""
-
-    question_column: str = "question"
-    """Column with the question."""
 
     answer_column: str = "answer"
     """Column with the reference answer: a number, an expression or LaTeX."""
@@ -47,88 +24,21 @@ class DatasetOptions(TaskOptions):
     answer_after: str | None = None
     """Only what follows this in the answer column is the answer (`####` for GSM8K)."""
 
-    held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of questions held out when held_out_path is not given."""
-
-    prompt_template: str | None = None
-    """Plain-text prompt with {question}, for base models. None: chat messages through the model's chat template."""
-
-    system_prompt: str | None = None
-    """System message of the chat form."""
-
     instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
     """Follows the question in the chat form."""
 
-    end_of_thinking: str = "</think>"
-    """Only what follows the last of these in a response is judged."""
 
-    require_thinking: bool = False
-    """A response without end_of_thinking is `unparsable`; else all of it is judged."""
-
-    judge_truncated: bool = False
-    """Judge responses cut off by length too; else they are `unparsable`."""
-
-
-class _Question(NamedTuple):
-    text: str
-    answer: str
-
-
-class DatasetTask(Task):
+class DatasetTask(RowsTask):
     """See the module's text. Options: `DatasetOptions`."""
 
     def __init__(self, **options: object) -> None:
         self.options = parse_options(DatasetOptions, options, "task.options")
-        self._questions = self._load()
-        # A permutation of 100,000 takes long enough not to draw it for every batch; two epochs meet in one batch.
-        self._order = lru_cache(maxsize=8)(self._draw_order)
+        super().__init__(self.options)
 
-    def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
-        """See `Task.problems`: passes over the data, each in its own order drawn from the seed and the pass number."""
-        questions = self._questions[split]
-        chosen = []
-        for number in range(start, start + count):
-            epoch, place = divmod(number, len(questions))
-            chosen.append(questions[self._order(split, seed, epoch)[place]])
-        return [Problem(self._prompt(question.text), {"reference": question.answer}) for question in chosen]
-
-    def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
-        """Judged by math-verify on what follows the thinking; equal values in other forms are correct."""
-        if finish_reason != "stop" and not self.options.judge_truncated:
-            return Verdict("unparsable", None)
-        _, marker, final = response.rpartition(self.options.end_of_thinking)
-        if self.options.require_thinking and not marker:
-            return Verdict("unparsable", None)
-        return judge(reference=str(answer["reference"]), text=final)
-
-    def warm_up(self) -> None:
-        """math-verify drags in SymPy: seconds, which must not count as the first response's."""
-        judge(reference="1/2", text="$0.5$")
-
-    def _load(self) -> dict[Split, list[_Question]]:
+    def answer_of(self, row: Row, question: str) -> dict[str, object]:
+        """``{"reference": text}``."""
         options = self.options
-        train = [self._question(row) for row in read_rows(options.path, options.subset, options.hub_split)]
-        if options.held_out_path is not None:
-            rows = read_rows(options.held_out_path, options.subset, options.hub_held_out_split)
-            held_out = [self._question(row) for row in rows]
-            # A question in both files is held out: evaluation must not see what was trained on.
-            seen = {question.text for question in held_out}
-            train = [question for question in train if question.text not in seen]
-        else:
-            held_out = [question for question in train if self._is_held_out(question.text)]
-            train = [question for question in train if not self._is_held_out(question.text)]
-        for split, questions in (("train", train), ("held_out", held_out)):
-            if not questions:
-                raise TaskError(
-                    f"task.options.path = {options.path!r} leaves no problem for the {split} split: add rows, or set "
-                    "task.options.held_out_path or held_out_fraction"
-                )
-        return {"train": train, "held_out": held_out}
-
-    def _question(self, row: Row) -> _Question:
-        options = self.options
-        text = _text_of(row, options.question_column, "question_column")
-        answer = _text_of(row, options.answer_column, "answer_column")
+        answer = text_of(row, options.answer_column, "answer_column")
         if options.answer_after is not None:
             _, marker, answer = answer.rpartition(options.answer_after)
             if not marker:
@@ -138,34 +48,13 @@ class DatasetTask(Task):
                 )
         if not answer.strip():
             raise TaskError(f"{row.place}: {options.answer_column!r} is empty: give the answer or drop the row")
-        return _Question(text, answer.strip())
+        return {"reference": answer.strip()}
 
-    def _is_held_out(self, question: str) -> bool:
-        """By the question's own hash, so the split survives reordering and additions."""
-        digest = blake2b(question.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self.options.held_out_fraction * 2**64
+    def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+        """Judged by math-verify on what follows the thinking; equal values in other forms are correct."""
+        final = self.judged_part(response, finish_reason)
+        return Verdict("unparsable", None) if final is None else judge(str(answer["reference"]), final)
 
-    def _draw_order(self, split: Split, seed: int, epoch: int) -> list[int]:
-        order = list(range(len(self._questions[split])))
-        random.Random(f"{split}:{seed}:{epoch}").shuffle(order)
-        return order
-
-    def _prompt(self, question: str) -> str | ChatMessages:
-        options = self.options
-        if options.prompt_template is not None:
-            # Not str.format: LaTeX questions and templates are full of braces.
-            return options.prompt_template.replace("{question}", question)
-        system = [{"role": "system", "content": options.system_prompt}] if options.system_prompt else []
-        return [*system, {"role": "user", "content": f"{question}\n\n{options.instruction}".rstrip()}]
-
-
-def _text_of(row: Row, column: str, option: str) -> str:
-    if column not in row.values:
-        raise TaskError(
-            f"{row.place}: no field {column!r} (there are: {', '.join(map(str, row.values)) or 'none'}): "
-            f"set task.options.{option}"
-        )
-    value = row.values[column]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TaskError(f"{row.place}: {column!r} is {type(value).__name__}, not text or a number")
-    return str(value)
+    def warm_up(self) -> None:
+        """math-verify drags in SymPy: seconds, which must not count as the first response's."""
+        judge(reference="1/2", text="$0.5$")
