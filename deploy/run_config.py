@@ -68,11 +68,13 @@ def changes(before: VcppoConfig, now: VcppoConfig) -> list[Change]:
 def write_config(config: VcppoConfig) -> Path:
     """Write ``<run>/config.yaml``, or check that it says the same. Returns its path.
 
+    A run whose learner has never come up has learnt nothing: its config may still be corrected.
+
     Raises:
         RunError: the run exists with another config, by field.
     """
     folder = RunFolder(config.run.path)
-    if folder.config.exists():
+    if folder.config.exists() and folder.metrics_file("learner").exists():
         harmful = [change for change in changes(load_config(folder.config), config) if not change.harmless]
         if harmful:
             raise RunError(

@@ -15,6 +15,7 @@ import pytest
 
 from common.config import dump_config, load_config
 from common.errors import ConfigError
+from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.cli import _parse, main
 from deploy.demo import demo_name
@@ -122,14 +123,24 @@ class TestErrors:
         self.fails(["eval", "-c", str(config_file), "--model", str(tmp_path / "none")], 2, "--model", capsys=capsys)
 
 
+def begin(path: Path) -> None:
+    """As a learner that has come up leaves its run folder."""
+    RunFolder(path.parent).metrics_file("learner").touch()
+
+
 class TestResume:
     def test_changed_fields_are_named(self, config_file: Path) -> None:
-        write_config(load_config(config_file))
+        begin(write_config(load_config(config_file)))
         with pytest.raises(RunError, match=r"rl\.batch_size is 128 in the run and 64 now.*run\.name"):
             write_config(load_config(config_file, ["rl.batch_size=64"]))
 
-    def test_harmless_changes_are_taken(self, config_file: Path) -> None:
+    def test_a_run_that_never_came_up_may_be_corrected(self, config_file: Path) -> None:
         write_config(load_config(config_file))
+        path = write_config(load_config(config_file, ["rl.batch_size=64"]))
+        assert load_config(path).rl.batch_size == 64
+
+    def test_harmless_changes_are_taken(self, config_file: Path) -> None:
+        begin(write_config(load_config(config_file)))
         path = write_config(
             load_config(config_file, ["rl.num_steps=80", "logging.level=debug", "generator.num_generators=3"])
         )
