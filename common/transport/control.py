@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 _ARRAY = 1  # msgpack extension code
 _MAX_CALLS = 32  # running at once per server
+_MAX_LIST = 1 << 20  # msgpack makes room for what a list declares, before there is any of it
+# By their text: numpy evaluates what looks like a type with a shape, and raises nearly anything on the way.
+_DTYPES = frozenset(np.dtype(kind).newbyteorder("<").str for kind in "?bBhHiIlLqQefdg")
 
 
 class ControlError(VcppoError):
@@ -155,8 +158,8 @@ def pack(value: Any) -> bytes:
 def unpack(data: bytes) -> Any:
     """The inverse of `pack`; arrays are read-only. ValueError for anything malformed."""
     try:
-        return msgpack.unpackb(data, ext_hook=_unpack_array)
-    except (TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        return msgpack.unpackb(data, ext_hook=_unpack_array, max_array_len=_MAX_LIST)
+    except (TypeError, OverflowError, MemoryError, RecursionError, msgpack.UnpackException) as error:
         raise ValueError(f"not a control message: {error}") from error
 
 
@@ -175,8 +178,8 @@ def _unpack_array(code: int, data: bytes) -> Any:
     if code != _ARRAY:
         raise ValueError(f"unknown extension {code}")
     kind, shape, raw = msgpack.unpackb(data)
-    if not isinstance(kind, str) or np.dtype(kind).kind not in "biuf":
-        raise ValueError(f"arrays of {str(kind)[:20]} are not accepted")
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise ValueError(f"arrays of {str(kind)[:20]!r} are not accepted")
     return np.frombuffer(raw, np.dtype(kind)).reshape(shape)
 
 

@@ -6,7 +6,7 @@ import importlib
 
 from tests.fuzz.harness import Harness
 
-NAMES = ("wire",)
+NAMES = ("wire", "frames")
 
 
 def load(name: str) -> Harness:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,3 +38,16 @@ def test_hostile_bytes_give_value_errors_only(data: bytes) -> None:
         unpack(data)
     except ValueError:
         return
+
+
+@pytest.mark.parametrize("kind", ["(2", "i4,(", "(1000000000,)f4", "O", "V8", "f4,f4", "m8", "", "\0", "<f3"])
+def test_an_array_type_is_one_of_a_list_and_never_evaluated(kind: str) -> None:
+    """numpy parses "(2" as Python: it raised SyntaxError, which ended the learner that had asked."""
+    hostile = msgpack.packb(msgpack.ExtType(1, msgpack.packb([kind, [2], bytes(8)])))
+    with pytest.raises(ValueError, match="are not accepted"):
+        unpack(hostile)
+
+
+def test_lists_that_promise_more_than_there_is_take_no_memory() -> None:
+    with pytest.raises(ValueError, match="max_array_len"):
+        unpack(b"\xdd\x03\xff\xff\xff" * 500 + bytes(1 << 20))
