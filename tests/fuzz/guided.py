@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from random import Random
 
 from tests.fuzz.harness import Harness
+from tests.fuzz.mutate import mutate_bytes
 from tests.fuzz.targets import load
 
 _MAX_BYTES = 65536
@@ -38,8 +40,17 @@ def main() -> None:
     import atheris  # a development tool with wheels for few platforms
 
     with atheris.instrument_imports(include=_INSTRUMENTED):
-        one = load(sys.argv[1]).one
-    atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: one(bytes(data)) and None)
+        harness = load(sys.argv[1])
+
+    def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+        """Mostly libFuzzer's own; at times ours, which knows the form, or it would never get past checksums and sizes."""
+        rng = Random(seed)
+        chance = rng.random()
+        if chance < 0.1:
+            return harness.draw(rng)[:max_size]
+        return mutate_bytes(rng, data)[:max_size] if chance < 0.3 else atheris.Mutate(data, max_size)
+
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], lambda data: harness.one(bytes(data)) and None, custom_mutator=mutate)
     atheris.Fuzz()
 
 
