@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
 PromptState = Literal["queued", "leased", "buffered", "claimed"]
-AppendResult = Literal["accepted", "duplicate", "unknown"]
+AppendResult = Literal["accepted", "duplicate", "unknown", "mismatch"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,7 +188,8 @@ class RunStore:
         """Buffer trajectories, each exactly once.
 
         ``accepted``: its prompt was queued or leased. ``duplicate``: that prompt has its trajectory, or is
-        settled. ``unknown``: it was never issued (or settled very long ago). Batched by bytes.
+        settled. ``unknown``: it was never issued (or settled very long ago). ``mismatch``: it was issued in another
+        group or at another version than the trajectory says. Batched by bytes.
         """
         results: list[str] = []
         for batch in batches(map(append_args, entries)):

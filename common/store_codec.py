@@ -52,10 +52,10 @@ def issue_args(prompt: Prompt) -> tuple[str, bytes, bytes]:
     return prompt.id, encode_prompt(prompt), msgpack.packb([prompt.group_id, prompt.issue_version])
 
 
-def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes]:
-    """(prompt id, payload, arrival facts) of a trajectory to buffer."""
+def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes, bytes]:
+    """(prompt id, payload, arrival facts, what its prompt must have been issued as) of a trajectory to buffer."""
     facts = msgpack.packb([entry.trajectory_id, entry.oldest_version, entry.num_tokens])
-    return entry.prompt_id, entry.payload, facts
+    return entry.prompt_id, entry.payload, facts, msgpack.packb([entry.group_id, entry.issue_version])
 
 
 def batches(items: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:

@@ -39,6 +39,10 @@ log = structlog.get_logger(__name__)
 
 _POLL_SECONDS = 0.5
 _METRICS_SECONDS = 10.0
+_UNUSABLE = {
+    "unknown": "was never issued in this run",
+    "mismatch": "was issued in another group or at another version than the trajectory says",
+}
 _COUNTS = ("received", "bytes", "accepted", "duplicate", "unknown", "refused")
 _REDIS_PATIENCE_SECONDS = 3.0  # of one call; then we look whether we were told to stop, and try again
 _STOP_SECONDS = 5.0  # how long what was received may wait for Redis once we are told to stop
@@ -157,6 +161,8 @@ class Buffer:
         trajectory = decode_trajectory(received.payload, self._limits)
         if trajectory.id != received.message_id:
             raise WireError(f"id: {trajectory.id!r} came in a message called {received.message_id!r}")
+        if trajectory.id.rpartition("@")[0] != trajectory.prompt_id:  # so ids are as unique as prompts are
+            raise WireError(f"id: {trajectory.id!r} is no rollout of prompt_id {trajectory.prompt_id!r}")
         return BufferEntry(
             prompt_id=trajectory.prompt_id,
             trajectory_id=trajectory.id,
@@ -175,10 +181,10 @@ class Buffer:
             self._counts[result] += 1
             if result == "duplicate":
                 log.debug("trajectory_duplicate", trajectory_id=entry.trajectory_id, prompt_id=entry.prompt_id)
-        self._receiver.ack(one for one, result in zip(received, results, strict=True) if result != "unknown")
+        self._receiver.ack(one for one, result in zip(received, results, strict=True) if result not in _UNUSABLE)
         for one, entry, result in zip(received, entries, results, strict=True):
-            if result == "unknown":
-                self._refuse(one, f"prompt_id: {entry.prompt_id} was never issued in this run")
+            if result in _UNUSABLE:
+                self._refuse(one, f"prompt_id: {entry.prompt_id!r} {_UNUSABLE[result]}")
 
     def _refuse(self, received: Received, reason: str) -> None:
         """Dead letter; the prompt it was for is rejected when the sender holds its lease."""

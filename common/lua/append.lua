@@ -1,10 +1,13 @@
--- queued or leased -> buffered, exactly once. ARGV: (prompt id, payload, arrival facts)...
+-- queued or leased -> buffered, exactly once. ARGV: (prompt id, payload, arrival facts, what it says it was issued as)...
 -- A prompt that is queued or leased has no trajectory yet: that is the whole test for duplicates.
+-- What the prompt was issued as must be what the trajectory says: its group decides what it is compared with.
 need_room()
 local results, accepted = {}, 0
-for i = 1, #ARGV, 3 do
+for i = 1, #ARGV, 4 do
   local id = ARGV[i]
-  if redis.call('ZREM', leases, id) + redis.call('ZREM', queue, id) > 0 then
+  if (redis.call('HGET', facts, id) or ARGV[i + 3]) ~= ARGV[i + 3] then
+    results[#results + 1] = 'mismatch'
+  elseif redis.call('ZREM', leases, id) + redis.call('ZREM', queue, id) > 0 then
     redis.call('HDEL', owners, id)
     redis.call('HDEL', attempts, id)
     redis.call('HDEL', prompts, id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def a_trajectory(prompt_id: str, attempt: int = 0) -> Trajectory:
     return Trajectory(
         id=f"{prompt_id}@generator-0.{attempt}",
         prompt_id=prompt_id,
-        group_id="g",
+        group_id=f"g{prompt_id[1:]}",
         sample_index=0,
         task="t",
         prompt_token_ids=np.arange(3, dtype=np.int32),
@@ -155,6 +156,23 @@ def test_valid_ones_are_stored_once_and_the_others_are_dead_letters(
     assert store.members("buffer") == []
     stopped = buffer.lines[-1]
     assert (stopped["event"], stopped["accepted"], stopped["duplicate"]) == ("buffer_stopped", 1, 1)
+
+
+def test_what_does_not_fit_its_prompt_is_a_dead_letter(
+    buffer: BufferProcess, store: RunStore, make_sender: Callable[[str], TrajectorySender]
+) -> None:
+    """Else ids would not be as unique as prompts are, and responses be compared with those to another problem."""
+    buffer.start()
+    store.issue([a_prompt(n) for n in range(3)])
+    sender = make_sender(buffer.endpoint)
+    another = dataclasses.replace(a_trajectory("p0"), prompt_id="p1")
+    sender.send(another.id, encode_trajectory(another))
+    sender.send("p2@generator-0.0", encode_trajectory(dataclasses.replace(a_trajectory("p2"), group_id="g1")))
+    assert sender.drain(20)
+    assert store.ledger() == Ledger(issued=3, queued=3)
+    details = sorted(letter.detail for letter in store.dead_letters())
+    assert details[0].startswith("id: 'p0@generator-0.0' is no rollout of prompt_id 'p1'")
+    assert details[1].startswith("prompt_id: 'p2' was issued in another group")
 
 
 def test_nothing_is_acked_while_redis_is_away_and_nothing_lost(

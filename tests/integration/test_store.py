@@ -32,7 +32,8 @@ def a_prompt(number: int, version: int = 0) -> Prompt:
 
 
 def an_entry(prompt_id: str, attempt: int = 0, payload: bytes = b"payload") -> BufferEntry:
-    return BufferEntry(prompt_id, f"{prompt_id}@g.{attempt}", "g", 0, 0, 10, payload)
+    group = f"g{int(prompt_id[1:]) // 4}"
+    return BufferEntry(prompt_id, f"{prompt_id}@g.{attempt}", group, 0, 0, 10, payload)
 
 
 @pytest.fixture
@@ -99,6 +100,15 @@ def test_claim_is_all_or_nothing(store: RunStore) -> None:
 def test_unknown_prompts_are_not_accepted(store: RunStore) -> None:
     assert store.append([an_entry("p0042")]) == ["unknown"]
     assert store.ledger() == Ledger()
+
+
+def test_a_trajectory_of_another_group_or_version_is_not_accepted(store: RunStore) -> None:
+    """It would be compared with the wrong group, or alone."""
+    store.issue([a_prompt(0, version=3)])
+    entry = an_entry("p0000")._replace(issue_version=3)
+    assert store.append([entry._replace(group_id="g7"), entry._replace(issue_version=2)]) == ["mismatch"] * 2
+    assert store.ledger() == Ledger(issued=1, queued=1)
+    assert store.append([entry]) == ["accepted"]
 
 
 def test_requeued_prompts_keep_their_place(store: RunStore) -> None:
