@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -51,13 +52,16 @@ class Timing(NamedTuple):
         return self.peak_bytes / 2**20
 
 
-def measure(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+def measure(calls: Mapping[str, Callable[[], object]], rounds: int, *, single_calls: bool = False) -> dict[str, Timing]:
     """Each call once to warm up (its peak memory is taken there), then `rounds` times in turn: A B C, A B C, …
 
     So a machine that slows down slows all alike, and `ratios` compares what ran within one round.
+
+    Args:
+        single_calls: a sample is one call, without trying first how many fill a sample: for calls that take seconds.
     """
     peaks = {name: peak_of(call) for name, call in calls.items()}
-    repeats = {name: _repeats(call) for name, call in calls.items()}
+    repeats = {name: 1 if single_calls else _repeats(call) for name, call in calls.items()}
     wall: dict[str, list[float]] = {name: [] for name in calls}
     cpu: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
@@ -78,6 +82,7 @@ def ratios(top: Timing, bottom: Timing, *, cpu: bool = False) -> list[float]:
 def peak_of(call: Callable[[], object]) -> int:
     """Bytes by which the process' resident memory rose at most during one call. The result is dropped."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier calls left free in the heap would hide what this one takes
     Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
     before = _memory("VmRSS")
     call()

@@ -57,6 +57,23 @@ def test_bfloat16_weights_give_float32_log_probs() -> None:
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
 
 
+def test_bfloat16_units_lose_nothing_and_are_asked_for_bfloat16_only() -> None:
+    """At a size where the machine's bfloat16 units are used; float32 weights must not be rounded to bfloat16."""
+    size = {"num_tokens": 300, "vocab": 1000, "hidden_size": 256}
+    for dtype, tolerance in ((torch.bfloat16, 2**-8), (torch.float32, 1e-5), (torch.bfloat16, 2**-8)):
+        hidden, weight, bias, targets = inputs(dtype, **size)
+        log_probs, entropy = chunked_log_probs(hidden, weight, targets, bias=bias, chunk_tokens=64, chunk_vocab=256)
+        expected, expected_entropy = reference(hidden, weight, targets, 1.0, bias)
+        torch.testing.assert_close(log_probs.double(), expected, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(entropy.double(), expected_entropy, rtol=1e-5, atol=1e-4)
+        upstream = torch.randn(len(targets))
+        got = torch.autograd.grad(log_probs, (hidden, weight, bias), upstream)
+        want = torch.autograd.grad(expected, (hidden, weight, bias), upstream.double())
+        for g, w in zip(got, want, strict=True):
+            assert (g.double() - w.double()).norm() <= tolerance * w.double().norm()
+        assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
 def test_no_tokens_give_zero_gradients() -> None:
     _, weight, _, _ = inputs()
     hidden = torch.zeros(0, 16, requires_grad=True)
@@ -81,9 +98,9 @@ def test_a_block_of_logits_never_exceeds_its_chunks(vocab: int, monkeypatch: pyt
     plain = module._walk
 
     def spy(*arguments):
-        for columns, rows, logits, chunk in plain(*arguments):
+        for columns, rows, logits in plain(*arguments):
             sizes.append(logits.numel())
-            yield columns, rows, logits, chunk
+            yield columns, rows, logits
 
     monkeypatch.setattr(module, "_walk", spy)
     hidden, weight = torch.randn(300, 4, requires_grad=True), torch.randn(vocab, 4, requires_grad=True)
