@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
+VOCABULARY_SIZE = "vocabulary_size"
+"""Under this name the learner tells the buffers, before its first prompt, how many tokens its model has."""
+
 PromptState = Literal["queued", "leased", "buffered", "claimed"]
 AppendResult = Literal["accepted", "duplicate", "unknown", "mismatch"]
 

@@ -116,6 +116,7 @@ class TrajectoryLimits:
         max_spans: version spans, that is weight updates during one rollout.
         max_string: characters of an id or name.
         max_log_prob: nats; rounding may put the log-prob of a sure token a little above 0.
+        max_token_id: the model's last token: one beyond ends the learner in its embedding.
         max_reward: its absolute value: what is finite here may be infinite in float32, or squared.
     """
 
@@ -123,6 +124,7 @@ class TrajectoryLimits:
     max_spans: int = 4096
     max_string: int = 256
     max_log_prob: float = 1e-3
+    max_token_id: int = 2**31 - 1
     max_reward: float = 1e6
 
 
@@ -173,10 +175,12 @@ def check_shapes(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMI
 
 def _check_values(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
     """Ranges: one vectorised pass each. `reduce` is the ufunc's own, without the method's overhead."""
-    if minimum(trajectory.prompt_token_ids) < 0:
-        raise InvalidTrajectory("prompt_token_ids: a token id is negative")
-    if minimum(trajectory.response_token_ids) < 0:
-        raise InvalidTrajectory("response_token_ids: a token id is negative")
+    for name, ids in (
+        ("prompt_token_ids", trajectory.prompt_token_ids),
+        ("response_token_ids", trajectory.response_token_ids),
+    ):
+        if maximum(ids.view(np.uint32)) > limits.max_token_id:  # unsigned, a negative one is the largest
+            raise InvalidTrajectory(f"{name}: a token id is negative or above {limits.max_token_id}")
     # Bytes, not bools: an array from the wire may hold others than 0 and 1.
     largest = maximum(trajectory.action_mask.view(np.uint8))
     if largest != 1:

@@ -20,6 +20,7 @@ import torch
 
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_INTERRUPTED, VcppoError
+from common.ledger import VOCABULARY_SIZE
 from common.log import configure_logging
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
@@ -31,7 +32,7 @@ from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_di
 from learner.engine import shutdown_distributed as leave_process_group
 from learner.export import export_policy, make_actor, make_policy
 from learner.loop import Broadcaster, RankZero, RlLoop
-from learner.models import load_critic
+from learner.models import load_critic, vocabulary_size
 from learner.prompts import PromptSource
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
@@ -131,6 +132,7 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     if config.redis.url is None:
         raise VcppoError("redis.url is not set: `vcppo up` sets it to the Redis it starts; otherwise name yours")
     store = RunStore.connect(config.redis.url, config.run.name, config.redis.connect_deadline_seconds)
+    store.set_value(VOCABULARY_SIZE, str(vocabulary_size(config.model.path, config.model.trust_remote_code)))
     metrics = MetricsWriter(config.run.path, "learner", config.run.name, config.logging.tensorboard)
     return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
 

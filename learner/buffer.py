@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,12 +27,12 @@ import structlog
 
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
-from common.ledger import BufferEntry, Member
+from common.ledger import VOCABULARY_SIZE, BufferEntry, Member
 from common.log import configure_logging
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
 from common.store import RunStore, StoreUnavailable
-from common.trajectory import TrajectoryLimits
+from common.trajectory import DEFAULT_LIMITS, TrajectoryLimits
 from common.transport import Received, TrajectoryReceiver
 from common.wire import WireError, decode_trajectory
 
@@ -141,6 +142,7 @@ class Buffer:
         """Store what is valid, dead-letter what is not; ack and refuse only after that."""
         if not received:
             return
+        self._learn_vocabulary()
         valid: list[Received] = []
         entries: list[BufferEntry] = []
         for one in received:
@@ -153,6 +155,13 @@ class Buffer:
                 self._refuse(one, str(error))
         if entries:
             self._append(valid, entries)
+
+    def _learn_vocabulary(self) -> None:
+        """Until the learner has said it no prompt is issued, so nothing is accepted either."""
+        if self._limits.max_token_id == DEFAULT_LIMITS.max_token_id:
+            size = self._patiently(lambda: self._store.get_value(VOCABULARY_SIZE))
+            if size is not None:
+                self._limits = replace(self._limits, max_token_id=int(size) - 1)
 
     def _entry(self, received: Received) -> BufferEntry:
         """The checked trajectory. Raises `WireError`."""

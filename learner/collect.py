@@ -104,7 +104,7 @@ class BatchCollector:
             DeadlineExceeded: too long without a batch; names the prompts and generators waited for.
         """
         outstanding = self._store.outstanding()
-        if self._give_up_stale(outstanding, version):
+        if self._give_up_stale(outstanding, version) or self._give_up_impossible(outstanding, version):
             outstanding = self._store.outstanding()
         units = make_units(to_entries(outstanding), self._group_size, self._rl.max_staleness)
         decision = select_batch(
@@ -140,6 +140,18 @@ class BatchCollector:
             )
             give_up(self._store, stale, outstanding, "stale")
         return bool(stale)
+
+    def _give_up_impossible(self, outstanding: Sequence[Outstanding], version: int) -> bool:
+        """What says it was made by weights that do not exist yet: a broken generator's, or none's."""
+        ahead = [
+            entry.prompt_id
+            for entry in outstanding
+            if entry.state == "buffered" and entry.oldest_version is not None and entry.oldest_version > version
+        ]
+        if ahead:
+            log.error("trajectories_from_the_future", prompt_ids=ahead[:_NUM_NAMED], policy_version=version)
+            give_up(self._store, ahead, outstanding, "of a policy version that does not exist yet")
+        return bool(ahead)
 
     def _drop(self, decision: Ready, outstanding: Sequence[Outstanding], version: int) -> None:
         """straggler=drop: each drop is a log line with what is known of its length and difficulty."""

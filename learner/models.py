@@ -169,6 +169,11 @@ def load_critic(
     return CriticModel(model)
 
 
+def vocabulary_size(path: str | Path, trust_remote_code: bool) -> int:
+    """How many tokens the model has an embedding for. Raises VcppoError as `load_policy` does."""
+    return int(_config(path, trust_remote_code).get_text_config().vocab_size)
+
+
 def save_model(
     model: PolicyModel | CriticModel, folder: str | Path, state_dict: dict[str, Tensor] | None = None
 ) -> None:
@@ -226,16 +231,20 @@ def _refuse_missing(path: str | Path, missing: list[str]) -> None:
 
 def _check_config(path: str | Path, trust_remote_code: bool) -> None:
     """Refuse, before any weight is read, what would silently give other log-probs than the model's own."""
-    try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise VcppoError(_unusable(path, error)) from error
+    config = _config(path, trust_remote_code)
     for name, neutral in _LOGIT_SETTINGS.items():
         value = getattr(config, name, neutral)
         if value is not None and value != neutral:
             raise VcppoError(
                 f"model {path}: {name}={value} changes the logits and is not supported; choose another model.path"
             )
+
+
+def _config(path: str | Path, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise VcppoError(_unusable(path, error)) from error
 
 
 def _unusable(path: str | Path, error: Exception) -> str:

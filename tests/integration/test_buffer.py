@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from common.config import TransportConfig
-from common.ledger import Ledger
+from common.ledger import VOCABULARY_SIZE, Ledger
 from common.store import RunStore
 from common.trajectory import Prompt, Trajectory, VersionSpan
 from common.transport import TrajectorySender
@@ -163,16 +163,20 @@ def test_what_does_not_fit_its_prompt_is_a_dead_letter(
 ) -> None:
     """Else ids would not be as unique as prompts are, and responses be compared with those to another problem."""
     buffer.start()
-    store.issue([a_prompt(n) for n in range(3)])
+    store.issue([a_prompt(n) for n in range(4)])
+    store.set_value(VOCABULARY_SIZE, "5")
     sender = make_sender(buffer.endpoint)
-    another = dataclasses.replace(a_trajectory("p0"), prompt_id="p1")
+    unknown_token = np.array([1, 2, 5, 3, 4], np.int32)
+    sender.send("p3@generator-0.0", encode_trajectory(replace(a_trajectory("p3"), response_token_ids=unknown_token)))
+    another = replace(a_trajectory("p0"), prompt_id="p1")
     sender.send(another.id, encode_trajectory(another))
-    sender.send("p2@generator-0.0", encode_trajectory(dataclasses.replace(a_trajectory("p2"), group_id="g1")))
+    sender.send("p2@generator-0.0", encode_trajectory(replace(a_trajectory("p2"), group_id="g1")))
     assert sender.drain(20)
-    assert store.ledger() == Ledger(issued=3, queued=3)
+    assert store.ledger() == Ledger(issued=4, queued=4)
     details = sorted(letter.detail for letter in store.dead_letters())
     assert details[0].startswith("id: 'p0@generator-0.0' is no rollout of prompt_id 'p1'")
     assert details[1].startswith("prompt_id: 'p2' was issued in another group")
+    assert details[2] == "response_token_ids: a token id is negative or above 4"
 
 
 def test_nothing_is_acked_while_redis_is_away_and_nothing_lost(

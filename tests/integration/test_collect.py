@@ -73,6 +73,21 @@ def test_credits_count_uncommitted_claims_as_trained(setup: Callable[..., Setup]
     assert s.store.ledger().issued == 12
 
 
+def test_a_version_that_does_not_exist_yet_is_a_dead_letter_and_replaced(setup: Callable[..., Setup]) -> None:
+    """Its staleness would be below 0, which ended the learner in its statistics."""
+    s = setup()
+    s.collector.issue(0)
+    prompts = s.lease()
+    s.answer(prompts[0], oldest_version=10**12)
+    for prompt in prompts[1:4]:
+        s.answer(prompt)
+    assert s.collector.poll(0) is None
+    assert s.store.dead_letters()[0].reason == "of a policy version that does not exist yet"
+    assert s.store.ledger().issued == 9
+    s.answer(prompts[4])
+    assert s.collector.poll(0) == [prompt.id for prompt in prompts[1:5]]
+
+
 def test_issuing_again_after_a_crash_changes_nothing(setup: Callable[..., Setup]) -> None:
     s = setup()
     s.collector.issue(0)

@@ -17,6 +17,15 @@ def test_a_reward_that_overflows_float32_or_its_square_is_refused(reward: float)
         decode_trajectory(encode_trajectory(a_trajectory(reward=reward)))
 
 
+@pytest.mark.parametrize("field", ["prompt_token_ids", "response_token_ids"])
+def test_a_token_the_model_does_not_have_is_refused(field: str) -> None:
+    num = {"prompt_token_ids": 4, "response_token_ids": 6}[field]
+    data = encode_trajectory(a_trajectory(**{field: np.full(num, 41, np.int32)}))
+    assert decode_trajectory(data, TrajectoryLimits(max_token_id=41)).num_tokens == 10
+    with pytest.raises(WireError, match=f"^{field}: a token id is negative or above 40"):
+        decode_trajectory(data, TrajectoryLimits(max_token_id=40))
+
+
 def test_prompt_and_response_must_fit_together() -> None:
     """Each alone within generator.max_model_len, together twice that: too long for a micro-batch."""
     data = encode_trajectory(a_trajectory(60, 60, version_spans=(VersionSpan(0, 60),)))
