@@ -29,6 +29,7 @@ from common.config import VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
 from common.ledger import VOCABULARY_SIZE, BufferEntry, Member
 from common.log import configure_logging
+from common.log_budget import LineBudget
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
 from common.store import RunStore, StoreUnavailable
@@ -46,6 +47,7 @@ _UNUSABLE = {
 }
 _COUNTS = ("received", "bytes", "accepted", "duplicate", "unknown", "refused")
 _REDIS_PATIENCE_SECONDS = 3.0  # of one call; then we look whether we were told to stop, and try again
+_CUT_SECONDS = 1.0  # after connections were cut, before they are cut again: the memory is freed in the background
 _STOP_SECONDS = 5.0  # how long what was received may wait for Redis once we are told to stop
 
 T = TypeVar("T")
@@ -120,6 +122,9 @@ class Buffer:
         self._started_at = time.monotonic()
         self._heartbeat_at = self._report_at = 0.0
         self._num_reported = 0
+        self._max_resident_mib = config.transport.receive_memory_mib
+        self._next_cut_at = 0.0
+        self._complaints = LineBudget(100, _METRICS_SECONDS)  # all of them are in the dead-letter stream
         self._give_up_at: float | None = None  # once we are told to stop while Redis is away
 
     def run(self) -> None:
@@ -128,6 +133,7 @@ class Buffer:
         log.info("ready", endpoint=self._receiver.endpoint)
         while not self._stopping.is_set():
             self._take(self._receiver.poll(_POLL_SECONDS))
+            self._limit_memory()
             self._heartbeat()
             self._report()
         stop_at = time.monotonic() + _STOP_SECONDS
@@ -137,6 +143,19 @@ class Buffer:
         self._report()
         self._patiently(lambda: self._store.unregister_member(self._member.id))
         log.info("buffer_stopped", **self._counts)
+
+    def _limit_memory(self) -> None:
+        """What arrives without ever ending counts in no limit of ZeroMQ's: it is cut off here, and everyone with it."""
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        if resident > self._max_resident_mib and time.monotonic() >= self._next_cut_at:
+            self._next_cut_at = time.monotonic() + _CUT_SECONDS
+            log.error(
+                "connections_cut",
+                resident_mib=round(resident),
+                limit=f"transport.receive_memory_mib = {self._max_resident_mib:g}",
+                effect="senders connect again and send again what was not acknowledged",
+            )
+            self._receiver.restart()
 
     def _take(self, received: list[Received]) -> None:
         """Store what is valid, dead-letter what is not; ack and refuse only after that."""
@@ -198,7 +217,14 @@ class Buffer:
     def _refuse(self, received: Received, reason: str) -> None:
         """Dead letter; the prompt it was for is rejected when the sender holds its lease."""
         self._counts["refused"] += 1
-        log.warning("trajectory_invalid", sender=received.sender, trajectory_id=received.message_id, reason=reason)
+        if (held_back := self._complaints.take()) is not None:
+            log.warning(
+                "trajectory_invalid",
+                sender=received.sender,
+                trajectory_id=received.message_id,
+                reason=reason,
+                held_back=held_back,
+            )
         prompt_id = received.message_id.rpartition("@")[0]
 
         def bury() -> bool:

@@ -131,6 +131,9 @@ class TransportConfig(Section):
     max_message_mib: float = Field(default=64.0, gt=0)
     """Larger messages are refused and dead-lettered."""
 
+    receive_memory_mib: float = Field(default=2048.0, ge=256)
+    """A buffer that holds more than this cuts its connections: hostile peers end there, generators send again."""
+
     spool_memory_mib: float = Field(default=256.0, gt=0)
     """Unacknowledged trajectories above this go to the spool on disk."""
 

@@ -75,6 +75,10 @@ class TrajectoryReceiver:
         if received.message_id:
             self._router.send([received.identity, REFUSED, received.message_id.encode(), reason.encode()[:1024]])
 
+    def restart(self) -> None:
+        """Cut every connection; what was not received yet is freed, and sent again by senders that keep it."""
+        self._router.restart()
+
     def close(self) -> None:
         self._router.close()
 

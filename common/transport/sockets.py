@@ -21,6 +21,7 @@ MAX_FRAMES = 8
 """Frames of one message beyond this are read and thrown away."""
 _ACK_QUEUE = 10_000  # acks waiting for a slow peer; one that is dropped is made up for by the peer's resending
 _CONTROL_BYTES = 64 << 20
+_UNBIND_SECONDS = 5
 
 
 class TransportError(VcppoError):
@@ -93,12 +94,32 @@ class Router:
 
     def __init__(self, endpoint: str, max_frame_bytes: int, queue: int) -> None:
         """`queue`: messages read ahead per peer; above it the peer waits. Raises `TransportError`."""
+        self._max_frame_bytes = max_frame_bytes
+        self._queue = queue
+        self._listen(endpoint)
+
+    def _listen(self, endpoint: str) -> None:
         self._socket = _new(zmq.ROUTER)
-        self._socket.set(zmq.RCVHWM, queue)
+        self._socket.set(zmq.RCVHWM, self._queue)
         self._socket.set(zmq.SNDHWM, _ACK_QUEUE)
-        self._socket.set(zmq.MAXMSGSIZE, max_frame_bytes)
+        self._socket.set(zmq.MAXMSGSIZE, self._max_frame_bytes)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects takes its identity over
         self.endpoint = _bind(self._socket, endpoint)
+
+    def restart(self) -> None:
+        """Cut every connection and listen anew: frees what has arrived and was not received. Raises `TransportError`.
+
+        The only way to be rid of a message that never ends: ZeroMQ limits frames, not how many make a message.
+        """
+        monitor = self._socket.get_monitor_socket(zmq.EVENT_CLOSED)
+        self._socket.unbind(self.endpoint)
+        is_free = monitor.poll(_UNBIND_SECONDS * 1000)
+        self._socket.disable_monitor()
+        monitor.close(0)
+        self._socket.close(0)
+        if not is_free:
+            raise TransportError(f"{self.endpoint}: still in use {_UNBIND_SECONDS} s after it was given up")
+        self._listen(self.endpoint)
 
     def wait(self, seconds: float) -> bool:
         return bool(self._socket.poll(max(0, int(seconds * 1000))))

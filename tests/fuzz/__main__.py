@@ -19,7 +19,7 @@ KEEP = Path(tempfile.gettempdir()) / "vcppo-fuzz"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", choices=[*NAMES, "buffer"])
     parser.add_argument("--runs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--case", type=Path, help="run the bytes of this file only")
     parser.add_argument("--keep", type=Path, default=KEEP, help="where a case that breaks something is kept")
     given = parser.parse_args()
+    if given.name == "buffer":
+        return run_buffer(given.runs, given.seed)
     harness = load(given.name)
     if given.case is not None:
         say(f"refused: {reason}" if (reason := harness.one(given.case.read_bytes())) else "accepted")
@@ -41,6 +43,17 @@ def main() -> int:
     for line in (f"{given.name}, seed {given.seed}:", *figures.lines()):
         say(line)
     return 0
+
+
+def run_buffer(num_messages: int, seed: int) -> int:
+    """Through a real socket into a real buffer process, see `tests.fuzz.buffer`."""
+    from tests.fuzz.buffer import attack, target
+
+    with tempfile.TemporaryDirectory() as folder, target(Path(folder)) as victim:
+        figures = attack(victim, num_messages, seed)
+    for line in (f"buffer, seed {seed}:", *figures.lines()):
+        say(line)
+    return 0 if figures.is_good_one_accepted else 1
 
 
 def say(line: str) -> None:

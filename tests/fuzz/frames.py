@@ -147,14 +147,14 @@ _SHAPES = ([2], [-1], [-1, -1], [2**63], [2**31, 2**31], [[2]], "2", None, [0], 
 def draw(rng: Random) -> bytes:
     chance = rng.random()
     if chance < 0.3:
-        return b"m" + join(_odd_frames(rng))
+        return b"m" + join(draw_frames(rng))
     if chance < 0.6:
         return rng.choice((b"q", b"r")) + pack_odd(_odd_call(rng))
     seed = rng.choice(_SEEDS)
     return seed[:1] + mutate_bytes(rng, seed[1:]) if chance < 0.97 else seed
 
 
-def _odd_frames(rng: Random) -> list[bytes]:
+def draw_frames(rng: Random) -> list[bytes]:
     identity = rng.choice((b"generator-0", b"\0abcd", b"\xff" * 255, b"\x1b]0;x\x07", b"g\n"))
     payload = wire.draw(rng)[: rng.choice((10, MAX_BYTES, MAX_BYTES + 1))]
     frames = [identity, rng.choice(_KINDS[:2]), rng.choice(_IDS), payload]

@@ -43,7 +43,7 @@ def main() -> None:
         harness = load(sys.argv[1])
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-        """Mostly libFuzzer's own; at times ours, which knows the form, or it would never get past checksums and sizes."""
+        """Mostly libFuzzer's own; at times ours, which knows the form: sizes and checksums are not found by chance."""
         rng = Random(seed)
         chance = rng.random()
         if chance < 0.1:

@@ -1,0 +1,36 @@
+"""The buffer process against hostile peers; the long version is ``python -m tests.fuzz buffer --runs 50000``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.buffer import MAX_DEAD_LETTERS, Target, attack, endless_message, good_trajectory_is_accepted, target
+
+NUM_MESSAGES = 4000
+SEED = 0 if "CI" in os.environ else int.from_bytes(os.urandom(4), "little")
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Target]:
+    with target(tmp_path) as made:
+        yield made
+
+
+def test_hostile_messages_cost_dead_letters_and_nothing_else(victim: Target) -> None:
+    figures = attack(victim, NUM_MESSAGES, SEED)
+    assert NUM_MESSAGES // 2 < figures.dead_letters <= MAX_DEAD_LETTERS
+    assert len(figures.reasons) > 10
+    assert figures.resident_peak < figures.resident_before + 30
+    assert figures.log_bytes < 200_000  # a hundred lines, then a count
+    assert figures.is_good_one_accepted
+
+
+def test_a_message_that_never_ends_is_cut_off(victim: Target) -> None:
+    """It grew by 800 MiB for 800 MiB sent: ZeroMQ limits a frame, not how many make a message."""
+    assert endless_message(victim, 1500)
+    assert '"connections_cut"' in victim.log.read_text()
+    assert good_trajectory_is_accepted(victim)
