@@ -26,7 +26,7 @@ class TaskConfig(Section):
     """Where prompts come from and how responses are verified."""
 
     name: str = "chain_arithmetic"
-    """A built-in task (chain_arithmetic, dataset) or module:Class of your own."""
+    """A built-in task (chain_arithmetic, code, dataset) or module:Class of your own."""
 
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""

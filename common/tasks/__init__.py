@@ -47,6 +47,7 @@ __all__ = [
 
 BUILT_IN_TASKS = {
     "chain_arithmetic": "common.tasks.chain_arithmetic:ChainArithmetic",
+    "code": "common.tasks.code:CodeTask",
     "dataset": "common.tasks.dataset:DatasetTask",
 }
 
