@@ -12,12 +12,14 @@ import sys
 from typing import Any
 
 from common.config import TaskConfig
+from common.log import inherit_logging
 from common.tasks import Task, load_task
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    inherit_logging()
     task = load_task(TaskConfig.model_validate_json(sys.stdin.readline()))
     task.warm_up()
     answers.write('{"ready": true}\n')

@@ -9,14 +9,15 @@ truncate by path, extended attributes).
 from __future__ import annotations
 
 import errno
+import itertools
 import platform
 import struct
 from typing import NamedTuple
 
 _FREE = {
     # read and write
-    "read": 0, "write": 1, "close": 3, "poll": 7, "lseek": 8, "ioctl": 16, "pread64": 17, "pwrite64": 18, "readv": 19,
-    "writev": 20, "pipe": 22, "select": 23, "dup": 32, "dup2": 33, "sendfile": 40, "fcntl": 72, "flock": 73,
+    "read": 0, "write": 1, "close": 3, "poll": 7, "lseek": 8, "pread64": 17, "pwrite64": 18, "readv": 19,
+    "writev": 20, "pipe": 22, "select": 23, "dup": 32, "dup2": 33, "sendfile": 40, "flock": 73,
     "fsync": 74, "fdatasync": 75, "ftruncate": 77, "fadvise64": 221, "pselect6": 270, "ppoll": 271, "dup3": 292,
     "pipe2": 293, "preadv": 295, "pwritev": 296, "copy_file_range": 326, "close_range": 436,
     "epoll_create": 213, "epoll_wait": 232, "epoll_ctl": 233, "epoll_pwait": 281, "epoll_create1": 291,
@@ -50,11 +51,14 @@ _FREE = {
 }  # fmt: skip
 _FORK, _VFORK, _CLONE3 = 57, 58, 435
 _NEW_NAMESPACES, _THREAD = 0x7E020080, 0x00010000
-_TRUNCATE, _WRITE_MODES = 0o1000, 0o3
+_TRUNCATE, _WRITE_MODES, _WHOLE = 0o1000, 0o3, 0xFFFFFFFF
 
 
 class _Check(NamedTuple):
-    """Allowed if ``argument & mask == value``, or if not, by `equal`. 32 bits: the kernel reads no more of these."""
+    """Allowed if ``argument & mask == value`` (or if not), and all other checks of the same call hold too.
+
+    32 bits are looked at: the kernel reads no more of these arguments.
+    """
 
     number: int
     argument: int
@@ -75,17 +79,20 @@ def build(own_pid: int, may_fork: bool) -> bytes:
     """
     if platform.machine() != "x86_64":
         raise OSError(errno.ENOSYS, f"the list of system calls is for x86_64, not {platform.machine()}")
-    whole = 0xFFFFFFFF
     checks = [
         # A truncating open for reading: Landlock before version 3 takes it for reading.
         _Check(2, 1, _TRUNCATE | _WRITE_MODES, _TRUNCATE, equal=False),  # open
         _Check(257, 2, _TRUNCATE | _WRITE_MODES, _TRUNCATE, equal=False),  # openat
+        # What lets a descriptor send signals to whom it likes: ownership, signal number, asynchronous mode.
+        *(_Check(72, 1, _WHOLE, command, equal=False) for command in (8, 10, 15)),  # fcntl
+        _Check(16, 1, 0xFFFFFF00, 0x5400),  # ioctl: of terminals (is it one?) and pipes, none of file systems
+        *(_Check(16, 1, _WHOLE, request, equal=False) for request in (0x5412, 0x5452)),  # typing; asynchronous mode
         _Check(53, 1, 0xF, 1),  # socketpair: streams only, datagram sockets could send elsewhere
         _Check(56, 0, _NEW_NAMESPACES | (0 if may_fork else _THREAD), 0 if may_fork else _THREAD),  # clone
-        _Check(62, 0, whole, own_pid),  # kill
-        _Check(234, 0, whole, own_pid),  # tgkill
-        _Check(157, 0, whole, 15),  # prctl: only PR_SET_NAME
-        _Check(302, 0, whole, 0),  # prlimit64: only its own
+        _Check(62, 0, _WHOLE, own_pid),  # kill
+        _Check(234, 0, _WHOLE, own_pid),  # tgkill
+        _Check(157, 0, _WHOLE, 15),  # prctl: only PR_SET_NAME
+        _Check(302, 0, _WHOLE, 0),  # prlimit64: only its own
     ]
     free = [*_FREE.values(), *((_FORK, _VFORK) if may_fork else ())]
     return b"".join(
@@ -95,22 +102,23 @@ def build(own_pid: int, may_fork: bool) -> bytes:
             _return(0x80000000),  # kill
             _load(0),
             *(_jump_if(number, 0, 1) + _allow() for number in free),
-            *(_checked(check) for check in checks),
+            *(_checked(list(group)) for _, group in itertools.groupby(checks, lambda check: check.number)),
             _jump_if(_CLONE3, 0, 1) + _refuse(errno.ENOSYS),  # its flags are out of a filter's sight; libc takes clone
             _refuse(errno.EPERM),
         ]
     )
 
 
-def _checked(check: _Check) -> bytes:
-    body = (
+def _checked(checks: list[_Check]) -> bytes:
+    """Allow the call if all hold, refuse it if one does not; go on if it is another call."""
+    body = b"".join(
         _load(16 + 8 * check.argument)
-        + _instruction(0x54, check.mask)
-        + _jump_if(check.value, *((0, 1) if check.equal else (1, 0)))
-        + _allow()
+        + _instruction(0x54, check.mask)  # and
+        + _jump_if(check.value, *((1, 0) if check.equal else (0, 1)))
         + _refuse(errno.EPERM)
+        for check in checks
     )
-    return _jump_if(check.number, 0, len(body) // 8) + body
+    return _jump_if(checks[0].number, 0, len(body) // 8 + 1) + body + _allow()
 
 
 def _load(offset: int) -> bytes:

@@ -93,9 +93,11 @@ def _leave_namespaces(user: int) -> int:
     """New ones for the children (and all but the first for this process); returns how many tasks the new user has."""
     inner = kernel.NEW_PIDS | kernel.NEW_NET | kernel.NEW_IPC | kernel.NEW_UTS
     outer_user, outer_group = os.geteuid(), os.getegid()
-    if outer_user == 0:
+    try:
         kernel.unshare(inner)
         return 0
+    except PermissionError:
+        pass  # not root, or root of a container: perhaps with a user namespace around them
     kernel.unshare(kernel.NEW_USER | inner)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {outer_user} 1")
@@ -125,13 +127,15 @@ def _confine(job: Job, layers: Layers, box: str, user: int) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this one goes first
     readable = existing(job.readable)
     own_folder = "namespaces" in layers
-    work = enter_own_root(box, readable, job.limits.disk_bytes, user) if own_folder else box
-    os.chmod(work, 0o755)
+    if own_folder:
+        work = enter_own_root(box, readable, job.limits.disk_bytes, user)
+    else:
+        work = box
+        os.chmod(work, 0o755)
     os.chdir(work)
     for name, content in job.files.items():
         Path(work, name).write_bytes(content)
-    if {"landlock", "seccomp"} & layers:
-        kernel.no_new_privileges()
+    kernel.no_new_privileges()
     if "landlock" in layers:
         if "seccomp" not in layers and kernel.landlock_version() < 3:
             raise OSError("Landlock before version 3 lets files be truncated, which only the seccomp layer prevents")
@@ -140,8 +144,7 @@ def _confine(job: Job, layers: Layers, box: str, user: int) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    elif os.geteuid() == 0:
-        kernel.no_root_powers()
+    kernel.no_capabilities()
     kernel.die_with_parent(signal.SIGKILL)  # after the change of user, which clears it
 
 

@@ -36,7 +36,7 @@ import structlog
 from pydantic import Field
 
 from common.sandbox import Isolation, Job, Limits, Result, SandboxError, probe, run_program
-from common.tasks.code_answers import Case, last_code_block, same_output, tests_of
+from common.tasks.code_answers import Case, cases_of, last_code_block, same_output
 from common.tasks.interface import TaskError, Verdict, parse_options
 from common.tasks.rows import Row
 from common.tasks.rows_task import RowsOptions, RowsTask, text_of
@@ -45,6 +45,13 @@ from common.trajectory import FinishReason, Outcome
 log = structlog.get_logger(__name__)
 
 _PROGRAM = "program"
+# Without the site module a program sees no installed package, on no machine; it is what brings exit and quit, though.
+_START = f"""
+import builtins, sys
+builtins.exit = builtins.quit = sys.exit
+del builtins, sys
+exec(compile(open("{_PROGRAM}", encoding="utf-8").read(), "{_PROGRAM}", "exec"))
+"""
 _LONGEST_FINDING = 200  # characters
 
 
@@ -106,7 +113,7 @@ class CodeTask(RowsTask):
 
     def answer_of(self, row: Row, question: str) -> dict[str, object]:
         """``{"tests": key}``: tests can be megabytes, and every process that verifies has read them itself."""
-        tests = _Tests(tests_of(row, self.options.tests_column), self._seconds(row))
+        tests = _Tests(cases_of(row, self.options.tests_column), self._seconds(row))
         key = blake2b(json.dumps([question, tests]).encode(), digest_size=12).hexdigest()
         self._tests[key] = tests
         return {"tests": key}
@@ -155,10 +162,10 @@ class CodeTask(RowsTask):
         return run_program(self._job(source, test, limits), self._isolation.layers)
 
     def _job(self, source: str, test: Case, limits: Limits) -> Job:
-        # The interpreter beneath the virtual environment: programs see the standard library and nothing of ours.
+        # The interpreter beneath the virtual environment.
         python = getattr(sys, "_base_executable", sys.executable)
         return Job(
-            argv=tuple(self.options.command or (python, "-s", "-B", "-X", "utf8", _PROGRAM)),
+            argv=tuple(self.options.command or (python, "-S", "-B", "-X", "utf8", "-c", _START)),
             readable=(sys.base_prefix, *self.options.readable),
             files={_PROGRAM: source.encode(errors="replace")},
             env={"PYTHONHASHSEED": "0"},  # the same program gets the same verdict

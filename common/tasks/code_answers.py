@@ -43,7 +43,7 @@ def same_output(expected: str, printed: str, tolerance: float) -> bool:
     return len(wanted) == len(given) and all(_same_word(a, b, tolerance) for a, b in zip(wanted, given, strict=True))
 
 
-def tests_of(row: Row, column: str) -> list[Case]:
+def cases_of(row: Row, column: str) -> list[Case]:
     """The row's tests: a list of ``{input, output}``, or ``{input: [...], output: [...]}``, or either as JSON text.
 
     Raises:

@@ -79,6 +79,19 @@ ATTACKS = {
     "chmod": Attack("import os; os.chmod('{secret}', 0o600); print('ESCAPED')", ("seccomp", "namespaces", "user")),
     # other processes
     "signal": Attack("import os; os.kill({victim}, 18); print('ESCAPED')", ("seccomp", "namespaces", "user")),
+    "signal_by_descriptor": Attack(
+        "import fcntl, os; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, {victim}); print('ESCAPED')",
+        ("seccomp", "namespaces"),
+    ),
+    "signal_number_of_descriptor": Attack(
+        "import fcntl, os; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETSIG, 9); print('ESCAPED')", ("seccomp",)
+    ),
+    "file_flags": Attack(  # FS_IOC_GETFLAGS, whatever the file system says to it
+        LIBC + "flags = ctypes.c_long()\n"
+        "if libc.ioctl(0, ctypes.c_ulong(0x80086601), ctypes.byref(flags)) == 0 or ctypes.get_errno() != 1: "
+        "print('ESCAPED')",
+        ("seccomp",),
+    ),
     "ptrace": Attack(
         LIBC + "if libc.ptrace(0x4206, {victim}, 0, 0) == 0: print('ESCAPED')",
         ("seccomp", "landlock", "namespaces", "user"),

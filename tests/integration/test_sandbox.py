@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -14,13 +15,16 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from common.config import TaskConfig
 from common.sandbox import Isolation, Job, Layer, Layers, Limits, Result, SandboxError, kernel, probe, run_program
+from common.tasks import load_task
+from generator.verifier_pool import VerifierPool
 
 from .attacks import ATTACKS
 
@@ -52,6 +56,12 @@ def layers(isolation: Isolation) -> Layers:
     return isolation.layers
 
 
+def powerless() -> None:
+    """What programs are at least, so that the kernel's own rules do not keep them off a process of root's."""
+    kernel.no_new_privileges()
+    kernel.no_capabilities()
+
+
 class Target(NamedTuple):
     folder: str
     public: str
@@ -75,11 +85,10 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     (folder / "secret").write_text("swordfish")
     (folder / "secret").chmod(0o600)
     (folder / "victims_file").write_text("precious")
-    # Without capabilities, as programs are: else the kernel itself keeps them off it.
     victim = subprocess.Popen(
         [PYTHON, "-c", "import time; time.sleep(300)"],
         env={"PASSWORD": "swordfish"},
-        preexec_fn=kernel.no_root_powers if os.geteuid() == 0 else None,
+        preexec_fn=powerless,
     )
     abstract = f"vcppo-{secrets.token_hex(8)}"
     kinds = [(socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)]
@@ -152,6 +161,51 @@ def test_all_layers_stop_the_attack(name: str, target: Target, layers: Layers) -
 
 def test_this_machine_keeps_every_promise(isolation: Isolation) -> None:
     assert isolation.missing == [], isolation.describe()
+
+
+ORDINARY = {
+    "threads": "import threading\nfor i in range(4): threading.Thread(target=print, args=('ok',)).start()",
+    "deep_recursion": "import sys, threading\nsys.setrecursionlimit(10**6); threading.stack_size(2**26)\n"
+    "def depth(n): return n and 1 + depth(n - 1)\n"
+    "t = threading.Thread(target=lambda: print('ok', depth(50_000))); t.start(); t.join()",
+    "asyncio": "import asyncio\nasync def main(): await asyncio.sleep(0.01); print('ok')\nasyncio.run(main())",
+    "alarm": "import signal\nsignal.signal(signal.SIGALRM, lambda *_: print('ok')); signal.alarm(1); signal.pause()",
+    "itself": "import os, signal\nsignal.signal(signal.SIGUSR1, lambda *_: print('ok')); os.kill(os.getpid(), 10)",
+    "random": "import os, random, uuid; print('ok', random.random(), os.urandom(4), uuid.uuid4())",
+    "terminal": "import os, sys; print('ok', sys.stdout.isatty(), os.cpu_count(), os.getcwd(), os.listdir())",
+    "time": "import datetime, time; print('ok', datetime.datetime.now(), time.localtime(), time.process_time())",
+    "pool": "from concurrent.futures import ThreadPoolExecutor\nprint('ok', *ThreadPoolExecutor(4).map(abs, range(9)))",
+    "big_numbers": "import decimal, fractions, math; print('ok', math.factorial(2000), decimal.Decimal(2).sqrt())",
+    "limits": "import resource; print('ok', resource.setrlimit(3, resource.getrlimit(3)))",
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_programs_run(name: str, layers: Layers) -> None:
+    result = run_program(python(ORDINARY[name]), layers)
+    assert result.ending == "exited" and result.exit_code == 0 and b"ok" in result.stdout, result
+
+
+def test_files_in_the_working_folder(layers: Layers) -> None:
+    if "namespaces" not in layers:
+        pytest.skip("no folder to write to")
+    source = """
+        import os, pathlib, tempfile
+        with tempfile.NamedTemporaryFile("w", dir=".") as file:
+            file.write("ok")
+            file.flush()
+            os.rename(file.name, "renamed")
+            print(open("renamed").read(), os.listdir())
+            os.rename("renamed", file.name)
+    """
+    result = run_program(python(source), layers)
+    assert result.exit_code == 0 and result.stdout.startswith(b"ok"), result
+
+
+def test_processes_where_they_are_allowed(layers: Layers) -> None:
+    source = "import subprocess; print(subprocess.check_output(['/bin/sh', '-c', 'echo ok; cat /dev/null']))"
+    assert run_program(python(source, LIMITS._replace(may_fork=True)), layers).stdout == b"b'ok\\n'\n"
+    assert b"PermissionError" in run_program(python(source), layers).stderr
 
 
 # --- what is left over ------------------------------------------------------------------------------------------------
@@ -321,11 +375,8 @@ def test_no_better_priority(layers: Layers) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a program that changes its user")
-@pytest.mark.parametrize("layer", ["seccomp", "landlock", "namespaces"])
-def test_set_user_id_programs_have_no_effect(layer: Layer, isolation: Isolation) -> None:
+def test_set_user_id_programs_have_no_effect(layers: Layers) -> None:
     """A copy of `id` that runs as user 1."""
-    if layer in isolation.refused:
-        pytest.skip(f"not here: {isolation.refused[layer]}")
     folder = Path(tempfile.mkdtemp(prefix="vcppo-test-public-"))
     try:
         folder.chmod(0o755)
@@ -333,8 +384,9 @@ def test_set_user_id_programs_have_no_effect(layer: Layer, isolation: Isolation)
         os.chown(program, 1, 1)
         os.chmod(program, 0o4755)
         job = Job((str(program), "-u"), (str(folder),), limits=LIMITS)
-        assert run_program(job, NOTHING).stdout == b"1\n"
-        assert run_program(job, frozenset({layer})).stdout == b"0\n"
+        assert subprocess.check_output(job.argv, preexec_fn=kernel.no_capabilities) == b"1\n"
+        assert run_program(job, NOTHING).stdout == b"0\n"
+        assert run_program(job, layers).stdout != b"1\n"
     finally:
         shutil.rmtree(folder)
 
@@ -489,10 +541,11 @@ kernel._prctl("dumpable", 4, 1)  # as after an execve
 def python(source, **limits):
     return Job(({python!r}, "-S", "-c", source), limits=Limits(wall_seconds=10, memory_bytes=2**34, **limits))
 found = probe(python(""))
+where = "import os; print(os.getuid(), os.getcwd(), os.path.exists('/proc'))"
 threads = "import threading, time\\nfor i in range(50): threading.Thread(target=time.sleep, args=(1,)).start()"
 print(json.dumps([
     sorted(found.layers),
-    run_program(python("import os; print(os.getuid(), os.getcwd(), os.path.exists('/proc'))"), found.layers).stdout.decode(),
+    run_program(python(where), found.layers).stdout.decode(),
     run_program(python(threads, num_tasks=8), found.layers).exit_code,
     run_program(python(threads, num_tasks=8), found.layers - {{"namespaces"}}).exit_code,
     run_program(python(threads, num_tasks=100), found.layers - {{"namespaces"}}).exit_code,
@@ -517,3 +570,85 @@ def test_layers_of_an_ordinary_user(isolation: Isolation) -> None:
     if "namespaces" in found:
         user, *rest = seen.split()
         assert user not in ("0", "65534") and rest == ["/work", "False"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv")
+@pytest.mark.parametrize(
+    ("kept", "layers"),
+    [
+        # What Docker leaves root by default.
+        (["chown", "dac_override", "fowner", "kill", "setgid", "setuid", "setpcap", "sys_chroot", "mknod"], {"user"}),
+        ([], set()),
+    ],
+    ids=["docker", "none"],
+)
+def test_layers_of_a_container_s_root(kept: list[str], layers: set[Layer], isolation: Isolation) -> None:
+    """Fewer capabilities cost layers (a user needs setuid, say), never a promise."""
+    script = f"""
+from common.sandbox import *
+found = probe(Job(({PYTHON!r}, "-S", "-c", ""), ({sys.base_prefix!r},)))
+print(*found.layers, *found.missing)
+"""
+    bounding = ",".join(["-all", *(f"+{name}" for name in kept)])
+    command = ["setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = set(done.stdout.split())
+    assert (
+        ({"landlock", "seccomp"} & isolation.layers) | layers <= found <= {"landlock", "seccomp", "namespaces", "user"}
+    )
+
+
+# --- in a run ---------------------------------------------------------------------------------------------------------
+
+
+def in_pool(body: Callable[[VerifierPool], Awaitable[None]], config: TaskConfig) -> None:
+    async def main() -> None:
+        pool = VerifierPool(config)
+        try:
+            await pool.start()
+            await body(pool)
+        finally:
+            await pool.close()
+
+    asyncio.run(main())
+
+
+def test_programs_are_judged_in_verifier_children(capfd: pytest.CaptureFixture[str]) -> None:
+    """Every outcome through the pool; what the sandbox can do here is one line of the child's log."""
+    options = {"path": str(ROOT / "tests/data/programs.jsonl"), "total_seconds": 2.0}
+    config = TaskConfig(name="code", options=options, verifier_timeout_seconds=30.0)
+    (problem,) = [p for p in load_task(config).problems("train", 0, 0, 11) if "reversed" in str(p.prompt)][:1]
+    programs = {
+        "correct": "print(input()[::-1])",
+        "wrong": "print(input())",
+        "timeout": "while True: pass",
+        "crash": "import socket; socket.socket()",
+    }
+
+    async def body(pool: VerifierPool) -> None:
+        for outcome, source in programs.items():
+            verdict = await pool.verify(problem.answer, f"```python\n{source}\n```", "stop")
+            assert verdict.outcome == outcome, verdict
+        assert (await pool.verify(problem.answer, programs["correct"], "stop")).outcome == "unparsable"
+
+    in_pool(body, config)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if '"event":"sandbox"' in line.replace(" ", "")]
+    assert "limits, " in json.loads(line)["isolation"]
+
+
+def test_a_program_dies_with_its_verifier() -> None:
+    """The pool kills a late verifier by SIGKILL: it can clean up nothing, and nothing is left all the same."""
+    mark = marker()
+    options = {"path": str(ROOT / "tests/data/programs.jsonl"), "total_seconds": 60.0, "time_limit_seconds": 60.0}
+    config = TaskConfig(name="code", options=options, verifier_timeout_seconds=2.0)
+    problem = load_task(config).problems("train", 0, 0, 1)[0]
+    source = f"import os; os.execv({SLEEP!r}, ['sleep', '{mark}'])"
+
+    async def body(pool: VerifierPool) -> None:
+        waiting = asyncio.create_task(pool.verify(problem.answer, f"```\n{source}\n```", "stop"))
+        assert await asyncio.to_thread(eventually, lambda: len(processes(mark)) == 1)
+        assert (await waiting).outcome == "timeout"
+        assert await asyncio.to_thread(eventually, lambda: not processes(mark))
+
+    in_pool(body, config)
