@@ -35,22 +35,52 @@ class AdvantagesAndTargets(NamedTuple):
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, boundscheck=False)
 def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lambda_critic, advantages, targets):  # type: ignore[no-untyped-def]
-    """The loop. Carries are float64: a float32 carry would lose digits over thousands of tokens."""
+    """The loop. Returns the first sequence that is not finite, -1: all are.
+
+    Carries are float64: a float32 carry would lose digits over thousands of tokens. Two steps at a time,
+    y_{t-1} = (x_{t-1} + c x_t) + c^2 y_{t+1}, because a step waits for nothing but the carry's one multiply-add.
+    NaN and infinity stay in a carry whatever the decay (0 * inf is NaN): looking at its end is enough.
+    """
     for s in range(final_values.shape[0]):
+        begin, end = cu_seqlens[s], cu_seqlens[s + 1]
+        reward, value, advantage, target = (
+            rewards[begin:end],
+            values[begin:end],
+            advantages[begin:end],
+            targets[begin:end],
+        )
         next_value = np.float64(final_values[s])
-        target = next_value
-        advantage = 0.0
-        actor_decay = gamma * lambda_actor[s]
-        critic_decay = gamma * lambda_critic[s]
-        critic_bootstrap = gamma * (1.0 - lambda_critic[s])
-        for t in range(cu_seqlens[s + 1] - 1, cu_seqlens[s] - 1, -1):
-            reward = np.float64(rewards[t])
-            value = np.float64(values[t])
-            advantage = (reward + gamma * next_value - value) + actor_decay * advantage
-            target = (reward + critic_bootstrap * next_value) + critic_decay * target
-            advantages[t] = advantage
-            targets[t] = target
-            next_value = value
+        actor_carry, critic_carry = 0.0, next_value
+        actor_decay, critic_decay = gamma * lambda_actor[s], gamma * lambda_critic[s]
+        actor_decay_2, critic_decay_2 = actor_decay * actor_decay, critic_decay * critic_decay
+        bootstrap = gamma * (1.0 - lambda_critic[s])
+        t = end - begin - 1
+        if t % 2 == 0:
+            r, v = np.float64(reward[t]), np.float64(value[t])
+            advantage[t] = actor_carry = r + gamma * next_value - v
+            target[t] = critic_carry = (r + bootstrap * next_value) + critic_decay * critic_carry
+            next_value = v
+            t -= 1
+        while t > 0:
+            r, v, earlier_r, earlier_v = (
+                np.float64(reward[t]),
+                np.float64(value[t]),
+                np.float64(reward[t - 1]),
+                np.float64(value[t - 1]),
+            )
+            delta, earlier_delta = r + gamma * next_value - v, earlier_r + gamma * v - earlier_v
+            step, earlier_step = r + bootstrap * next_value, earlier_r + bootstrap * v
+            advantage[t] = delta + actor_decay * actor_carry
+            target[t] = step + critic_decay * critic_carry
+            actor_carry = (earlier_delta + actor_decay * delta) + actor_decay_2 * actor_carry
+            critic_carry = (earlier_step + critic_decay * step) + critic_decay_2 * critic_carry
+            advantage[t - 1] = actor_carry
+            target[t - 1] = critic_carry
+            next_value = earlier_v
+            t -= 2
+        if not (np.isfinite(actor_carry) and np.isfinite(critic_carry)):
+            return s
+    return -1
 
 
 def decoupled_gae(
@@ -84,7 +114,7 @@ def decoupled_gae(
         )
     advantages = np.empty(num_actions, np.float32)
     targets = np.empty(num_actions, np.float32)
-    _kernel(
+    not_finite = _kernel(
         np.ascontiguousarray(rewards, np.float32),
         np.ascontiguousarray(values, np.float32),
         np.ascontiguousarray(final_values, np.float32),
@@ -95,6 +125,8 @@ def decoupled_gae(
         advantages,
         targets,
     )
+    if not_finite >= 0:
+        raise ValueError(f"decoupled_gae: sequence {not_finite} has a reward or value that is not finite")
     return AdvantagesAndTargets(advantages, targets)
 
 
