@@ -238,8 +238,12 @@ class Engine:
     # Weights
 
     async def pause(self) -> None:
-        """Freeze generation, sequences in flight kept; returns when no step is running."""
-        await self.llm.pause_generation(mode="keep", clear_cache=False)
+        """Freeze generation, sequences in flight kept; returns when no step is running.
+
+        What `AsyncLLM.pause_generation` does, without its 20 ms of sleep for outputs still on their way to callers:
+        each output carries the version of the weights that made it, so they may come later.
+        """
+        await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
 
     async def resume(self) -> None:
         await self.llm.resume_generation()

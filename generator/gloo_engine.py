@@ -4,7 +4,7 @@ vLLM creates this inside each of its workers (``WeightTransferConfig(backend="gl
 half is ``learner.weight_transfer``. Wire form, agreed per update by `GlooUpdateInfo`: the parameters in
 order, cut into chunks; each chunk is one uint8 buffer (the tensors' bytes end to end, no padding) and
 one gloo broadcast from rank 0. The next chunk's broadcast is posted before this one is loaded, so
-receiving and loading overlap.
+receiving and loading overlap. The model is loaded by one call that draws tensor after tensor.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 logger = init_logger(__name__)
+
+_Layout = tuple[str, torch.dtype, list[int]]  # name, type and shape of one parameter
 
 
 @dataclass
@@ -73,7 +76,7 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 class _Chunk:
     """One buffer on its way: the posted broadcast and the layout of what it will hold."""
 
-    def __init__(self, group: Any, layout: list[tuple[str, torch.dtype, list[int]]]) -> None:
+    def __init__(self, group: Any, layout: list[_Layout]) -> None:
         self.layout = layout
         sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in layout]
         # A fresh buffer each time: layers that span two chunks keep views of the first until they are whole.
@@ -104,7 +107,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._store: Any = None
         self._deadline = timedelta(seconds=60)
         self._unfinished = False
-        self._tied_heads: list[Any] = []
+        self._tied_heads: list[tuple[Any, Any]] = []
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(self._is_news)
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
@@ -147,17 +150,23 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
         dtypes = [getattr(torch, name) for name in update_info.dtype_names]
-        layout = list(zip(update_info.names, dtypes, update_info.shapes, strict=True))
-        starts = [sum(update_info.chunks[:i]) for i in range(len(update_info.chunks))]
-        layouts = [layout[a : a + n] for a, n in zip(starts, update_info.chunks, strict=True)]
+        layout = iter(zip(update_info.names, dtypes, update_info.shapes, strict=True))
+        layouts = [list(islice(layout, count)) for count in update_info.chunks]
+        arriving = self._arriving(layouts)
         with disable_mtp_completeness_check():
-            following = _Chunk(self._group, layouts[0]) if layouts else None
-            for index in range(len(layouts)):
-                chunk, following = following, None
-                assert chunk is not None
-                if index + 1 < len(layouts):
-                    following = _Chunk(self._group, layouts[index + 1])
-                self.model.load_weights(chunk.tensors(self._deadline))
+            self.model.load_weights(arriving)
+        for name, _ in arriving:
+            raise ValueError(f"the model's load_weights left {name} and what follows")
+
+    def _arriving(self, layouts: list[list[_Layout]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors in order, as they come."""
+        following = _Chunk(self._group, layouts[0]) if layouts else None
+        for index in range(len(layouts)):
+            chunk, following = following, None
+            assert chunk is not None
+            if index + 1 < len(layouts):
+                following = _Chunk(self._group, layouts[index + 1])
+            yield from chunk.tensors(self._deadline)
 
     def finish_weight_update(self) -> None:
         self._finalize()
@@ -167,10 +176,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
-        for head in self._tied_heads:
+        for head, owner in self._tied_heads:
             # The tied head shares the embedding's weight, so the reload has nothing to load into it and leaves
-            # its prepacked CPU GEMM with the old weights. Pack it again.
-            head.quant_method.process_weights_after_loading(head)
+            # its prepacked CPU GEMM with the old weights. The embedding's was packed anew, of the same weight.
+            head.cpu_linear = owner.cpu_linear
 
     def _is_news(self, record: logging.LogRecord) -> bool:
         """False for vLLM's warning, at every update, about layers that are never sent weights of their own."""
@@ -184,13 +193,13 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._group = self._store = None
 
 
-def tied_heads(model: torch.nn.Module) -> list[Any]:
-    """LM heads with a prepacked CPU GEMM (``cpu_linear``) whose weight another module owns too."""
-    owners = [(module, getattr(module, "weight", None)) for module in model.modules()]
+def tied_heads(model: torch.nn.Module) -> list[tuple[Any, Any]]:
+    """LM heads with a prepacked CPU GEMM (``cpu_linear``) whose weight another module owns too, each with that one."""
+    packed = [module for module in model.modules() if hasattr(module, "cpu_linear")]
     return [
-        head
-        for head, weight in owners
+        (head, owner)
+        for head in packed
         if isinstance(head, ParallelLMHead)
-        and hasattr(head, "cpu_linear")
-        and any(other is weight for module, other in owners if module is not head)
+        for owner in packed
+        if owner is not head and owner.weight is head.weight
     ]

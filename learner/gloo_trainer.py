@@ -152,16 +152,17 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
     def _broadcast(self, meta: list[ParamMeta], chunks: list[int]) -> None:
         assert self.source is not None
         walk = iter(self.source)
-        sending: tuple[Any, torch.Tensor] | None = None  # the work and the buffer it reads
+        buffers = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))  # one packed, one travelling
+        sending: Any = None
         position = 0
-        for count in chunks:
-            buffer = _pack(walk, meta[position : position + count])
+        for index, count in enumerate(chunks):
+            packed = _pack(walk, meta[position : position + count], buffers[index % 2])
             position += count
             if sending is not None:
-                sending[0].wait(self._deadline)
-            sending = (self._group.broadcast([buffer], dist.BroadcastOptions()), buffer)
+                sending.wait(self._deadline)
+            sending = self._group.broadcast([packed], dist.BroadcastOptions())
         if sending is not None:
-            sending[0].wait(self._deadline)
+            sending.wait(self._deadline)
         for name, _ in walk:
             raise ValueError(f"the weight source yields {name}, which its metadata does not declare")
 
@@ -187,10 +188,15 @@ def cut_chunks(meta: Sequence[ParamMeta], buffer_bytes: int) -> list[int]:
     return chunks
 
 
-def _pack(walk: Iterator[tuple[str, torch.Tensor]], meta: Sequence[ParamMeta]) -> torch.Tensor:
-    """The next tensors of the walk as one uint8 buffer. Raises ValueError when they are not what was declared."""
+def _pack(walk: Iterator[tuple[str, torch.Tensor]], meta: Sequence[ParamMeta], buffer: torch.Tensor) -> torch.Tensor:
+    """The next tensors of the walk end to end, as a uint8 view of `buffer`, which grows to hold them.
+
+    Fresh memory would cost more than the copy: the kernel clears every page of it first. Raises ValueError when the
+    tensors are not what was declared.
+    """
     sizes = [math.prod(m.shape) * m.dtype.itemsize for m in meta]
-    buffer = torch.empty(sum(sizes), dtype=torch.uint8)
+    if buffer.numel() < sum(sizes):
+        buffer.resize_(sum(sizes))
     start = 0
     for expected, size in zip(meta, sizes, strict=True):
         name, tensor = next(walk)
@@ -202,7 +208,7 @@ def _pack(walk: Iterator[tuple[str, torch.Tensor]], meta: Sequence[ParamMeta]) -
         flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         buffer[start : start + size].copy_(flat)
         start += size
-    return buffer
+    return buffer[:start]
 
 
 if "gloo" not in WeightTransferTrainerFactory._registry:

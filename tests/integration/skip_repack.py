@@ -9,7 +9,7 @@ import generator.gloo_engine as gloo_engine
 _find = gloo_engine.tied_heads
 
 
-def _find_unless_flagged(model: Any) -> list[Any]:
+def _find_unless_flagged(model: Any) -> list[tuple[Any, Any]]:
     return [] if Path(os.environ["VCPPO_TEST_SKIP_REPACK"]).exists() else _find(model)
 
 

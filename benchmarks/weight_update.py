@@ -1,0 +1,215 @@
+"""Weights from a learner to real generators: how long they stand still, how fast the bytes go, what generation loses.
+
+Real are: `python -m generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`, gloo,
+the canary after each update (weights that did not arrive raise), Redis and buffer. Two runs, started at once:
+
+- the demo model with two generators on two cores, both busy with rollouts all the time. *Pause* is from the moment
+  a generator stops to the moment it goes on. *Generation lost* comes from the trajectories' own records, which say
+  for each token by which version it was sampled: tokens of version v = rate x (seconds between its update and the
+  next - seconds lost), a straight line whose slope and intercept are fitted over updates at changing intervals.
+- a 135M-parameter shape in bfloat16 with one idle generator, a core each for learner and generator. Bytes per second
+  are those of the weights over the *whole* pause, loading and packing for vLLM's kernels included, against gloo's
+  bare broadcast of the same bytes between two such processes into memory that is already there, in our chunks and in
+  one piece.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.figures import Figure, at_least, at_most, seconds_text
+from benchmarks.gloo_peer import GlooPeer
+from benchmarks.harness import Settings
+from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
+from common.config import VcppoConfig
+from common.trajectory import Trajectory
+from common.wire import decode_trajectory
+from learner.engine import TrainEngine, init_distributed
+from learner.export import make_actor
+from learner.packing import build_packed
+from learner.weight_transfer import BroadcastReport, CanaryProbe, WeightBroadcaster
+
+_PROMPT_LENGTH, _NUM_PROBED = 16, 64
+_NUM_PROMPTS = 12_000  # more than two generators finish in the time
+_INTERVALS = (0.4, 2.0)  # seconds between updates, in turn
+
+
+def run(settings: Settings) -> list[Figure]:
+    init_distributed("cpu")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        demo = stack.enter_context(_rig(folder, "demo", demo_architecture(), "float32", settings.size(2, 1)))
+        if settings.quick:
+            return _demo(demo, num_updates=3)
+        large = stack.enter_context(_rig(folder, "large", SMOLLM2_135M, "bfloat16", 1))
+        return _demo(demo, num_updates=17) + _large(large, num_rounds=9)
+
+
+def _rig(folder: Path, name: str, architecture: dict[str, Any], dtype: str, num_generators: int) -> Rig:
+    model = write_model(folder / f"{name}-model", architecture, dtype)
+    tolerance = {"canary_tolerance": 1e-3} if dtype == "float32" else {}
+    config = demo_settings(
+        folder, name, model, model={"dtype": dtype}, generator={"num_generators": num_generators}, broadcast=tolerance
+    )
+    return Rig(config)
+
+
+class Learner:
+    """The learner's end of one run: an actor whose weights change with every `update`, and what each update gave."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.config: VcppoConfig = rig.config
+        self.actor: TrainEngine = make_actor(rig.config)
+        self.broadcaster = WeightBroadcaster(rig.config, rig.store, self.actor)
+        wanted = rig.config.generator.num_generators
+        rig.wait(lambda: len(rig.store.members("generator")) == wanted, f"{wanted} generators registered")
+        self.version = 0
+        self._tokens = np.random.default_rng(7).integers(4, 32, _PROMPT_LENGTH + _NUM_PROBED).astype(np.int32)
+        self._probe = self._score()
+
+    def update(self) -> BroadcastReport:
+        """Change the weights, all of them, and broadcast; the canary compares. Raises when it could not tell."""
+        torch.manual_seed(self.version)
+        with torch.no_grad():
+            for parameter in self.actor.module.parameters():
+                parameter.mul_(1 + 0.1 * torch.rand(()).item())
+        before, self._probe = self._probe, self._score()
+        moved = float(np.abs(self._probe.log_probs - before.log_probs).max())
+        if not moved > 2 * self.config.broadcast.canary_tolerance:
+            raise AssertionError(f"the weights moved log-probs by {moved} only: stale ones would pass")
+        self.version += 1
+        report = self.broadcaster.broadcast(self.version, self._probe)
+        if report.dropped or len(report.members) != self.config.generator.num_generators:
+            raise AssertionError(f"not every generator took the weights: {report}")
+        return report
+
+    def _score(self) -> CanaryProbe:
+        response = self._tokens[_PROMPT_LENGTH:]
+        probed = Trajectory(
+            id="probe",
+            prompt_id="probe",
+            group_id="probe",
+            sample_index=0,
+            task="probe",
+            prompt_token_ids=self._tokens[:_PROMPT_LENGTH],
+            response_token_ids=response,
+            action_mask=np.ones(len(response), np.bool_),
+            behaviour_log_probs=np.zeros(len(response), np.float32),
+            version_spans=(),
+            finish_reason="stop",
+            reward=0.0,
+            outcome="wrong",
+            generator_id="none",
+            issue_version=0,
+        )
+        log_probs = self.actor.infer(build_packed([probed]), self.config.sampling.temperature).log_probs
+        return CanaryProbe(self._tokens, _PROMPT_LENGTH, log_probs.float().numpy())
+
+
+def _demo(rig: Rig, num_updates: int) -> list[Figure]:
+    rig.start_generators()
+    learner = Learner(rig)
+    rig.store.issue(make_prompts(rig.config, _NUM_PROMPTS, rig.config.sampling.max_response_tokens))
+    rig.wait(lambda: len(rig.store.outstanding()) > 0, "rollouts under way")
+    learner.update()  # builds the group
+    started: list[float] = []
+    reports: list[BroadcastReport] = []
+    for index in range(num_updates):
+        end = time.monotonic() + _INTERVALS[index % 2]
+        rig.wait(lambda end=end: time.monotonic() >= end, "the interval")  # type: ignore[misc]
+        started.append(time.monotonic())
+        reports.append(learner.update())
+    pauses = [report.pause_seconds for report in reports]
+    lost = _lost_per_update(_tokens_by_version(rig), started)
+    learner.broadcaster.close()
+    pause = statistics.median(pauses)
+    num = rig.config.generator.num_generators
+    what = f"weight update, demo model, {num} busy generators"
+    return [
+        Figure.of(f"{what}: pause", "", [1e3 * p for p in pauses], unit="ms", goal=at_most(120)),
+        Figure(
+            f"{what}: generation lost per update",
+            "the pause",
+            lost / pause,
+            goal=at_most(2),
+            absolute=seconds_text(max(lost, 0.0)),
+        ),
+    ]
+
+
+def _tokens_by_version(rig: Rig) -> Counter[int]:
+    """Tokens of each policy version, once every rollout now in flight has ended."""
+    in_flight = set(rig.store.lease_owners())
+    rig.wait(lambda: not in_flight & set(rig.store.lease_owners()), "rollouts in flight have ended")
+    ids = [item.prompt_id for item in rig.store.outstanding() if item.state == "buffered"]
+    counts: Counter[int] = Counter()
+    for payload in rig.store.payloads(ids):
+        for span in decode_trajectory(payload).version_spans:
+            counts[span.version] += span.count
+    return counts
+
+
+def _lost_per_update(tokens: Counter[int], started: list[float]) -> float:
+    """Seconds. ``started[i]``: when the update to version i + 2 began."""
+    periods = np.diff(started)
+    counts = [tokens[version] for version in range(2, 2 + len(periods))]
+    rate, offset = np.polyfit(periods, counts, 1)
+    return float(-offset / rate)
+
+
+def _large(rig: Rig, num_rounds: int) -> list[Figure]:
+    (spec,) = rig.launcher.generator_specs()
+    generator_core = min(spec.cores or os.sched_getaffinity(0))
+    os.sched_setaffinity(0, set(rig.launcher.learner_spec().cores or ()))
+    rig.start_generators()
+    learner = Learner(rig)
+    source = [tensor for _, tensor in learner.actor.weight_source()]
+    num_bytes = sum(tensor.nbytes for tensor in source)
+    copy = [torch.empty_like(tensor) for tensor in source]
+    whole = [torch.zeros(num_bytes, dtype=torch.uint8)]
+    chunks = _cut(source, int(rig.config.broadcast.packed_buffer_mib * 2**20))
+    learner.update()
+    seconds: dict[str, list[float]] = {name: [] for name in ("update", "chunks", "whole", "memcpy")}
+    with GlooPeer(generator_core) as peer:
+        for _ in range(num_rounds):
+            seconds["update"].append(learner.update().pause_seconds)
+            seconds["chunks"].append(peer.seconds(chunks))
+            seconds["whole"].append(peer.seconds(whole))
+            began = time.perf_counter()
+            for into, tensor in zip(copy, source, strict=True):
+                into.copy_(tensor)
+            seconds["memcpy"].append(time.perf_counter() - began)
+    learner.broadcaster.close()
+    rate = num_bytes / statistics.median(seconds["update"]) / 1e9
+    what = f"weight update, 135M shape, {num_bytes / 2**20:.0f} MiB: bytes/s over the whole pause"
+
+    def figure(against: str, name: str, **fields: Any) -> Figure:
+        shares = [100 * a / b for a, b in zip(seconds[name], seconds["update"], strict=True)]
+        return Figure.of(what, against, shares, unit="%", absolute=f"{rate:.2f} GB/s", **fields)
+
+    return [
+        figure("gloo's bare broadcast in the same chunks", "chunks", goal=at_least(70)),
+        figure("gloo's bare broadcast in one piece", "whole"),
+        figure("a memcpy of the weights", "memcpy"),
+    ]
+
+
+def _cut(tensors: list[torch.Tensor], buffer_bytes: int) -> list[torch.Tensor]:
+    """Buffers of the sizes the product sends."""
+    from vllm.distributed.weight_transfer.base import ParamMeta
+
+    from learner.gloo_trainer import cut_chunks
+
+    counts = cut_chunks([ParamMeta("", t.dtype, tuple(t.shape)) for t in tensors], buffer_bytes)
+    left = iter(tensors)
+    return [torch.zeros(sum(next(left).nbytes for _ in range(count)), dtype=torch.uint8) for count in counts]
