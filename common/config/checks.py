@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from common.trajectory import DEFAULT_LIMITS
+
 if TYPE_CHECKING:
     from common.config.tree import VcppoConfig
 
@@ -112,6 +114,10 @@ def _algorithm_problems(config: VcppoConfig) -> Iterator[str]:
             f"algorithm.importance_truncation = {algorithm.importance_truncation:g}: needs algorithm.old_log_probs ="
             " proximal (it is behaviour, whose ratio has the correction in it): set it to null"
         )
+    for name, reward in (("reward_correct", task.reward_correct), ("reward_wrong", task.reward_wrong)):
+        if abs(reward) > DEFAULT_LIMITS.max_reward:
+            limit = f"the buffer accepts none beyond {DEFAULT_LIMITS.max_reward:g}"
+            yield f"task.{name} = {reward:g}: {limit}: use a smaller one, the paper's are 1 and -1"
     if task.reward_correct <= task.reward_wrong:
         yield (
             f"task.reward_correct = {task.reward_correct:g}: must be above task.reward_wrong = {task.reward_wrong:g}:"
@@ -228,7 +234,7 @@ def _network_problems(config: VcppoConfig) -> Iterator[str]:
     if config.broadcast.backend == "nccl" and config.learner.device == "cpu":
         yield "broadcast.backend = nccl: can't run with learner.device = cpu: set it to auto or gloo"
     url = config.redis.url
-    if url is not None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
+    if url is not None and url.partition(":")[0] not in ("redis", "rediss", "unix"):
         yield f"redis.url = {url!r}: must begin with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0"
     endpoints = config.transport.endpoints
     for endpoint in endpoints:
@@ -244,12 +250,12 @@ def _network_problems(config: VcppoConfig) -> Iterator[str]:
 
 
 def _is_endpoint(endpoint: str) -> bool:
-    parts = urlsplit(endpoint)
-    if parts.scheme == "ipc":
-        return bool(parts.netloc or parts.path)
     try:
+        parts = urlsplit(endpoint)
+        if parts.scheme == "ipc":
+            return bool(parts.netloc or parts.path)
         return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port)
-    except ValueError:  # urlsplit's word for a port that is none
+    except ValueError:  # urlsplit's word for a port that is none, or half an IPv6 address
         return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,13 @@ from pydantic_core import ErrorDetails
 
 from common.config.fields import config_fields
 from common.config.tree import PROBLEM_SEPARATOR, VcppoConfig
+from common.config.yaml_text import MAX_CHARACTERS, Refused, one_line, read_yaml, write_yaml
 from common.errors import ConfigError
 
 _COMMAND_LINE = "command line"
-_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
-_INTEGER = re.compile(r"^[-+]?[0-9]+$")
-_BOOLEAN = re.compile(r"^(true|True|TRUE|false|False|FALSE)$")
+_MAX_PROBLEMS = 30  # lines; the rest is a number
+_MAX_NAME = 120
+_MAX_OVERRIDE_DEPTH = 20
 
 
 class Override(NamedTuple):
@@ -55,32 +56,39 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> VcppoConfig
 def dump_config(config: VcppoConfig) -> str:
     """The resolved tree as YAML; `load_config` of it gives the same tree."""
     tree = config.model_dump(mode="json")
-    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
+    return write_yaml(tree, width=120)
 
 
 def parse_override(text: str) -> Override:
     """Split ``section.field=value``; the value is YAML, an empty one is null."""
     name, equals, value = text.partition("=")
-    if not equals or not all(name.split(".")):
-        raise ConfigError(f"{_COMMAND_LINE}: {text!r} is no override: write section.field=value, e.g. rl.batch_size=64")
+    path = tuple(name.split("."))
+    if not equals or not all(path) or len(path) > _MAX_OVERRIDE_DEPTH:
+        what = f"{_COMMAND_LINE}: {_shown(text)} is no override"
+        raise ConfigError(f"{what}: write section.field=value, e.g. rl.batch_size=64")
     try:
-        return Override(tuple(name.split(".")), yaml.load(value, _Loader))
+        return Override(path, read_yaml(value))
+    except Refused as error:
+        raise ConfigError(f"{_COMMAND_LINE}: {_dotted(path)} = {_shown(value)}: {one_line(error)}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{_COMMAND_LINE}: {name} = {value!r} is not YAML ({_flat(error)}): quote it") from None
+        what = f"{_COMMAND_LINE}: {_dotted(path)} = {_shown(value)}"
+        raise ConfigError(f"{what} is not YAML ({one_line(error)}): quote it") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            tree = read_yaml(file.read(4 * MAX_CHARACTERS).decode("utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.y*ml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ": check the path given with -c"
         raise ConfigError(f"{path}: there is no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read ({error}): give a readable YAML file") from None
+    except Refused as error:
+        raise ConfigError(f"{path}: line {error.line}: {one_line(error)}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {_flat(error)}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {one_line(error)}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -96,8 +104,8 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
         if isinstance(node, list):
             key = _index(node, override.path, depth)  # type: ignore[assignment]
         elif not isinstance(node, dict):
-            name, parent = ".".join(override.path), ".".join(override.path[:depth])
-            raise ConfigError(f"{_COMMAND_LINE}: {name}: {parent} is a value ({node!r}), not a section")
+            name, parent = _dotted(override.path), _dotted(override.path[:depth])
+            raise ConfigError(f"{_COMMAND_LINE}: {name}: {parent} is a value ({_shown(node)}), not a section")
         if last:
             node[key] = override.value
         else:
@@ -107,9 +115,10 @@ def _apply(tree: dict[str, Any], override: Override) -> None:
 
 
 def _index(node: list[Any], path: tuple[str, ...], depth: int) -> int:
-    key, name = path[depth], ".".join(path[:depth])
-    if not key.isdecimal() or int(key) >= len(node):
-        raise ConfigError(f"{_COMMAND_LINE}: {'.'.join(path)}: {name} has {len(node)} items: {key!r} is none of them")
+    key, name = path[depth], _dotted(path[:depth])
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
+        what = f"{_COMMAND_LINE}: {_dotted(path)}: {name} has {len(node)} items"
+        raise ConfigError(f"{what}: {_shown(key)} is none of them")
     return int(key)
 
 
@@ -129,19 +138,22 @@ class _Sources(NamedTuple):
 
 def _problems(error: ValidationError, sources: _Sources) -> list[str]:
     lines: list[str] = []
-    for details in error.errors():
+    found = error.errors(include_url=False)
+    for details in found[:_MAX_PROBLEMS]:
         if details["type"] == "value_error" and not details["loc"]:  # the cross-field checks of the whole tree
             text = str(details["ctx"]["error"])
             source = f"{sources.file} and {_COMMAND_LINE}" if sources.overridden else sources.file
-            lines += [f"{source}: {line}" for line in text.split(PROBLEM_SEPARATOR)]
+            lines += [f"{source}: {line}" for line in text.split(PROBLEM_SEPARATOR)[:_MAX_PROBLEMS]]
         else:
             lines.append(_problem(details, sources))
+    if len(found) > _MAX_PROBLEMS:
+        lines.append(f"{sources.file}: {len(found) - _MAX_PROBLEMS} more problems like these")
     return lines
 
 
 def _problem(details: ErrorDetails, sources: _Sources) -> str:
     location = [str(part) for part in details["loc"]]
-    name, source = ".".join(location), sources.of(location)
+    name, source = _dotted(location), sources.of(location)
     value = details["input"]
     if details["type"] == "missing":
         name = "model.path" if name == "model" else name  # the only section that has no default
@@ -183,42 +195,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers and booleans (3e-5 is a number, `no` is a word), no duplicate keys."""
-
-    # Without the 1.1 resolvers, which PyYAML keeps by first character.
-    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML reads a class attribute)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: dict[object, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag.endswith(":merge"):
-                continue
-            line = key_node.start_mark.line + 1
-            if key_node.value in seen:
-                first = seen[key_node.value]
-                raise yaml.YAMLError(f"{key_node.value!r} is given twice, in lines {first} and {line}: keep one")
-            seen[key_node.value] = line
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper whose plain scalars mean the same to `_Loader`."""
-
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
-    _class.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, list("-+0123456789"))
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+def _dotted(path: Sequence[str]) -> str:
+    return one_line(".".join(path), _MAX_NAME)
 
 
 def as_overrides(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -228,7 +206,7 @@ def as_overrides(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, Mapping) and value:
             texts += as_overrides(value, f"{prefix}{key}.")
         else:
-            text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**9)
+            text = write_yaml(value, default_flow_style=True, width=10**9)
             scalar = text.removesuffix("\n").removesuffix("\n...")  # PyYAML ends a lone scalar with a document mark
             texts.append(f"{prefix}{key}={scalar}")
     return texts

@@ -29,7 +29,9 @@ from common.config.training import (
     TaskConfig,
     ValuePretrainingConfig,
 )
+from common.config.yaml_text import one_line
 
+_MAX_PROBLEM = 1000
 PROBLEM_SEPARATOR = "\n"  # between the lines of a failed cross-field check
 
 
@@ -68,7 +70,7 @@ class VcppoConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> VcppoConfig:
-        problems = list(config_problems(self))
+        problems = [one_line(problem, _MAX_PROBLEM) for problem in config_problems(self)]
         if problems:
             raise ValueError(PROBLEM_SEPARATOR.join(problems))
         return self

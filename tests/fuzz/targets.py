@@ -6,7 +6,7 @@ import importlib
 
 from tests.fuzz.harness import Harness
 
-NAMES = ("wire", "frames")
+NAMES = ("wire", "frames", "config")
 
 
 def load(name: str) -> Harness:

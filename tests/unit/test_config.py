@@ -70,7 +70,13 @@ def test_dump_then_load_is_identity(run_yaml: Path, tmp_path: Path) -> None:
 
 # Whatever YAML can say in a free mapping (task.options) and a YAML file can hold.
 _TEXT = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12)
-_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | _TEXT
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63) + 1, 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | _TEXT
+)
 _OPTIONS = st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), _SCALARS | st.lists(_SCALARS, max_size=3))
 
 
@@ -125,7 +131,7 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         ),
         (["rl.max_staleness=true"], "rl.max_staleness = True: must be a valid integer"),
         (["sampling.temperature=0"], "sampling.temperature = 0: must be greater than 0 (Softmax temperature"),
-        (["sampling.temperature=.nan"], "sampling.temperature = nan: must be a finite number"),
+        (["sampling.temperature=.nan"], "sampling.temperature = '.nan': '.nan' is no finite number"),
         (["broadcast.backend=mpi"], "broadcast.backend = 'mpi': must be 'auto', 'gloo' or 'nccl'"),
         (["rl=3"], "rl = 3: must be a section with fields of its own"),
         (["run.name=../up"], "run.name = '../up'"),
