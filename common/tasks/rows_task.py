@@ -6,6 +6,7 @@ needs ``pip install datasets``). Every row is checked when the task is loaded; a
 
 from __future__ import annotations
 
+import json
 import random
 from abc import abstractmethod
 from functools import lru_cache
@@ -14,9 +15,13 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from common.config.yaml_text import one_line
 from common.tasks.interface import ChatMessages, Problem, Split, Task, TaskError, TaskOptions
 from common.tasks.rows import Row, read_rows
 from common.trajectory import FinishReason
+
+_MAX_TEXT = 1 << 18
+_MAX_ANSWER_BYTES = 1 << 19
 
 
 class RowsOptions(TaskOptions):
@@ -119,7 +124,11 @@ class RowsTask(Task):
 
     def _question(self, row: Row) -> _Question:
         text = text_of(row, self._rows_options.question_column, "question_column")
-        return _Question(text, self.answer_of(row, text))
+        answer = self.answer_of(row, text)
+        size = len(json.dumps(answer))
+        if size > _MAX_ANSWER_BYTES:  # it travels with the prompt
+            raise TaskError(f"{row.place}: its answer takes {size} bytes, at most {_MAX_ANSWER_BYTES}: drop the row")
+        return _Question(text, answer)
 
     def _is_held_out(self, question: str) -> bool:
         """By the question's own hash, so the split survives reordering and additions."""
@@ -143,10 +152,8 @@ class RowsTask(Task):
 def value_of(row: Row, column: str, option: str) -> Any:
     """The row's field; TaskError says which fields there are, and which option names the column."""
     if column not in row.values:
-        raise TaskError(
-            f"{row.place}: no field {column!r} (there are: {', '.join(map(str, row.values)) or 'none'}): "
-            f"set task.options.{option}"
-        )
+        fields = one_line(", ".join(map(str, row.values)) or "none")
+        raise TaskError(f"{row.place}: no field {column!r} (there are: {fields}): set task.options.{option}")
     return row.values[column]
 
 
@@ -155,4 +162,11 @@ def text_of(row: Row, column: str, option: str) -> str:
     value = value_of(row, column, option)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TaskError(f"{row.place}: {column!r} is {type(value).__name__}, not text or a number")
-    return str(value)
+    text = str(value)
+    if len(text) > _MAX_TEXT:
+        raise TaskError(f"{row.place}: {column!r} has {len(text)} characters, at most {_MAX_TEXT}: drop the row")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(f"{row.place}: {column!r} has half a character (a lone surrogate): mend the row") from error
+    return text
