@@ -4,9 +4,11 @@
       ▲ waits for: a free place, the gate (weights in order), room in the spool, an issued prompt
 
 Three loops run side by side: *lease* fills free places; one task per prompt takes it through; *heartbeat* renews
-leases and the member entry, and writes metrics. A lease is kept until the store says it is no longer ours, which is
-so once the trajectory is appended: between send and append nobody else can take the prompt. A prompt whose lease
-is gone while it is still in flight (expired, or dropped by the learner) is abandoned at once.
+leases and the member entry, and writes metrics. A place is a sequence in vLLM: it is free again once the rollout is
+there, so judging and sending cost no tokens; as many prompts as there are places may wait for these. A lease is kept
+until the store says it is no longer ours, which is so once the trajectory is appended: between send and append nobody
+else can take the prompt. A prompt whose lease is gone while it is still in flight (expired, or dropped by the learner)
+is abandoned at once.
 """
 
 from __future__ import annotations
@@ -77,6 +79,7 @@ class RolloutWorker:
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._generating: set[asyncio.Task[None]] = set()  # those of `_tasks` that hold a place in vLLM
         self._leased: set[str] = set()
         self._place_freed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -115,7 +118,8 @@ class RolloutWorker:
     async def _lease_loop(self) -> None:
         while True:
             await self._control.gate.wait()
-            free = self._config.generator.max_in_flight - len(self._tasks)
+            most = self._config.generator.max_in_flight
+            free = min(most - len(self._generating), 2 * most - len(self._tasks))
             if free <= 0:
                 self._place_freed.clear()
                 await self._place_freed.wait()
@@ -144,8 +148,10 @@ class RolloutWorker:
             self._counters.queue_wait += time.monotonic() - began
         for prompt in prompts:
             self._leased.add(prompt.id)
-            task = asyncio.create_task(self._take_through(prompt))
+            task = asyncio.create_task(self._take_through(prompt), name=prompt.id)
+            task.add_done_callback(self._finished)  # runs even if the task is cancelled before it began
             self._tasks[prompt.id] = task
+            self._generating.add(task)
 
     async def _wait_for_spool(self) -> None:
         log.warning("spool_full", num_unacked=self._sender.num_unacked, waiting_for="buffer")
@@ -161,12 +167,19 @@ class RolloutWorker:
         except Exception as error:  # noqa: BLE001  (no task may end unheard: run() raises it)
             self._failure = error
             self._stopping.set()
-        finally:
-            self._tasks.pop(prompt.id, None)
-            self._place_freed.set()
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._free_place(task)
+        if self._tasks.get(task.get_name()) is task:  # a prompt handed back may be with us again
+            del self._tasks[task.get_name()]
+
+    def _free_place(self, task: asyncio.Task[None]) -> None:
+        self._generating.discard(task)
+        self._place_freed.set()
 
     async def _generate(self, prompt: Prompt) -> Rollout | None:
         """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
+        await self._control.gate.wait()  # it may have closed while the lease was on its way
         try:
             return await self._engine.generate(prompt)
         except EngineError as error:
@@ -178,8 +191,10 @@ class RolloutWorker:
             return None
 
     async def _roll_out(self, prompt: Prompt) -> None:
-        await self._control.gate.wait()  # it may have closed while the lease was on its way
         rollout = await self._generate(prompt)
+        task = asyncio.current_task()
+        assert task is not None
+        self._free_place(task)
         if rollout is None:
             return
         if rollout.finish_reason == "abort" or not len(rollout.token_ids):
@@ -286,7 +301,7 @@ class RolloutWorker:
         values: dict[str, float | list[float] | None] = {
             "generator/tokens_per_second": counters.num_tokens / max(now - counters.since, 1e-9),
             "generator/rollouts": float(counters.num_rollouts),
-            "generator/in_flight": float(len(self._tasks)),
+            "generator/in_flight": float(len(self._generating)),
             "generator/queue_wait": counters.queue_wait,
             "generator/unacked": float(self._sender.num_unacked),
             "generator/policy_version": None if version == UNSYNCED else float(version),

@@ -40,6 +40,7 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.num_in_flight = 0
         self.most_in_flight = 0
+        self.num_finished = 0
         self.hold = asyncio.Event()
         self.hold.set()
         self.refuse: set[str] = set()
@@ -55,6 +56,7 @@ class ScriptedEngine:
             await asyncio.sleep(0.005)
         finally:
             self.num_in_flight -= 1
+        self.num_finished += 1
         reason: Any = "stop"
         if prompt.id in self.abort:
             self.abort.discard(prompt.id)
@@ -231,6 +233,43 @@ def test_a_prompt_the_engine_refuses_is_rejected_for_good(tmp_path: Path, shared
         assert bench.store.ledger().is_exact
 
     run(tmp_path, shared_redis, body).close()
+
+
+def test_a_rollout_that_waits_for_its_verdict_holds_no_place(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        judged = asyncio.Event()
+        judge = bench.verifiers.verify
+
+        async def slow(*args: Any) -> Any:
+            await judged.wait()
+            return await judge(*args)
+
+        bench.verifiers.verify = slow  # type: ignore[method-assign]
+        bench.store.issue(prompts(20))
+        await bench.until(lambda: bench.engine.num_finished == 8, "places are held while verdicts are awaited")
+        await asyncio.sleep(0.3)
+        assert bench.store.ledger().as_dict()["leased"] == 8  # as many again as there are places, and no more
+        judged.set()
+        assert len(await bench.receive(20)) == 20
+
+    run(tmp_path, shared_redis, body).close()
+
+
+def test_prompts_dropped_before_their_tasks_began_leave_their_places(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        bench.store.issue(prompts(4))
+        lease = bench.worker._lease
+
+        async def lease_and_drop(free: int) -> None:
+            await lease(free)
+            bench.worker._lease = lease  # type: ignore[method-assign]
+            await bench.worker.drop_in_flight()  # the canary failed just then
+
+        bench.worker._lease = lease_and_drop  # type: ignore[method-assign]
+        bench.control.loaded(0)
+        assert len(await bench.receive(4)) == 4
+
+    run(tmp_path, shared_redis, body, opened=False).close()
 
 
 def test_a_prompt_dropped_by_the_learner_is_abandoned(tmp_path: Path, shared_redis: RedisServer) -> None:
