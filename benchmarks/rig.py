@@ -109,8 +109,10 @@ def make_prompts(config: VcppoConfig, count: int, max_tokens: int, length: int =
 class Rig:
     """One run's processes. Use it as a context manager: whatever was started is gone afterwards."""
 
-    def __init__(self, config: VcppoConfig) -> None:
+    def __init__(self, config: VcppoConfig, service_core: int | None = None) -> None:
+        """`service_core`: Redis and buffer run there, if given."""
         self.config = config
+        self._service_cores = [] if service_core is None else [service_core]
         self.folder = RunFolder(config.run.path).create()
         self.folder.config.write_text(dump_config(config))
         self.launcher = Launcher(config, LogSink(self.folder.logs, config.run.name))
@@ -118,10 +120,10 @@ class Rig:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        self.start(redis_server.redis_spec(self.folder.redis))
+        self.start(redis_server.redis_spec(self.folder.redis), self._service_cores)
         self.wait(lambda: redis_server.is_running(self.folder.redis), "redis-server answers")
         for spec in self.launcher.buffer_specs():
-            self.start(spec)
+            self.start(spec, self._service_cores)
         self.store = RunStore.connect(self.redis_url, self.config.run.name, 30.0)
         return self
 

@@ -1,0 +1,141 @@
+"""A generator's tokens per second against vLLM's own `LLM.generate` on the same requests.
+
+Ours is `python -m generator` as the launcher starts it, on one core with everything it does: leasing from Redis, vLLM,
+verifier children, encoding, sending, heartbeats. It is timed from the prompts' issue to the last append in the store.
+Redis and the buffer are not the generator's: they run on another core where there is one. `LLM.generate` runs on the
+same core, in a process of its own with the same engine arguments and as many sequences at once; plain (no log-probs,
+text made), and with the log-probs that PPO needs. Rounds take turns; each has fresh prompts, the same for all
+contenders, with a seed for each. Sampling is seeded, but batches differ in order and so sums in the last bit: the
+number of tokens must agree within 5 %, or the benchmark fails.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.figures import Figure, at_least
+from benchmarks.harness import Settings
+from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
+from benchmarks.vllm_peer import Generated, VllmPeer
+from common.config import VcppoConfig
+from common.trajectory import Prompt
+from common.wire import decode_trajectory
+
+
+class Case(NamedTuple):
+    """One comparison: a model at a number of sequences in flight."""
+
+    name: str
+    architecture: dict[str, Any]
+    dtype: str
+    in_flight: int
+    num_prompts: int
+    max_tokens: int
+    num_rounds: int
+
+
+def run(settings: Settings) -> list[Figure]:
+    core = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_another_core(core)})  # what only watches is not to be counted
+    demo = demo_architecture()
+    cases = [Case("demo model", demo, "float32", 32, settings.size(256, 32), 152, settings.rounds(5))]
+    if not settings.quick:
+        cases += [Case("demo model", demo, "float32", n, 256, 152, 3) for n in (16, 64)]
+        cases += [Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 32, 32, 48, 3)]
+    return [figure for case in cases for figure in _compare(case, core)]
+
+
+def _compare(case: Case, core: int) -> list[Figure]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        model = write_model(folder / "model", case.architecture, case.dtype)
+        config = demo_settings(
+            folder,
+            "run",
+            model,
+            model={"dtype": case.dtype},
+            generator={"num_generators": 1, "max_in_flight": case.in_flight},
+        )
+        rig = stack.enter_context(Rig(config, service_core=_another_core(core)))
+        (spec,) = rig.launcher.generator_specs()
+        rig.start(spec, [core])
+        peer = stack.enter_context(VllmPeer(_llm_arguments(config), core, spec.environment))
+        rig.wait(lambda: rig.store.members("generator") != [], "the generator registered")
+        peer.wait_ready()
+        contenders: dict[str, Callable[[list[Prompt]], Generated]] = {
+            "ours": lambda prompts: _ours(rig, prompts),
+            "plain": peer.generate,
+            "log_probs": lambda prompts: peer.generate(prompts, log_probs=True),
+        }
+        return _figures(case, _rounds(case, config, contenders))
+
+
+def _another_core(core: int) -> int:
+    """For Redis and the buffer, even when this benchmark is pinned to one."""
+    others = [other for other in range(os.cpu_count() or 1) if other != core]
+    return others[0] if others else core
+
+
+def _llm_arguments(config: VcppoConfig) -> dict[str, Any]:
+    """Of `generator.engine`, less what only a generator needs."""
+    generator = config.generator
+    return {
+        "model": config.model.path,
+        "dtype": config.model.dtype,
+        "max_model_len": generator.max_model_len,
+        "max_num_seqs": generator.max_in_flight,
+        "enforce_eager": generator.enforce_eager,
+        "kv_cache_memory_bytes": int(generator.kv_cache_gib * 2**30),
+        "disable_log_stats": True,
+    }
+
+
+def _rounds(
+    case: Case, config: VcppoConfig, contenders: dict[str, Callable[[list[Prompt]], Generated]]
+) -> dict[str, list[float]]:
+    """Tokens per second, a sample a round; a first, shorter round warms up."""
+    prompts = make_prompts(config, case.num_prompts * (case.num_rounds + 1), case.max_tokens)
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for index in range(case.num_rounds + 1):
+        chosen = prompts[index * case.num_prompts : (index + 1) * case.num_prompts]
+        found = {name: call(chosen if index else chosen[: case.in_flight]) for name, call in contenders.items()}
+        counts = [generated.num_tokens for generated in found.values()]
+        if max(counts) > 1.05 * min(counts):
+            raise AssertionError(f"not the same work: {counts} tokens")
+        for name, generated in found.items():
+            if index:
+                rates[name].append(generated.num_tokens / generated.seconds)
+    return rates
+
+
+def _ours(rig: Rig, prompts: list[Prompt]) -> Generated:
+    """Issue, and wait until the store has every trajectory."""
+    before = rig.store.ledger().as_dict()["buffered"]
+    began = time.perf_counter()
+    rig.store.issue(prompts)
+    wanted = before + len(prompts)
+    rig.wait(lambda: rig.store.ledger().as_dict()["buffered"] == wanted, "every trajectory in the store")
+    seconds = time.perf_counter() - began
+    payloads = rig.store.payloads([prompt.id for prompt in prompts])
+    return Generated(seconds, sum(len(decode_trajectory(payload).response_token_ids) for payload in payloads))
+
+
+def _figures(case: Case, rates: dict[str, list[float]]) -> list[Figure]:
+    what = f"generator tokens/s, {case.name}, {case.in_flight} in flight"
+    absolute = f"{statistics.median(rates['ours']):,.0f} tokens/s"
+
+    def figure(against: str, name: str, **fields: Any) -> Figure:
+        shares = [100 * ours / theirs for ours, theirs in zip(rates["ours"], rates[name], strict=True)]
+        return Figure.of(what, against, shares, unit="%", absolute=absolute, **fields)
+
+    return [
+        figure("LLM.generate", "plain", goal=at_least(95)),
+        figure("LLM.generate with log-probs, without text", "log_probs"),
+    ]
