@@ -128,7 +128,7 @@ def _confine(job: Job, layers: Layers, box: str, user: int) -> None:
     readable = existing(job.readable)
     own_folder = "namespaces" in layers
     if own_folder:
-        work = enter_own_root(box, readable, job.limits.disk_bytes, user)
+        work = enter_own_root(box, readable, job.limits.disk_bytes, user if "user" in layers else os.geteuid())
     else:
         work = box
         os.chmod(work, 0o755)

@@ -44,7 +44,7 @@ def enter_own_root(box: str, readable: list[str], disk_bytes: int, user: int) ->
         kernel.bind(path, str(target), kernel.READ_ONLY | kernel.NO_SUID | (0 if is_device else kernel.NO_DEV))
     work = Path(box + _WORK)
     work.mkdir()
-    kernel.mount_tmpfs(str(work), f"size={disk_bytes},nr_inodes=1024,mode=755,uid={user},gid={user}")
+    kernel.mount_tmpfs(str(work), f"size={disk_bytes},nr_inodes=1024,mode=755,uid={user}")
     kernel.change_root(box)
     kernel.seal("/")
     return _WORK

@@ -110,6 +110,9 @@ ATTACKS = {
     ),
     "unlimited_memory": Attack("import os; os.memfd_create('x'); print('ESCAPED')", ("seccomp",)),
     "system_v_memory": Attack(LIBC + "if libc.shmget(0, 4096, 0o1600) >= 0: print('ESCAPED')", ("seccomp",)),
+    "memory_of_another": Attack(
+        LIBC + "if libc.shmget({shared_memory}, 0, 0o600) >= 0: print('ESCAPED')", ("seccomp", "namespaces", "user")
+    ),
     "io_uring": Attack(  # whatever the kernel says to it, but "not permitted"
         LIBC + "made = libc.syscall(425, 4, ctypes.create_string_buffer(120))\n"
         "if made >= 0 or ctypes.get_errno() != 1: print('ESCAPED')",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import json
 import os
@@ -73,6 +74,7 @@ class Target(NamedTuple):
     unix_path: str
     datagram_path: str
     abstract: str
+    shared_memory: int
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         preexec_fn=powerless,
     )
     abstract = f"vcppo-{secrets.token_hex(8)}"
+    libc, key = ctypes.CDLL(None), secrets.randbelow(2**31 - 1) + 1
+    segment = libc.shmget(key, 4096, 0o1600)  # IPC_CREAT
     kinds = [(socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM)]
     sockets = [socket.socket(*kind) for kind in [*kinds, *[(socket.AF_UNIX, socket.SOCK_STREAM)] * 2]]
     sockets.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
@@ -110,7 +114,9 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         unix_path=str(folder / "socket"),
         datagram_path=str(folder / "datagrams"),
         abstract=abstract,
+        shared_memory=key,
     )
+    libc.shmctl(segment, 0, None)  # IPC_RMID
     victim.kill()
     victim.wait()
     for each in sockets:
@@ -175,7 +181,7 @@ ORDINARY = {
     "terminal": "import os, sys; print('ok', sys.stdout.isatty(), os.cpu_count(), os.getcwd(), os.listdir())",
     "time": "import datetime, time; print('ok', datetime.datetime.now(), time.localtime(), time.process_time())",
     "pool": "from concurrent.futures import ThreadPoolExecutor\nprint('ok', *ThreadPoolExecutor(4).map(abs, range(9)))",
-    "big_numbers": "import decimal, fractions, math; print('ok', math.factorial(2000), decimal.Decimal(2).sqrt())",
+    "big_numbers": "import decimal, fractions, math; print('ok', math.factorial(999), decimal.Decimal(2).sqrt())",
     "limits": "import resource; print('ok', resource.setrlimit(3, resource.getrlimit(3)))",
 }
 
@@ -358,15 +364,44 @@ def test_environment_is_empty(layers: Layers, monkeypatch: pytest.MonkeyPatch) -
     assert result.stdout == b"[]\n"  # LC_CTYPE is Python's own doing
 
 
-def test_no_capability_and_no_terminal(layers: Layers) -> None:
+def test_no_capability(layers: Layers) -> None:
+    for which in (layers, layers - {"seccomp", "user"}, NOTHING):
+        result = run_program(python("import os; os.chroot('.')"), which)
+        assert result.exit_code == 1 and b"PermissionError" in result.stderr, (which, result)
+
+
+def test_no_terminal_and_no_groups(layers: Layers) -> None:
+    """A session of its own has no terminal to type into; the caller's groups would open the caller's files."""
+    source = "import os; print(os.getsid(0), os.getgroups())"
+    session, _ = run_program(python(source), NOTHING).stdout.split(maxsplit=1)
+    assert int(session) != os.getsid(0)
+    if "user" in layers:
+        assert run_program(python(source), layers).stdout.endswith(b" []\n")
+
+
+PEEK = "import os, time; time.sleep(0.3); open(f'/proc/{os.getppid()}/environ', 'rb').read()"
+
+
+def test_no_look_into_the_keeper() -> None:
+    """Its memory is a copy of the caller's, with the run's secrets."""
+    assert b"PermissionError" in run_program(python(PEEK), NOTHING).stderr
+
+
+def test_only_the_working_folder_can_be_written(isolation: Isolation) -> None:
+    """Also by the user who owns everything else."""
+    if "namespaces" in isolation.refused:
+        pytest.skip(f"not here: {isolation.refused['namespaces']}")
     source = """
         import os
-        print(os.getuid() == os.geteuid(), os.getsid(0) == os.getpgrp(), os.path.exists("/dev/tty"))
-        os.chroot(".")
+        for folder in ("/", "/usr", "/usr/lib", "/dev", "/etc", "."):
+            try:
+                os.mkdir(f"{folder}/vcppo-planted")
+            except OSError:
+                continue
+            os.rmdir(f"{folder}/vcppo-planted")
+            print(folder)
     """
-    for which in (layers, layers - {"seccomp", "user"}, NOTHING):
-        result = run_program(python(source), which)
-        assert result.exit_code == 1 and b"PermissionError" in result.stderr, (which, result)
+    assert run_program(python(source), frozenset({"namespaces"})).stdout == b".\n"
 
 
 def test_no_better_priority(layers: Layers) -> None:
@@ -532,7 +567,7 @@ def test_probe_says_what_is_refused_and_why() -> None:
 
 
 UNPRIVILEGED = """
-import ctypes, json, os, sys
+import json, os, subprocess
 from common.sandbox import *
 from common.sandbox import kernel
 os.chdir("/")
@@ -541,6 +576,7 @@ kernel._prctl("dumpable", 4, 1)  # as after an execve
 def python(source, **limits):
     return Job(({python!r}, "-S", "-c", source), limits=Limits(wall_seconds=10, memory_bytes=2**34, **limits))
 found = probe(python(""))
+others = [subprocess.Popen([{sleep!r}, "60"]) for _ in range(20)]
 where = "import os; print(os.getuid(), os.getcwd(), os.path.exists('/proc'))"
 threads = "import threading, time\\nfor i in range(50): threading.Thread(target=time.sleep, args=(1,)).start()"
 print(json.dumps([
@@ -548,8 +584,11 @@ print(json.dumps([
     run_program(python(where), found.layers).stdout.decode(),
     run_program(python(threads, num_tasks=8), found.layers).exit_code,
     run_program(python(threads, num_tasks=8), found.layers - {{"namespaces"}}).exit_code,
-    run_program(python(threads, num_tasks=100), found.layers - {{"namespaces"}}).exit_code,
+    run_program(python(threads, num_tasks=60), found.layers - {{"namespaces"}}).exit_code,
+    run_program(python({peek!r}), frozenset()).stderr.decode(),
 ]))
+for other in others:
+    other.kill()
 """
 
 
@@ -557,16 +596,17 @@ print(json.dumps([
 def test_layers_of_an_ordinary_user(isolation: Isolation) -> None:
     """All but a user of its own, where the machine allows user namespaces; tasks are counted right with and without."""
     done = subprocess.run(
-        [sys.executable, "-c", UNPRIVILEGED.format(python=PYTHON)],
+        [sys.executable, "-c", UNPRIVILEGED.format(python=PYTHON, sleep=SLEEP, peek=PEEK)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found, seen, with_namespaces, without, generous = json.loads(done.stdout)
+    found, seen, with_namespaces, without, generous, peek = json.loads(done.stdout)
     assert {"landlock", "seccomp"} & isolation.layers <= set(found) and "user" not in found
     assert (with_namespaces, without, generous) == (1, 1, 0)
+    assert "PermissionError" in peek
     if "namespaces" in found:
         user, *rest = seen.split()
         assert user not in ("0", "65534") and rest == ["/work", "False"]
