@@ -319,6 +319,9 @@ def _set_environment(config: VcppoConfig) -> None:
         "OMP_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        # glibc's malloc in the engine's process asks for 2 MiB pages: an update allocates each layer anew, twice, and
+        # with 4 KiB pages the kernel's page faults took as long as receiving and loading.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
     if config.generator.enforce_eager:
         defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler still compiles a few lines for ten seconds
