@@ -1,14 +1,15 @@
 """Verifiers in killable child processes: a response that makes one hang costs a child, never the generator.
 
 verify() ─▶ idle child (or wait for one) ─▶ one JSON line each way ─▶ Verdict
-             late: killed, replaced, outcome `timeout`      died: replaced, outcome `crash`
+             late: killed, replaced, outcome `timeout`
+             died, or answers with anything but a verdict on what it was asked: killed, replaced, outcome `crash`
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import itertools
 import os
 import sys
 from collections.abc import Mapping
@@ -20,11 +21,11 @@ from common.config import TaskConfig
 from common.errors import VcppoError
 from common.tasks import Verdict
 from common.trajectory import FinishReason
+from generator.verifier_lines import MAX_REPLY_BYTES, READY, Reply, parse_reply, request_line
 
 log = structlog.get_logger(__name__)
 
 _START_SECONDS = 60.0
-_STREAM_LIMIT = 2**26  # longest line either way
 
 
 class VerifierError(VcppoError):
@@ -38,6 +39,7 @@ class VerifierPool:
         self._config = config
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._children: set[asyncio.subprocess.Process] = set()
+        self._numbers = itertools.count(READY + 1)
 
     async def start(self) -> None:
         """Raises VerifierError when a child does not come up; the child's own error is on stderr."""
@@ -47,12 +49,12 @@ class VerifierPool:
 
     async def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
         """Judge one response; returns within ``task.verifier_timeout_seconds`` of getting a child."""
+        number = next(self._numbers)
+        request = request_line(number, answer, response, finish_reason)
         child = await self._idle.get()
         try:
-            reply = await asyncio.wait_for(
-                self._ask(child, {"answer": answer, "response": response, "finish_reason": finish_reason}),
-                self._config.verifier_timeout_seconds,
-            )
+            asked = self._ask(child, request, number)
+            verdict, detail = await asyncio.wait_for(asked, self._config.verifier_timeout_seconds)
         except TimeoutError:
             return await self._replace(child, "timeout", f"no verdict in {self._config.verifier_timeout_seconds:g} s")
         except (OSError, ValueError, EOFError) as error:
@@ -61,9 +63,9 @@ class VerifierPool:
             _kill(child)  # close() waits for it
             raise
         self._idle.put_nowait(child)
-        if reply["detail"]:
-            log.warning("verifier_crash", detail=reply["detail"], task=self._config.name)
-        return Verdict(reply["outcome"], reply["extracted"])
+        if detail:
+            log.warning("verifier_crash", detail=detail, task=self._config.name)
+        return verdict
 
     async def close(self) -> None:
         await asyncio.gather(*(self._end(child) for child in list(self._children)))
@@ -75,12 +77,13 @@ class VerifierPool:
             "generator.verifier_child",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            limit=_STREAM_LIMIT,
+            limit=MAX_REPLY_BYTES,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         self._children.add(child)
         try:
-            await asyncio.wait_for(self._ask(child, self._config.model_dump(mode="json")), _START_SECONDS)
+            config = self._config.model_dump_json().encode() + b"\n"
+            await asyncio.wait_for(self._ask(child, config, READY), _START_SECONDS)
         except (TimeoutError, OSError, ValueError, EOFError) as error:
             await self._end(child)
             raise VerifierError(
@@ -88,15 +91,16 @@ class VerifierPool:
             ) from error
         return child
 
-    async def _ask(self, child: asyncio.subprocess.Process, request: Mapping[str, Any]) -> Any:
+    async def _ask(self, child: asyncio.subprocess.Process, line: bytes, number: int) -> Reply:
+        """ValueError: it answers something else, or without end."""
         assert child.stdin is not None
         assert child.stdout is not None
-        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.write(line)
         await child.stdin.drain()
-        line = await child.stdout.readline()
-        if not line:
+        reply = await child.stdout.readline()
+        if not reply:
             raise EOFError("the verifier child died")
-        return json.loads(line)
+        return parse_reply(reply, number)
 
     async def _replace(self, child: asyncio.subprocess.Process, outcome: Any, detail: str) -> Verdict:
         await self._end(child)

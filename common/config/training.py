@@ -34,6 +34,9 @@ class TaskConfig(Section):
     verifier_timeout_seconds: Seconds = 5.0
     """A verifier child that takes longer is killed; the outcome is `timeout`."""
 
+    verifier_memory_mib: int = Field(default=4096, ge=256)
+    """What a verifier child may hold; when a response makes it need more, the outcome is `crash`."""
+
     verifier_processes: Positive = 1
     """Verifier children per generator."""
 

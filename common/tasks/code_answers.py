@@ -8,11 +8,12 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from common.config.yaml_text import one_line
 from common.tasks.interface import TaskError
 from common.tasks.rows import Row
 from common.tasks.rows_task import value_of
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\n]*)$")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`\n]*)$")
 
 
 class Case(NamedTuple):
@@ -53,8 +54,8 @@ def cases_of(row: Row, column: str) -> list[Case]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{row.place}: {column!r} is text, but not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            raise TaskError(f"{row.place}: {column!r} is text, but not JSON ({one_line(error)})") from error
     if isinstance(value, Mapping):
         inputs, outputs = (value.get(name, value.get(f"{name}s")) for name in Case._fields)
         if not (isinstance(inputs, list) and isinstance(outputs, list) and len(inputs) == len(outputs)):

@@ -6,12 +6,27 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 import pytest
 
 from common.config import TaskConfig
 from common.tasks import Problem, Task, Verdict
 from generator.verifier_pool import VerifierError, VerifierPool
+
+_GARBAGE = {
+    "another reply": b'{"number": 1, "outcome": "correct", "extracted": null, "detail": null}\n',
+    "a list": b"[1]\n",
+    "deep": b"[" * 60_000 + b"\n",
+    "not utf-8": b"\xff\n",
+    "no end": b"x" * 100_000,
+}
+
+
+def _answer_pipes() -> list[int]:
+    """Where the child's answers go, found as hostile code would."""
+    links = {int(entry.name): os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()}
+    return [number for number, target in links.items() if number > 2 and target.startswith("pipe:")]
 
 
 class Misbehaving(Task):
@@ -30,6 +45,20 @@ class Misbehaving(Task):
             os._exit(3)
         if response == "chatty":
             os.write(1, b"noise on stdout\n")
+        if response == "greedy":
+            return Verdict("wrong", str(len(bytearray(2**40))))
+        if response == "huge":
+            return Verdict("correct", "x" * 10**7)
+        if response == "no verdict":
+            return None  # type: ignore[return-value]
+        if response == "no outcome":
+            return Verdict("maybe", None)  # type: ignore[arg-type]
+        if response in _GARBAGE:
+            for descriptor in _answer_pipes():
+                os.write(descriptor, _GARBAGE[response])
+        if response == "close":
+            for descriptor in _answer_pipes():
+                os.close(descriptor)
         return Verdict("correct" if answer["is"] == response else "wrong", response[:5])
 
 
@@ -55,6 +84,34 @@ def test_every_outcome_is_told_apart_and_the_pool_goes_on() -> None:
         assert (await pool.verify({"is": "7"}, "raise", "stop")).outcome == "crash"
         assert (await pool.verify({"is": "7"}, "die", "stop")).outcome == "crash"
         assert await pool.verify({"is": "chatty"}, "chatty", "length") == Verdict("correct", "chatt")
+
+    run(body)
+
+
+@pytest.mark.parametrize("response", ["greedy", "no verdict", "no outcome", "close", *_GARBAGE])
+def test_whatever_a_child_says_the_next_verdict_is_the_next_ones(response: str) -> None:
+    """A line too many once made each verdict that of the response before; a list ended the generator."""
+
+    async def body(pool: VerifierPool) -> None:
+        assert (await pool.verify({"is": "7"}, "7", "stop")).outcome == "correct"
+        await pool.verify({"is": "7"}, response, "stop")
+        for number in range(3):
+            assert await pool.verify({"is": str(number)}, str(number), "stop") == Verdict("correct", str(number))
+            assert (await pool.verify({"is": "7"}, str(number), "stop")).outcome == "wrong"
+
+    run(body)
+
+
+def test_a_verdict_without_end_is_cut() -> None:
+    async def body(pool: VerifierPool) -> None:
+        assert await pool.verify({"is": "7"}, "huge", "stop") == Verdict("correct", "x" * 1000)
+
+    run(body)
+
+
+def test_half_a_character_in_a_response_is_no_crash() -> None:
+    async def body(pool: VerifierPool) -> None:
+        assert (await pool.verify({"is": "\ud800"}, "\ud800", "stop")).outcome == "correct"
 
     run(body)
 
