@@ -109,7 +109,11 @@ ATTACKS = {
         ("seccomp",),
     ),
     "unlimited_memory": Attack("import os; os.memfd_create('x'); print('ESCAPED')", ("seccomp",)),
-    "system_v_memory": Attack(LIBC + "if libc.shmget(0, 4096, 0o1600) >= 0: print('ESCAPED')", ("seccomp",)),
+    "system_v_memory": Attack(
+        LIBC + "segment = libc.shmget(0, 4096, 0o1600)\n"
+        "if segment >= 0: libc.shmctl(segment, 0, None); print('ESCAPED')",
+        ("seccomp",),
+    ),
     "memory_of_another": Attack(
         LIBC + "if libc.shmget({shared_memory}, 0, 0o600) >= 0: print('ESCAPED')", ("seccomp", "namespaces", "user")
     ),
