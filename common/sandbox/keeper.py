@@ -113,7 +113,8 @@ def _become(job: Job, layers: Layers, box: str, user: int, num_others: int) -> N
         _limit(job.limits, num_others)
         if "seccomp" in layers:
             kernel.install_filter(seccomp_filter.build(os.getpid(), job.limits.may_fork))
-        _set_limit(resource.RLIMIT_AS, job.limits.memory_bytes)  # last: this process is larger than the program
+        for memory in (resource.RLIMIT_DATA, resource.RLIMIT_AS):  # last: this process is larger than the program
+            _set_limit(memory, job.limits.memory_bytes)
         os.execve(job.argv[0], job.argv, dict(job.env))
     except Exception as error:  # noqa: BLE001  (as above)
         _report({"error": f"{type(error).__name__}: {error}"})

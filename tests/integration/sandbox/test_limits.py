@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 
 import pytest
@@ -24,6 +25,17 @@ def test_memory(layers: Layers) -> None:
     assert run_program(python(source), layers).exit_code == 0
     little = run_program(python(source, LIMITS._replace(memory_bytes=100 * 2**20)), layers)
     assert little.exit_code == 1 and b"MemoryError" in little.stderr
+
+
+def test_memory_is_not_the_caller_s(layers: Layers) -> None:
+    """A verifier child has a limit on its own data."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2**20, hard))
+    try:
+        result = run_program(python("block = bytearray(150 * 2**20)"), layers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    assert result.exit_code == 0, result
 
 
 def test_processor_time(layers: Layers) -> None:
