@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common.config.yaml_text import one_line
 from common.errors import VcppoError
 
 
@@ -32,15 +33,15 @@ def require_model(path: str) -> None:
         raise ModelError(f"model.path: {path} is no folder, and no hub model that can be read: {error}") from error
 
 
-def end_tokens(path: str) -> list[int]:
+def end_tokens(path: str, trust_remote_code: bool = False) -> list[int]:
     """EOS token ids: of the generation config, else the model config, else the tokenizer; ModelError without any."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     for loader in (GenerationConfig, AutoConfig, AutoTokenizer):
         try:
-            found = getattr(loader.from_pretrained(path), "eos_token_id", None)
-        except (OSError, ValueError, KeyError, AttributeError):
-            continue  # a folder needs only one of the three
+            found = getattr(loader.from_pretrained(path, trust_remote_code=trust_remote_code), "eos_token_id", None)
+        except Exception:  # noqa: BLE001  (nearly anything, and a folder needs only one of the three)
+            continue
         if found is not None:
             return [found] if isinstance(found, int) else sorted(found)
     raise ModelError(f"model.path: {path} names no eos_token_id in its generation config, config or tokenizer")
@@ -52,5 +53,5 @@ def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"model.path: {path} has no tokenizer that can be loaded: {error}") from error
+    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
+        raise ModelError(f"model.path: {path} has no tokenizer that can be loaded: {one_line(error)}") from error

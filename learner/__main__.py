@@ -19,6 +19,7 @@ import structlog
 import torch
 
 from common.config import VcppoConfig, load_config
+from common.config.yaml_text import one_line
 from common.errors import EXIT_INTERRUPTED, VcppoError
 from common.ledger import VOCABULARY_SIZE
 from common.log import configure_logging
@@ -142,9 +143,9 @@ def _prompt_source(config: VcppoConfig) -> PromptSource:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
         raise VcppoError(
-            f"model.path = {config.model.path!r}: no tokenizer can be loaded from it ({str(error).splitlines()[0]}); "
+            f"model.path = {config.model.path!r}: no tokenizer can be loaded from it ({one_line(error)}); "
             "give a model folder such as the one `vcppo sft` writes, or a Hugging Face id"
         ) from error
     return PromptSource(config, load_task(config.task), lambda prompt: encode_prompt(tokenizer, prompt))

@@ -20,9 +20,11 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from common.config.yaml_text import one_line
 from common.errors import VcppoError
 from learner.attention import PACKED_ATTENTION, attention_arguments
 from learner.log_probs import chunked_log_probs
+from learner.model_folder import check_weights
 from learner.packing import PackedBatch
 
 # Settings that bend logits before the softmax; ignoring one would train on wrong log-probs.
@@ -125,7 +127,6 @@ def load_policy(
     Raises:
         VcppoError: no such model, or one whose logits or attention can't be computed here; says what to do.
     """
-    _check_config(path, trust_remote_code)
     model, missing = _from_pretrained(AutoModelForCausalLM, path, trust_remote_code, dtype=dtype)
     _refuse_missing(path, missing)
     _prepare(model, gradient_checkpointing)
@@ -152,7 +153,6 @@ def load_critic(
         VcppoError: no such model, or it has no ``score`` head with one output.
     """
     source = path if init == "policy" else init
-    _check_config(source, trust_remote_code)
     model, missing = _from_pretrained(
         AutoModelForSequenceClassification, source, trust_remote_code, dtype=dtype, num_labels=1
     )
@@ -171,7 +171,11 @@ def load_critic(
 
 def vocabulary_size(path: str | Path, trust_remote_code: bool) -> int:
     """How many tokens the model has an embedding for. Raises VcppoError as `load_policy` does."""
-    return int(_config(path, trust_remote_code).get_text_config().vocab_size)
+    config = _config(path, trust_remote_code)
+    try:
+        return int(config.get_text_config().vocab_size)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise VcppoError(f"model path {str(path)!r}: config.json has no vocab_size: choose another model") from error
 
 
 def save_model(
@@ -207,14 +211,20 @@ def _from_pretrained(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
+        config = _config(path, trust_remote_code)
+        _check_logits(path, config)
+        check_weights(path, auto_class, config)
         model, info = auto_class.from_pretrained(
             str(path),
             attn_implementation=PACKED_ATTENTION,
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
             output_loading_info=True,
             **kwargs,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except VcppoError:
+        raise
+    except Exception as error:  # a foreign or broken folder makes transformers raise nearly anything
         raise VcppoError(_unusable(path, error)) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -229,9 +239,8 @@ def _refuse_missing(path: str | Path, missing: list[str]) -> None:
         )
 
 
-def _check_config(path: str | Path, trust_remote_code: bool) -> None:
+def _check_logits(path: str | Path, config: Any) -> None:
     """Refuse, before any weight is read, what would silently give other log-probs than the model's own."""
-    config = _config(path, trust_remote_code)
     for name, neutral in _LOGIT_SETTINGS.items():
         value = getattr(config, name, neutral)
         if value is not None and value != neutral:
@@ -243,14 +252,14 @@ def _check_config(path: str | Path, trust_remote_code: bool) -> None:
 def _config(path: str | Path, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a foreign or broken folder makes transformers raise nearly anything
         raise VcppoError(_unusable(path, error)) from error
 
 
 def _unusable(path: str | Path, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = one_line(error) or type(error).__name__
     return (
-        f"model path {str(path)!r} can't be loaded ({first_line}); give a folder with config.json and safetensors, "
+        f"model path {str(path)!r} can't be loaded ({reason}); give a folder with config.json and safetensors, "
         "such as the one `vcppo sft` writes, or a Hugging Face id that is cached or can be downloaded"
     )
 

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from common.config import VcppoConfig
+from common.config.yaml_text import one_line
 from common.errors import VcppoError
 from common.tasks import Task
 from learner.engine import barrier, rank
@@ -61,8 +62,8 @@ def _task_tokenizer(config: VcppoConfig, task: Task) -> PreTrainedTokenizerFast:
 def _load_tokenizer(path: str, config: VcppoConfig) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise VcppoError(f"the tokenizer of {path!r} can't be loaded ({error}): check sft.init") from error
+    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
+        raise VcppoError(f"the tokenizer of {path!r} can't be loaded ({one_line(error)}): check sft.init") from error
     if tokenizer.eos_token_id is None:
         raise VcppoError(f"the tokenizer of {path!r} has no end-of-sequence token: responses could never end")
     return tokenizer
