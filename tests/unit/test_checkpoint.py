@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from learner.checkpoint import (
     CheckpointError,
     CheckpointState,
     CheckpointStore,
+    _content_sum,
     check_ranks,
     folder_name,
     hash_json,
@@ -30,7 +32,7 @@ def state(step: int) -> CheckpointState:
 def write(store: CheckpointStore, step: int) -> Path:
     staging = store.begin(step)
     (staging / "actor").mkdir()
-    (staging / "actor" / "weights").write_bytes(bytes([step]) * 1000)
+    (staging / "actor" / "weights").write_bytes(bytes([step % 256]) * 1000)
     save_rng(staging, 0)
     return store.publish(state(step))
 
@@ -69,12 +71,22 @@ def _break_manifest(folder: Path) -> None:
 def _escape(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"]["../../secret"] = {"size": 1, "sha256": ""}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    _write(folder, manifest)
 
 
 def _unknown_state(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["state"]["surprise"] = 1
+    _write(folder, manifest)
+
+
+def _bit_in_the_state(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace('"rl": 16', '"rl": 17'))
+
+
+def _write(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["sha256"] = _content_sum({name: manifest[name] for name in ("state", "files")})
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -87,6 +99,7 @@ def _unknown_state(folder: Path) -> None:
         (_break_manifest, "not JSON"),
         (_escape, "outside the checkpoint"),
         (_unknown_state, "surprise"),
+        (_bit_in_the_state, "does not have its own SHA-256 sum"),
     ],
 )
 def test_damage_is_refused_by_name_and_the_previous_one_used(
