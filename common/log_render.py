@@ -39,7 +39,7 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
         _paint(time[11:23] if len(time) >= 23 else time, _DIM, colour),
         _paint(f"{level:<8}", _COLOURS.get(level, ""), colour),
         *([f"{line['service']!s:<12}"] if "service" in line else []),  # absent: a prefix says it already
-        _paint(str(line.get("event", "")), _BOLD, colour),
+        _paint(_printable(str(line.get("event", ""))), _BOLD, colour),
     ]
     hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
     # Our loggers need no naming: the event says it. A library's does.
@@ -89,9 +89,17 @@ def _text(value: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, str) and value and not set(value) & set(' \n"'):
+    if isinstance(value, str) and value and value.isprintable() and not set(value) & set(' "'):
         return value
-    return json.dumps(_plain(value), ensure_ascii=False)
+    text = json.dumps(_plain(value), ensure_ascii=False)
+    return (
+        text if text.isprintable() else json.dumps(_plain(value))
+    )  # what a peer called itself must not steer a terminal
+
+
+def _printable(text: str) -> str:
+    """An event of a library may have several lines; nothing else that is no character is let through."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def _paint(text: str, code: str, colour: bool) -> str:

@@ -44,6 +44,7 @@ from common.store_codec import (
     dead_letter_from,
     flatten,
     issue_args,
+    member_from,
     outstanding_from,
     redact,
     scripts,
@@ -298,7 +299,12 @@ class RunStore:
 
     def members(self, role: str) -> list[Member]:
         """The live members of `role`, by id."""
-        found = [Member(**msgpack.unpackb(packed)) for packed in self._run_on(self._member_keys, "members")]
+        found: list[Member] = []
+        for packed in self._run_on(self._member_keys, "members"):
+            try:
+                found.append(member_from(packed))
+            except ValueError as error:  # it can only hurt itself: it is not there, until its entry runs out
+                log.warning("member_unreadable", error=str(error))
         return sorted((member for member in found if member.role == role), key=lambda member: member.id)
 
     def unregister_member(self, member_id: str) -> None:

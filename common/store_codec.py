@@ -8,7 +8,8 @@ from typing import Any
 
 import msgpack
 
-from common.ledger import BufferEntry, DeadLetter, Outstanding, PromptState
+from common.config.yaml_text import one_line
+from common.ledger import BufferEntry, DeadLetter, Member, Outstanding, PromptState
 from common.trajectory import Prompt
 from common.wire import encode_prompt
 
@@ -36,6 +37,9 @@ STATE_KEYS: dict[PromptState, str] = {
     "claimed": "claimed",
 }
 FACT_KEYS = ["order", "facts", "arrivals", "claim_steps"]
+
+_MAX_LIST = 1024
+_MEMBER_TYPES = {"id": str, "role": str, "control_endpoint": str, "policy_version": int, "epoch": int, "info": dict}
 
 _LUA = Path(__file__).parent / "lua"
 
@@ -103,16 +107,30 @@ def claims_from(ids: list[bytes], steps: dict[bytes, bytes]) -> dict[int, list[s
 
 
 def dead_letter_from(row_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
-    text = {name.decode(): value.decode(errors="replace") for name, value in fields.items() if name != b"payload"}
+    """Whatever it holds: it is read when something is wrong already."""
+    text = {name: fields.get(name.encode(), b"").decode(errors="replace") for name in ("reason", "detail", "source")}
+    size = fields.get(b"size", b"")
+    payload = fields.get(b"payload", b"")
     return DeadLetter(
         id=row_id.decode(),
         time=int(row_id.split(b"-")[0]) / 1000,
-        reason=text["reason"],
-        detail=text["detail"],
-        source=text["source"],
-        size=int(text["size"]),
-        payload=fields[b"payload"],
+        **text,
+        size=int(size) if size.isdigit() and len(size) < 20 else len(payload),
+        payload=payload,
     )
+
+
+def member_from(packed: bytes) -> Member:
+    """The member in `packed`; ValueError for anything else: every member writes its own entry."""
+    try:
+        found = msgpack.unpackb(packed, max_array_len=_MAX_LIST)
+        member = Member(**found)
+    except (TypeError, ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ValueError(f"not a member: {one_line(error)}") from error
+    for name, kind in _MEMBER_TYPES.items():
+        if type(getattr(member, name)) is not kind:
+            raise ValueError(f"not a member: its {name} is no {kind.__name__}")
+    return member
 
 
 def redact(url: str) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.config import VcppoConfig
+from common.config.yaml_text import one_line
 from common.ledger import Ledger
 from common.run_folder import RunFolder
 from common.store import RunStore
@@ -78,7 +79,6 @@ def print_ledger(store: RunStore, console: Console) -> bool:
     )
     console.print(f"\nissued = sum of the other seven: {verdict}")
     if letters:
-        console.print(
-            f"{len(letters)} dead letters; the last: {letters[-1].reason}: {letters[-1].detail}", highlight=False
-        )
+        newest = one_line(f"{letters[0].reason}: {letters[0].detail}", 1000)  # a peer's words: no markup, no escapes
+        console.print(f"{len(letters)} dead letters; the newest: {newest}", markup=False, highlight=False)
     return ledger.is_exact

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.config import SftPhase, VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
+from common.json_file import read_json_object
 from common.log import configure_logging
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
@@ -128,7 +129,8 @@ def _is_done(output: Path, inputs: dict[str, Any]) -> bool:
         raise VcppoError(
             f"{output} exists and is not a cold start (no {MARKER}): move it away, or set sft.output to another folder"
         )
-    if json.loads(marker.read_text(encoding="utf-8")).get("hash") == inputs["hash"]:
+    remedy = f"move {output} away, and the cold start is made again"
+    if read_json_object(marker, remedy).get("hash") == inputs["hash"]:
         return True
     log.warning("cold_start_outdated", path=str(output), reason="made from another config; it is made again")
     return False

@@ -14,13 +14,15 @@ from pathlib import Path
 import msgpack
 import structlog
 
+from common.config.yaml_text import one_line
 from common.errors import VcppoError
 from common.trajectory import Trajectory
 from common.wire import WireError, decode_trajectory
 
 log = structlog.get_logger(__name__)
 
-_MAX_RECORD_BYTES = 1 << 30
+_MAX_RECORD_BYTES = (1 << 31) - 1
+_PAYLOAD_START = b"vct"  # as token ids these bytes would be beyond any vocabulary
 
 
 class TrajectoryFile:
@@ -69,17 +71,23 @@ class TrajectoryFile:
             return 0
         sound = 0
         with self.path.open("rb") as file:
-            unpacker = msgpack.Unpacker(file, max_bin_len=_MAX_RECORD_BYTES, max_array_len=2)
+            unpacker = msgpack.Unpacker(file, max_buffer_size=_MAX_RECORD_BYTES, max_array_len=2, max_map_len=0)
             try:
                 for record in unpacker:
                     self.trajectories.append(_decode(record))
                     sound = unpacker.tell()
             except (ValueError, TypeError, msgpack.UnpackException, WireError) as error:
-                raise VcppoError(
-                    f"{self.path} is damaged after {sound} bytes ({len(self.trajectories)} trajectories): {error}; "
-                    "remove the file and start the run under a new run.name, or restore it from a backup"
-                ) from error
+                raise self._damaged(sound, one_line(error)) from error
+            file.seek(sound)
+            if file.read().count(_PAYLOAD_START) > 1:  # torn is the last record only; a bad length swallows the others
+                raise self._damaged(sound, "a record is longer than it was")
         return sound
+
+    def _damaged(self, sound: int, why: str) -> VcppoError:
+        return VcppoError(
+            f"{self.path} is damaged after {sound} bytes ({len(self.trajectories)} trajectories): {why}; "
+            "remove the file and start the run under a new run.name, or restore it from a backup"
+        )
 
 
 def _decode(record: object) -> Trajectory:

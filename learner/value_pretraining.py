@@ -27,6 +27,7 @@ import torch
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from common.json_file import read_json_object
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
 from common.store import RunStore
@@ -63,7 +64,8 @@ def is_done(folder: Path) -> bool:
     decision = folder / DECISION_FILE
     if not decision.exists() or not (folder / CRITIC_FOLDER / "config.json").exists():
         return False
-    return bool(json.loads(decision.read_text())["passed"])
+    remedy = "remove it, and value pretraining is done again from its recording"
+    return read_json_object(decision, remedy).get("passed") is True
 
 
 def split_held_out(

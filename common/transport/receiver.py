@@ -85,6 +85,7 @@ class TrajectoryReceiver:
     def _parse(self, frames: list[bytes]) -> Received:
         identity, *rest = frames
         sender = identity.decode(errors="backslashreplace")
+        sender = sender if sender.isprintable() else ascii(sender)[1:-1]
         match rest:
             case [kind, raw_id, payload] if kind == TRAJECTORY:
                 error = ""
@@ -97,7 +98,7 @@ class TrajectoryReceiver:
                 return Received(sender, "", b"".join(rest)[:_BATCH_BYTES], f"no trajectory message: {text}", identity)
         message_id = _message_id(raw_id)
         if not message_id:
-            error = f"message id: not 1 to {_MAX_ID_BYTES} bytes of UTF-8 in one line"
+            error = f"message id: not 1 to {_MAX_ID_BYTES} bytes of printable UTF-8"
         return Received(sender, message_id, payload, error, identity)
 
     def _too_large(self, size: int) -> str:
@@ -105,9 +106,8 @@ class TrajectoryReceiver:
 
 
 def _message_id(raw: bytes) -> str:
-    if len(raw) > _MAX_ID_BYTES or b"\n" in raw:
-        return ""
     try:
-        return raw.decode()
+        text = raw.decode() if len(raw) <= _MAX_ID_BYTES else ""
     except UnicodeDecodeError:
         return ""
+    return text if text.isprintable() else ""

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from pathlib import Path
+
+import structlog
 
 from tests.fuzz.guided import run_guided
 from tests.fuzz.harness import Finding, run
@@ -27,6 +30,7 @@ def main() -> int:
     parser.add_argument("--case", type=Path, help="run the bytes of this file only")
     parser.add_argument("--keep", type=Path, default=KEEP, help="where a case that breaks something is kept")
     given = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # we count, they speak
     if given.name == "buffer":
         return run_buffer(given.runs, given.seed)
     harness = load(given.name)

@@ -6,16 +6,13 @@ A case is the file, then after each NUL byte one override.
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 from random import Random
 
 from common.config import ConfigError, dump_config, load_config
-from tests.fuzz.harness import ACCEPTED, Harness
+from tests.fuzz.harness import ACCEPTED, Harness, scratch
 from tests.fuzz.mutate import mutate_bytes
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="vcppo-fuzz-config-"))
-_FILE = _FOLDER / "run.yaml"
+_FILE = scratch() / "run.yaml"
 _MAX_LINES = 60
 _MAX_CHARACTERS = 20_000
 

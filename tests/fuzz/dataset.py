@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,10 +15,10 @@ from common.tasks import TaskError
 from common.tasks.dataset import DatasetTask
 from common.trajectory import Prompt
 from common.wire import decode_prompt, encode_prompt
-from tests.fuzz.harness import ACCEPTED, Harness
+from tests.fuzz.harness import ACCEPTED, Harness, scratch
 from tests.fuzz.mutate import mutate_bytes
 
-_FOLDER = Path(tempfile.mkdtemp(prefix="vcppo-fuzz-dataset-"))
+_FOLDER = scratch()
 _ENDINGS = {b"l": ".jsonl", b"j": ".json", b"p": ".parquet"}
 _ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(6)]
 

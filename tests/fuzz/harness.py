@@ -7,9 +7,12 @@ again, or the one declared error says which part is wrong. Any other exception i
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import resource
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -109,6 +112,13 @@ def run(harness: Harness, num_runs: int, seed: int, *, first: int = 0, keep: Pat
     figures.grown_mib = resident_mib() - resident
     figures.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return figures
+
+
+def scratch() -> Path:
+    """A folder that is gone when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="vcppo-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def resident_mib(pid: int | str = "self") -> float:

@@ -6,7 +6,7 @@ import importlib
 
 from tests.fuzz.harness import Harness
 
-NAMES = ("wire", "frames", "config", "dataset", "verifiers")
+NAMES = ("wire", "frames", "config", "dataset", "verifiers", "records")
 
 
 def load(name: str) -> Harness:
