@@ -48,7 +48,7 @@ def _message(frames: list[bytes]) -> str:
         return "message"
     received: Received = _PARSER._parse(frames)
     assert len(received.message_id.encode()) <= 256 and "\n" not in received.message_id
-    assert len(received.sender) <= 4 * len(frames[0]) and len(received.error.encode()) < 1024
+    assert len(received.sender) <= 5 * len(frames[0]) and len(received.error.encode()) < 1024
     assert len(received.payload) <= max(8 << 20, *map(len, frames)), "a joined payload outgrew its batch"
     received.sender.encode()
     return received.error.partition(":")[0]

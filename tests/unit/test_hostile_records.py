@@ -62,7 +62,8 @@ LINE = {"step": 1, "policy_version": 0, "prompt_ids": ["a"], "trajectory_ids": [
 @pytest.mark.parametrize(
     "line",
     [b"[1]", b"null", b"{}", b'{"step": "1"}', b"[" * 100_000, b"\0" * 4096, b"\xff",
-     json.dumps(LINE | {"step": [1]}).encode(), json.dumps(LINE | {"staleness": ["x"]}).encode(), json.dumps(LINE | {"prompt_ids": "a"}).encode()],
+     json.dumps(LINE | {"step": [1]}).encode(), json.dumps(LINE | {"staleness": ["x"]}).encode(),
+     json.dumps(LINE | {"prompt_ids": "a"}).encode()],
 )  # fmt: skip
 def test_a_line_that_is_none_is_passed_over(tmp_path: Path, line: bytes) -> None:
     """A power cut leaves zeros; any of these ended a run that was complete, in its last check."""
