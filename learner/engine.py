@@ -319,6 +319,7 @@ def _prints_to_log() -> Iterator[None]:
 def _import_deepspeed() -> Any:
     """DeepSpeed, quiet: its own stdout handler goes, its records go through logging like everybody's."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # it asks for all that pickle can do; so torch.load refuses it
     import deepspeed
     from deepspeed.utils import logger
 

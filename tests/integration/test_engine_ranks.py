@@ -185,9 +185,10 @@ class Intruder:
         return (os.mkdir, (str(self.trace),))
 
 
-def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from learner.engine import _load_weights_only
 
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)  # an engine made in this process sets it
     torch.save({"module": Intruder(tmp_path / "ran")}, tmp_path / "states.pt")
     deepspeed_side = SimpleNamespace()
     _load_weights_only(deepspeed_side)
