@@ -11,9 +11,9 @@ from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from common.errors import DeadlineExceeded
+from common.errors import DeadlineExceeded, VcppoError
 from common.store import Member
-from common.transport import ControlClient, ControlError
+from common.transport import ControlClient
 
 T = TypeVar("T")
 STATUS_SECONDS = 5.0  # a generator that does not say who it is in this time is taken for dead
@@ -115,7 +115,7 @@ def _answers(member: Member) -> bool:
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
-    except ControlError:
+    except (VcppoError, TypeError, KeyError):  # an endpoint that is none, an answer that is no status
         return False
     finally:
         client.close()

@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 _ARRAY = 1  # msgpack extension code
 _MAX_CALLS = 32  # running at once per server
+_MAX_ERROR = 4096
 _MAX_LIST = 1 << 20  # msgpack makes room for what a list declares, before there is any of it
 # By their text: numpy evaluates what looks like a type with a shape, and raises nearly anything on the way.
 _DTYPES = frozenset(np.dtype(kind).newbyteorder("<").str for kind in "?bBhHiIlLqQefdg")
@@ -76,7 +77,8 @@ class ControlServer:
             reply = pack({"ok": True, "result": await handlers[method](**arguments)})
         except Exception as error:  # whatever it is, the caller is waiting to hear of it
             log.warning("control_call_failed", method=method, error=str(error), exc_info=not _is_plain(error))
-            reply = pack({"ok": False, "error": f"{type(error).__name__}: {error}"})
+            text = f"{type(error).__name__}: {error}"[:_MAX_ERROR].encode(errors="replace").decode()
+            reply = pack({"ok": False, "error": text})
         await self._router.send([identity, call_id, reply])
 
 
