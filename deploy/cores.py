@@ -74,3 +74,12 @@ def thread_environment(num_threads: int, *, shared: bool) -> dict[str, str]:
         # Spinning in a barrier would take the core from the process that has work.
         environment |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     return environment
+
+
+def huge_page_environment() -> dict[str, str]:
+    """Environment in which glibc's malloc asks for 2 MiB pages; what the user set in GLIBC_TUNABLES stays.
+
+    For generators: every weight update allocates each layer anew, twice; with 4 KiB pages the kernel's page
+    faults then take as long as receiving and loading do.
+    """
+    return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -48,16 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def serve(config: VcppoConfig, generator_id: str) -> None:
     """Bring everything up, roll out until told to stop, take everything down in reverse order."""
-    signal.signal(signal.SIGTERM, _quit)  # vLLM's start blocks this thread for a minute: leave at once meanwhile
+    signal.signal(signal.SIGTERM, _quit)
     require_model(config.model.path)
     folder = RunFolder(config.run.path)
     store = await asyncio.to_thread(connect_store, config)
-    tokenizer = await asyncio.to_thread(load_tokenizer, config.model.path, config.model.trust_remote_code)
     verifiers = VerifierPool(config.task)
     engine = Engine(config, seed=config.run.seed)
+    judging = asyncio.ensure_future(verifiers.start())  # the children come up while vLLM loads
     try:
-        await verifiers.start()
         await engine.start()
+        await judging
+        tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -72,6 +74,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
             metrics.close()
     finally:
         engine.shutdown()
+        await asyncio.gather(judging, return_exceptions=True)
         await verifiers.close()
     log.info("generator_stopped")
 
@@ -118,7 +121,8 @@ async def _roll_out(
 
 
 def _quit(number: int, frame: FrameType | None) -> None:
-    sys.exit(EXIT_OK)
+    """Asked to stop while starting: nothing is leased or kept yet, and vLLM's thread can't be told to break off."""
+    os._exit(EXIT_OK)
 
 
 async def _stop_worker(stopping: asyncio.Event, worker: RolloutWorker) -> None:

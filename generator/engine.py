@@ -1,7 +1,11 @@
-"""The generator's one door to vLLM: `Engine` wraps `AsyncLLM`; `register` is the plugin vLLM calls.
+"""The generator's one door to vLLM: `Engine` wraps `LLMEngine`; `register` is the plugin vLLM calls.
 
 Token ids go in and out; text is the caller's business. Weight versions are vLLM's own labels, so the
 spans of a rollout say which weights sampled which token even when an update fell into its middle.
+
+The engine steps in a thread (`generator.stepper`). On a CPU its core is in this process too: in one of its own, as
+`AsyncLLM` would have it, every token and its log-prob crosses a socket, which costs a fifth of the core's time, and
+all imports are made twice. On CUDA the core has its own process, vLLM's default (``VLLM_ENABLE_V1_MULTIPROCESSING``).
 
 Prefix cache: cached blocks are valid for one set of weights only, but vLLM can drop them only by
 recomputing every sequence in flight. So each request's cache is salted with the policy version it was
@@ -18,7 +22,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import structlog
@@ -27,9 +31,7 @@ from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
 from generator.model_files import end_tokens, require_model
-
-if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM
+from generator.stepper import EngineDead, Stepper
 
 log = structlog.get_logger(__name__)
 
@@ -78,31 +80,25 @@ def _die_with_parent() -> None:
 
 
 class Engine:
-    """AsyncLLM with the calls a generator needs. Make it, `await start()`, and `shutdown()` at the end."""
+    """vLLM with the calls a generator needs. Make it, `await start()`, and `shutdown()` at the end."""
 
     def __init__(self, config: VcppoConfig, *, model: str | None = None, seed: int = 0) -> None:
         self.config = config
         self.model = model or config.model.path
         self.policy_version = 0
         self._seed = seed
-        self._llm: AsyncLLM | None = None
+        self._stepper: Stepper | None = None
         self._requests: set[str] = set()
         self._counter = 0
         self._stop_tokens: list[int] = []
 
     async def start(self) -> None:
-        """Bring vLLM up (half a minute or more). Raises EngineError; the engine's versions start at 0."""
+        """Bring vLLM up (ten seconds or more). Raises EngineError; the engine's versions start at 0."""
         require_model(self.model)
-        _set_environment(self.config)
         began = time.monotonic()
+        self._stepper = Stepper()
         try:
-            self._stop_tokens = end_tokens(self.model)
-            from vllm import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
-
-            register()
-            arguments = self._arguments()
-            self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            await self._stepper.start(self._make)
         except VcppoError:
             raise
         except Exception as error:  # vLLM raises many kinds here; each ends the start
@@ -110,6 +106,18 @@ class Engine:
         await self.set_version(0)
         await self._warm_up()
         log.info("engine_ready", model=self.model, seconds=round(time.monotonic() - began, 1))
+
+    def _make(self) -> Any:
+        """vLLM's engine; in its thread."""
+        _set_environment(self.config)
+        self._stop_tokens = end_tokens(self.model)
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        if on_cpu():
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        register()
+        return LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
 
     async def _warm_up(self) -> None:
         """Sample and score once: vLLM compiles on first use, which must not happen while the learner waits."""
@@ -141,10 +149,10 @@ class Engine:
         return arguments | dict(generator.engine_options)
 
     @property
-    def llm(self) -> AsyncLLM:
-        if self._llm is None:
+    def stepper(self) -> Stepper:
+        if self._stepper is None:
             raise EngineError("the vLLM engine is not running")
-        return self._llm
+        return self._stepper
 
     @property
     def num_in_flight(self) -> int:
@@ -152,7 +160,7 @@ class Engine:
 
     @property
     def is_dead(self) -> bool:
-        return self._llm is not None and self._llm.errored
+        return self._stepper is not None and self._stepper.is_dead
 
     # Generation
 
@@ -193,17 +201,29 @@ class Engine:
 
     async def _canary_prompt(self, ids: list[int], prompt_length: int) -> Float32Array:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=1.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
         output = await self._run(ids, params, "canary", salt=f"canary{self._counter}")
         found = output.prompt_logprobs
         return np.asarray([found[i][ids[i]].logprob for i in range(prompt_length, len(ids))], dtype=np.float32)
 
     async def _canary_sampler(self, prefix: list[int], token: int) -> float:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
-            max_tokens=1, temperature=self.config.sampling.temperature, logprob_token_ids=[token], detokenize=False
+            max_tokens=1,
+            temperature=self.config.sampling.temperature,
+            logprob_token_ids=[token],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         output = await self._run(prefix, params, "canary", salt=f"canary{self._counter}")
         return float(output.outputs[0].logprobs[0][token].logprob)
@@ -214,73 +234,66 @@ class Engine:
         # vLLM takes a Python list here; this is its interface, the wire form stays an array.
         ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
         prompt: Any = {"prompt_token_ids": ids, "cache_salt": salt}
-        final = None
         self._requests.add(request_id)
         try:
-            async for output in self.llm.generate(prompt, params, request_id):
-                final = output
+            return await self.stepper.generate(request_id, prompt, params)
         except ValueError as error:
             raise EngineError(f"vLLM refuses {name}: {error}") from error
-        except Exception as error:
-            if self.is_dead:
-                raise EngineError(f"vLLM's engine died: {error}") from error
-            raise
+        except EngineDead as error:
+            raise EngineError(f"vLLM's engine died: {error}") from error
         finally:
             self._requests.discard(request_id)
-        if final is None:
-            raise EngineError(f"vLLM returned nothing for {name}")
-        return final
-
-    async def abort_all(self) -> None:
-        """End every request in flight; their rollouts come back with finish reason ``abort``."""
-        await self.llm.abort(list(self._requests), internal=False)
 
     # Weights
 
     async def pause(self) -> None:
-        """Freeze generation, sequences in flight kept; returns when no step is running.
+        """Freeze generation, sequences in flight kept; returns when no step is running."""
+        stepper = self.stepper
 
-        What `AsyncLLM.pause_generation` does, without its 20 ms of sleep for outputs still on their way to callers:
-        each output carries the version of the weights that made it, so they may come later.
-        """
-        await self.llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+        def pause(engine: Any) -> None:
+            stepper.paused = True
+            engine.sleep(level=0, mode="keep")  # level 0: only its scheduler
+
+        await stepper.call(pause)
 
     async def resume(self) -> None:
-        await self.llm.resume_generation()
+        stepper = self.stepper
 
-    async def is_paused(self) -> bool:
-        return bool(await self.llm.is_paused())
+        def resume(engine: Any) -> None:
+            engine.wake_up(["scheduling"])
+            stepper.paused = False
+
+        await stepper.call(resume)
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        await self._on_workers("init_weight_transfer_engine", init_info=init_info)
 
     async def start_weight_update(self) -> None:
-        await self.llm.start_weight_update()
+        await self._on_workers("start_weight_update")
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        await self._on_workers("update_weights", update_info=update_info)
 
     async def finish_weight_update(self, policy_version: int) -> None:
         """Finalise the reload: tokens sampled from now on carry ``policy_version``; prefixes cached before are dead."""
-        await self.llm.finish_weight_update(weight_version=str(policy_version))
-        self.policy_version = policy_version
+        await self._on_workers("finish_weight_update")
+        await self.set_version(policy_version)
 
     async def set_version(self, policy_version: int) -> None:
-        await self.llm.update_weight_version(str(policy_version))
+        await self.stepper.call(lambda engine: engine.set_weight_version(str(policy_version)))
         self.policy_version = policy_version
 
     async def shutdown_weight_transfer(self) -> None:
-        await self.llm.shutdown_weight_transfer_engine()
+        await self._on_workers("shutdown_weight_transfer_engine")
+
+    async def _on_workers(self, method: str, **arguments: Any) -> None:
+        await self.stepper.call(lambda engine: engine.collective_rpc(method, kwargs=arguments))
 
     def shutdown(self) -> None:
         """Stop vLLM and its processes. Safe to call twice."""
-        if self._llm is not None:
-            self._llm.shutdown()
-            self._llm = None
+        if self._stepper is not None:
+            self._stepper.stop(lambda engine: engine.engine_core.shutdown())
+            self._stepper = None
 
 
 def _rollout(completion: Any, seconds: float) -> Rollout:
@@ -317,11 +330,7 @@ def _set_environment(config: VcppoConfig) -> None:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the launcher's to give (taskset)
         "OMP_NUM_THREADS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        # glibc's malloc in the engine's process asks for 2 MiB pages: an update allocates each layer anew, twice, and
-        # with 4 KiB pages the kernel's page faults took as long as receiving and loading.
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
     if config.generator.enforce_eager:
         defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler still compiles a few lines for ten seconds

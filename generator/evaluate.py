@@ -168,7 +168,7 @@ async def evaluate(config: VcppoConfig, model: str) -> tuple[dict[str, Any], lis
     try:
         tokenizer = await asyncio.to_thread(load_tokenizer, model, config.model.trust_remote_code)
         await verifiers.start()
-        await engine.start()  # blocks this thread: nothing may run beside it
+        await engine.start()
         started = time.monotonic()
         records = await Evaluation(config, engine, verifiers, tokenizer).run()
         seconds = time.monotonic() - started

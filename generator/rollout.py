@@ -5,10 +5,10 @@
 
 Three loops run side by side: *lease* fills free places; one task per prompt takes it through; *heartbeat* renews
 leases and the member entry, and writes metrics. A place is a sequence in vLLM: it is free again once the rollout is
-there, so judging and sending cost no tokens; as many prompts as there are places may wait for these. A lease is kept
-until the store says it is no longer ours, which is so once the trajectory is appended: between send and append nobody
-else can take the prompt. A prompt whose lease is gone while it is still in flight (expired, or dropped by the learner)
-is abandoned at once.
+there, so judging and sending cost no tokens; as many prompts as there are places may wait for these. A few prompts are
+leased ahead, so that a freed place need not wait for the store. A lease is kept until the store says it is no longer
+ours, which is so once the trajectory is appended: between send and append nobody else can take the prompt. A prompt
+whose lease is gone while it is still in flight (expired, or dropped by the learner) is abandoned at once.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 _LEASE_WAIT_SECONDS = 1.0
 _SPOOL_POLL_SECONDS = 0.2
+_MOST_AHEAD = 4  # prompts leased beyond the free places: few, since another generator might have started them at once
 
 
 @dataclass
@@ -79,7 +80,9 @@ class RolloutWorker:
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._generating: set[asyncio.Task[None]] = set()  # those of `_tasks` that hold a place in vLLM
+        self._generating: set[asyncio.Task[None]] = set()  # those of `_tasks` that have, or wait for, a place in vLLM
+        self._places = asyncio.Semaphore(config.generator.max_in_flight)
+        self._num_ahead = min(_MOST_AHEAD, config.generator.max_in_flight // 8)
         self._leased: set[str] = set()
         self._place_freed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -119,8 +122,8 @@ class RolloutWorker:
         while True:
             await self._control.gate.wait()
             most = self._config.generator.max_in_flight
-            free = min(most - len(self._generating), 2 * most - len(self._tasks))
-            if free <= 0:
+            free = min(most + self._num_ahead - len(self._generating), 2 * most - len(self._tasks))
+            if free <= self._num_ahead // 2:  # one trip to the store for several
                 self._place_freed.clear()
                 await self._place_freed.wait()
             elif self._sender.is_full:
@@ -179,9 +182,10 @@ class RolloutWorker:
 
     async def _generate(self, prompt: Prompt) -> Rollout | None:
         """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
-        await self._control.gate.wait()  # it may have closed while the lease was on its way
         try:
-            return await self._engine.generate(prompt)
+            async with self._places:
+                await self._control.gate.wait()  # it may have closed while the lease was on its way
+                return await self._engine.generate(prompt)
         except EngineError as error:
             if self._engine.is_dead:
                 raise

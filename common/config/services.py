@@ -153,7 +153,7 @@ class BroadcastConfig(Section):
     deadline_seconds: Seconds = 120.0
     """Every call and collective of an update; after it the late member is named and dropped."""
 
-    packed_buffer_mib: float = Field(default=256.0, gt=0)
+    packed_buffer_mib: float = Field(default=16.0, gt=0)
     """Weights travel in buffers of this size."""
 
     canary_tolerance: float = Field(default=0.05, gt=0)

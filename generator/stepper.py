@@ -1,0 +1,164 @@
+"""vLLM's engine in a thread of its own, driven from asyncio.
+
+    call(f), generate() ─▶ inbox ─▶ thread: f(engine), between two steps
+                                            step while requests run and it is not paused ─▶ futures of the event loop
+
+The thread consumes the inbox, waits for it when there is nothing to step, and is unblocked by any call. vLLM's
+engine is made, used and ended in this one thread; it sees plain synchronous calls, as `LLM.generate` makes them.
+An exception out of a step is the end of the engine: every call from then on raises it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+_JOIN_SECONDS = 30.0
+_Result = tuple[asyncio.Future[Any], Any, Exception | None]
+
+
+class EngineDead(Exception):
+    """A step failed before; the text is its error."""
+
+
+class Stepper:
+    """Make it in the event loop, ``await start(make_engine)``, ``stop()`` at the end.
+
+    ``make_engine()`` returns what has vLLM's LLMEngine interface: ``add_request``, ``abort_request``, ``step`` and
+    ``has_unfinished_requests``. Requests must ask for their final output only.
+    """
+
+    def __init__(self) -> None:
+        self.paused = False  # set it from within `call` only
+        self.error: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: dict[str, asyncio.Future[Any]] = {}  # by request id; the thread's own
+        self._engine: Any = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_dead(self) -> bool:
+        return self.error is not None
+
+    async def start(self, make_engine: Callable[[], Any]) -> None:
+        """Make the engine in its thread. Raises what `make_engine` raised."""
+        started: asyncio.Future[None] = self._loop.create_future()
+        # A daemon: one that is stuck in a collective can't keep the process from leaving.
+        self._thread = threading.Thread(target=self._run, args=(make_engine, started), name="engine", daemon=True)
+        self._thread.start()
+        await started
+
+    async def call(self, function: Callable[[Any], T]) -> T:
+        """``function(engine)``, run in the thread when no step is running; its result or exception."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                self._check()
+                self._settle([(future, function(self._engine), None)])
+            except Exception as error:  # noqa: BLE001  (handed to the caller)
+                self._settle([(future, None, error)])
+
+        self._inbox.put(run)
+        return await future
+
+    async def generate(self, request_id: str, prompt: Any, params: Any) -> Any:
+        """The final output of one request. Cancelling this aborts it. Raises what vLLM refuses it with."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def add() -> None:
+            try:
+                self._check()
+                self._engine.add_request(request_id, prompt, params)
+                self._waiting[request_id] = future
+            except Exception as error:  # noqa: BLE001  (handed to the caller)
+                self._settle([(future, None, error)])
+
+        def abort() -> None:
+            if self._waiting.pop(request_id, None) is not None and not self.is_dead:
+                self._engine.abort_request([request_id])
+
+        self._inbox.put(add)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._inbox.put(abort)
+            raise
+
+    def stop(self, end: Callable[[Any], None]) -> None:
+        """``end(engine)`` in the thread, which then ends. Whoever still waits for a request is not answered."""
+        if self._thread is None:
+            return
+        if self._engine is not None:
+            self._inbox.put(lambda: end(self._engine))
+        self._inbox.put(None)
+        self._thread.join(_JOIN_SECONDS)
+        if self._thread.is_alive():
+            log.warning("engine_thread_stuck", waited_seconds=_JOIN_SECONDS, waiting_for="vLLM")
+        self._thread = None
+
+    # The thread
+
+    def _run(self, make_engine: Callable[[], Any], started: asyncio.Future[None]) -> None:
+        try:
+            self._engine = make_engine()
+        except Exception as error:  # noqa: BLE001  (handed to whoever started us)
+            self._settle([(started, None, error)])
+            return
+        self._settle([(started, None, None)])
+        while True:
+            try:
+                command = self._inbox.get(block=not self._has_work())
+            except queue.Empty:
+                command = self._step
+            if command is None:
+                return
+            try:
+                command()
+            except Exception as error:  # noqa: BLE001  (whatever it is, the engine can't be trusted any more)
+                self._fail(error)
+
+    def _has_work(self) -> bool:
+        return not self.paused and not self.is_dead and bool(self._engine.has_unfinished_requests())
+
+    def _step(self) -> None:
+        outputs = self._engine.step()
+        ended = [(self._waiting.pop(output.request_id, None), output) for output in outputs]
+        if found := [(future, output, None) for future, output in ended if future is not None]:
+            self._settle(found)
+
+    def _fail(self, error: Exception) -> None:
+        log.exception("engine_failed")
+        self.error = error
+        waiting, self._waiting = self._waiting, {}
+        self._settle([(future, None, EngineDead(str(error))) for future in waiting.values()])
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise EngineDead(str(self.error))
+
+    def _settle(self, results: Sequence[_Result]) -> None:
+        """Give the event loop results, in one go."""
+        try:
+            self._loop.call_soon_threadsafe(_settle, results)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            return
+
+
+def _settle(results: Sequence[_Result]) -> None:
+    for future, result, error in results:
+        if future.done():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)

@@ -1,0 +1,155 @@
+"""The engine thread: what runs when, who is answered, and how it ends. A fake of vLLM's LLMEngine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from generator.stepper import EngineDead, Stepper
+
+
+class FakeEngine:
+    """Ends each request after as many steps as its prompt says."""
+
+    def __init__(self) -> None:
+        self.left: dict[str, int] = {}
+        self.aborted: list[str] = []
+        self.num_steps = 0
+        self.threads: set[int] = set()
+        self.fail = False
+        self.ended = False
+        self.may_step = threading.Semaphore(10**9)
+
+    def add_request(self, request_id: str, prompt: Any, params: Any) -> None:
+        self.threads.add(threading.get_ident())
+        if prompt <= 0:
+            raise ValueError("refused")
+        self.left[request_id] = prompt
+
+    def abort_request(self, request_ids: list[str]) -> None:
+        self.aborted += request_ids
+        for name in request_ids:
+            del self.left[name]
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.left)
+
+    def step(self) -> list[Any]:
+        self.threads.add(threading.get_ident())
+        assert self.may_step.acquire(timeout=10)
+        if self.fail:
+            raise RuntimeError("out of memory")
+        self.num_steps += 1
+        self.left = {name: count - 1 for name, count in self.left.items()}
+        ended = [name for name, count in self.left.items() if count == 0]
+        self.left = {name: count for name, count in self.left.items() if count > 0}
+        return [SimpleNamespace(request_id=name) for name in ended]
+
+
+def run(body: Callable[[Stepper, FakeEngine], Awaitable[None]]) -> FakeEngine:
+    async def main() -> FakeEngine:
+        engine, stepper = FakeEngine(), Stepper()
+        await stepper.start(lambda: engine)
+        try:
+            await asyncio.wait_for(body(stepper, engine), 20)
+        finally:
+            stepper.stop(lambda made: setattr(made, "ended", True))
+        return engine
+
+    return asyncio.run(main())
+
+
+def test_requests_run_side_by_side_in_one_other_thread() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        outputs = await asyncio.gather(*(stepper.generate(f"r{i}", 1 + i % 5, None) for i in range(20)))
+        assert [output.request_id for output in outputs] == [f"r{i}" for i in range(20)]
+
+    engine = run(body)
+    assert len(engine.threads) == 1
+    assert threading.get_ident() not in engine.threads
+    assert engine.ended
+
+
+def test_nothing_is_stepped_without_requests_or_while_paused() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        engine.may_step = threading.Semaphore(0)
+        waiting = asyncio.create_task(stepper.generate("long", 3, None))
+        while not engine.left:
+            await asyncio.sleep(0.005)
+        pausing = asyncio.create_task(stepper.call(lambda _: setattr(stepper, "paused", True)))
+        await asyncio.sleep(0.05)
+        assert not pausing.done()  # a step is running
+        engine.may_step.release()
+        await pausing
+        num_steps = engine.num_steps
+        engine.may_step = threading.Semaphore(10**9)
+        assert await stepper.call(lambda made: made.left) == {"long": 3 - num_steps}
+        await asyncio.sleep(0.05)
+        assert engine.num_steps == num_steps
+        await stepper.call(lambda _: setattr(stepper, "paused", False))
+        assert (await waiting).request_id == "long"
+        await asyncio.sleep(0.05)
+        assert engine.num_steps == 3
+
+    run(body)
+
+
+def test_a_cancelled_request_is_aborted_and_the_others_go_on() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        await stepper.call(lambda _: setattr(stepper, "paused", True))
+        first, second = (asyncio.create_task(stepper.generate(name, 2, None)) for name in ("first", "second"))
+        await stepper.call(lambda _: None)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await stepper.call(lambda _: setattr(stepper, "paused", False))
+        assert (await second).request_id == "second"
+        assert engine.aborted == ["first"]
+
+    run(body)
+
+
+def test_what_the_engine_refuses_or_a_call_raises_is_the_callers() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        with pytest.raises(ValueError, match="refused"):
+            await stepper.generate("bad", 0, None)
+        with pytest.raises(KeyError):
+            await stepper.call(lambda _: {}["x"])
+        assert not stepper.is_dead
+        assert (await stepper.generate("good", 1, None)).request_id == "good"
+
+    run(body)
+
+
+def test_a_failed_step_is_the_end_and_everybody_hears_of_it() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        engine.fail = True
+        waiting = [asyncio.create_task(stepper.generate(f"r{i}", 2, None)) for i in range(3)]
+        for task in waiting:
+            with pytest.raises(EngineDead, match="out of memory"):
+                await task
+        assert stepper.is_dead
+        with pytest.raises(EngineDead, match="out of memory"):
+            await stepper.generate("late", 1, None)
+        with pytest.raises(EngineDead):
+            await stepper.call(lambda _: None)
+
+    run(body)
+
+
+def test_an_engine_that_can_not_be_made_says_why_and_stopping_is_quick() -> None:
+    async def main() -> None:
+        stepper = Stepper()
+
+        def make() -> Any:
+            raise OSError("no such model")
+
+        with pytest.raises(OSError, match="no such model"):
+            await stepper.start(make)
+        stepper.stop(lambda _: None)
+
+    asyncio.run(main())
