@@ -43,7 +43,6 @@ class Case(NamedTuple):
 
 def run(settings: Settings) -> list[Figure]:
     core = max(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {_another_core(core)})  # what only watches is not to be counted
     demo = demo_architecture()
     cases = [Case("demo model", demo, "float32", 32, settings.size(256, 32), 152, settings.rounds(5))]
     if not settings.quick:
@@ -64,9 +63,11 @@ def _compare(case: Case, core: int) -> list[Figure]:
             generator={"num_generators": 1, "max_in_flight": case.in_flight},
         )
         rig = stack.enter_context(Rig(config, service_core=_another_core(core)))
-        (spec,) = rig.launcher.generator_specs()
+        os.sched_setaffinity(0, {core, _another_core(core)})
+        (spec,) = rig.launcher.generator_specs()  # a core of its own, as with one for the learner beside it
+        os.sched_setaffinity(0, {_another_core(core)})  # what only watches is not to be counted
         rig.start(spec, [core])
-        peer = stack.enter_context(VllmPeer(_llm_arguments(config), core, spec.environment))
+        peer = stack.enter_context(VllmPeer(llm_arguments(config), core, spec.environment))
         rig.wait(lambda: rig.store.members("generator") != [], "the generator registered")
         peer.wait_ready()
         contenders: dict[str, Callable[[list[Prompt]], Generated]] = {
@@ -83,7 +84,7 @@ def _another_core(core: int) -> int:
     return others[0] if others else core
 
 
-def _llm_arguments(config: VcppoConfig) -> dict[str, Any]:
+def llm_arguments(config: VcppoConfig) -> dict[str, Any]:
     """Of `generator.engine`, less what only a generator needs."""
     generator = config.generator
     return {

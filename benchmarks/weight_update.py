@@ -74,6 +74,7 @@ class Learner:
         wanted = rig.config.generator.num_generators
         rig.wait(lambda: len(rig.store.members("generator")) == wanted, f"{wanted} generators registered")
         self.version = 0
+        self._initial = [parameter.detach().clone() for parameter in self.actor.module.parameters()]
         self._tokens = np.random.default_rng(7).integers(4, 32, _PROMPT_LENGTH + _NUM_PROBED).astype(np.int32)
         self._probe = self._score()
 
@@ -81,8 +82,8 @@ class Learner:
         """Change the weights, all of them, and broadcast; the canary compares. Raises when it could not tell."""
         torch.manual_seed(self.version)
         with torch.no_grad():
-            for parameter in self.actor.module.parameters():
-                parameter.mul_(1 + 0.1 * torch.rand(()).item())
+            for parameter, initial in zip(self.actor.module.parameters(), self._initial, strict=True):
+                parameter.copy_(initial * (0.9 + 0.2 * torch.rand(()).item()))
         before, self._probe = self._probe, self._score()
         moved = float(np.abs(self._probe.log_probs - before.log_probs).max())
         if not moved > 2 * self.config.broadcast.canary_tolerance:
