@@ -93,7 +93,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _parse(raw: str) -> dict[str, Any] | None:
     try:
         line = json.loads(raw)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) else None
 

@@ -39,7 +39,7 @@ def run_guided(harness: Harness, seconds: int, keep: Path) -> int:
 def main() -> None:
     import atheris  # a development tool with wheels for few platforms
 
-    with atheris.instrument_imports(include=_INSTRUMENTED):
+    with atheris.instrument_imports(include=[*_INSTRUMENTED, f"tests.fuzz.{sys.argv[1]}"]):
         harness = load(sys.argv[1])
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:

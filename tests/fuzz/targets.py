@@ -6,7 +6,16 @@ import importlib
 
 from tests.fuzz.harness import Harness
 
-NAMES = ("wire", "frames", "config", "dataset", "verifiers", "records")
+# name -> cases of a long run; a minute or a few each on one core
+LONG_RUNS = {
+    "wire": 1_000_000,
+    "frames": 500_000,
+    "config": 10_000,
+    "dataset": 50_000,
+    "verifiers": 500_000,
+    "records": 100_000,
+}
+NAMES = tuple(LONG_RUNS)
 
 
 def load(name: str) -> Harness:
