@@ -22,6 +22,8 @@ def require_model(path: str) -> None:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"model.path: {path} has no config.json; give a Hugging Face model folder")
+        if not any(folder.glob("*.safetensors")) and any(folder.glob("*.bin")):
+            raise ModelError(f"model.path: {path} has pickled weights only, which can run code; save it as safetensors")
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ModelError(f"model.path: no such folder: {path}; give a model folder or a hub id (owner/name)")

@@ -1,7 +1,7 @@
 """``python -m tests.fuzz wire --runs 1000000 --seed 0``: run a target and print figures; exit 1 on a finding.
 
-``buffer`` sends them through a real socket to a real buffer process; ``all`` is every target and the buffer, a quarter of
-an hour. ``--guided SECONDS`` lets atheris choose the cases by coverage instead; ``--case FILE`` runs a kept one again.
+``buffer`` sends them through a real socket to a real buffer process; ``all`` is every target and the buffer: a quarter
+of an hour. ``--guided SECONDS`` lets atheris choose the cases, by coverage; ``--case FILE`` runs a kept one again.
 """
 
 from __future__ import annotations

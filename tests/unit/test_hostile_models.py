@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import VcppoError
-from generator.model_files import ModelError, load_tokenizer
+from generator.model_files import ModelError, load_tokenizer, require_model
 from learner.models import load_critic, load_policy, vocabulary_size
 from tests.unit.learner_samples import save_tiny_policy
 
@@ -58,6 +58,8 @@ def test_pickled_weights_are_never_read(tmp_path: Path, write: Callable[[Path, P
     for load in (load_policy, lambda path: load_critic(path, init=str(path))):
         with pytest.raises(VcppoError, match=r"has no \*\.safetensors; pickled weights .* are not loaded"):
             load(folder)
+    with pytest.raises(ModelError, match="pickled weights only"):
+        require_model(str(folder))
     assert not (tmp_path / "ran").exists()
 
 
