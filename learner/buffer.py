@@ -124,6 +124,8 @@ class Buffer:
         self._num_reported = 0
         self._max_resident_mib = config.transport.receive_memory_mib
         self._next_cut_at = 0.0
+        # Kept open: a crowd of peers may use up all files.
+        self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115  (as long as the process)
         self._complaints = LineBudget(100, _METRICS_SECONDS)  # all of them are in the dead-letter stream
         self._give_up_at: float | None = None  # once we are told to stop while Redis is away
 
@@ -146,7 +148,8 @@ class Buffer:
 
     def _limit_memory(self) -> None:
         """What arrives without ever ending counts in no limit of ZeroMQ's: it is cut off here, and everyone with it."""
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        self._statm.seek(0)
+        resident = int(self._statm.read(100).split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
         if resident > self._max_resident_mib and time.monotonic() >= self._next_cut_at:
             self._next_cut_at = time.monotonic() + _CUT_SECONDS
             log.error(

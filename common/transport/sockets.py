@@ -104,6 +104,8 @@ class Router:
         self._socket.set(zmq.SNDHWM, _ACK_QUEUE)
         self._socket.set(zmq.MAXMSGSIZE, self._max_frame_bytes)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects takes its identity over
+        # From the beginning: when `restart` needs it there may be no file left to open.
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_CLOSED)
         self.endpoint = _bind(self._socket, endpoint)
 
     def restart(self) -> None:
@@ -111,12 +113,9 @@ class Router:
 
         The only way to be rid of a message that never ends: ZeroMQ limits frames, not how many make a message.
         """
-        monitor = self._socket.get_monitor_socket(zmq.EVENT_CLOSED)
         self._socket.unbind(self.endpoint)
-        is_free = monitor.poll(_UNBIND_SECONDS * 1000)
-        self._socket.disable_monitor()
-        monitor.close(0)
-        self._socket.close(0)
+        is_free = self._monitor.poll(_UNBIND_SECONDS * 1000)
+        self.close()
         if not is_free:
             raise TransportError(f"{self.endpoint}: still in use {_UNBIND_SECONDS} s after it was given up")
         self._listen(self.endpoint)
@@ -135,7 +134,10 @@ class Router:
             return
 
     def close(self) -> None:
-        self._socket.close(0)
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._socket.close(0)
 
 
 class AsyncRouter:

@@ -9,6 +9,7 @@ bounded; nothing hostile is accepted; and a good trajectory sent afterwards is.
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -103,6 +104,10 @@ class Target:
                 return str(json.loads(ready[0])["endpoint"])
             time.sleep(0.05)
         raise AssertionError(f"the buffer never became ready: {self.log.read_text()[-2000:]}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def resident_mib(self) -> float:
@@ -245,6 +250,28 @@ def _kind(detail: str) -> str:
     """``p17: reward: 1e+300 is …`` → ``reward``."""
     parts = detail.split(": ")
     return parts[1 if parts[0].startswith("p") and parts[0][1:].isdigit() else 0][:24]
+
+
+def crowd(victim: Target, num_files: int, num_connections: int) -> bool:
+    """Hold more connections than the buffer may have files open; then let go. Whether it gets through again."""
+    hard = resource.prlimit(victim.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(victim.pid, resource.RLIMIT_NOFILE, (num_files, hard))
+    host, port = victim.endpoint.removeprefix("tcp://").split(":")
+    held: list[socket.socket] = []
+    try:
+        for _ in range(num_connections):
+            peer = socket.socket()
+            peer.setblocking(False)
+            peer.connect_ex((host, int(port)))
+            held.append(peer)
+        deadline = time.monotonic() + 3  # it looks after its memory, its members and its log meanwhile
+        while time.monotonic() < deadline:
+            assert victim.resident_mib
+            time.sleep(0.1)
+    finally:
+        for peer in held:
+            peer.close()
+    return good_trajectory_is_accepted(victim)
 
 
 def endless_message(victim: Target, mebibytes: int) -> bool:

@@ -13,6 +13,7 @@ from tests.fuzz.buffer import (
     TRANSPORT,
     Target,
     attack,
+    crowd,
     endless_message,
     good_trajectory_is_accepted,
     target,
@@ -37,6 +38,11 @@ def test_hostile_messages_cost_dead_letters_and_nothing_else(victim: Target) -> 
     assert figures.resident_peak < figures.resident_before + WINDOWS_MIB + 20
     assert figures.log_bytes < 200_000  # a hundred lines, then a count
     assert figures.is_good_one_accepted
+
+
+def test_a_crowd_of_connections_costs_time_only(victim: Target) -> None:
+    """Without a file left to open, looking after its memory ended the buffer."""
+    assert crowd(victim, num_files=64, num_connections=300)
 
 
 def test_a_message_that_never_ends_is_cut_off(victim: Target) -> None:
