@@ -9,6 +9,7 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_REFUSED = 3  # something a person must look at: starting the process again would end the same way
 EXIT_INTERRUPTED = 130
 
 

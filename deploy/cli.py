@@ -191,6 +191,7 @@ examples:
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
   vcppo ledger --run runs/first                where every prompt is
   vcppo report runs/first                      one page with all figures
+  vcppo chaos --minutes 3                      faults over a run of its own, and the proof that nothing was lost
 """
 
 
@@ -208,6 +209,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from deploy.chaos.command import add_chaos
+
     parser = argparse.ArgumentParser(
         prog="vcppo",
         description="PPO for long chains of thought, with a value-calibrated critic (VC-PPO).",
@@ -268,6 +271,8 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", _report, "write <run>/report: HTML page, PNG, CSV", "vcppo report\nvcppo report runs/run"
     )
     report.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")
+
+    add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
 
     watch = _add(commands, "watch", _watch, "live view of a run", "vcppo watch\nvcppo watch runs/run")
     watch.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")

@@ -26,7 +26,7 @@ from common.store import RunStore
 from deploy import redis_server
 from deploy.cores import CorePlan, available_cores, huge_page_environment, plan_cores, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
-from deploy.processes import ProcessFailed, ProcessSpec, Supervisor
+from deploy.processes import FINAL, ProcessFailed, ProcessSpec, Supervisor
 from deploy.run_config import RunError
 
 log = structlog.get_logger(__name__)
@@ -97,15 +97,19 @@ class Launcher:
         with self.supervisor:
             try:
                 self._bring_up()
-                self.supervisor.wait_exit("learner")
+                self.follow()
                 self._stop("learner", "generator", "buffer")
                 return self.store().ledger()
             except ProcessFailed as error:
-                if error.name == "learner" and error.process_exit_code != 2:
+                if error.name == "learner" and error.process_exit_code not in FINAL:
                     raise VcppoError(f"{error}\nThe same command resumes the run from its last checkpoint.") from None
                 raise
             finally:
                 self._stop(*STOP_ORDER)
+
+    def follow(self) -> None:
+        """The run itself: until the learner is done."""
+        self.supervisor.wait_exit("learner")
 
     def store(self) -> RunStore:
         """A connection to the run's store."""

@@ -23,7 +23,7 @@ from typing import IO
 
 import structlog
 
-from common.errors import EXIT_USAGE, DeadlineExceeded
+from common.errors import EXIT_REFUSED, EXIT_USAGE, DeadlineExceeded
 from deploy.log_lines import LineSplitter, LogSink
 from deploy.orphans import GRACE_SECONDS, Orphans
 from deploy.process_spec import Child, Interrupted, ProcessFailed, ProcessSpec
@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 REPOSITORY = Path(__file__).resolve().parent.parent
 TICK_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 30.0
+FINAL = (EXIT_USAGE, EXIT_REFUSED)
+"""Exit codes that are never answered with a restart."""
 
 
 class Supervisor:
@@ -249,7 +251,7 @@ class Supervisor:
             return
         if child.ready and now - child.ready_at >= self.restart_window_seconds:
             child.num_restarts = 0
-        may_restart = (child.ready or child.num_restarts) and child.exit_code != EXIT_USAGE
+        may_restart = (child.ready or child.num_restarts) and child.exit_code not in FINAL
         if may_restart and child.num_restarts < child.spec.max_restarts:
             self._restart_later(child, now)
             return

@@ -24,7 +24,7 @@ from deploy.live_view import LiveView
 from deploy.log_lines import LogSink, Screen, timestamp
 from deploy.run_data import RunData
 
-Mode = Literal["follow", "watch", "lines"]
+Mode = Literal["follow", "watch", "lines", "silent"]
 
 
 @dataclass
@@ -74,7 +74,8 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
     """Keep the logs of a run's processes and show the run on the terminal.
 
     Args:
-        mode: ``follow`` every log line, ``watch`` the live view (``lines`` without a terminal), ``lines`` one a step.
+        mode: ``follow`` every log line, ``watch`` the live view (``lines`` without a terminal), ``lines`` one a step,
+            ``silent`` nothing: the caller speaks.
         run: what to show progress of; default: the run of `config`.
     """
     folder = RunFolder(config.run.path)
@@ -87,6 +88,8 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
         if mode == "follow":
             as_json = config.logging.format == "json" or (config.logging.format == "auto" and not terminal)
             sink.show = Screen(level=config.logging.level, as_json=as_json).show
+            yield Session(config, sink, None)
+        elif mode == "silent":
             yield Session(config, sink, None)
         elif terminal and mode == "watch":
             with LiveView(data, StoreReader(config)) as view:

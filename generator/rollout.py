@@ -99,7 +99,7 @@ class RolloutWorker:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Raises VcppoError when vLLM died or the store stayed away for longer than a lease."""
+        """Raises VcppoError when vLLM died or the store stayed away for longer than redis.patience_seconds."""
         loops = [asyncio.create_task(loop()) for loop in (self._lease_loop, self._heartbeat_loop)]
         loops.append(asyncio.create_task(self._control.watch_silence()))
         stopping = asyncio.create_task(self._stopping.wait())
@@ -132,7 +132,7 @@ class RolloutWorker:
                 await self._lease_patiently(free)
 
     async def _lease_patiently(self, free: int) -> None:
-        """A store that is away is the heartbeat's to judge: it gives up after a lease's time."""
+        """A store that is away is the heartbeat's to judge: it gives up after redis.patience_seconds."""
         try:
             await self._lease(free)
         except StoreError as error:
@@ -266,7 +266,7 @@ class RolloutWorker:
             except StoreError as error:
                 silent = time.monotonic() - answered
                 log.warning("store_unreachable", seconds=round(silent, 1), error=str(error))
-                if silent > generator.lease_seconds:
+                if silent > self._config.redis.patience_seconds:
                     raise
             await _wait(self._control.changed.wait, generator.heartbeat_seconds)
 

@@ -1,6 +1,7 @@
 """``python -m learner --config run.yaml`` (also under torchrun): value pretraining if it is due, then RL, then export.
 
-Exit codes: 0 done; 1 failure, one ``fatal`` line says why; 2 bad config; 143 after SIGTERM and 130 after Ctrl-C:
+Exit codes: 0 done; 1 failure, one ``fatal`` line says why; 2 bad config; 3 refused, a person must look (the gate, a
+canary everywhere, no sound checkpoint); 143 after SIGTERM and 130 after Ctrl-C:
 the step in progress was finished and a checkpoint written, and the same command resumes.
 """
 
@@ -132,7 +133,12 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     RunFolder(config.run.path).create()
     if config.redis.url is None:
         raise VcppoError("redis.url is not set: `vcppo up` sets it to the Redis it starts; otherwise name yours")
-    store = RunStore.connect(config.redis.url, config.run.name, config.redis.connect_deadline_seconds)
+    store = RunStore.connect(
+        config.redis.url,
+        config.run.name,
+        config.redis.connect_deadline_seconds,
+        patience_seconds=config.redis.patience_seconds,
+    )
     store.set_value(VOCABULARY_SIZE, str(vocabulary_size(config.model.path, config.model.trust_remote_code)))
     metrics = MetricsWriter(config.run.path, "learner", config.run.name, config.logging.tensorboard)
     return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)

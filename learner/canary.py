@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.errors import VcppoError
+from common.errors import EXIT_REFUSED, VcppoError
 from common.trajectory import Float32Array, Int32Array
 
 
 class CanaryError(VcppoError):
-    """A generator does not run the weights it was sent."""
+    """No generator runs the weights it was sent."""
+
+    exit_code = EXIT_REFUSED
 
 
 class CanaryProbe(NamedTuple):

@@ -34,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.config.yaml_text import one_line
-from common.errors import VcppoError
+from common.errors import EXIT_REFUSED, VcppoError
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +47,8 @@ _FOLDER = re.compile(r"step-(\d{6,18})", re.ASCII)
 
 class CheckpointError(VcppoError):
     """A checkpoint can't be used; the text names the folder and the reason."""
+
+    exit_code = EXIT_REFUSED
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import Protocol
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.tasks import Problem, Task
-from common.trajectory import Int32Array, Prompt, Purpose
+from common.trajectory import PURPOSE_PREFIX, Int32Array, Prompt, Purpose, group_name, prompt_name
 
-_PREFIX: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl"}
 MAX_SAMPLES_PER_SLOT = 16  # a group is topped up until it has used this many times its size
 
 
@@ -55,16 +54,16 @@ class PromptSource:
                 "see the dead letters (`vcppo ledger`) for the reason"
             )
         prefix, group = group_id.rsplit("-", 1)
-        purpose = next(purpose for purpose, known in _PREFIX.items() if known == prefix)
+        purpose = next(purpose for purpose, known in PURPOSE_PREFIX.items() if known == prefix)
         return self._make(purpose, int(group), self._group_size + attempt, issue_version)
 
     def _make(self, purpose: Purpose, group: int, sample: int, issue_version: int) -> Prompt:
         problem = self._problem(purpose, group)
         token_ids = self._encode(problem.prompt)
         self._check_length(token_ids)
-        group_id = f"{_PREFIX[purpose]}-{group:08d}"
+        group_id = group_name(purpose, group)
         return Prompt(
-            id=f"{group_id}-{sample}",
+            id=prompt_name(group_id, sample),
             group_id=group_id,
             sample_index=sample,
             task=self._config.task.name,

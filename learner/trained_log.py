@@ -1,4 +1,4 @@
-"""``trained.jsonl``: which trajectories each step trained on, for people and for proofs.
+"""``trained.jsonl``: which trajectories each step trained on, for people and for proofs (read by `common.trained_log`).
 
 One JSON line per trained step, on disk before anything of it is committed. A step replayed after a crash is written
 again (same step, same ids); the last line of a step counts.
@@ -7,26 +7,12 @@ again (same step, same ids); the last line of a step counts.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from common.errors import VcppoError
+from common.trained_log import TrainedStep, check_trained_once, read_trained_log
 from learner.batch import Batch
 
-
-class TrainedStep(BaseModel):
-    """A line: ``staleness`` is in the order of the ids."""
-
-    model_config = ConfigDict(strict=True)
-
-    step: int
-    policy_version: int
-    prompt_ids: list[str]
-    trajectory_ids: list[str]
-    staleness: list[int]
+__all__ = ["TrainedLog", "check_trained_once", "read_trained_log"]
 
 
 class TrainedLog:
@@ -61,32 +47,3 @@ def _ends_with_newline(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read(1) in (b"", b"\n")
-
-
-def read_trained_log(path: Path) -> dict[int, dict[str, Any]]:
-    """Step → its last line. Torn lines (a crash in the middle of a write) are passed over."""
-    steps: dict[int, dict[str, Any]] = {}
-    if not path.exists():
-        return steps
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                entry = TrainedStep.model_validate_json(line)
-            except ValidationError:
-                continue
-            steps[entry.step] = entry.model_dump()
-    return steps
-
-
-def check_trained_once(path: Path, max_staleness: int) -> int:
-    """How many trajectories were trained. Raises VcppoError if one was twice, or one was older than the bound."""
-    steps = read_trained_log(path)
-    for key in ("prompt_ids", "trajectory_ids"):
-        counts = Counter(name for entry in steps.values() for name in entry[key])
-        twice = sorted(name for name, count in counts.items() if count > 1)
-        if twice:
-            raise VcppoError(f"{path}: {len(twice)} {key} were trained more than once, e.g. {twice[:3]}")
-    oldest = max((number for entry in steps.values() for number in entry["staleness"]), default=0)
-    if oldest > max_staleness:
-        raise VcppoError(f"{path}: a trajectory of staleness {oldest} was trained; rl.max_staleness = {max_staleness}")
-    return sum(len(entry["prompt_ids"]) for entry in steps.values())

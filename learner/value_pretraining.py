@@ -26,7 +26,7 @@ import structlog
 import torch
 
 from common.config import VcppoConfig
-from common.errors import VcppoError
+from common.errors import EXIT_REFUSED, VcppoError
 from common.json_file import read_json_object
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
@@ -57,6 +57,8 @@ CRITIC_FOLDER = "critic"
 
 class GateFailed(VcppoError):
     """The critic does not explain enough: RL on it would collapse as plain PPO does."""
+
+    exit_code = EXIT_REFUSED
 
 
 def is_done(folder: Path) -> bool:

@@ -115,6 +115,10 @@ class RedisConfig(Section):
     connect_deadline_seconds: Seconds = 10.0
     """How long to wait for Redis at start before giving up with an error."""
 
+    patience_seconds: Seconds = 120.0
+    """How long generators and the learner bear with a Redis that went away before they end; buffers bear with it for
+    ever."""
+
 
 class TransportConfig(Section):
     """ZeroMQ between generators and buffers."""

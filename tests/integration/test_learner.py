@@ -17,6 +17,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from common.errors import EXIT_REFUSED
 from common.metrics import read_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore
@@ -242,7 +243,7 @@ def test_failed_gate_stops_the_run_by_name(
     tree["value_pretraining"]["min_explained_variance"] = 0.999
     run.folder.config.write_text(yaml.safe_dump(tree))
     generate(run)
-    assert run.start().wait(280) == 1
+    assert run.start().wait(280) == EXIT_REFUSED
     (fatal,) = run.events("fatal")
     assert "value_pretraining.min_explained_variance = 0.999" in fatal["error"]
     assert not json.loads((run.folder.value_pretraining / "decision.json").read_text())["passed"]

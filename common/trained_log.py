@@ -1,0 +1,64 @@
+"""Reading ``trained.jsonl``: the proof, from a run's own files, that no trajectory was trained twice or too old."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import VcppoError
+
+
+class TrainedStep(BaseModel):
+    """A line: ``staleness`` is in the order of the ids."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: int
+    policy_version: int
+    prompt_ids: list[str]
+    trajectory_ids: list[str]
+    staleness: list[int]
+
+
+def read_trained_log(path: Path) -> dict[int, dict[str, Any]]:
+    """Step → its last line. Torn lines (a crash in the middle of a write) are passed over."""
+    return {entry.step: entry.model_dump() for entry in _lines(path)}
+
+
+def _lines(path: Path) -> Iterator[TrainedStep]:
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield TrainedStep.model_validate_json(line)
+            except ValidationError:
+                continue
+
+
+def check_trained_once(path: Path, max_staleness: int) -> int:
+    """How many trajectories were trained. Raises VcppoError if one was twice, or one was older than the bound."""
+    steps = read_trained_log(path)
+    for key in ("prompt_ids", "trajectory_ids"):
+        counts = Counter(name for entry in steps.values() for name in entry[key])
+        twice = sorted(name for name, count in counts.items() if count > 1)
+        if twice:
+            raise VcppoError(f"{path}: {len(twice)} {key} were trained more than once, e.g. {twice[:3]}")
+    oldest = max((number for entry in steps.values() for number in entry["staleness"]), default=0)
+    if oldest > max_staleness:
+        raise VcppoError(f"{path}: a trajectory of staleness {oldest} was trained; rl.max_staleness = {max_staleness}")
+    return sum(len(entry["prompt_ids"]) for entry in steps.values())
+
+
+def replays_differ(path: Path) -> list[int]:
+    """Steps that were trained again after a crash on other trajectories than before: none, if nothing is lost."""
+    first: dict[int, list[str]] = {}
+    return [
+        entry.step
+        for entry in _lines(path)
+        if first.setdefault(entry.step, entry.trajectory_ids) != entry.trajectory_ids
+    ]

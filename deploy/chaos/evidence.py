@@ -1,0 +1,156 @@
+"""The proof at the end, from what the run has left on disk: nothing lost, nothing twice, nothing too old."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+from common.ledger import DeadLetter, Ledger, Outstanding
+from common.run_folder import RunFolder
+from common.trained_log import check_trained_once, read_trained_log, replays_differ
+from common.trajectory import Purpose, group_name, prompt_name
+from deploy.ledger import open_store
+
+# Faults that explain a dead letter: a prompt whose generators were killed or frozen under it too often in a row.
+EXPLAINED_REASONS = ("poison prompt",)
+_MANY = 10_000
+
+
+class Check(NamedTuple):
+    """One thing that must hold."""
+
+    what: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run at rest shows.
+
+    Attributes:
+        next_index: purpose -> prompts the learner has issued by number.
+        steps: step -> its line of trained.jsonl.
+    """
+
+    ledger: Ledger
+    outstanding: Sequence[Outstanding]
+    dead_letters: Sequence[DeadLetter]
+    next_index: dict[Purpose, int]
+    steps: dict[int, dict[str, Any]]
+
+
+def collect(config: VcppoConfig) -> Evidence:
+    """Read it; a store whose server is down is read from its files."""
+    with open_store(config) as store:
+        purposes: tuple[Purpose, ...] = ("value_pretraining", "rl")
+        return Evidence(
+            store.ledger(),
+            store.outstanding(),
+            store.dead_letters(_MANY),
+            {purpose: int(store.get_value(f"next_index:{purpose}") or 0) for purpose in purposes},
+            read_trained_log(RunFolder(config.run.path).trained_log),
+        )
+
+
+def checks(evidence: Evidence, config: VcppoConfig) -> Iterator[Check]:
+    """All that must hold of any run at rest, whatever it went through."""
+    ledger = evidence.ledger
+    yield Check("ledger exact", ledger.is_exact, str(ledger))
+    yield _trained_once(config)
+    yield Check(
+        "nothing in flight at rest",
+        ledger.leased == ledger.claimed == 0,
+        f"{ledger.leased} leased, {ledger.claimed} claimed after an orderly stop",
+    )
+    yield _accounted_for(evidence, config)
+    yield _trained_count(evidence)
+    yield _dead_letters(evidence)
+
+
+def _trained_once(config: VcppoConfig) -> Check:
+    what = f"every trajectory trained once, staleness <= {config.rl.max_staleness}"
+    path = RunFolder(config.run.path).trained_log
+    try:
+        count = check_trained_once(path, config.rl.max_staleness)
+    except VcppoError as error:
+        return Check(what, False, str(error))
+    differing = replays_differ(path)
+    if differing:
+        return Check(what, False, f"steps {differing[:5]} were replayed with other trajectories")
+    return Check(what, True, f"{count:,} trajectories")
+
+
+def _accounted_for(evidence: Evidence, config: VcppoConfig) -> Check:
+    """By name: each prompt the learner issued was trained, is waiting, or was given up for a reason."""
+    size = config.rl.group_size
+    issued = {
+        prompt_name(group_name(purpose, index // size), index % size)
+        for purpose, count in evidence.next_index.items()
+        for index in range(count)
+    }
+    claimed = {entry.prompt_id for entry in evidence.outstanding if entry.state == "claimed"}
+    waiting = {entry.prompt_id for entry in evidence.outstanding} - claimed
+    trained = trained_ids(evidence)
+    recorded = {name for name in issued if name.startswith("vp-")} - waiting - claimed
+    missing = sorted(issued - trained - waiting - claimed - recorded)
+    given_up = evidence.ledger.rejected + evidence.ledger.expired
+    return Check(
+        "every issued prompt accounted for",
+        len(missing) <= given_up and not trained & waiting,
+        f"{len(issued):,} issued by number: {len(issued & trained):,} trained in RL, {len(recorded):,} recorded, "
+        f"{len(issued & waiting)} waiting, {len(missing)} missing of {given_up} given up"
+        + (f", e.g. {missing[:3]}" if missing else ""),
+    )
+
+
+def _trained_count(evidence: Evidence) -> Check:
+    """The store's counter against the learner's own book: two independent sources."""
+    in_book = len(trained_ids(evidence)) + _num_recorded(evidence)
+    claimed = {entry.prompt_id for entry in evidence.outstanding if entry.state == "claimed"}
+    settled = evidence.ledger.trained + len(claimed & trained_ids(evidence))
+    return Check(
+        "store and learner agree", in_book == settled, f"{in_book:,} in the learner's book, {settled:,} in the store"
+    )
+
+
+def _num_recorded(evidence: Evidence) -> int:
+    waiting = sum(entry.prompt_id.startswith("vp-") for entry in evidence.outstanding)
+    rejected = sum("vp-" in letter.detail for letter in evidence.dead_letters if letter.reason in EXPLAINED_REASONS)
+    return evidence.next_index["value_pretraining"] - waiting - rejected
+
+
+def _dead_letters(evidence: Evidence) -> Check:
+    unexplained = [letter for letter in evidence.dead_letters if letter.reason not in EXPLAINED_REASONS]
+    detail = f"{len(evidence.dead_letters)} dead letters"
+    if unexplained:
+        first = unexplained[-1]
+        detail += f", {len(unexplained)} unexplained, the first: {first.reason}: {first.detail}"
+    return Check(
+        "dead letters explained", not unexplained and len(evidence.dead_letters) == evidence.ledger.rejected, detail
+    )
+
+
+def trained_ids(evidence: Evidence) -> set[str]:
+    """Prompts in the learner's book."""
+    return {name for line in evidence.steps.values() for name in line["prompt_ids"]}
+
+
+def process_checks(
+    tracebacks: Sequence[str], unexplained_ends: Sequence[str], members: Collection[str], wanted: Sequence[str]
+) -> Iterator[Check]:
+    """What the processes themselves show."""
+    yield Check("no error of our own", not tracebacks, "; ".join(tracebacks[:3]) or "no traceback in any log")
+    yield Check(
+        "every end explained",
+        not unexplained_ends,
+        "; ".join(unexplained_ends[:3]) or "each process that ended was hit, or said why",
+    )
+    yield Check(
+        "all generators in the last broadcast",
+        set(members) == set(wanted),
+        f"{', '.join(sorted(members)) or 'none'}; wanted {', '.join(wanted) or 'none'}",
+    )

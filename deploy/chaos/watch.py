@@ -1,0 +1,78 @@
+"""What chaos sees of the run: its steps, and the few log lines that tell how a fault went."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from common.errors import EXIT_INTERRUPTED
+from common.run_folder import RunFolder
+from deploy.log_lines import Record, level_of
+from deploy.run_data import JsonLinesTail
+
+EXIT_TERMINATED = 128 + signal.SIGTERM  # the learner's, after a polite stop
+_ERROR = 40
+
+
+@dataclass
+class Watch:
+    """Fed by the log sink (`see`) and by the learner's metrics (`refresh`).
+
+    Attributes:
+        step: the newest RL step that is complete.
+        members: generators that took part in the newest weight broadcast.
+        num_spool_full: how often a generator said that its spool has used up its quota.
+        fatal: process -> what its last life said of its end.
+        ends: (process, exit code, what it said) of every process that ended.
+        errors: lines of level error or above, by process and event.
+        tracebacks: process and event of lines that carry an exception: ours to mend.
+    """
+
+    folder: RunFolder
+    step: int = 0
+    members: frozenset[str] = frozenset()
+    num_spool_full: int = 0
+    fatal: dict[str, str] = field(default_factory=dict)
+    ends: list[tuple[str, int, str]] = field(default_factory=list)
+    errors: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tracebacks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._rows = JsonLinesTail(self.folder.metrics_file("learner"))
+
+    def refresh(self) -> None:
+        """Read the steps done since the last call."""
+        for row in self._rows.read():
+            if row.get("stage", "rl") == "rl" and isinstance(row.get("step"), int):
+                self.step = max(self.step, row["step"])
+
+    def see(self, process: str, record: Record) -> None:
+        """One log line of a process."""
+        event = str(record["event"])
+        if event == "weights_broadcast":
+            self.members = frozenset(map(str, record.get("members", ())))
+        elif event == "spool_full":
+            self.num_spool_full += 1
+        elif event == "fatal":
+            self.fatal[process] = str(record.get("error", ""))
+        elif process == "launcher" and event == "process_started":
+            self.fatal.pop(str(record["process"]), None)
+        elif process == "launcher" and event == "process_ended":
+            name = str(record["process"])
+            self.ends.append((name, int(record["exit_code"]), self.fatal.get(name, "")))
+        if level_of(record) >= _ERROR:
+            self.errors[process, event[:120]] += 1
+            if record.get("exception"):
+                self.tracebacks.append(f"{process}: {event[:200]}")
+
+    def unexplained_ends(self, hit: Collection[str]) -> list[str]:
+        """Processes that ended without being hit, asked to, or saying why."""
+        found = []
+        for process, code, said in self.ends:
+            asked = code in (0, EXIT_INTERRUPTED, EXIT_TERMINATED)
+            struck = -code in (signal.SIGKILL, signal.SIGTERM) and process in hit
+            if not (asked or struck or said):
+                found.append(f"{process} with exit code {code}")
+        return found
