@@ -10,6 +10,7 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_REFUSED = 3  # something a person must look at: starting the process again would end the same way
+EXIT_STUCK = 4  # the watchdog ended a process that did not get on
 EXIT_INTERRUPTED = 130
 
 

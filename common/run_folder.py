@@ -87,6 +87,10 @@ class RunFolder:
         """Log of one process, e.g. ``generator-0``."""
         return self.logs / f"{process}.jsonl"
 
+    def stacks_file(self, process: str) -> Path:
+        """Where the watchdog writes the stacks of a process that is stuck."""
+        return self.logs / f"{process}.stacks.txt"
+
     def metrics_file(self, service: str) -> Path:
         """Metrics of one service, e.g. ``learner``."""
         return self.metrics / f"{service}.jsonl"

@@ -23,6 +23,7 @@ from common.config.services import (
     RedisConfig,
     RunConfig,
     TransportConfig,
+    WatchdogConfig,
 )
 from common.config.training import (
     AlgorithmConfig,

@@ -180,6 +180,16 @@ class LoggingConfig(Section):
     """Metrics also go to <run>/tensorboard."""
 
 
+class WatchdogConfig(Section):
+    """The last net under every wait: it ends a process that is stuck, with its stacks in the log folder."""
+
+    stage_seconds: Seconds = 3600.0
+    """Longest that learner, generator or buffer may stay in one stage without a sign of getting on."""
+
+    stages: dict[str, float] = Field(default_factory=dict)
+    """Other limits for single stages, by the name the log gives them: {broadcast: 600}."""
+
+
 class LauncherConfig(Section):
     """`vcppo up` on one machine."""
 

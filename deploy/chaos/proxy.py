@@ -117,6 +117,7 @@ class Links:
     ) -> None:
         for link in self._links.values():
             self._do(link.cut())
+        self._do(self._end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CALL_SECONDS)
 
@@ -132,6 +133,12 @@ class Links:
 
     def restore(self, name: str) -> None:
         self._do(self._links[name].restore())
+
+    async def _end_tasks(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _do(self, change: Coroutine[Any, Any, None]) -> None:
         future: Future[None] = asyncio.run_coroutine_threadsafe(change, self._loop)
