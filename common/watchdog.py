@@ -1,6 +1,6 @@
-"""A thread that notices when a loop of its process is stuck, says on whom, and ends the process so that it is restarted.
+"""A thread that notices when a loop of its process is stuck, says on whom, and ends the process for a restart.
 
-    loop:      stage("broadcast", waiting_for=["generator-1"]) ─▶ stage("collect") ─▶ …        (each call is a sign of life)
+    loop:      stage("broadcast", waiting_for=["generator-1"]) ─▶ stage("claim") ─▶ …    (each call: a sign of life)
     watchdog:  every second: is a stage older than its limit?  half of it ─▶ a warning, all of it ─▶ stacks, exit 4
 
 Time in which the watchdog itself did not run (the process was stopped, the machine slept) counts for nobody. It is the
@@ -119,7 +119,7 @@ def stop() -> None:
 
 
 def stage(name: str, *, loop: str = "main", waiting_for: Sequence[str] = (), endless: bool = False) -> None:
-    """A sign of life: `loop` begins this stage, or is still getting on in it. Costs a microsecond; nothing unwatched."""
+    """A sign of life: `loop` begins this stage, or is still getting on in it. Costs a microsecond."""
     if _watchdog is not None:
         _watchdog.enter(loop, name, waiting_for, time.monotonic(), endless=endless)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from common import watchdog
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
 from common.log import configure_logging
@@ -40,10 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         configure_logging(config.logging, options.id, config.run.name)
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(options.id))
+        watchdog.stage("start", waiting_for=["vLLM"])
         asyncio.run(serve(config, options.id))
     except VcppoError as error:
         log.error("fatal", error=str(error))
         return error.exit_code
+    finally:
+        watchdog.stop()
     return EXIT_OK
 
 
@@ -110,6 +115,7 @@ async def _roll_out(
         tokenizer=tokenizer,
         metrics=metrics,
     )
+    watchdog.leave()  # the worker's loops give their own signs of life
     log.info("ready", control_endpoint=server.endpoint, policy_version=control.policy_version)
     stop = asyncio.create_task(_stop_worker(stopping, worker))
     try:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import structlog
 import torch
 
+from common import watchdog
 from common.config import VcppoConfig, load_config
 from common.config.yaml_text import one_line
 from common.errors import EXIT_INTERRUPTED, VcppoError
@@ -89,6 +90,8 @@ def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcast
     try:
         config = load_config(given.config, given.overrides)
         configure_logging(config.logging, _service(config), config.run.name)
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(_service(config)))
+        watchdog.stage("start")
         return _run(config, StopRequest(), make_broadcaster)
     except VcppoError as error:
         log.critical("fatal", error=str(error))
@@ -96,6 +99,7 @@ def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcast
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     finally:
+        watchdog.stop()
         leave_process_group()
 
 
@@ -192,6 +196,7 @@ def _reinforcement_learning(session: Session) -> bool:
                 return False
     finally:
         broadcaster.close()
+    watchdog.stage("export")
     export_policy(models.actor, config, session.folder.export)
     if rank_zero is not None:
         _finish(session, rank_zero)

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 import structlog
 
+from common import watchdog
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
 from common.ledger import VOCABULARY_SIZE, BufferEntry, Member
@@ -77,6 +78,7 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
         signal.signal(number, lambda *_: stopping.set())
     if config.redis.url is None:
         raise VcppoError("redis.url is not set: start the run with `vcppo up`, or give redis.url=redis://host:port/0")
+    watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("buffer"))
     receiver = TrajectoryReceiver(endpoint, config.transport)
     try:
         store = RunStore.connect(
@@ -92,6 +94,7 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
             metrics.close()
             store.close()
     finally:
+        watchdog.stop()
         receiver.close()
 
 
@@ -134,6 +137,7 @@ class Buffer:
         self._heartbeat()
         log.info("ready", endpoint=self._receiver.endpoint)
         while not self._stopping.is_set():
+            watchdog.stage("receive")
             self._take(self._receiver.poll(_POLL_SECONDS))
             self._limit_memory()
             self._heartbeat()
@@ -255,6 +259,7 @@ class Buffer:
                         log.warning("left_unacknowledged", reason=str(error), remedy="the senders keep and resend it")
                         return None
                 log.warning("store_unavailable", error=str(error), waiting_for="redis")
+                watchdog.stage("store", waiting_for=["redis"])
 
     def _heartbeat(self) -> None:
         if time.monotonic() >= self._heartbeat_at:

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from common import watchdog
 from common.config import VcppoConfig
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
@@ -82,6 +83,7 @@ class Phases:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         started = time.monotonic()
+        watchdog.stage(name)
         try:
             yield
         finally:
@@ -148,6 +150,7 @@ class RlLoop:
         with phases.phase("update"):
             for epoch in range(algorithm.num_epochs):
                 for members in self._mini_batches(batch, epoch):
+                    watchdog.stage("update")
                     update(self.models, batch, estimates, members, algorithm, self.share, temperature, stats)
         self.version += 1
         return estimates, stats.gathered()
@@ -170,6 +173,7 @@ class RlLoop:
     def _collect(self) -> Batch | None:
         """The claimed batch of the next step; None: stop. Brings generators that lag behind up to date meanwhile."""
         while True:
+            watchdog.stage("claim", waiting_for=["trajectories"] if self._rank_zero else ["learner rank 0"])
             decision = self._agree(self._poll)
             if decision["do"] == "stop":
                 return None
@@ -275,6 +279,7 @@ class RlLoop:
             self._broadcast()
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
+        watchdog.stage("load")
         self.models.actor.load(folder / "actor")
         if self.models.critic is not None:
             self.models.critic.load(folder / "critic")

@@ -25,6 +25,7 @@ import numpy as np
 import structlog
 import torch
 
+from common import watchdog
 from common.config import VcppoConfig
 from common.errors import EXIT_REFUSED, VcppoError
 from common.json_file import read_json_object
@@ -138,6 +139,7 @@ class CriticPretrainer:
         losses: list[float] = []
         members = self._draw()
         for step in range(self._config.max_steps + 1):
+            watchdog.stage("value_pretraining")
             if broadcast_object(stop_requested()):
                 return None
             if step > 0:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
+from common import watchdog
 from common.config import VcppoConfig
 from common.metrics import MetricsWriter
 from common.store import RunStore
@@ -68,6 +69,7 @@ def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_reques
     """All ranks: until everything is recorded (True) or a stop is asked for (False)."""
     told = -1
     while True:
+        watchdog.stage("record", waiting_for=["trajectories"] if recorder else ["learner rank 0"])
         state = "wait"
         if recorder is not None:
             num_recorded = recorder.poll()

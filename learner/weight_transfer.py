@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import structlog
 import torch
 
+from common import watchdog
 from common.config import VcppoConfig
 from common.errors import DeadlineExceeded, VcppoError
 from common.store import Member, RunStore
@@ -218,6 +219,7 @@ class WeightBroadcaster:
         self._follow_membership(policy_version, dropped)
         assert self._fan_out is not None
         self._fan_out.policy_version = policy_version
+        watchdog.stage("broadcast", waiting_for=sorted(self._fan_out.clients))
         self._fan_out.call("pause")
         self._engine.send_weights()
         difference = self._check_canary(canary) if canary is not None else None

@@ -63,6 +63,7 @@ __all__ = [
     "TransportConfig",
     "ValuePretrainingConfig",
     "VcppoConfig",
+    "WatchdogConfig",
     "config_fields",
     "config_warnings",
     "dump_config",

@@ -186,7 +186,7 @@ class WatchdogConfig(Section):
     stage_seconds: Seconds = 3600.0
     """Longest that learner, generator or buffer may stay in one stage without a sign of getting on."""
 
-    stages: dict[str, float] = Field(default_factory=dict)
+    stages: dict[str, Seconds] = Field(default_factory=dict)
     """Other limits for single stages, by the name the log gives them: {broadcast: 600}."""
 
 

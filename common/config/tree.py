@@ -17,6 +17,7 @@ from common.config.services import (
     RedisConfig,
     RunConfig,
     TransportConfig,
+    WatchdogConfig,
 )
 from common.config.training import (
     AlgorithmConfig,
@@ -53,6 +54,7 @@ class VcppoConfig(Section):
     transport: TransportConfig = TransportConfig()
     broadcast: BroadcastConfig = BroadcastConfig()
     logging: LoggingConfig = LoggingConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     launcher: LauncherConfig = LauncherConfig()
     eval: EvalConfig = EvalConfig()
 
