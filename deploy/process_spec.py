@@ -44,7 +44,7 @@ class ProcessSpec:
         max_restarts: how often in a row it is started again after failing once it had been ready; 0: its failure is
             the run's. Exit codes 2 and 3 (bad config, refused) are never tried again.
         is_ready: recognises the line that says it is ready; default: the log event ``ready`` or ``<role>_ready``.
-        peers_suffice: when the restarts are used up, the run goes on while another process of the same `role` lives.
+        peers_suffice: when it is restarted no more, the run goes on while another process of the same `role` lives.
         role: what kind of process it is, e.g. ``generator``.
         may_finish: exit code 0 is its normal end; for a server it is a failure like any other.
     """

@@ -260,7 +260,7 @@ class Supervisor:
             for c in self.children.values()
             if c.spec.role == child.spec.role and (c.alive or c.restart_at < float("inf"))
         ]
-        if child.spec.peers_suffice and child.num_restarts and peers:
+        if child.spec.peers_suffice and (child.num_restarts or child.exit_code in FINAL) and peers:
             child.stopping = True  # said once
             log.error("process_given_up", process=name, exit_code=child.exit_code, restarts=child.num_restarts,
                       going_on_with=[c.spec.name for c in peers])  # fmt: skip

@@ -8,6 +8,7 @@ weights are right, and is thrown away (its leases returned) when `abort` says th
 
 An update that breaks off leaves weights half-loaded: the engine stays paused and the generator asks for a new
 update by a new membership epoch with policy version -1. The same after ``broadcast.deadline_seconds`` of silence.
+`dismiss` comes when a canary failed again and again: this process can't be trusted and ends.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class WeightControl:
         self.policy_version = UNSYNCED
         self.epoch = time.time_ns()
         self.changed = asyncio.Event()  # something a member entry shows has changed: announce it
+        self.end: Callable[[str], None] | None = None  # the worker's, for when this generator is dismissed
         self.drop_in_flight: Callable[[], Awaitable[None]] | None = None  # the worker's, for when the canary failed
         self._engine = engine
         self._id = generator_id
@@ -64,6 +66,7 @@ class WeightControl:
             "resume": self._resume,
             "shutdown_weight_transfer_engine": self._engine.shutdown_weight_transfer,
             "abort": self._abort,
+            "dismiss": self._dismiss,
         }
         handlers: dict[str, Handler] = {"status": self._status}
         return handlers | {name: self._one_at_a_time(name, call) for name, call in serial.items()}
@@ -158,3 +161,7 @@ class WeightControl:
         await self._pause()
         if self.drop_in_flight is not None:
             await self.drop_in_flight()
+
+    async def _dismiss(self, reason: str) -> None:
+        if self.end is not None:
+            self.end(reason)

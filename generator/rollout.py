@@ -25,7 +25,7 @@ import structlog
 
 from common import watchdog
 from common.config import VcppoConfig
-from common.errors import VcppoError
+from common.errors import EXIT_REFUSED, VcppoError
 from common.metrics import MetricsWriter
 from common.store import Member, RunStore, StoreError
 from common.tasks import decode_response
@@ -41,6 +41,12 @@ log = structlog.get_logger(__name__)
 _LEASE_WAIT_SECONDS = 1.0
 _SPOOL_POLL_SECONDS = 0.2
 _MOST_AHEAD = 4  # prompts leased beyond the free places: few, since another generator might have started them at once
+
+
+class Dismissed(VcppoError):
+    """The learner does not want this generator any more: a new start would end the same way."""
+
+    exit_code = EXIT_REFUSED
 
 
 @dataclass
@@ -95,9 +101,15 @@ class RolloutWorker:
         # Ids of two lives of one generator must differ: the same prompt may come back after a crash.
         self._life = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
         control.drop_in_flight = self.drop_in_flight
+        control.end = self.dismiss
 
     def stop(self) -> None:
         """Lease no more, hand back what is unfinished, drain the sender; `run` then returns."""
+        self._stopping.set()
+
+    def dismiss(self, reason: str) -> None:
+        """As `stop`; `run` then raises `Dismissed`."""
+        self._failure = Dismissed(f"dismissed by the learner: {reason}")
         self._stopping.set()
 
     async def run(self) -> None:

@@ -7,6 +7,9 @@
 `broadcast` is called on every learner rank. Rank 0 alone talks to generators and tells the others after each
 attempt how it went, so all ranks make the same number of walks. A generator that fails is dropped by name, the
 group is rebuilt without it and the update repeated for the rest; it may come back as a new member (new epoch).
+A generator whose canary fails is put out alone: it drops what it has in flight and is sent everything anew; after
+``broadcast.canary_attempts`` failures in a row it is dismissed. If the canary fails everywhere the learner is likely
+wrong, and the run stops.
 Waits: every call and collective has ``broadcast.deadline_seconds``.
 
 Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer engine, driven by the same code
@@ -29,7 +32,7 @@ from common.config import VcppoConfig
 from common.errors import DeadlineExceeded, VcppoError
 from common.store import Member, RunStore
 from common.transport import ControlClient, ControlError
-from learner.canary import CanaryError, CanaryProbe, canary_difference
+from learner.canary import CanaryError, CanaryJudge, CanaryProbe, CanaryVerdict
 from learner.distributed import broadcast_object, rank
 from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, free_port, silent
 
@@ -77,7 +80,7 @@ class BroadcastReport:
         pause_seconds: longest time a generator stood still.
         num_bytes: of the weights, sent once to the whole group.
         members: ids of the generators that now run this version.
-        dropped: ids of those left behind.
+        dropped: ids of those left behind, those whose canary failed among them.
         canary_difference: largest |log-prob difference| seen (nats); None without a probe.
     """
 
@@ -112,6 +115,7 @@ class WeightBroadcaster:
         self._engine: Any = None
         self._source: Any = None
         self._num_groups = 0
+        self._canaries = CanaryJudge(config.broadcast.canary_tolerance, config.broadcast.canary_attempts)
 
     # Membership (rank 0)
 
@@ -160,8 +164,10 @@ class WeightBroadcaster:
     def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport:
         """Send the weights; returns on every rank when all generators left run them. Collective.
 
+        Without any generator the version is only announced: whoever joins is out of sync, and sent it then.
+
         Raises:
-            CanaryError: a generator's log-probs differ from the probe's; it has been told to stop generating.
+            CanaryError: no generator's log-probs agree with the probe's; they have been told to stop generating.
             BroadcastError: no generator is left.
         """
         began = time.monotonic()
@@ -217,14 +223,23 @@ class WeightBroadcaster:
 
     def _update(self, policy_version: int, canary: CanaryProbe | None, dropped: list[str]) -> dict[str, Any]:
         self._follow_membership(policy_version, dropped)
-        assert self._fan_out is not None
+        if self._fan_out is None:
+            return {"members": [], "pause_seconds": 0.0, "canary_difference": None}
         self._fan_out.policy_version = policy_version
         watchdog.stage("broadcast", waiting_for=sorted(self._fan_out.clients))
         self._fan_out.call("pause")
         self._engine.send_weights()
-        difference = self._check_canary(canary) if canary is not None else None
+        difference = None
+        if canary is not None:
+            verdict = self._check_canary(canary)
+            difference = verdict.difference
+            dropped.extend(verdict.failed)
+            if not self._fan_out.clients:
+                return {"state": "again"}
         resumed = self._fan_out.call("resume")
-        self._synced = dict.fromkeys(self._joined, policy_version)
+        self._synced = {key: policy_version for key in self._joined if key[0] in self._fan_out.clients}
+        if len(self._synced) < len(self._joined):
+            self._joined = frozenset()  # whoever was put out comes back: rebuild the group whatever its entry says
         return {
             "members": list(self._fan_out.clients),
             "pause_seconds": max(float(r["paused_seconds"]) for r in resumed.values()),
@@ -238,13 +253,14 @@ class WeightBroadcaster:
         """
         found = self.members()
         self._drop(dict.fromkeys((m.id for m in silent(found)), _SILENT), found, dropped)
-        if not (found := self.members()):
-            log.warning("no_generators", policy_version=policy_version)
-            found = self.wait_for_members(1, self._config.deadline_seconds)
+        found = self.members()
         joined = frozenset((m.id, m.epoch) for m in found)
-        if joined == self._joined:
+        if joined and joined == self._joined:
             return
         self._leave_group()
+        if not found:
+            log.warning("no_generators", policy_version=policy_version, effect="whoever joins is sent the weights then")
+            return
         log.info("weight_group_rebuilt", members=sorted(m.id for m in found), backend=self._backend)
         self._fan_out = FanOut(
             clients={m.id: ControlClient(m.control_endpoint) for m in found},
@@ -284,22 +300,35 @@ class WeightBroadcaster:
             )
         return WeightTransferTrainerFactory.trainer_init(info, client=fan_out, source=self._source)
 
-    def _check_canary(self, probe: CanaryProbe) -> float:
+    def _check_canary(self, probe: CanaryProbe) -> CanaryVerdict:
+        """Put out those that fail. Raises CanaryError when nobody passes and sending again won't help."""
         assert self._fan_out is not None
         tokens = {"token_ids": probe.token_ids, "prompt_length": int(probe.prompt_length)}
         answers = self._fan_out.call("canary", dict.fromkeys(self._fan_out.clients, tokens))
-        found = {name: canary_difference(answer, probe) for name, answer in answers.items()}
-        worst = max(found, key=lambda name: found[name])
-        # Not `> tolerance`: a NaN must fail too.
-        bad = [name for name, difference in found.items() if not difference <= self._config.canary_tolerance]
-        if bad:
-            self._abandon(bad)
-            detail = ", ".join(f"{name}: {found[name]:.4g}" for name in bad)
-            raise CanaryError(
-                f"generators do not run the weights they were sent: largest |log-prob difference| {detail} nats, "
-                f"tolerance {self._config.canary_tolerance:g} (broadcast.canary_tolerance)"
-            )
-        return found[worst]
+        verdict = self._canaries.judge(answers, probe)
+        for name in verdict.failed:
+            self._put_out(name, verdict)
+        if verdict.is_hopeless:
+            raise CanaryError(f"generators do not run the weights they were sent: {verdict.text}")
+        return verdict
+
+    def _put_out(self, name: str, verdict: CanaryVerdict) -> None:
+        """Let a generator drop what it has in flight and ask for a new update; the one that failed too often ends."""
+        assert self._fan_out is not None
+        client = self._fan_out.clients.pop(name)
+        log.error("canary_failed", generator_id=name, reason=verdict.text)
+        self._tell(name, client, "abort", {})
+        if name in verdict.worn_out:
+            self._dropped |= {key for key in self._joined if key[0] == name}
+            log.error("generator_dismissed", generator_id=name, reason=verdict.text)
+            self._tell(name, client, "dismiss", {"reason": f"its canary failed again and again: {verdict.text}"})
+        client.close()
+
+    def _tell(self, name: str, client: ControlClient, method: str, arguments: dict[str, Any]) -> None:
+        try:
+            client.call(method, arguments, STATUS_SECONDS)
+        except ControlError as error:
+            log.warning("call_failed", generator_id=name, method=method, error=str(error))
 
     # When something failed (rank 0)
 
@@ -315,7 +344,8 @@ class WeightBroadcaster:
             blamed = {name: str(e) for name, e in error.failures.items() if failures[name] > 1}
         failures[""] = failures.get("", 0) + 1
         self._drop(blamed, members, dropped)
-        if not [m for m in members if m.id not in blamed] or failures[""] > 2 + len(members):
+        nobody_can = bool(blamed) and len(blamed) == len(members) and set(blamed.values()) != {_SILENT}
+        if nobody_can or failures[""] > 2 + len(members):
             return {"state": "error", "kind": "broadcast", "text": f"no generator took the weights: {error}"}
         return {"state": "again"}
 
@@ -324,15 +354,6 @@ class WeightBroadcaster:
         dropped.extend(blamed)
         for name, reason in blamed.items():
             log.error("generator_dropped", generator_id=name, reason=reason)
-
-    def _abandon(self, names: Sequence[str]) -> None:
-        """Tell generators to drop what they have in flight and stay paused: their weights can't be trusted."""
-        assert self._fan_out is not None
-        for name in names:
-            try:
-                self._fan_out.clients[name].call("abort", {}, STATUS_SECONDS)
-            except ControlError as error:
-                log.warning("abort_failed", generator_id=name, error=str(error))
 
     def _leave_group(self) -> None:
         if self._engine is not None:

@@ -27,6 +27,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.value = float("nan")
         self.refusals = 0
+        self.wrong_loads = 0  # updates after which the weights are not what was sent
 
     def load_weights(self, weights: Any) -> None:
         loaded = dict(weights)
@@ -34,7 +35,8 @@ class FakeModel:
             self.refusals -= 1
             raise ValueError("this model refuses the weights")
         if "b" in loaded:  # called once a chunk
-            self.value = float(loaded["b"][0])
+            self.value = float(loaded["b"][0]) + (7.0 if self.wrong_loads else 0.0)
+            self.wrong_loads = max(0, self.wrong_loads - 1)
 
 
 class FakeEngine:
@@ -82,6 +84,8 @@ class FakeGenerator:
         async def serve() -> None:
             self.control = WeightControl(self.engine, self.name, 60.0)  # type: ignore[arg-type]
             self.control.loaded(0)
+            self.dismissed: list[str] = []
+            self.control.end = self.dismissed.append
             server = ControlServer("127.0.0.1")
             self.endpoint = server.endpoint
             self.serving = asyncio.create_task(server.serve(self.control.handlers()))
@@ -231,3 +235,89 @@ def test_wrong_weights_are_a_canary_error_that_names_the_generator(make: Callabl
     assert not bench.store.generators[0].control.gate.is_set()
     bench.send(2)
     assert bench.store.generators[0].control.gate.is_set()
+
+
+def test_a_failed_canary_puts_out_that_generator_alone_and_it_comes_back(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bench.send(1)
+    good, bad = bench.store.generators
+    epochs = good.control.epoch, bad.control.epoch
+    bad.engine.model.wrong_loads = 1
+    report = bench.send(2)
+    assert (report.members, report.dropped) == (("g-0",), ("g-1",))
+    assert good.control.gate.is_set()
+    assert good.control.policy_version == 2
+    assert not bad.control.gate.is_set()
+    assert bad.control.policy_version == -1
+    assert bench.broadcaster.out_of_sync(2) == ["g-1"]
+    report = bench.send(2)  # what the learner does when it finds one out of sync
+    assert (report.members, report.dropped) == (("g-0", "g-1"), ())
+    assert bad.control.gate.is_set()
+    assert good.control.epoch == epochs[0]  # the others are not restarted
+    assert bad.control.epoch != epochs[1]
+    assert bench.broadcaster.out_of_sync(2) == []
+
+
+def test_a_generator_whose_canary_fails_again_and_again_is_dismissed_by_name(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bad = bench.store.generators[1]
+    bad.engine.model.wrong_loads = 100
+    for version in (1, 1, 2):
+        assert not bad.dismissed
+        assert bench.send(version).members == ("g-0",)
+    assert len(bad.dismissed) == 1
+    assert "g-1: 7" in bad.dismissed[0]
+    bad.alive = False
+    assert bench.send(3).members == ("g-0",)
+    assert bench.broadcaster.out_of_sync(3) == []
+
+
+def test_the_count_starts_anew_when_a_canary_passes(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bad = bench.store.generators[1]
+    for version in range(1, 5):
+        bad.engine.model.wrong_loads = 2
+        for _ in range(2):
+            assert bench.send(version).members == ("g-0",)
+        assert bench.send(version).members == ("g-0", "g-1")
+    assert not bad.dismissed
+
+
+def test_an_only_generator_is_sent_the_weights_anew_before_the_run_stops(make: Callable[..., Bench]) -> None:
+    bench = make("g-0")
+    only = bench.store.generators[0]
+    only.engine.model.wrong_loads = 2
+    report = bench.send(1)
+    assert report.members == ("g-0",)
+    assert only.control.gate.is_set()
+    only.engine.model.wrong_loads = 100
+    with pytest.raises(CanaryError, match="g-0: 7"):
+        bench.send(2)
+    assert not only.control.gate.is_set()
+    assert not only.dismissed
+
+
+def test_without_generators_the_version_is_announced_and_sent_to_whoever_joins(make: Callable[..., Bench]) -> None:
+    bench = make("g-0")
+    bench.send(1)
+    bench.store.generators[0].die()
+    report = bench.send(2)  # it is dead, but its entry is still there
+    assert (report.members, report.dropped) == ((), ("g-0",))
+    bench.store.generators[0].alive = False
+    assert bench.send(3).members == ()
+    assert bench.store.values == {"policy_version": "3"}
+    bench.store.generators.append(FakeGenerator("g-1"))
+    assert bench.broadcaster.out_of_sync(3) == ["g-1"]
+    assert bench.send(3).members == ("g-1",)
+    assert bench.weights.num_walks == 4
+
+
+def test_the_only_generator_dies_in_the_middle_of_an_update(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", deadline=2.0)
+    bench.send(1)
+    only = bench.store.generators[0]
+    only.engine.hang.set()
+    threading.Timer(0.5, only.die).start()
+    report = bench.send(2)
+    assert (report.members, report.dropped) == ((), ("g-0",))
+    assert bench.store.values == {"policy_version": "2"}

@@ -189,6 +189,15 @@ if not flag.exists():
         assert child.num_restarts == 1
         assert supervisor.children["generator-1"].alive
 
+    def test_a_dismissed_generator_is_given_up_at_once(self, supervisor: Supervisor) -> None:
+        for name, end in (("generator-0", "raise SystemExit(3)"), ("generator-1", SLEEP)):
+            spec = ProcessSpec(name, python(READY + end), role="generator", max_restarts=5, peers_suffice=True)
+            supervisor.start(spec)
+        child = supervisor.children["generator-0"]
+        supervisor.wait(lambda: child.stopping)
+        assert child.total_restarts == 0
+        assert supervisor.children["generator-1"].alive
+
     def test_last_generator_given_up_ends_the_run(self, supervisor: Supervisor) -> None:
         spec = ProcessSpec(
             "generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True
