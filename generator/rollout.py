@@ -166,12 +166,28 @@ class RolloutWorker:
         self._leasing = None
         if not prompts:
             self._counters.queue_wait += time.monotonic() - began
+        if await self._missed_a_version(prompts):
+            return
         for prompt in prompts:
             self._leased.add(prompt.id)
             task = asyncio.create_task(self._take_through(prompt), name=prompt.id)
             task.add_done_callback(self._finished)  # runs even if the task is cancelled before it began
             self._tasks[prompt.id] = task
             self._generating.add(task)
+
+    async def _missed_a_version(self, prompts: list[Prompt]) -> bool:
+        """Prompts issued for weights we were never sent: hand them back and ask for an update.
+
+        The learner issues at a version only after everybody in its group runs it, so we were not in it (frozen, or cut
+        off from the store). What older weights make of such a prompt could be too stale when it is trained.
+        """
+        version = self._control.policy_version
+        newest = max((prompt.issue_version for prompt in prompts), default=UNSYNCED)
+        if version == UNSYNCED or newest <= version:  # unsynced: they wait at the gate for weights at least as new
+            return False
+        self._control.need_sync(f"a prompt was issued at version {newest}, which this generator was never sent")
+        await self._return_leases([prompt.id for prompt in prompts])
+        return True
 
     async def _wait_for_spool(self) -> None:
         log.warning("spool_full", num_unacked=self._sender.num_unacked, waiting_for="buffer")

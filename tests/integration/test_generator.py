@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -344,3 +345,20 @@ def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
     url = f"redis://127.0.0.1:{free_port()}/0"
     tree = {"redis": {"url": url, "connect_deadline_seconds": 1.0}, "model": {"path": str(model)}}
     assert url in fatal_line(start(tmp_path, **tree))
+
+
+def test_prompts_of_a_version_it_was_never_sent_are_handed_back(tmp_path: Path, shared_redis: RedisServer) -> None:
+    """Cut off from the store during a broadcast: what old weights make of new prompts may be too stale to train."""
+
+    async def body(bench: Bench) -> None:
+        epoch = bench.control.epoch
+        bench.store.issue([replace(prompt, issue_version=1) for prompt in prompts(2)])
+        await bench.until(lambda: not bench.control.gate.is_set(), "it goes on with old weights")
+        await bench.until(lambda: bench.store.ledger().queued == 2, "not handed back")
+        assert bench.control.policy_version == -1
+        assert bench.control.epoch > epoch
+        assert bench.engine.most_in_flight == 0
+        bench.control.loaded(1)
+        assert len(await bench.receive(2)) == 2
+
+    run(tmp_path, shared_redis, body).close()

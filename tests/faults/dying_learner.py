@@ -1,0 +1,83 @@
+"""The real learner process that kills itself (SIGKILL) at a named boundary of a named step, once.
+
+    python dying_learner.py BOUNDARY STEP --config …
+
+Boundaries, in the order a step passes them. Nothing in the product knows of this: here its functions are wrapped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from common.store import RunStore
+from learner import loop, resume
+from learner.__main__ import main
+from learner.checkpoint import CheckpointStore
+from learner.loop import RlLoop
+from learner.trained_log import TrainedLog
+from tests.integration.learner_process import NoMemberBroadcaster
+
+BOUNDARIES = (
+    "claimed",  # the batch is ours, nothing is computed
+    "updated",  # new weights in memory, nothing written
+    "logged",  # trained.jsonl has the step
+    "staged",  # the checkpoint's files are written, not published
+    "published",  # the checkpoint is there, nothing committed
+    "committed",  # the store has settled the prompts, the committed step is not yet noted
+    "noted",  # all of it done, nothing broadcast
+    "broadcast",  # weights sent, nothing issued
+)
+
+
+def die_after(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
+    """Wrap ``owner.name``: when it has returned and ``is_due(result, *arguments)``, the process dies as of SIGKILL."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        result = original(*arguments, **keywords)
+        if is_due(result, *arguments):
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def arm(boundary: str, step: int) -> None:
+    """Make this process die there."""
+    current = [0]  # the step whose checkpoint is being committed
+    commit = resume.commit
+
+    def noting(store: RunStore, prompt_ids: list[str], committed_step: int) -> None:
+        current[0] = committed_step
+        commit(store, prompt_ids, committed_step)
+
+    resume.commit = loop.commit = noting
+    match boundary:
+        case "claimed":
+            die_after(RunStore, "claim", lambda _, store, ids, claimed_step: claimed_step == step)
+        case "updated":
+            die_after(RlLoop, "train", lambda _, self, *rest: self.version == step)
+        case "logged":
+            die_after(TrainedLog, "append", lambda _, self, logged_step, batch: logged_step == step)
+        case "staged":
+            die_after(loop, "save_rng", lambda _, folder, rank: folder.name.endswith(f"{step:06d}"))
+        case "published":
+            die_after(CheckpointStore, "publish", lambda folder, self, state: state.step == step)
+        case "committed":
+            die_after(RunStore, "commit", lambda _, store, ids: current[0] == step)
+        case "noted":
+            die_after(loop, "commit", lambda _, store, ids, committed_step: committed_step == step)
+        case "broadcast":
+            die_after(NoMemberBroadcaster, "broadcast", lambda _, self, version, canary=None: version == step)
+        case _:
+            raise ValueError(f"no boundary {boundary!r}")
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    sys.exit(main(sys.argv[3:], NoMemberBroadcaster))
