@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgpack
 import redis
@@ -60,14 +60,17 @@ __all__ = [
     "Ledger",
     "Member",
     "Outstanding",
+    "Memory",
     "RunStore",
     "StoreError",
+    "StoreFull",
     "StoreUnavailable",
 ]
 
 log = structlog.get_logger(__name__)
 
 STORE_SCHEMA_VERSION = "1"
+NEARLY_FULL = 0.9  # of maxmemory
 MAX_LEASE_EXPIRIES = 5
 """A prompt whose leases expire this often kills its generators: it is rejected."""
 _BLOCK_SECONDS = 5.0  # longest single XREAD BLOCK; below the socket's own timeout
@@ -83,6 +86,22 @@ class StoreError(VcppoError):
 
 class StoreUnavailable(StoreError):
     """Redis can't be reached, or is out of memory; trying again later may help."""
+
+
+class StoreFull(StoreUnavailable):
+    """Redis is at its maxmemory: committing what is trained makes room."""
+
+
+class Memory(NamedTuple):
+    """Redis' memory, bytes; `limit` 0: none."""
+
+    used: int
+    limit: int
+
+    @property
+    def is_short(self) -> bool:
+        """Near its limit: nothing more should be issued until something is committed."""
+        return self.limit > 0 and self.used >= NEARLY_FULL * self.limit
 
 
 class RunStore:
@@ -126,6 +145,7 @@ class RunStore:
             ) from error
         store._patience_seconds = patience_seconds
         store._check_schema()
+        store._check_eviction()
         return store
 
     def close(self) -> None:
@@ -286,6 +306,11 @@ class RunStore:
         """
         return sum(int(self._run("commit", *flatten(batch))) for batch in batches((i,) for i in prompt_ids))
 
+    def memory(self) -> Memory:
+        """How full Redis is."""
+        facts: Any = self._call("memory", lambda: self._client.info("memory"))
+        return Memory(int(facts["used_memory"]), int(facts["maxmemory"]))
+
     def ledger(self) -> Ledger:
         """The accounts at this instant."""
         return Ledger(*map(int, self._run("ledger")))
@@ -314,7 +339,7 @@ class RunStore:
 
     def set_value(self, name: str, value: str) -> None:
         """Remember a small fact of the run, e.g. ``policy_version``."""
-        self._call("set_value", lambda: self._client.hset(self._prefix + "values", name, value))
+        self._run_on(self._member_keys, "set_value", name, value)
 
     def get_value(self, name: str) -> str | None:
         value = self._call("get_value", lambda: self._client.hget(self._prefix + "values", name))
@@ -344,8 +369,9 @@ class RunStore:
             return retry.call_with_retry(do, failed, with_failure_count=True)
         except redis.RedisError as error:
             if "OOM command" in str(error):  # also from within a script, where it has no class of its own
-                raise StoreUnavailable(
-                    f"Redis at {redact(self._url)} is at its maxmemory; raise it ({what})"
+                raise StoreFull(
+                    f"Redis at {redact(self._url)} is at its maxmemory ({what}): raise it (redis.maxmemory_mib), or "
+                    "checkpoint more often (learner.checkpoint_every)"
                 ) from error
             raise StoreError(f"Redis at {redact(self._url)} refused {what}: {error}") from error
 
@@ -374,8 +400,11 @@ class RunStore:
         key = self._prefix + "schema"
 
         def agree() -> bytes:
-            self._client.set(key, STORE_SCHEMA_VERSION, nx=True)
-            return cast(bytes, self._client.get(key))
+            found = self._client.get(key)  # first: a full Redis refuses to write what is there already
+            if found is None:
+                self._client.set(key, STORE_SCHEMA_VERSION, nx=True)
+                found = self._client.get(key)
+            return cast(bytes, found)
 
         found = self._call("schema", agree).decode()
         if found != STORE_SCHEMA_VERSION:
@@ -383,6 +412,20 @@ class RunStore:
                 f"the run's keys {self._prefix}* at {redact(self._url)} have schema version {found}, this program "
                 f"has {STORE_SCHEMA_VERSION}; use the version that wrote them, or another run.name"
             )
+
+    def _check_eviction(self) -> None:
+        policy = _evicts(self._call("memory", lambda: self._client.info("memory")))
+        if policy:
+            raise StoreError(
+                f"Redis at {redact(self._url)} throws keys away when it is full (maxmemory-policy {policy}): prompts "
+                "and trajectories would be lost; set it to noeviction"
+            )
+
+
+def _evicts(facts: Any) -> str:
+    """The eviction policy, if Redis would throw keys away when it is full; else empty."""
+    policy = str(facts.get("maxmemory_policy", "noeviction"))
+    return policy if int(facts["maxmemory"]) and policy != "noeviction" else ""
 
 
 def _again(pipe: Any) -> Any:

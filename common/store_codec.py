@@ -24,8 +24,8 @@ LEDGER_KEYS = [
     *("buffered", "arrivals", "payloads", "claimed", "claim_steps", "counters", "settled"),
     *("issued", "appended", "dead_letters", "none"),
 ]
-MEMBER_KEYS = ["members", "member_deadlines"]
-MEMBER_SCRIPTS = ["register_member", "members"]
+MEMBER_KEYS = ["members", "member_deadlines", "values"]
+MEMBER_SCRIPTS = ["register_member", "members", "set_value"]
 LEDGER_SCRIPTS = [
     *("issue", "lease", "renew", "return", "expire_leases", "append"),
     *("reject", "expire", "claim", "commit", "ledger", "dead_letter"),

@@ -152,7 +152,8 @@ class Launcher:
 
     def redis_spec(self) -> ProcessSpec:
         """The embedded server."""
-        spec = redis_server.redis_spec(self.folder.redis)
+        settings = self.config.redis
+        spec = redis_server.redis_spec(self.folder.redis, fsync=settings.fsync, maxmemory_mib=settings.maxmemory_mib)
         return replace(spec, max_restarts=self.config.launcher.redis_restarts)
 
     def buffer_specs(self) -> list[ProcessSpec]:

@@ -62,8 +62,15 @@ def is_running(folder: Path) -> bool:
             return False
 
 
-def redis_spec(folder: Path, name: str = "redis") -> ProcessSpec:
-    """How to start the server on `folder`. Raises RedisUnavailable when that can't be right."""
+def redis_spec(
+    folder: Path, name: str = "redis", *, fsync: str = "always", maxmemory_mib: float | None = None
+) -> ProcessSpec:
+    """How to start the server on `folder`. Raises RedisUnavailable when that can't be right.
+
+    Args:
+        fsync: of the append-only file: ``always`` or ``everysec``.
+        maxmemory_mib: at this it refuses to grow (it never evicts); None: no limit.
+    """
     binary = find_binary()
     if is_running(folder):
         raise RedisUnavailable(
@@ -78,8 +85,8 @@ def redis_spec(folder: Path, name: str = "redis") -> ProcessSpec:
     path.unlink(missing_ok=True)
     settings = {
         "port": "0", "unixsocket": str(path), "unixsocketperm": "700", "dir": str(folder.resolve()),
-        "appendonly": "yes", "appendfsync": "everysec", "save": "", "daemonize": "no", "loglevel": "notice",
-        "maxmemory-policy": "noeviction",
+        "appendonly": "yes", "appendfsync": fsync, "save": "", "daemonize": "no", "loglevel": "notice",
+        "maxmemory-policy": "noeviction", "maxmemory": str(int((maxmemory_mib or 0) * 2**20)),
     }  # fmt: skip
     command = [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
     return ProcessSpec(name=name, role="redis", command=command, is_ready=_is_ready, may_finish=False)

@@ -33,7 +33,7 @@ from common.log import configure_logging
 from common.log_budget import LineBudget
 from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
-from common.store import RunStore, StoreUnavailable
+from common.store import RunStore, StoreFull, StoreUnavailable
 from common.trajectory import DEFAULT_LIMITS, TrajectoryLimits
 from common.transport import Received, TrajectoryReceiver
 from common.wire import WireError, decode_trajectory
@@ -253,13 +253,17 @@ class Buffer:
             try:
                 return call()
             except StoreUnavailable as error:
+                is_full = isinstance(error, StoreFull)
                 if self._stopping.is_set():
                     self._give_up_at = self._give_up_at or time.monotonic() + _STOP_SECONDS
                     if time.monotonic() >= self._give_up_at:
                         log.warning("left_unacknowledged", reason=str(error), remedy="the senders keep and resend it")
                         return None
-                log.warning("store_unavailable", error=str(error), waiting_for="redis")
-                watchdog.stage("store", waiting_for=["redis"])
+                whom = "the learner's commit" if is_full else "redis"
+                log.warning("store_full" if is_full else "store_unavailable", error=str(error), waiting_for=whom)
+                watchdog.stage("store", waiting_for=[whom])
+                if is_full:  # it answers at once, so the pause is ours to make
+                    self._stopping.wait(_REDIS_PATIENCE_SECONDS)
 
     def _heartbeat(self) -> None:
         if time.monotonic() >= self._heartbeat_at:

@@ -16,7 +16,7 @@ import structlog
 from common.config import VcppoConfig
 from common.errors import DeadlineExceeded
 from common.ledger import Outstanding
-from common.store import RunStore
+from common.store import RunStore, StoreFull
 from common.trajectory import Purpose
 from learner.credits import (
     Entry,
@@ -44,6 +44,8 @@ class PromptIssuer:
         self._store = store
         self._source = source
         self._purpose: Purpose = purpose
+        self._told_at = float("-inf")
+        self.is_held_back = False  # for want of room in the store
         self.next_index = int(store.get_value(self._key) or 0)
 
     def not_before(self, index: int) -> None:
@@ -56,18 +58,37 @@ class PromptIssuer:
 
     def issue(self, count: int, version: int) -> int:
         """Prompts first, index second: after a crash in between the same ids are issued again, to no effect."""
-        if count <= 0:
+        if count <= 0 or self._lacks_room():
             return 0
         prompts = self._source.prompts(self._purpose, self.next_index, count, version)
-        num_new = self._store.issue(prompts)
+        try:
+            num_new = self._store.issue(prompts)
+        except StoreFull as error:  # between the look and the deed; some may be in: issuing them again changes nothing
+            self._hold_back(str(error))
+            return 0
         self.next_index += count
         self._store.set_value(self._key, str(self.next_index))
         return num_new
 
+    def _lacks_room(self) -> bool:
+        memory = self._store.memory()
+        if memory.is_short:
+            self._hold_back(f"{memory.used / 2**20:.0f} of {memory.limit / 2**20:.0f} MiB are used")
+        else:
+            self.is_held_back = False
+        return memory.is_short
+
+    def _hold_back(self, reason: str) -> None:
+        """Issue nothing until there is room again, with a line now and then."""
+        self.is_held_back = True
+        if time.monotonic() - self._told_at >= REPORT_SECONDS:
+            self._told_at = time.monotonic()
+            log.warning("issue_held_back", reason=reason, waiting_for="a commit", remedy="raise redis.maxmemory_mib")
+
     def top_up(self, group_id: str, count: int, version: int) -> None:
         """Replace ``count`` lost samples of a group; sample numbers that were used before are passed over."""
         attempt = 0
-        while count > 0:
+        while count > 0 and not self._lacks_room():
             count -= self._store.issue([self._source.extra_sample(group_id, attempt, version)])
             attempt += 1
 

@@ -179,6 +179,8 @@ class RlLoop:
                 return None
             if decision["do"] == "broadcast":
                 self._broadcast()
+            elif decision["do"] == "commit":
+                self._checkpoint_and_commit()
             elif decision["do"] == "train":
                 return Batch.decode(decision["payloads"], self.version)
 
@@ -194,6 +196,8 @@ class RlLoop:
             if lagging:
                 log.info("generators_out_of_sync", generators=lagging, policy_version=self.version)
                 return {"do": "broadcast"}
+        if self._uncommitted and rank_zero.issuer.is_held_back:  # a commit makes room
+            return {"do": "commit"}
         return {"do": "wait"}
 
     # After the update

@@ -115,6 +115,14 @@ class RedisConfig(Section):
     connect_deadline_seconds: Seconds = 10.0
     """How long to wait for Redis at start before giving up with an error."""
 
+    fsync: Literal["always", "everysec"] = "always"
+    """Of the embedded server's append-only file: always keeps what was acknowledged over a power cut, everysec all but
+    about the last second of it."""
+
+    maxmemory_mib: float | None = Field(default=None, gt=0)
+    """Memory limit of the embedded server; null: none. Near it the learner issues no more prompts and commits what it
+    can, at it buffers acknowledge nothing. Nothing is ever evicted."""
+
     patience_seconds: Seconds = 120.0
     """How long generators and the learner bear with a Redis that went away before they end; buffers bear with it for
     ever."""

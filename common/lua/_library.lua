@@ -22,6 +22,10 @@ end
 -- The command itself does nothing. Scripts that only move or free don't ask, so that a full store can empty.
 local function need_room() redis.call('SETRANGE', no_key, 0, '') end
 
+-- The opposite: from here on Redis lets this script write, however full it is. For moves that must not stop, or a full
+-- store could never empty. The command itself does nothing.
+local function never_mind_room() redis.call('DEL', no_key) end
+
 local function notify(stream)
   redis.call('XADD', stream, 'MAXLEN', NOTIFICATIONS_KEPT, '*', 'n', 1)
 end
@@ -68,6 +72,7 @@ end
 -- Leases past their deadline: leased -> queued, or rejected when that happened `most` times.
 local function expire_leases(most)
   local requeued = {}
+  never_mind_room()
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now_ms())) do
     local owner = redis.call('HGET', owners, id) or ''
     local times = redis.call('HINCRBY', attempts, id, 1)

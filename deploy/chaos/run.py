@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
@@ -47,10 +48,17 @@ def chaos_config(path: Path, overrides: Sequence[str], seed: int) -> VcppoConfig
         f"transport.max_message_mib={message_mib}",
         f"transport.spool_memory_mib={message_mib}",
         f"transport.spool_disk_mib={message_mib / 2}",
+        f"transport.endpoints=[{', '.join(_free_endpoint() for _ in given.transport.endpoints)}]",
     ]
     if not Path(given.model.path).expanduser().exists() and given.sft.phases:
         own.append(f"model.path={given.run.folder / name / 'cold_start'}")
     return load_config(path, [*overrides, *own])
+
+
+def _free_endpoint() -> str:
+    """Chaos is in nobody's way: its buffers listen where no other run does."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _free_name(folder: Path, base: str) -> str:
@@ -118,17 +126,11 @@ def _buffer_link(endpoint: str) -> str:
 
 
 def make_links(config: VcppoConfig) -> list[Link]:
-    """One link to each buffer, and one to redis for each kind of client. VcppoError for addresses that aren't TCP."""
-    links = []
-    for endpoint in config.transport.endpoints:
-        parts = urlsplit(endpoint)
-        if parts.scheme != "tcp" or not parts.port:
-            raise VcppoError(f"transport.endpoints: {endpoint}: chaos can only cut tcp:// connections: choose one")
-        links.append(
-            Link(
-                _buffer_link(endpoint), Address(host=(parts.hostname or "").replace("*", "127.0.0.1"), port=parts.port)
-            )
-        )
+    """One link to each buffer, and one to redis for each kind of client. VcppoError for a Redis it can't get between."""
+    buffers = ((endpoint, urlsplit(endpoint)) for endpoint in config.transport.endpoints)
+    links = [
+        Link(_buffer_link(endpoint), Address(host="127.0.0.1", port=parts.port or 0)) for endpoint, parts in buffers
+    ]
     if config.redis.url is None:
         redis = Address(path=str(redis_server.socket_path(RunFolder(config.run.path).redis)))
     else:
