@@ -126,7 +126,7 @@ def _buffer_link(endpoint: str) -> str:
 
 
 def make_links(config: VcppoConfig) -> list[Link]:
-    """One link to each buffer, and one to redis for each kind of client. VcppoError for a Redis it can't get between."""
+    """One link to each buffer, one to redis for each kind of client. VcppoError for a Redis it can't get between."""
     buffers = ((endpoint, urlsplit(endpoint)) for endpoint in config.transport.endpoints)
     links = [
         Link(_buffer_link(endpoint), Address(host="127.0.0.1", port=parts.port or 0)) for endpoint, parts in buffers

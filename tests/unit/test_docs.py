@@ -10,7 +10,7 @@ import pytest
 from common.config import config_fields, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/architecture.md")
+PAGES = ("README.md", "docs/architecture.md", "docs/operations.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -26,6 +26,19 @@ def test_named_files_exist(page: str) -> None:
     named = re.findall(r"`((?:common|generator|learner|deploy|tests)/[\w/]*(?:\.\w+|/))`", text)
     linked = [(Path(page).parent / target).as_posix() for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#:]+)\)", text)]
     assert [name for name in [*named, *linked] if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_tests_exist(page: str) -> None:
+    """`tests/faults/test_redis.py::test_…`: a claim is as good as the test that shows it."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / page).read_text(encoding="utf-8"))
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not (ROOT / file).exists() or not re.search(rf"def {name}\(", (ROOT / file).read_text(encoding="utf-8"))
+    ]
+    assert missing == []
+    assert named or page != "docs/operations.md"
 
 
 @pytest.mark.parametrize("page", PAGES)

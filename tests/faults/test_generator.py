@@ -1,0 +1,158 @@
+"""A real generator frozen past its lease, or killed: its prompts go to another, its late answers are duplicates."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from common.ledger import BufferEntry, Ledger
+from common.metrics import read_metrics
+from common.run_folder import RunFolder
+from common.store import RunStore
+from common.trajectory import Prompt
+from common.wire import encode_trajectory
+from tests.integration.conftest import RedisServer, free_port
+from tests.integration.scripted import fabricate
+from tests.integration.test_weight_broadcast import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+LEASE_SECONDS = 2.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+class Processes:
+    """One run's generator and buffer, each to be started when the test wants it."""
+
+    def __init__(self, folder: Path, redis: RedisServer) -> None:
+        make_model(folder / "model", tied=True)
+        tree: dict[str, Any] = {
+            "run": {"name": "run", "folder": str(folder)},
+            "model": {"path": str(folder / "model"), "dtype": "float32"},
+            "generator": {
+                "enforce_eager": True, "max_in_flight": 8, "max_model_len": 64, "kv_cache_gib": 0.1,
+                "heartbeat_seconds": 0.5, "lease_seconds": LEASE_SECONDS,
+            },
+            "learner": {"micro_batch_tokens": 64},
+            "sampling": {"max_response_tokens": 16},
+            "redis": {"url": redis.url},
+            "transport": {"endpoints": [f"tcp://127.0.0.1:{free_port()}"], "ack_deadline_seconds": 1.0},
+            "logging": {"format": "json", "tensorboard": False},
+        }  # fmt: skip
+        self.folder = RunFolder(folder / "run").create()
+        self.folder.config.write_text(yaml.safe_dump(tree))
+        self.store: RunStore = redis.store()
+        self._all: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", *words, "--config", str(self.folder.config)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with self.folder.log_file(name).open("ab") as log:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        self._all.append(process)
+        return process
+
+    def start_generator(self) -> subprocess.Popen[bytes]:
+        process = self.start("generator-0", "generator", "--id", "generator-0")
+        self.until(lambda: bool(self.store.members("generator")), "the generator never came up", 120)
+        return process
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 40) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}\n{self.folder.log_file('generator-0').read_text()[-3000:]}"
+            time.sleep(0.05)
+
+    def unacked(self) -> float | None:
+        rows = list(read_metrics(self.folder.metrics_file("generator-0")))
+        return rows[-1]["generator/unacked"] if rows else None
+
+    def events(self, process: str, name: str) -> list[dict[str, Any]]:
+        lines = self.folder.log_file(process).read_text().splitlines()
+        return [event for line in lines if line.startswith("{") and (event := json.loads(line))["event"] == name]
+
+    def stop(self) -> None:
+        for process in self._all:
+            if process.poll() is None:
+                process.kill()
+                process.wait(10)
+
+
+@pytest.fixture
+def processes(tmp_path: Path, redis_process: RedisServer) -> Iterator[Processes]:
+    made = Processes(tmp_path, redis_process)
+    yield made
+    made.stop()
+
+
+def prompts(first: int, count: int) -> list[Prompt]:
+    return [
+        Prompt(
+            id=f"rl-{number:08d}-0", group_id=f"rl-{number:08d}", sample_index=0, task="chain_arithmetic",
+            token_ids=np.arange(2, 12, dtype=np.int32), problem={"answer": "12"}, seed=number, issue_version=0,
+            purpose="rl", max_response_tokens=16,
+        )
+        for number in range(first, first + count)
+    ]  # fmt: skip
+
+
+def answer(store: RunStore, leased: list[Prompt]) -> list[str]:
+    """Append another generator's trajectories for these."""
+    made = [fabricate(prompt, 0, "other") for prompt in leased]
+    entries = [BufferEntry(t.prompt_id, t.id, t.group_id, 0, 0, t.num_tokens, encode_trajectory(t)) for t in made]
+    return list(store.append(entries))
+
+
+def test_frozen_past_its_lease_it_loses_its_prompts_and_its_late_answers_are_duplicates(processes: Processes) -> None:
+    store = processes.store
+    generator = processes.start_generator()
+    store.issue(prompts(0, 8))
+    processes.until(lambda: processes.unacked() == 8, "it never had 8 answers")  # no buffer yet: it keeps them
+    assert store.ledger() == Ledger(issued=8, leased=8)  # finished or not, its lease is renewed until the append
+
+    generator.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    leased = store.lease("other", 8, 60, wait_seconds=20)
+    while len(leased) < 8:
+        leased += store.lease("other", 8 - len(leased), 60, wait_seconds=20)
+    assert time.monotonic() - began < LEASE_SECONDS + 3
+    assert answer(store, leased) == ["accepted"] * 8
+
+    buffer = processes.start("buffer", "learner.buffer")
+    generator.send_signal(signal.SIGCONT)
+    processes.until(lambda: processes.unacked() == 0, "its late answers were never acknowledged")
+    assert store.ledger() == Ledger(issued=8, buffered=8)
+
+    store.issue(prompts(8, 4))  # and it is as good as before
+    processes.until(lambda: store.ledger().buffered == 12, "it does not go on")
+    buffer.terminate()
+    assert buffer.wait(20) == 0
+    (stopped,) = processes.events("buffer", "buffer_stopped")
+    assert (stopped["duplicate"], stopped["accepted"]) == (8, 4)
+    generator.terminate()
+    assert generator.wait(60) == 0
+    assert store.ledger() == Ledger(issued=12, buffered=12)
+    assert store.dead_letters() == []
+
+
+def test_killed_with_unacked_answers_its_prompts_are_generated_again(processes: Processes) -> None:
+    store = processes.store
+    generator = processes.start_generator()
+    store.issue(prompts(0, 8))
+    processes.until(lambda: processes.unacked() == 8, "it never had 8 answers")
+    generator.kill()
+    generator.wait(10)
+    processes.start("buffer", "learner.buffer")
+    processes.start_generator()
+    processes.until(lambda: store.ledger().buffered == 8, "they never came")
+    assert store.ledger() == Ledger(issued=8, buffered=8)
