@@ -20,19 +20,6 @@ Float32Array = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
 
-PURPOSE_PREFIX: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl"}
-
-
-def group_name(purpose: Purpose, number: int) -> str:
-    """Id of problem `number` of a stage: ``rl-00000012``."""
-    return f"{PURPOSE_PREFIX[purpose]}-{number:08d}"
-
-
-def prompt_name(group_id: str, sample: int) -> str:
-    """Id of one sample of a problem: ``rl-00000012-3``."""
-    return f"{group_id}-{sample}"
-
-
 class VersionSpan(NamedTuple):
     """`count` consecutive response tokens sampled under policy `version` (run-length coding)."""
 
@@ -45,7 +32,7 @@ class Prompt:
     """One response to be generated: the unit that is issued, leased and accounted for.
 
     Attributes:
-        id: unique in the run, e.g. ``rl-00000012-3`` (`prompt_name`).
+        id: unique in the run, e.g. ``rl-000012-0003-5`` (purpose, batch, group, sample).
         group_id: shared by the samples of one problem.
         sample_index: which sample of the group.
         task: name of the task that made it.

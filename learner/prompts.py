@@ -14,8 +14,9 @@ from typing import Protocol
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from common.prompt_ids import PURPOSE_PREFIX, group_name, prompt_name
 from common.tasks import Problem, Task
-from common.trajectory import PURPOSE_PREFIX, Int32Array, Prompt, Purpose, group_name, prompt_name
+from common.trajectory import Int32Array, Prompt, Purpose
 
 MAX_SAMPLES_PER_SLOT = 16  # a group is topped up until it has used this many times its size
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.ledger import DeadLetter, Ledger, Outstanding
+from common.prompt_ids import group_name, prompt_name
 from common.run_folder import RunFolder
 from common.trained_log import check_trained_once, read_trained_log, replays_differ
-from common.trajectory import Purpose, group_name, prompt_name
+from common.trajectory import Purpose
 from deploy.ledger import open_store
 
 # Faults that explain a dead letter: a prompt whose generators were killed or frozen under it too often in a row.
