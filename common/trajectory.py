@@ -141,7 +141,12 @@ def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) 
     action. Enumerations and strings are checked when a message is decoded.
     """
     check_shapes(trajectory, limits)
-    _check_values(trajectory, limits)
+    check_values(trajectory, limits)
+
+
+def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
+    """What `validate` checks beyond `check_shapes`, for arrays whose shapes are known to be right."""
+    _check_arrays(trajectory, limits)
     spans = trajectory.version_spans
     num_response = len(trajectory.response_token_ids)
     if not 1 <= len(spans) <= limits.max_spans:
@@ -173,7 +178,7 @@ def check_shapes(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMI
             )
 
 
-def _check_values(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
+def _check_arrays(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
     """Ranges: one vectorised pass each. `reduce` is the ufunc's own, without the method's overhead."""
     for name, ids in (
         ("prompt_token_ids", trajectory.prompt_token_ids),

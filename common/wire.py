@@ -32,7 +32,7 @@ from common.trajectory import (
     TrajectoryLimits,
     VersionSpan,
     check_shapes,
-    validate,
+    check_values,
 )
 
 WIRE_SCHEMA_VERSION = 1
@@ -56,6 +56,7 @@ _PROMPT_KEYS = {
     *("problem", "seed", "issue_version", "purpose", "max_response_tokens"),
 }
 
+_LITTLE_ENDIAN = {np.dtype(kind): np.dtype(kind).newbyteorder("<") for kind in (np.int32, np.float32, np.bool_)}
 _UNUSABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
 
 
@@ -127,7 +128,7 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
         timings=_timings(header, limits),
     )
     try:
-        validate(trajectory, limits)
+        check_values(trajectory, limits)  # the shapes are right: they were made here
     except InvalidTrajectory as error:
         raise WireError(str(error)) from error
     return trajectory
@@ -141,7 +142,7 @@ def encode_prompt(prompt: Prompt) -> bytes:
         raise WireError(f"problem: not JSON-able: {error}") from error
     if len(problem) > _MAX_PROBLEM_BYTES:
         raise WireError(f"problem: {len(problem)} bytes of JSON, at most {_MAX_PROBLEM_BYTES}")
-    token_ids = np.ascontiguousarray(prompt.token_ids, dtype="<i4")
+    token_ids = np.ascontiguousarray(prompt.token_ids, np.int32)
     header = {
         "id": prompt.id,
         "group_id": prompt.group_id,
@@ -189,7 +190,7 @@ def _join(magic: bytes, header: Header, arrays: tuple[np.ndarray, ...]) -> bytes
     if len(packed) > _MAX_HEADER_BYTES:  # it would be refused by whoever gets it
         raise WireError(f"header: {len(packed)} bytes, at most {_MAX_HEADER_BYTES}: names or the problem are too long")
     padding = b"\0" * (-len(packed) % 8)
-    little_endian = [array.astype(array.dtype.newbyteorder("<"), order="C", copy=False).data for array in arrays]
+    little_endian = [np.ascontiguousarray(array, _LITTLE_ENDIAN[array.dtype]).data for array in arrays]
     return b"".join([magic, len(packed).to_bytes(4, "little"), packed, padding, *little_endian])
 
 
@@ -249,7 +250,7 @@ def _number(value: object, name: str) -> float:
 
 
 def _spans(header: Header, limits: TrajectoryLimits) -> tuple[VersionSpan, ...]:
-    """Run-length policy versions; that the counts sum to T is checked by `validate`."""
+    """Run-length policy versions; that the counts sum to T is checked by `check_values`."""
     flat = header["version_spans"]
     if type(flat) is not list or not 2 <= len(flat) <= 2 * limits.max_spans or len(flat) % 2:
         raise WireError(f"version_spans: no list of 1 to {limits.max_spans} (version, count) pairs")
