@@ -169,10 +169,10 @@ class Spool:
 
 def _read_id(file: Path) -> str | None:
     """The message id a spool file begins with; None when it is no spool file."""
-    with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(4), "little")
-        name = stream.read(size) if 0 < size <= _MAX_ID_BYTES else b""
     try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(4), "little")
+            name = stream.read(size) if 0 < size <= _MAX_ID_BYTES else b""
         return name.decode() if len(name) == size and size else None
-    except UnicodeDecodeError:
+    except (OSError, UnicodeDecodeError):
         return None

@@ -74,9 +74,11 @@ def test_the_next_process_takes_over_what_was_kept(tmp_path: Path) -> None:
     (tmp_path / "000000000009.tmp").write_bytes(b"half")
     (tmp_path / "000000000008.msg").write_bytes(b"\xff\xff\xff\xffnonsense")
     (tmp_path / "000000000007.msg").write_bytes(b"")
+    (tmp_path / "000000000006.msg").mkdir()
+    (tmp_path / "000000000005.msg").symlink_to(tmp_path / "nowhere")
     second = Spool(tmp_path, 1000, 1000)
     assert drained(second) == [("z", b"zz"), ("é", "éé".encode()), ("a", b"aa")]
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".bad", ".bad", ".msg", ".msg", ".msg"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [*[".bad"] * 4, *[".msg"] * 3]
     second.add("new", b"n")
     second.persist()
     assert [name for name, _ in drained(Spool(tmp_path, 1000, 1000))] == ["z", "é", "a", "new"]
