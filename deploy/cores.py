@@ -38,9 +38,8 @@ def plan_cores(num_cpus: int, num_generators: int, num_ranks: int) -> CorePlan:
     """Divide `num_cpus` cores among the generators and the learner's ranks.
 
     With a core for everyone, each generator gets an equal share of its own and the learner the rest. With fewer, all
-    may run everywhere and the learner goes first, on threads for half the cores: its step is one chain of work, and
-    what takes a core from it delays everybody's next weights, while generators fill whatever is left. No core is idle
-    in the stages where only one side works.
+    may run everywhere and the learner goes first: its step is what everybody's next weights wait for, while
+    generators fill whatever is left. No core is idle in the stages where only one side works.
 
     Raises:
         ValueError: when a count is not positive (`num_generators` may be 0).
@@ -57,7 +56,7 @@ def plan_cores(num_cpus: int, num_generators: int, num_ranks: int) -> CorePlan:
         generators = tuple(frozenset(range(i * share, (i + 1) * share)) for i in range(num_generators))
         learner = everything - frozenset().union(*generators)
         return CorePlan(learner, max(1, len(learner) // num_ranks), generators, share, shared=False)
-    return CorePlan(everything, max(1, num_cpus // 2 // num_ranks), (everything,) * num_generators, 1, shared=True)
+    return CorePlan(everything, max(1, num_cpus // num_ranks), (everything,) * num_generators, 1, shared=True)
 
 
 def available_cores() -> list[int]:

@@ -65,7 +65,8 @@ class TestPlanCores:
         plan = plan_cores(2, 2, 1)
         assert plan.generators == (frozenset({0, 1}), frozenset({0, 1}))
         assert plan.learner == {0, 1}
-        assert plan.learner_threads == plan.generator_threads == 1
+        assert plan.learner_threads == 2
+        assert plan.generator_threads == 1
         assert plan.shared
         assert plan.generator_niceness > 0
 
