@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from common.config.yaml_text import one_line
 from common.ledger import Ledger, Member
 from common.run_folder import RunFolder
 from deploy.display import clock, number
@@ -168,7 +169,7 @@ def warnings_panel(warnings: Sequence[tuple[str, Record]]) -> Panel:
     lines = [
         Text.assemble((f"{str(r.get('time', ''))[11:19]} ", "bright_black"), (f"{process} ", "bold"),
                       (str(r.get("event")), "red" if level_of(r) >= LEVELS["error"] else "yellow"),
-                      (f" {r['error']}" if r.get("error") else ""), no_wrap=True, overflow="ellipsis")
+                      (f" {one_line(r['error'])}" if r.get("error") else ""), no_wrap=True, overflow="ellipsis")
         for process, r in warnings
     ]  # fmt: skip
     body: RenderableType = Group(*lines) if lines else Text("none", style="bright_black")
