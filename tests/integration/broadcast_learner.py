@@ -58,8 +58,8 @@ class Case:
 
     def __init__(self, config: VcppoConfig, zero_stage: Any) -> None:
         self.config = config
-        policy = load_policy(config.model.path, dtype=torch.float32)
-        options = EngineOptions(zero_stage=zero_stage, dtype="float32")
+        options = EngineOptions(zero_stage=zero_stage, dtype=config.model.dtype)
+        policy = load_policy(config.model.path, dtype=options.torch_dtype)
         self.engine = TrainEngine(policy, learning_rate=5e-3, options=options)
         self.random = np.random.default_rng(zero_stage)
         self.store: RunStore | None = None
