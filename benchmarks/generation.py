@@ -3,10 +3,10 @@
 Ours is `python -m generator` as the launcher starts it, on one core with everything it does: leasing from Redis, vLLM,
 verifier children, encoding, sending, heartbeats. It is timed from the prompts' issue to the last append in the store.
 Redis and the buffer are not the generator's: they run on another core where there is one. `LLM.generate` runs on the
-same core, in a process of its own with the same engine arguments and as many sequences at once; plain (no log-probs,
-text made), and with the log-probs that PPO needs. Rounds take turns; each has fresh prompts, the same for all
-contenders, with a seed for each. Sampling is seeded, but batches differ in order and so sums in the last bit: the
-number of tokens must agree within 5 %, or the benchmark fails.
+same core, in processes of its own with the same engine arguments and as many sequences at once; plain (no log-probs,
+text made), and with the log-probs that PPO needs. They are stopped while ours runs. Rounds take turns; each has fresh
+prompts, the same for all contenders, with a seed for each. Sampling is seeded, but batches differ in order and so sums
+in the last bit: the number of tokens must agree within 5 %, or the benchmark fails.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run(settings: Settings) -> list[Figure]:
     demo = demo_architecture()
     cases = [Case("demo model", demo, "float32", 32, settings.size(256, 32), 152, settings.rounds(5))]
     if not settings.quick:
-        cases += [Case("demo model", demo, "float32", n, 256, 152, 3) for n in (16, 64)]
+        cases += [Case("demo model", demo, "float32", n, 192, 152, 2) for n in (16, 64)]
         cases += [Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 32, 32, 48, 3)]
     return [figure for case in cases for figure in _compare(case, core)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ class VllmPeer:
             env=os.environ | {**environment, "VLLM_LOGGING_LEVEL": "ERROR"},
             cwd=REPOSITORY,
             text=True,
+            start_new_session=True,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
         self._tell(arguments)
@@ -47,15 +49,16 @@ class VllmPeer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()  # its loop ends, and vLLM's own processes with it
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(60)
 
     def wait_ready(self) -> None:
         assert self._hear() == {"ready": True}
+        self._signal(signal.SIGSTOP)
 
     def generate(self, prompts: Sequence[Prompt], *, log_probs: bool = False) -> Generated:
-        """All prompts at once."""
+        """All prompts at once. Between calls it is stopped: vLLM's worker process spins when it has nothing to do."""
+        self._signal(signal.SIGCONT)
         self._tell(
             {
                 "prompts": [prompt.token_ids.tolist() for prompt in prompts],
@@ -64,7 +67,12 @@ class VllmPeer:
                 "log_probs": log_probs,
             }
         )
-        return Generated(**self._hear())
+        generated = Generated(**self._hear())
+        self._signal(signal.SIGSTOP)
+        return generated
+
+    def _signal(self, number: signal.Signals) -> None:
+        os.killpg(self._process.pid, number)
 
     def _tell(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None

@@ -65,34 +65,38 @@ def _rig(folder: Path, name: str, architecture: dict[str, Any], dtype: str, num_
 
 
 class Learner:
-    """The learner's end of one run: an actor whose weights change with every `update`, and what each update gave."""
+    """The learner's end of one run. There are two sets of weights, and each `update` sends the one not sent last."""
 
     def __init__(self, rig: Rig) -> None:
         self.config: VcppoConfig = rig.config
         self.actor: TrainEngine = make_actor(rig.config)
         self.broadcaster = WeightBroadcaster(rig.config, rig.store, self.actor)
+        self.version = 0
+        self._tokens = np.random.default_rng(7).integers(4, 32, _PROMPT_LENGTH + _NUM_PROBED).astype(np.int32)
+        self._sets = [(self._weights(), self._score())]
+        torch.manual_seed(1)
+        for parameter in self.actor.module.parameters():
+            parameter.data.mul_(0.9 + 0.2 * torch.rand(()).item())
+        self._sets.append((self._weights(), self._score()))
+        moved = float(np.abs(self._sets[0][1].log_probs - self._sets[1][1].log_probs).max())
+        if not moved > 2 * self.config.broadcast.canary_tolerance:
+            raise AssertionError(f"log-probs differ by {moved} only: the canary would let the wrong weights pass")
         wanted = rig.config.generator.num_generators
         rig.wait(lambda: len(rig.store.members("generator")) == wanted, f"{wanted} generators registered")
-        self.version = 0
-        self._initial = [parameter.detach().clone() for parameter in self.actor.module.parameters()]
-        self._tokens = np.random.default_rng(7).integers(4, 32, _PROMPT_LENGTH + _NUM_PROBED).astype(np.int32)
-        self._probe = self._score()
 
     def update(self) -> BroadcastReport:
-        """Change the weights, all of them, and broadcast; the canary compares. Raises when it could not tell."""
-        torch.manual_seed(self.version)
-        with torch.no_grad():
-            for parameter, initial in zip(self.actor.module.parameters(), self._initial, strict=True):
-                parameter.copy_(initial * (0.9 + 0.2 * torch.rand(()).item()))
-        before, self._probe = self._probe, self._score()
-        moved = float(np.abs(self._probe.log_probs - before.log_probs).max())
-        if not moved > 2 * self.config.broadcast.canary_tolerance:
-            raise AssertionError(f"the weights moved log-probs by {moved} only: stale ones would pass")
+        """Broadcast; the canary compares. Raises when a generator does not run the new weights."""
         self.version += 1
-        report = self.broadcaster.broadcast(self.version, self._probe)
+        weights, probe = self._sets[self.version % 2]
+        for parameter, values in zip(self.actor.module.parameters(), weights, strict=True):
+            parameter.data.copy_(values)
+        report = self.broadcaster.broadcast(self.version, probe)
         if report.dropped or len(report.members) != self.config.generator.num_generators:
             raise AssertionError(f"not every generator took the weights: {report}")
         return report
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in self.actor.module.parameters()]
 
     def _score(self) -> CanaryProbe:
         response = self._tokens[_PROMPT_LENGTH:]
