@@ -40,6 +40,7 @@ class RealRun:
         self._always = [
             "-c", str(DEMO), f"run.folder={root}", f"model.path={self.model}", f"transport.endpoints=[{endpoint}]",
             "value_pretraining.num_trajectories=0", "critic.init=policy", "learner.checkpoint_every=1000",
+            "generator.max_in_flight=32",
             "rl.actor_learning_rate=1e-9", "rl.critic_learning_rate=1e-9", "launcher.learner_restarts=0",
         ]  # fmt: skip
         self._vcppo("sft", "run.name=model", "sft.phases=[{steps: 1, batch_size: 1, learning_rate: 1.0e-9}]")
