@@ -52,7 +52,7 @@ class RunData:
         rl: one row per learner step, in order; a step done again after a crash counts once, as done last.
         value_pretraining: one row per measurement, likewise.
         generators: rows by generator name.
-        new: learner rows of the last `refresh`.
+        new: learner rows of the last `refresh`; not those a step writes before its checkpoint, which are repeated.
         num_recorded: trajectories recorded for value pretraining.
     """
 
@@ -77,8 +77,9 @@ class RunData:
 
     def refresh(self) -> RunData:
         """Read what was added since the last call."""
-        self.new = self._tail("learner").read()
-        for row in self.new:
+        rows = self._tail("learner").read()
+        self.new = [row for row in rows if row.get("stage", "rl") != "rl" or "ledger/issued" in row]
+        for row in rows:
             self.num_recorded = max(self.num_recorded, int(row.get("vp/recorded") or 0))
             steps = self._steps.get(row.get("stage", "rl"))
             # A row of value pretraining that only counts recordings is no step.

@@ -132,7 +132,7 @@ class RlLoop:
                 self._checkpoint_and_commit()
                 return False
             estimates, stats = self.train(batch, phases)
-            self._finish_step(batch, phases)
+            self._finish_step(batch, estimates, stats, phases)
             self._broadcast_if_not_last(batch, phases)
             self._issue()
             self._record(batch, estimates, stats, phases)
@@ -202,13 +202,19 @@ class RlLoop:
 
     # After the update
 
-    def _finish_step(self, batch: Batch, phases: Phases) -> None:
-        """Write down what was trained; every k steps and at the end checkpoint, then commit."""
+    def _finish_step(self, batch: Batch, estimates: Estimates, stats: UpdateStats, phases: Phases) -> None:
+        """Write down what was trained; every k steps and at the end checkpoint, then commit.
+
+        What was measured goes first: once the checkpoint is there this step is never done again. `_record` repeats it,
+        with the times of what follows; the last row of a step counts.
+        """
         self._uncommitted.extend(batch.prompt_ids)
         if self._rank_zero is not None:
             self._rank_zero.trained_log.append(self.version, batch)
         due = self.version % self.config.learner.checkpoint_every == 0 or self.version == self.config.rl.num_steps
         if due:
+            if self._rank_zero is not None:
+                self._rank_zero.metrics.write(self.version, self._measure(batch, estimates, stats, phases))
             with phases.phase("checkpoint"):
                 self._checkpoint_and_commit()
 
@@ -257,10 +263,13 @@ class RlLoop:
         if self._rank_zero is not None:
             self._rank_zero.collector.issue(self.version)
 
+    def _measure(self, batch: Batch, estimates: Estimates, stats: UpdateStats, phases: Phases) -> dict[str, Any]:
+        return step_metrics(batch, estimates, stats, phases.finish(), has_critic=self.models.critic is not None)
+
     def _record(self, batch: Batch, estimates: Estimates, stats: UpdateStats, phases: Phases) -> None:
         if self._rank_zero is None:
             return
-        values = step_metrics(batch, estimates, stats, phases.finish(), has_critic=self.models.critic is not None)
+        values = self._measure(batch, estimates, stats, phases)
         ledger = self._rank_zero.store.ledger()
         values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
         self._rank_zero.metrics.write(self.version, values)
@@ -302,7 +311,7 @@ class RlLoop:
         batch = Batch.decode(payloads, self.version)
         estimates, stats = self.train(batch, phases)
         self._probe = make_probe(self.models.actor, batch, self.config)
-        self._finish_step(batch, phases)
+        self._finish_step(batch, estimates, stats, phases)
         self._record(batch, estimates, stats, phases)
 
 

@@ -28,12 +28,16 @@ COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", 
 
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A config whose model exists; the working folder is a scratch one."""
+    """A config whose model exists and whose port is free; the working folder is a scratch one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     path = tmp_path / "run.yaml"
-    path.write_text(dump_config(config_of(Path("runs"), "r")))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    text = dump_config(config_of(Path("runs"), "r"))
+    assert "tcp://127.0.0.1:5755" in text
+    path.write_text(text.replace("tcp://127.0.0.1:5755", endpoint))
     return path
 
 
