@@ -1,22 +1,29 @@
-"""More processes: 1, 2, 4 generators and 1, 2 learner ranks. A straight line costs the same CPU a token, however many.
+"""More processes: 1, 2, 4 generators and 1, 2 learner ranks. Is it a straight line?
 
 Generators: synchronous runs of the demo with random weights (see `benchmarks.real_run`) on two cores; CPU seconds of
 all generator processes over the tokens they made, engines' start-up left out. With more of them each has a smaller part
 of the batch, so what a generator costs beside its tokens shows. The pause of a weight update is reported beside it.
+
+Ranks: steps of one batch (see `benchmarks.rank_worker`), each rank on a core of its own; core-seconds, that is wall
+seconds times ranks, with two over with one. 1 is a straight line.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import psutil
 
-from benchmarks.figures import Figure, at_most
+from benchmarks.figures import Figure, at_most, seconds_text
 from benchmarks.harness import Settings
-from benchmarks.real_run import RealRun
+from benchmarks.real_run import ROOT, RealRun
+from benchmarks.rig import write_model
 from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
@@ -24,6 +31,11 @@ NUM_GENERATORS = (1, 2, 4)
 NUM_STEPS = 16
 WARM_UP_STEPS = 3
 NO_KNEE = 1.25
+RANK_MODEL = {  # 2 million weights: a step of seconds
+    "model_type": "llama", "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 6, "intermediate_size": 576, "tie_word_embeddings": True, "max_position_embeddings": 2048,
+}  # fmt: skip
+RANK_DEADLINE_SECONDS = 240.0
 
 
 class CpuWatch:
@@ -50,24 +62,50 @@ class CpuWatch:
         """Between the first reading after the warm-up and the last one."""
         readings = [(steps, seconds) for steps, seconds in self.readings if steps >= WARM_UP_STEPS]
         (first, before), (last, after) = readings[0], readings[-1]
-        return (after - before) / sum(row["tokens/step"] for row in data.rl[first:last])
+        return float((after - before) / sum(row["tokens/step"] for row in data.rl[first:last]))
 
 
 def run(settings: Settings) -> list[Figure]:
-    """One run for each number of generators."""
+    """One run for each number of generators, and one for each number of ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _generators(settings, Path(folder)) + _ranks(settings, Path(folder))
+
+
+def _generators(settings: Settings, folder: Path) -> list[Figure]:
     numbers = NUM_GENERATORS[: settings.size(len(NUM_GENERATORS), 1)]
     num_steps = settings.size(NUM_STEPS, 8)
-    with tempfile.TemporaryDirectory() as folder:
-        runs = RealRun(Path(folder))
-        costs, pauses = {}, {}
-        for number in numbers:
-            name = f"generators-{number}"
-            watch = CpuWatch(runs.folder(name))
-            overrides = [f"generator.num_generators={number}", "rl.max_staleness=0", f"rl.num_steps={num_steps}"]
-            data = runs.up(name, *overrides, on_tick=watch)
-            costs[number] = watch.seconds_per_token(data)
-            pauses[number] = statistics.median(row["time/pause"] for row in data.rl[WARM_UP_STEPS:-1])
+    runs = RealRun(folder)
+    costs, pauses = {}, {}
+    for number in numbers:
+        name = f"generators-{number}"
+        watch = CpuWatch(runs.folder(name))
+        overrides = [f"generator.num_generators={number}", "rl.max_staleness=0", f"rl.num_steps={num_steps}"]
+        data = runs.up(name, *overrides, on_tick=watch)
+        costs[number] = watch.seconds_per_token(data)
+        pauses[number] = statistics.median(row["time/pause"] for row in data.rl[WARM_UP_STEPS:-1])
     return [figure for number in numbers for figure in _figures(number, costs, pauses)]
+
+
+def _ranks(settings: Settings, folder: Path) -> list[Figure]:
+    model = write_model(folder / "ranks", RANK_MODEL, "float32")
+    rounds = settings.rounds(5)
+    one, two = (_rank_seconds(number, model, rounds, folder / f"ranks-{number}.json") for number in (1, 2))
+    return [
+        Figure.of(
+            "core-seconds of a learner step, 2 ranks", "1 rank", [2 * b / a for a, b in zip(one, two, strict=True)],
+            goal=at_most(NO_KNEE),
+            absolute=f"{seconds_text(statistics.median(two))} for {seconds_text(statistics.median(one))}",
+        )
+    ]  # fmt: skip
+
+
+def _rank_seconds(num_ranks: int, model: Path, rounds: int, result: Path) -> list[float]:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, "-m", *torchrun, "-m", "benchmarks.rank_worker", str(model), str(rounds), str(result)]
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=os.environ | threads, check=True, timeout=RANK_DEADLINE_SECONDS)
+    seconds: list[float] = json.loads(result.read_text())
+    return seconds
 
 
 def _figures(number: int, costs: dict[int, float], pauses: dict[int, float]) -> list[Figure]:
