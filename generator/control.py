@@ -2,9 +2,10 @@
 
     pause ─▶ start_weight_update ─▶ update_weights ─▶ finish_weight_update ─▶ [canary] ─▶ resume
 
-While this runs the *gate* is closed: no prompt is leased, no finished rollout leaves. A canary has to run through
-the engine, so it wakes the engine; what the engine finishes meanwhile stays behind the gate until `resume` says the
-weights are right, and is thrown away (its leases returned) when `abort` says they are not.
+While this runs the *gate* is closed: no finished rollout leaves. No prompt is leased or begun either while the engine
+stands still. A canary has to run through the engine, so it wakes the engine, and prompts are begun again; what is
+finished meanwhile stays behind the gate until `resume` says the weights are right. When `abort` says they are not,
+everything in flight is thrown away (its leases returned).
 
 An update that breaks off leaves weights half-loaded: the engine stays paused and the generator asks for a new
 update by a new membership epoch with policy version -1. The same after ``broadcast.deadline_seconds`` of silence.
@@ -33,13 +34,15 @@ class WeightControl:
     """The state of this generator's weights, and the handlers that change it.
 
     Attributes:
-        gate: set while rollouts may be leased and sent.
+        gate: set while finished rollouts may be sent: the weights in the engine are known to be right.
+        running: set while prompts may be leased and begun: the weights are whole and the engine is not paused.
         policy_version: of the weights in the engine; -1: unknown or half-loaded, waiting for an update.
         epoch: raised each time this generator needs to be taken into the weight group anew.
     """
 
     def __init__(self, engine: Engine, generator_id: str, silence_seconds: float) -> None:
         self.gate = asyncio.Event()
+        self.running = asyncio.Event()
         self.policy_version = UNSYNCED
         self.epoch = time.time_ns()
         self.changed = asyncio.Event()  # something a member entry shows has changed: announce it
@@ -72,15 +75,16 @@ class WeightControl:
         return handlers | {name: self._one_at_a_time(name, call) for name, call in serial.items()}
 
     def loaded(self, policy_version: int) -> None:
-        """The engine's weights are those of ``policy_version``: open the gate."""
+        """The engine's weights are those of ``policy_version``, and right: open the gate."""
         self.policy_version = policy_version
         self.changed.set()
+        self.running.set()
         self.gate.set()
 
     def need_sync(self, reason: str) -> None:
         """Close the gate until the learner has sent weights; a new epoch makes it take this generator in anew."""
         log.warning("weights_needed", reason=reason, was_version=self.policy_version)
-        self.gate.clear()
+        self._close()
         self.policy_version = UNSYNCED
         self.epoch = max(time.time_ns(), self.epoch + 1)
         self.changed.set()
@@ -122,7 +126,7 @@ class WeightControl:
         await self._engine.init_weight_transfer(init_info)
 
     async def _pause(self) -> None:
-        self.gate.clear()
+        self._close()
         began = time.monotonic()
         if self._paused_at is None:
             await self._engine.pause()
@@ -154,6 +158,12 @@ class WeightControl:
             await self._engine.resume()
             self._paused_seconds = time.monotonic() - self._paused_at
             self._paused_at = None
+        if self.policy_version != UNSYNCED:
+            self.running.set()
+
+    def _close(self) -> None:
+        self.running.clear()
+        self.gate.clear()
 
     async def _abort(self) -> None:
         """The weights are wrong: drop everything in flight and wait, paused, for better ones."""

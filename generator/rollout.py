@@ -137,7 +137,7 @@ class RolloutWorker:
 
     async def _lease_loop(self) -> None:
         while True:
-            await self._control.gate.wait()
+            await self._control.running.wait()
             most = self._config.generator.max_in_flight
             free = min(most + self._num_ahead - len(self._generating), 2 * most - len(self._tasks))
             if free <= self._num_ahead // 2:  # one trip to the store for several
@@ -218,7 +218,7 @@ class RolloutWorker:
         """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
         try:
             async with self._places:
-                await self._control.gate.wait()  # it may have closed while the lease was on its way
+                await self._control.running.wait()  # an update may have begun while the lease was on its way
                 return await self._engine.generate(prompt)
         except EngineError as error:
             if self._engine.is_dead:

@@ -65,8 +65,13 @@ class ScriptedEngine:
         tokens = np.asarray([5, 6, 1], np.int32)
         return Rollout(tokens, np.full(3, -0.5, np.float32), (VersionSpan(0, 1), VersionSpan(1, 2)), reason, 0.005)
 
-    async def pause(self) -> None:
+    async def nothing(self, *_: Any) -> None:
         return
+
+    pause = resume = finish_weight_update = shutdown_weight_transfer = nothing
+
+    async def canary(self, token_ids: Any, prompt_length: int) -> Any:
+        return np.zeros(len(token_ids) - prompt_length, np.float32)
 
 
 class Bench:
@@ -286,24 +291,32 @@ def test_a_prompt_dropped_by_the_learner_is_abandoned(tmp_path: Path, shared_red
     run(tmp_path, shared_redis, body).close()
 
 
-def test_nothing_is_leased_or_sent_while_the_gate_is_closed(tmp_path: Path, shared_redis: RedisServer) -> None:
+def test_during_an_update_nothing_begins_and_until_its_canary_has_passed_nothing_is_sent(
+    tmp_path: Path, shared_redis: RedisServer
+) -> None:
     async def body(bench: Bench) -> None:
         bench.store.issue(prompts(2))
         await asyncio.sleep(0.5)
         assert bench.store.ledger().as_dict()["queued"] == 2
-        bench.engine.hold.clear()
         bench.control.loaded(0)
-        await bench.until(lambda: bench.engine.num_in_flight == 2, "prompts are not leased")
-        bench.control.gate.clear()  # an update has begun
-        bench.engine.hold.set()
-        await bench.until(lambda: bench.engine.num_in_flight == 0, "not finished")
-        assert await asyncio.to_thread(bench.receiver.poll, 0.5) == []
-        await bench.worker.drop_in_flight()  # its canary failed
-        await asyncio.sleep(0.3)
-        counts = bench.store.ledger().as_dict()
-        assert counts["queued"] + counts["leased"] == 2
+        assert len(await bench.receive(2)) == 2
+        call = bench.control.handlers()
+        await call["pause"]()
+        bench.store.issue(prompts(2, start=2))  # a lease that was under way takes them
+        await asyncio.sleep(0.5)
         assert bench.engine.num_in_flight == 0
-        bench.control.loaded(1)
+        assert bench.engine.num_finished == 2
+        await call["finish_weight_update"](policy_version=1)
+        await call["canary"](token_ids=np.arange(4, dtype=np.int32), prompt_length=2)
+        await bench.until(lambda: bench.engine.num_finished == 4, "places stay empty until the canary is looked at")
+        assert await asyncio.to_thread(bench.receiver.poll, 0.5) == []
+        await call["abort"]()  # it failed: what is in flight goes back
+        assert await asyncio.to_thread(bench.receiver.poll, 0.5) == []
+        counts = bench.store.ledger().as_dict()
+        assert counts["queued"] + counts["leased"] == 2  # the lease that was under way may have them again
+        assert bench.engine.num_in_flight == 0
+        assert bench.engine.num_finished == 4
+        bench.control.loaded(2)
         assert len(await bench.receive(2)) == 2
 
     run(tmp_path, shared_redis, body, opened=False).close()

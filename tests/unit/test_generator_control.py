@@ -48,13 +48,17 @@ def test_the_gate_opens_only_when_the_canary_has_passed() -> None:
     async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
         control.loaded(0)
         assert control.gate.is_set()
+        assert control.running.is_set()
         for name, arguments in UPDATE:
             await call(name, **arguments)
             assert not control.gate.is_set()
+            assert not control.running.is_set()
         await call("finish_weight_update", policy_version=1)
+        assert not control.running.is_set()
         answer = await call("canary", token_ids=np.arange(6, dtype=np.int32), prompt_length=2)
         assert answer.shape == (4,)
         assert not control.gate.is_set()
+        assert control.running.is_set()  # places are filled again while the canary is looked at
         assert (await call("resume"))["paused_seconds"] >= 0
         assert control.gate.is_set()
         assert control.policy_version == 1
@@ -73,6 +77,7 @@ def test_a_broken_off_update_asks_for_a_new_one_and_does_not_resume() -> None:
         with pytest.raises(RuntimeError, match="is broken"):
             await call("update_weights", update_info={})
         assert control.policy_version == UNSYNCED
+        assert not control.running.is_set()
         assert control.epoch > epoch
         with pytest.raises(RuntimeError, match="no complete weights"):
             await call("resume")
@@ -102,6 +107,7 @@ def test_rejected_weights_drop_what_is_in_flight_and_stay_paused() -> None:
         await call("canary", token_ids=np.arange(6, dtype=np.int32), prompt_length=2)
         await call("abort")
         assert dropped == [False]
+        assert not control.running.is_set()
         assert engine.calls[-1] == "pause"
         assert (await call("status"))["policy_version"] == UNSYNCED
 
