@@ -131,13 +131,19 @@ class Rig:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.store.close()
-        for name, process in reversed(self.processes.items()):
+        for name, process in self.processes.items():
             if error is not None and process.poll() is not None:
                 print(f"--- {name} ended with {process.returncode}:\n{self.log(name)}", flush=True)
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # its session: a generator's engine process is in it
-            process.wait(30)
+        for name in reversed(list(self.processes)):
+            self.end(name)
         self.launcher.sink.close()
+
+    def end(self, name: str) -> None:
+        """Kill a process, and its children with it: they are of its session."""
+        process = self.processes.pop(name)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
 
     def start(self, spec: ProcessSpec, cores: Sequence[int] | None = None) -> subprocess.Popen[bytes]:
         """Start it with the environment and cores of its spec (or on `cores`); output goes to a file in the run."""
