@@ -264,9 +264,10 @@ class RunStore:
     def wait_for_append(self, timeout_seconds: float) -> bool:
         """Wait until a trajectory was buffered (or a prompt rejected) since the last call; False if none was.
 
-        The first call returns at once when anything ever was. For one waiting thread per store.
+        The first call returns at once when anything ever was. For one waiting thread per run.
         """
         deadline = time.monotonic() + timeout_seconds
+        self._run("await")
         while True:
             newest = self._wait("appended", self._append_cursor, deadline - time.monotonic())
             if newest is not None:
@@ -274,6 +275,20 @@ class RunStore:
                 return True
             if time.monotonic() >= deadline:
                 return False
+
+    def wait_for_all(self, prompt_ids: Sequence[str], timeout_seconds: float) -> bool:
+        """Wait until these are all buffered, or one of them is settled instead; False if neither came in time.
+
+        Only a rejection wakes us besides; appends do when they might end the wait. For one waiting thread per run.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            newest, num_missing = self._run("await", *prompt_ids)
+            if not num_missing:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            self._wait("appended", newest, deadline - time.monotonic())
 
     def claim(self, prompt_ids: Sequence[str], step: int) -> list[bytes]:
         """Take these buffered trajectories for `step`, all or none (`StoreError`); their payloads in that order.

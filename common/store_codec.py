@@ -27,7 +27,7 @@ LEDGER_KEYS = [
 MEMBER_KEYS = ["members", "member_deadlines", "values"]
 MEMBER_SCRIPTS = ["register_member", "members", "set_value"]
 LEDGER_SCRIPTS = [
-    *("issue", "lease", "renew", "return", "expire_leases", "append"),
+    *("issue", "lease", "renew", "return", "expire_leases", "append", "await"),
     *("reject", "expire", "claim", "commit", "ledger", "dead_letter"),
 ]
 STATE_KEYS: dict[PromptState, str] = {

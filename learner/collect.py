@@ -108,7 +108,10 @@ class BatchCollector:
 
     def issue(self, version: int) -> int:
         """Issue as much as the credits allow at ``version``; returns how many prompts."""
-        entries = to_entries(self._store.outstanding())
+        return self._issue(version, self._store.outstanding())
+
+    def _issue(self, version: int, outstanding: Iterable[Outstanding]) -> int:
+        entries = to_entries(outstanding)
         if self._group_size > 1:
             for group_id, lost in shrunk_groups(entries, self._group_size).items():
                 log.info("group_topped_up", group_id=group_id, num_prompts=lost, policy_version=version)
@@ -143,10 +146,13 @@ class BatchCollector:
         return None
 
     def _wait(self, decision: Wait, outstanding: Sequence[Outstanding], version: int) -> None:
-        self.issue(version)  # rejections free credits while we wait
+        self._issue(version, outstanding)  # rejections free credits while we wait
         self._store.requeue_expired_leases()
         self._watch.check(lambda: describe_wait(self._store, outstanding, decision.on))
-        self._store.wait_for_append(POLL_SECONDS)
+        if decision.on and self._rl.straggler == "wait":
+            self._store.wait_for_all(decision.on, POLL_SECONDS)
+        else:  # whatever comes next may do
+            self._store.wait_for_append(POLL_SECONDS)
 
     def _give_up_stale(self, outstanding: Sequence[Outstanding], version: int) -> bool:
         stale = too_stale(to_entries(outstanding), version, self._rl.max_staleness)

@@ -22,5 +22,8 @@ for i = 1, #ARGV, 4 do
     results[#results + 1] = 'unknown'
   end
 end
-if accepted > 0 then notify(appended_stream) end
+if accepted > 0 then
+  local counted = redis.call('HMGET', counters, 'append_sequence', 'wake_at')
+  if tonumber(counted[1]) >= tonumber(counted[2] or 0) then notify(appended_stream) end
+end
 return results

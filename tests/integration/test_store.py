@@ -388,3 +388,39 @@ def test_many_writers_at_once_stay_exact(shared_redis: RedisServer) -> None:
         thread.join(60)
     assert len(accepted) == num
     assert shared_redis.store(run_id).ledger() == Ledger(issued=num, buffered=num)
+
+
+def test_waiting_for_all_of_some_is_not_woken_by_others(store: RunStore) -> None:
+    store.issue([a_prompt(n) for n in range(8)])
+    store.append([an_entry("p0000")])
+    assert store.wait_for_all(["p0000"], 0)
+    assert not store.wait_for_all(["p0000", "p0001", "p0002"], 0)
+    stream = f"{store._prefix}appended"
+    newest = store._client.xrevrange(stream, count=1)
+    store.append([an_entry("p0003")])  # one of two that could end the wait at the earliest
+    assert store._client.xrevrange(stream, count=1) == newest
+    store.append([an_entry("p0004")])  # now it might be over: it looks, and waits for two more
+    assert store._client.xrevrange(stream, count=1) != newest
+    assert not store.wait_for_all(["p0001", "p0002"], 0.05)
+    store.append([an_entry("p0001")])
+    done, seconds = woken(lambda: store.wait_for_all(["p0001", "p0002"], 8), lambda: store.append([an_entry("p0002")]))
+    assert done is True
+    assert seconds < 2
+
+
+def test_waiting_for_all_ends_when_one_will_never_come(store: RunStore) -> None:
+    store.issue([a_prompt(n) for n in range(4)])
+    store.lease("g", 2, 60, 0)
+    done, seconds = woken(lambda: store.wait_for_all(["p0000", "p0001"], 8), lambda: store.reject("p0001", "r"))
+    assert done is True
+    assert seconds < 2
+    assert store.wait_for_all(["p0000", "p0001"], 8)
+
+
+def test_a_wait_that_was_given_up_silences_nobody(store: RunStore) -> None:
+    store.issue([a_prompt(n) for n in range(8)])
+    assert not store.wait_for_all([f"p{n:04d}" for n in range(8)], 0)  # and its learner dies
+    assert not store.wait_for_append(0.01)
+    result, seconds = woken(lambda: store.wait_for_append(8), lambda: store.append([an_entry("p0001")]))
+    assert result is True
+    assert seconds < 2
