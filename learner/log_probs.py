@@ -14,11 +14,12 @@ weights' type where bfloat16 autograd would: once before each matrix product and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from learner.products import bfloat16_products
 
 # Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient: 8 MiB each.
 MAX_CHUNK_WEIGHTS = 2 * 2**20
@@ -169,7 +170,7 @@ def _walk(
         for rows in block.token_slices(len(hidden)):
             height, width = rows.stop - rows.start, columns.stop - columns.start
             logits = logits_buffer[: height * width].view(height, width)
-            with _bfloat16_products(weight.dtype):
+            with bfloat16_products(weight.dtype):
                 _logits_into(logits, _operand(hidden[rows]), chunk)
             if bias is not None:
                 logits += bias[columns].float()
@@ -191,21 +192,6 @@ def _logits_into(logits: Tensor, hidden: Tensor, chunk: Tensor) -> None:
         torch.mm(hidden, chunk.t(), out=logits)
     else:  # bfloat16 on CUDA. NOT RUN
         torch.mm(hidden, chunk.t(), out_dtype=torch.float32, out=logits)
-
-
-@contextmanager
-def _bfloat16_products(dtype: torch.dtype) -> Iterator[None]:
-    """Float32 copies of bfloat16 weights may go through the CPU's bfloat16 units, 2.2 times as fast: they lose nothing.
-
-    The setting is the process', so it is kept for the one product only.
-    """
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # made at import
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16" if dtype == torch.bfloat16 else before
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

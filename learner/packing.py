@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ class PackedBatch:
         action_cu_seqlens: ``[S+1]`` int64, sequence s owns actions ``action_cu_seqlens[s]:action_cu_seqlens[s+1]``.
         last_token_index: ``[S]`` int64, each sequence's last token: the state after everything.
         sequence_index: ``[S]`` which trajectory of the caller's list each sequence is.
-        segments: (length, count) of neighbouring sequences of one length, Python ints: what attention walks over.
+        lengths: of each sequence, Python ints: what attention is planned from.
 
     A dummy (see `build_packed`) has one token, no sequence_index and no action.
     """
@@ -45,7 +44,7 @@ class PackedBatch:
     action_cu_seqlens: Tensor
     last_token_index: Tensor
     sequence_index: tuple[int, ...]
-    segments: tuple[tuple[int, int], ...]
+    lengths: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -66,8 +65,11 @@ class PackedBatch:
         return self.token_ids[self.action_index]
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        tensors = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        return replace(self, **tensors)
+        """On a CPU itself. To CUDA from pinned memory, so that the copy does not hold up the host (NOT RUN)."""
+        if torch.device(device).type != "cuda":
+            return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()})
 
 
 _TENSORS = ("token_ids", "position_ids", "cu_seqlens", "action_index", "action_cu_seqlens", "last_token_index")
@@ -76,7 +78,7 @@ _TENSORS = ("token_ids", "position_ids", "cu_seqlens", "action_index", "action_c
 def pack(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """First-fit decreasing: indices into `lengths` grouped so that no group exceeds `token_budget` tokens.
 
-    Each group comes longest first, which puts equal lengths side by side for attention.
+    Each group comes longest first, which puts similar lengths side by side for attention.
 
     Raises:
         ValueError: a single sequence exceeds the budget.
@@ -159,7 +161,7 @@ def build_packed(trajectories: Sequence[Trajectory], sequence_index: Sequence[in
         action_cu_seqlens=torch.from_numpy(_cumulative(np.array([len(a) for a in actions], np.int64))),
         last_token_index=torch.from_numpy(cu_seqlens[1:] - 1),
         sequence_index=index,
-        segments=_segments(lengths.tolist()),
+        lengths=tuple(lengths.tolist()),
     )
 
 
@@ -194,11 +196,7 @@ def _action_positions(trajectory: Trajectory) -> Int64Array:
 def _dummy() -> PackedBatch:
     none = torch.zeros(0, dtype=torch.int64)
     zero = torch.zeros(1, dtype=torch.int64)
-    return PackedBatch(zero, zero, torch.tensor([0, 1], dtype=torch.int32), none, zero, none, (), ((1, 1),))
-
-
-def _segments(lengths: list[int]) -> tuple[tuple[int, int], ...]:
-    return tuple((length, sum(1 for _ in run)) for length, run in groupby(lengths))
+    return PackedBatch(zero, zero, torch.tensor([0, 1], dtype=torch.int32), none, zero, none, (), (1,))
 
 
 def _cumulative(lengths: Int64Array) -> Int64Array:

@@ -213,14 +213,14 @@ def update(
 ) -> None:
     """One mini-batch: accumulate over micro-batches, then one actor step and one critic step."""
     view = _View(batch, estimates, members)
-    for packed, slots in view.micro_batches(share):
-        actor_pack = packed.to(models.actor.device)
-        output = models.actor.forward(actor_pack, temperature)
+    for on_host, slots in view.micro_batches(share):
+        packed = on_host.to(models.actor.device)  # the critic's too: a rank has one
+        output = models.actor.forward(packed, temperature)
         loss = _actor_loss(output.log_probs, view, slots, algorithm, stats)
         stats.add("policy", {"entropy": (output.entropy * view.mask(slots, output.entropy)).sum()})
         models.actor.accumulate(loss)
         if models.critic is not None:
-            values = models.critic.forward(packed.to(models.critic.device)).values
+            values = models.critic.forward(packed).values
             value = _critic_loss(values, view, slots, algorithm)
             stats.add("critic", value.sums)
             models.critic.accumulate(value.value)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from common.errors import VcppoError
-from learner.attention import packed_attention
+from learner import segment_attention as module
+from learner.attention import Segments, packed_attention
+from learner.segment_attention import Group, plan, segment_attention
 
 LENGTHS = (7, 3, 3, 3, 1, 5)
-SEGMENTS = ((7, 1), (3, 3), (1, 1), (5, 1))
 CU = torch.tensor([0, 7, 10, 13, 16, 17, 22], dtype=torch.int32)
 
 
@@ -32,8 +35,10 @@ def literal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | Non
 def test_it_is_literal_attention_within_each_sequence(kv_heads: int, window: int | None) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, 22, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads))
-    arguments = {"packed_cu_seqlens": CU, "packed_segments": SEGMENTS, "packed_longest": 7}
-    out, weights = packed_attention(torch.nn.Identity(), q, k, v, None, scaling=0.5, sliding_window=window, **arguments)
+    segments = Segments(LENGTHS, CU)
+    out, weights = packed_attention(
+        torch.nn.Identity(), q, k, v, None, scaling=0.5, sliding_window=window, packed_segments=segments
+    )
     expected = literal(q, k, v, window)
     assert weights is None
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
@@ -44,9 +49,51 @@ def test_it_is_literal_attention_within_each_sequence(kv_heads: int, window: int
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[int], window: int | None):
+    """torch's own attention in float64, segment by segment. ``[N, H, D]``."""
+    outputs = []
+    for qs, ks, vs in zip(*(x.double().split(lengths) for x in (q, k, v)), strict=True):
+        token = torch.arange(len(qs))
+        seen = token[:, None] >= token
+        if window is not None:
+            seen &= token[:, None] - token < window
+        qs, ks, vs = (x.transpose(0, 1)[None] for x in (qs, ks, vs))
+        out = functional.scaled_dot_product_attention(qs, ks, vs, attn_mask=seen, enable_gqa=True)
+        outputs.append(out[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-8)])
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("lengths", [[300, 150, 140, 129, 128, 40, 39, 12, 5, 1], [64] * 5, [1]])
+@pytest.mark.parametrize("tile", [2**19, 2**12])  # one tile a group, and many over heads, segments and rows
+def test_tiles_and_padding_change_nothing(lengths, window, dtype, tolerance, tile, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MAX_TILE", tile)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(sum(lengths), heads, 16).to(dtype).requires_grad_() for heads in (6, 2, 2))
+    got = segment_attention(q, k, v, plan(lengths), 0.25, window)
+    want = reference(q, k, v, lengths, window)
+    upstream = torch.randn_like(got)
+    grads = torch.autograd.grad(got, (q, k, v), upstream)
+    expected = torch.autograd.grad(want, (q, k, v), upstream.double())
+    for mine, theirs in zip((got, *grads), (want, *expected), strict=True):
+        assert mine.dtype == dtype
+        assert (mine - theirs).norm() <= tolerance * theirs.norm() + 1e-6
+
+
+def test_a_plan_holds_every_token_once_and_pads_little() -> None:
+    lengths = sorted((int(x) for x in np.random.default_rng(0).lognormal(5, 0.8, 40)), reverse=True)
+    groups: tuple[Group, ...] = plan(lengths)
+    tokens = torch.cat([g.rows if g.real is None else g.rows[g.real] for g in groups])
+    assert tokens.tolist() == list(range(sum(lengths)))
+    assert 1 < len(groups) < len(lengths) and sum(g.num_segments for g in groups) == len(lengths)
+    area = sum(g.num_segments * (len(g.rows) // g.num_segments) ** 2 for g in groups)
+    assert area <= 1.3 * sum(length**2 for length in lengths)
+
+
 @pytest.mark.parametrize("refused", [{"softcap": 30.0}, {"dropout": 0.1}, {"attention_mask": torch.ones(1)}])
 def test_what_it_would_get_wrong_is_refused(refused: dict[str, object]) -> None:
     q = torch.zeros(1, 1, 1, 4)
-    arguments = {"attention_mask": None, "packed_cu_seqlens": CU, "packed_segments": ((1, 1),), "packed_longest": 1}
+    arguments = {"attention_mask": None, "packed_segments": Segments((1,), CU[:2])}
     with pytest.raises(VcppoError, match="Identity asks for"):
         packed_attention(torch.nn.Identity(), q, q, q, **(arguments | refused))

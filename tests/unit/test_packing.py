@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,10 +83,31 @@ def test_each_action_and_its_state_are_in_their_own_sequence(seed, order):
             t.action_mask
         ).tolist()
         assert packed.last_token_index[s] == stop - 1
-    assert sum(length * count for length, count in packed.segments) == packed.num_tokens
-    assert [length for length, count in packed.segments for _ in range(count)] == [
-        b - a for a, b in itertools.pairwise(bounds)
-    ]
+    assert list(packed.lengths) == [b - a for a, b in itertools.pairwise(bounds)]
+
+
+def test_a_pack_goes_to_cuda_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control flow only: there is no CUDA here. Pinning has no effect on a tensor, so it may stand for the copy."""
+    moved = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned = tensor.clone()
+        pinned.is_pinned_here = True
+        return pinned
+
+    def to(tensor: torch.Tensor, device: str, *, non_blocking: bool = False) -> torch.Tensor:
+        moved.append((getattr(tensor, "is_pinned_here", False), device, non_blocking))
+        return tensor
+
+    packed = build_packed(mixed_batch())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    there = packed.to("cuda:0")
+    assert moved == [(True, "cuda:0", True)] * 6
+    assert torch.equal(there.token_ids, packed.token_ids) and there.lengths == packed.lengths
+    moved.clear()
+    packed.to("cpu")
+    assert moved == [(False, "cpu", False)] * 6
 
 
 def test_slots_read_and_write_the_batchs_flat_arrays() -> None:

@@ -1,0 +1,221 @@
+"""A whole learner step against model FLOPs at the speed of this machine's own matrix product.
+
+`learner.loop.RlLoop.train` on a real batch with real DeepSpeed engines: values, old log-probs, advantages, then actor
+and critic updates. Model FLOPs (`workload.ModelFlops`): 2 a weight and token for values and for old log-probs, 6 for
+each update, plus causal attention and the output layer. Their time at the speed of `torch.mm` of the same type,
+2,048 x 2,048 x 2,048, measured between the steps on the same core, over the time the step takes, is the figure.
+
+Models: SmolLM2-135M's shape in bfloat16, one optimizer step over its batch; and the demo's own model, float32, with the
+demo's settings. Time by phase goes to docs/images/learner_step.png.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import structlog
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoConfig
+
+from benchmarks.figures import Figure, Goal, at_least, seconds_text
+from benchmarks.harness import Settings
+from benchmarks.rig import DEMO, SMOLLM2_135M, demo_architecture, write_model
+from benchmarks.step_picture import PHASES, draw
+from benchmarks.workload import ModelFlops, log_normal_lengths, random_trajectories
+from common.config import VcppoConfig
+from learner.batch import Batch, Share
+from learner.engine import EngineOptions, TrainEngine, init_distributed
+from learner.loop import Broadcaster, Phases, RlLoop
+from learner.models import load_critic, load_policy
+from learner.update import Models
+
+PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
+_PRODUCT_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a batch, and how it is trained."""
+
+    name: str
+    architecture: Mapping[str, Any]
+    config: VcppoConfig
+    lengths: list[int]
+    prompt: int
+    rounds: int
+    goal: Goal | None = None
+
+
+class TimedEngine(TrainEngine):
+    """Adds up the seconds of each kind of call."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
+        super().__init__(*args, **kwargs)
+
+    def forward(self, *args: Any) -> Any:
+        started = time.perf_counter()
+        output = super().forward(*args)
+        self.seconds["forward"] += time.perf_counter() - started
+        return output
+
+    def accumulate(self, loss: Tensor) -> None:
+        started = time.perf_counter()
+        super().accumulate(loss)
+        self.seconds["backward"] += time.perf_counter() - started
+
+    def step(self) -> float:
+        started = time.perf_counter()
+        norm = super().step()
+        self.seconds["optimizer"] += time.perf_counter() - started
+        return norm
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one step by phase (`step_picture.PHASES`), and the speed of the matrix product around it, FLOP/s."""
+
+    phases: dict[str, float]
+    product_speed: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.phases.values())
+
+
+def run(settings: Settings) -> list[Figure]:
+    """A figure a model, the picture, and the phases as a note."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    init_distributed("cpu")
+    figures, bars = [], {}
+    for case in (_demo(settings), _smollm2(settings)):
+        flops, steps = _measure(case)
+        efficiency = [100.0 * flops / step.product_speed / step.seconds for step in steps]
+        middle = sorted(steps, key=lambda step: step.seconds)[len(steps) // 2]
+        bars[case.name] = (middle.phases, flops / middle.product_speed)
+        figures.append(_figure(case, flops, efficiency, middle))
+    if not settings.quick:
+        draw(bars, PICTURE)
+    return figures
+
+
+def _figure(case: Case, flops: float, efficiency: list[float], middle: Measured) -> Figure:
+    num_tokens = sum(case.lengths)
+    shares = ", ".join(f"{name} {seconds / middle.seconds:.0%}" for name, seconds in middle.phases.items())
+    return Figure.of(
+        f"learner step, {case.name}, {num_tokens:,} tokens",
+        f"{flops / 1e9:,.0f} model GFLOP at this machine's matrix product",
+        efficiency,
+        unit="%",
+        goal=case.goal,
+        absolute=f"{seconds_text(middle.seconds)}; product {middle.product_speed / 1e9:.0f} GFLOP/s",
+        note=shares,
+    )
+
+
+def _smollm2(settings: Settings) -> Case:
+    architecture = dict(SMOLLM2_135M)
+    if settings.quick:
+        architecture |= {"num_hidden_layers": 2, "vocab_size": 2048}
+    algorithm = {"num_mini_batches": 1}
+    config = VcppoConfig.model_validate(
+        {"model": {"path": "-", "dtype": "bfloat16"}, "algorithm": algorithm, "learner": {"micro_batch_tokens": 4096}}
+    )
+    lengths = log_normal_lengths(settings.size(28, 4))
+    return Case("SmolLM2-135M shape, bf16", architecture, config, lengths, 64, rounds=1, goal=at_least(50))
+
+
+def _demo(settings: Settings) -> Case:
+    """The demo's settings; a batch of its lengths when it has learnt to be careful in half of its responses."""
+    demo = yaml.safe_load(DEMO.read_text())
+    sections = ("sampling", "algorithm", "critic", "learner", "rl")
+    config = VcppoConfig.model_validate(
+        {"model": {"path": "-", "dtype": "float32"}} | {name: demo[name] for name in sections}
+    )
+    lengths = [16 + (120 if i % 2 else 27) for i in range(settings.size(config.rl.batch_size, 16))]
+    return Case("demo model, fp32", demo_architecture(), config, lengths, 16, rounds=settings.rounds(5))
+
+
+def _measure(case: Case) -> tuple[float, list[Measured]]:
+    """Model FLOPs of one step, and each of its rounds. The first step, on the shortest responses, is not counted."""
+    dtype = EngineOptions.from_config(case.config).torch_dtype
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_model(Path(folder) / "model", case.architecture, case.config.model.dtype)
+        shape: Any = AutoConfig.from_pretrained(path)
+        models = _engines(case.config, path)
+    share = Share(0, 1, case.config.learner.micro_batch_tokens)
+    loop = RlLoop(case.config, models, share, cast(Broadcaster, None), None)
+    batch = Batch(random_trajectories(case.lengths, shape.vocab_size, case.prompt), 0)
+    shortest = sorted(case.lengths)[: case.config.algorithm.num_mini_batches]
+    loop.train(Batch(random_trajectories(shortest, shape.vocab_size, case.prompt), 0), Phases())
+    steps, speed = [], _product_speed(dtype)
+    for _ in range(case.rounds):
+        phases = _one_step(loop, batch)
+        after = _product_speed(dtype)
+        steps.append(Measured(phases, (speed + after) / 2))
+        speed = after
+    algorithm = case.config.algorithm
+    flops = ModelFlops.of(shape).step(
+        case.lengths,
+        batch.num_actions,
+        old_log_probs=algorithm.old_log_probs == "proximal",
+        epochs=algorithm.num_epochs,
+    )
+    return flops, steps
+
+
+def _engines(config: VcppoConfig, path: Path) -> Models:
+    options = EngineOptions.from_config(config)
+    policy = load_policy(
+        path,
+        dtype=options.torch_dtype,
+        chunk_tokens=config.learner.log_prob_chunk_tokens,
+        chunk_vocab=config.learner.log_prob_chunk_vocab,
+    )
+    critic = load_critic(path, dtype=options.torch_dtype)
+    return Models(
+        TimedEngine(policy, learning_rate=config.rl.actor_learning_rate, options=options),
+        TimedEngine(critic, learning_rate=config.rl.critic_learning_rate, options=options),
+    )
+
+
+def _one_step(loop: RlLoop, batch: Batch) -> dict[str, float]:
+    """Seconds by phase; "rest" is what lies between the others: packing, advantages, losses, statistics."""
+    actor, critic = cast(TimedEngine, loop.models.actor), cast(TimedEngine, loop.models.critic)
+    for engine in (actor, critic):
+        engine.seconds = dict.fromkeys(engine.seconds, 0.0)
+    phases = Phases()
+    loop.train(batch, phases)
+    total = phases.finish()
+    seconds = {
+        "values": total["values"],
+        "old log-probs": total["old_log_probs"],
+        "actor forward": actor.seconds["forward"],
+        "actor backward": actor.seconds["backward"],
+        "critic forward": critic.seconds["forward"],
+        "critic backward": critic.seconds["backward"],
+        "optimizers": actor.seconds["optimizer"] + critic.seconds["optimizer"],
+    }
+    seconds["rest"] = total["step"] - sum(seconds.values())
+    return {name: seconds[name] for name in PHASES}
+
+
+def _product_speed(dtype: torch.dtype) -> float:
+    """FLOP/s of torch.mm: the median of five."""
+    left, right = (torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE).to(dtype) for _ in range(2))
+    out = torch.empty(_PRODUCT_SIZE, _PRODUCT_SIZE, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mm(left, right, out=out)
+        seconds.append(time.perf_counter() - started)
+    return 2 * _PRODUCT_SIZE**3 / statistics.median(seconds[1:])
