@@ -55,17 +55,32 @@ local function requeue(id)
   redis.call('ZADD', queue, redis.call('HGET', order, id), id)
 end
 
--- any state -> `counter` (trained, rejected or expired): nothing of the prompt is kept but its id.
-local function settle(id, counter)
-  redis.call('ZREM', queue, id)
-  end_lease(id)
-  redis.call('ZREM', buffered, id)
-  redis.call('ZREM', claimed, id)
-  for _, key in ipairs({attempts, prompts, order, facts, arrivals, payloads, claim_steps}) do
-    redis.call('HDEL', key, id)
+-- One command for many arguments, in as few calls as Lua's stack allows: a call costs more than what it does.
+local function call_many(command, key, arguments)
+  for first = 1, #arguments, 4000 do
+    redis.call(command, key, unpack(arguments, first, math.min(first + 3999, #arguments)))
   end
-  redis.call('HINCRBY', counters, counter, 1)
-  redis.call('ZADD', settled, redis.call('HINCRBY', counters, 'settle_sequence', 1), id)
+end
+
+-- Adds these to a sorted set, numbered on from what the counter `sequence` counted.
+local function add_in_order(set, sequence, ids)
+  local number = redis.call('HINCRBY', counters, sequence, #ids) - #ids
+  local numbered = {}
+  for i, id in ipairs(ids) do
+    numbered[2 * i - 1], numbered[2 * i] = number + i, id
+  end
+  call_many('ZADD', set, numbered)
+end
+
+-- any state -> `counter` (trained, rejected or expired): nothing of these prompts, each named once, is kept but the id.
+local function settle(ids, counter)
+  if #ids == 0 then return end
+  for _, key in ipairs({queue, leases, buffered, claimed}) do call_many('ZREM', key, ids) end
+  for _, key in ipairs({owners, attempts, prompts, order, facts, arrivals, payloads, claim_steps}) do
+    call_many('HDEL', key, ids)
+  end
+  redis.call('HINCRBY', counters, counter, #ids)
+  add_in_order(settled, 'settle_sequence', ids)
   redis.call('ZREMRANGEBYRANK', settled, 0, -SETTLED_KEPT - 1)
 end
 
@@ -79,7 +94,7 @@ local function expire_leases(most)
     if times >= most then
       local prompt = redis.call('HGET', prompts, id) or ''
       bury('poison prompt', id .. ': its lease expired ' .. times .. ' times', owner, #prompt, string.sub(prompt, 1, 4096))
-      settle(id, 'rejected')
+      settle({id}, 'rejected')
       notify(appended_stream)
     else
       requeue(id)

@@ -8,13 +8,15 @@ for i = 2, #ARGV do
     return {0, id}
   end
 end
-local reply = {1}
+local reply, ids, steps = {1}, {}, {}
 for i = 2, #ARGV do
   local id = ARGV[i]
   if redis.call('ZREM', buffered, id) == 1 then
-    redis.call('ZADD', claimed, redis.call('HINCRBY', counters, 'claim_sequence', 1), id)
-    redis.call('HSET', claim_steps, id, step)
+    ids[#ids + 1] = id
+    steps[#steps + 1], steps[#steps + 2] = id, step
   end
   reply[#reply + 1] = redis.call('HSTRLEN', payloads, id)
 end
+add_in_order(claimed, 'claim_sequence', ids)
+call_many('HSET', claim_steps, steps)
 return reply

@@ -1,9 +1,10 @@
 -- claimed -> trained. ARGV: prompt ids... Returns how many.
-local trained = 0
-for i = 1, #ARGV do
-  if redis.call('ZSCORE', claimed, ARGV[i]) then
-    settle(ARGV[i], 'trained')
-    trained = trained + 1
+local trained, seen = {}, {}
+for _, id in ipairs(ARGV) do
+  if not seen[id] and redis.call('ZSCORE', claimed, id) then
+    seen[id] = true
+    trained[#trained + 1] = id
   end
 end
-return trained
+settle(trained, 'trained')
+return #trained

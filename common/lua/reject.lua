@@ -11,7 +11,7 @@ if head == '' then
   local payload = redis.call('HGET', payloads, id) or redis.call('HGET', prompts, id) or ''
   size, head = #payload, string.sub(payload, 1, 4096)
 end
-settle(id, 'rejected')
+settle({id}, 'rejected')
 bury(ARGV[2], ARGV[3], leased_by, size, head)
 notify(appended_stream)  -- the learner waits for a batch: tell it that this one will not come
 return 1
