@@ -21,6 +21,7 @@ from typing import Any
 
 import structlog
 
+from common import watchdog
 from common.trajectory import Float32Array, Int32Array
 from generator.engine import Engine
 
@@ -101,6 +102,7 @@ class WeightControl:
         async def handler(**arguments: Any) -> Any:
             async with self._lock:  # a call of a broken-off update may still be running
                 self._heard, self._busy = time.monotonic(), name
+                watchdog.stage(name, loop="control", waiting_for=["vLLM"])
                 try:
                     return await call(**arguments)
                 except Exception as error:
@@ -109,6 +111,7 @@ class WeightControl:
                     raise
                 finally:
                     self._busy = None
+                    watchdog.leave("control")
 
         return handler
 

@@ -25,9 +25,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from common import watchdog
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
 from common.log import configure_logging
+from common.run_folder import RunFolder
 from common.tasks import Problem, decode_response, encode_prompt, load_task
 from common.trajectory import Prompt
 from generator.engine import Engine
@@ -138,6 +140,7 @@ class Evaluation:
         record.finish_reasons.append(rollout.finish_reason)
         record.extracted.append(verdict.extracted)
         self._num_done += 1
+        watchdog.stage("evaluate", waiting_for=["vLLM", "verifier"])
         if self._num_done % max(1, total // 10) == 0:
             log.info("evaluation_progress", done=self._num_done, of=total)
 
@@ -208,11 +211,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         configure_logging(config.logging, "evaluate", config.run.name)
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("evaluate"))
+        watchdog.stage("start", waiting_for=["vLLM"])
         figures, records = asyncio.run(evaluate(config, options.model))
         write_results(options.output, figures, records)
     except VcppoError as error:
         log.error("fatal", error=str(error))
         return error.exit_code
+    finally:
+        watchdog.stop()
     log.info(
         "evaluation_done", output=str(options.output), pass_at_1=figures["pass_at_1"], pass_at_k=figures["pass_at_k"]
     )

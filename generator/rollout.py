@@ -34,6 +34,7 @@ from common.transport import TrajectorySender
 from common.wire import encode_trajectory
 from generator.control import UNSYNCED, WeightControl
 from generator.engine import Engine, EngineError, Rollout
+from generator.liveness import Liveness
 from generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
@@ -97,7 +98,7 @@ class RolloutWorker:
         self._num_heartbeats = 0
         self._leasing: asyncio.Future[list[Prompt]] | None = None
         self._failure: Exception | None = None
-        self._is_busy = False
+        self._liveness = Liveness()
         # Ids of two lives of one generator must differ: the same prompt may come back after a crash.
         self._life = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
         control.drop_in_flight = self.drop_in_flight
@@ -126,8 +127,8 @@ class RolloutWorker:
             for task in [*loops, stopping]:
                 task.cancel()
             await asyncio.gather(*loops, stopping, return_exceptions=True)
-            for loop_name in ("heartbeat", "rollouts"):
-                watchdog.leave(loop_name)
+            watchdog.leave("heartbeat")
+            self._liveness.end()
             watchdog.stage("leave", waiting_for=["buffer", "redis"])
             await self._leave()
         if self._failure is not None:
@@ -208,7 +209,7 @@ class RolloutWorker:
         self._free_place(task)
         if self._tasks.get(task.get_name()) is task:  # a prompt handed back may be with us again
             del self._tasks[task.get_name()]
-        self._watch_rollouts(progress=True)
+        self._liveness.progress()
 
     def _free_place(self, task: asyncio.Task[None]) -> None:
         self._generating.discard(task)
@@ -308,7 +309,7 @@ class RolloutWorker:
         if self._engine.is_dead:
             raise EngineError("vLLM's engine died: see its log lines above")
         watchdog.stage("heartbeat", loop="heartbeat", waiting_for=["redis"])
-        self._watch_rollouts(progress=False)
+        self._liveness.look(len(self._tasks), gate_open=self._control.gate.is_set())
         generator = self._config.generator
         await asyncio.to_thread(self._store.register_member, self.member(), 3 * generator.heartbeat_seconds)
         if self._leased:
@@ -321,15 +322,6 @@ class RolloutWorker:
                 log.warning("leases_lost", prompt_ids=lost)
                 await self._cancel(lost)
         self._write_metrics()
-
-    def _watch_rollouts(self, progress: bool) -> None:
-        """Sequences in flight must end one after the other; without any, or paused, there is nothing to wait for."""
-        busy = bool(self._tasks) and self._control.gate.is_set()
-        if busy and (progress or not self._is_busy):
-            watchdog.stage("rollouts", loop="rollouts", waiting_for=["vLLM", "verifier"])
-        elif not busy:
-            watchdog.leave("rollouts")
-        self._is_busy = busy
 
     def member(self) -> Member:
         """This generator's entry in the store."""

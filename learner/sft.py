@@ -26,6 +26,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from common import watchdog
 from common.config import SftPhase, VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
 from common.json_file import read_json_object
@@ -75,12 +76,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
         configure_logging(config.logging, "sft", config.run.name)
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("sft"))
+        watchdog.stage("start")
         transformers_logging.disable_progress_bar()
         cold_start(config)
     except VcppoError as error:
         log.error("fatal", error=str(error))
         return error.exit_code
     finally:
+        watchdog.stop()
         shutdown_distributed()
     return EXIT_OK
 
@@ -207,6 +211,7 @@ def _train(config: VcppoConfig, task: Task, tokenizer: Any, engine: TrainEngine,
     try:
         for step in steps:
             began = time.monotonic()
+            watchdog.stage("sft_step")
             seed = derive_seed(config.run.seed, "sft", step.number)
             demonstrations = task.demonstrations(seed, step.phase.batch_size, step.phase.style)
             batch = [_as_trajectory(demonstration, tokenizer) for demonstration in demonstrations]

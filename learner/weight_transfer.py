@@ -50,6 +50,7 @@ log = structlog.get_logger(__name__)
 
 POLICY_VERSION = "policy_version"  # the store value every process reads
 _SILENT = f"did not say in {STATUS_SECONDS:g} s that it is free for a call"
+_REPORT_SECONDS = 15.0
 _GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
 
 
@@ -145,11 +146,12 @@ class WeightBroadcaster:
         import learner.gloo_trainer  # noqa: F401  (vLLM's interface takes seconds to import: now, while others start)
 
         end = time.monotonic() + deadline_seconds
-        told = -1
+        told, tell_at = -1, 0.0
         while len(found := self.members()) < count:
-            if len(found) != told:
+            watchdog.stage("wait_for_members", waiting_for=["generators"])
+            if len(found) != told or time.monotonic() >= tell_at:
                 log.info("waiting_for_generators", registered=[m.id for m in found], wanted=count)
-                told = len(found)
+                told, tell_at = len(found), time.monotonic() + _REPORT_SECONDS
             if time.monotonic() > end:
                 names = ", ".join(m.id for m in found) or "none"
                 raise DeadlineExceeded(
