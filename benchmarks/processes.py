@@ -53,7 +53,7 @@ class CpuWatch:
         events = [json.loads(line) for line in log.read_text().splitlines()]
         pids = [e["pid"] for e in events if e["event"] == "process_started" and e["process"].startswith("generator")]
         try:
-            seconds = sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+            seconds = sum(_cpu_seconds(psutil.Process(pid)) for pid in pids)
         except psutil.NoSuchProcess:  # the run is over
             return
         self.readings.append((num_steps, seconds))
@@ -63,6 +63,12 @@ class CpuWatch:
         readings = [(steps, seconds) for steps, seconds in self.readings if steps >= WARM_UP_STEPS]
         (first, before), (last, after) = readings[0], readings[-1]
         return float((after - before) / sum(row["tokens/step"] for row in data.rl[first:last]))
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """User and system, of a process and its children, ended ones included."""
+    living = [process, *process.children(recursive=True)]
+    return float(sum(sum(each.cpu_times()[:2]) for each in living) + sum(process.cpu_times()[2:4]))
 
 
 def run(settings: Settings) -> list[Figure]:
