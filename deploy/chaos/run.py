@@ -90,7 +90,8 @@ class ChaosLauncher(Launcher):
 
     def overrides(self, role: str) -> list[str]:
         """Through the links: to redis everybody, to the buffers the generators."""
-        found = [f"redis.url=redis://127.0.0.1:{self._ports[_redis_link(role)]}/0", JSON_LOGS]
+        database = urlsplit(self.config.redis.url or "").path or "/0"
+        found = [f"redis.url=redis://127.0.0.1:{self._ports[_redis_link(role)]}{database}", JSON_LOGS]
         if role == "generator":
             ports = [self._ports[_buffer_link(endpoint)] for endpoint in self.config.transport.endpoints]
             found.append(f"transport.endpoints=[{', '.join(f'tcp://127.0.0.1:{port}' for port in ports)}]")

@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common import store
 from common.config import VcppoConfig
+from common.errors import VcppoError
 from common.ledger import DeadLetter, Ledger, Outstanding
 from common.run_folder import RunFolder
+from common.transport import sockets
 from deploy.chaos.evidence import Evidence, checks
-from deploy.chaos.injector import Blow
+from deploy.chaos.injector import Blow, freeze_seconds
 from deploy.chaos.page import Outcome
 from deploy.chaos.proxy import Address, Link, Links
+from deploy.chaos.run import RECIPE, chaos_config, make_links, possible_kinds
 from deploy.chaos.schedule import MAX_GAP_SECONDS, MAX_STRETCH, Fault, Kind, kinds_text, schedule
 from deploy.chaos.storm import Storm
 from deploy.chaos.watch import Watch
@@ -142,6 +146,59 @@ class TestLinks:
                 assert client.recv(10) == b"two"
                 newcomer.settimeout(5)
                 assert newcomer.recv(10) == b"x"
+
+
+class TestConfig:
+    """The recipe as chaos changes it: a run of its own, in nobody's way, whose spool can be filled."""
+
+    def config(self, tmp_path: Path, *overrides: str, seed: int = 3) -> VcppoConfig:
+        return chaos_config(RECIPE, [f"run.folder={tmp_path}", *overrides], seed)
+
+    def test_it_never_touches_a_run_that_exists(self, tmp_path: Path) -> None:
+        names = []
+        for _ in range(3):
+            config = self.config(tmp_path)
+            names.append(config.run.name)
+            config.run.path.mkdir()
+        assert names == ["small-chaos-3", "small-chaos-3-2", "small-chaos-3-3"]
+
+    def test_its_model_is_its_own_cold_start_unless_one_is_given(self, tmp_path: Path) -> None:
+        assert self.config(tmp_path).model.path == str(tmp_path / "small-chaos-3" / "cold_start")
+        assert self.config(tmp_path, f"model.path={tmp_path}").model.path == str(tmp_path)
+
+    def test_a_few_trajectories_fill_the_spool(self, tmp_path: Path) -> None:
+        config = self.config(tmp_path)
+        quota = (config.transport.spool_memory_mib + config.transport.spool_disk_mib) * 2**20
+        trajectory = 10 * config.generator.max_model_len  # bytes, roughly
+        assert trajectory < quota < config.generator.max_in_flight * trajectory
+        assert all(
+            getattr(config.launcher, f"{role}_restarts") >= 10 for role in ("generator", "learner", "buffer", "redis")
+        )
+
+    def test_it_listens_where_nobody_else_does(self, tmp_path: Path) -> None:
+        config = self.config(tmp_path, "transport.endpoints=[tcp://127.0.0.1:1, tcp://127.0.0.1:2]")
+        assert len(set(config.transport.endpoints)) == 2
+        assert not {"tcp://127.0.0.1:1", "tcp://127.0.0.1:2"} & set(config.transport.endpoints)
+        links = make_links(config)
+        assert len(links) == 5
+        assert len({link.name for link in links}) == 5
+
+    def test_a_redis_of_ones_own_is_not_killed_but_cut_off(self, tmp_path: Path) -> None:
+        config = self.config(tmp_path, "redis.url=redis://127.0.0.1:6390/2")
+        kinds = possible_kinds(config)
+        assert Kind.KILL_REDIS not in kinds
+        assert {Kind.CUT_REDIS, Kind.BLOCK_REDIS, Kind.KILL_LEARNER} <= set(kinds)
+        assert make_links(config)[-1].target == Address(host="127.0.0.1", port=6390)
+        with pytest.raises(VcppoError, match="plain redis://"):
+            make_links(self.config(tmp_path, "redis.url=rediss://host:6390/0"))
+
+    def test_freezes_outlast_every_deadline_that_watches(self, tmp_path: Path) -> None:
+        config = self.config(tmp_path)
+        assert freeze_seconds("generator", config) >= config.generator.lease_seconds
+        assert freeze_seconds("generator", config) >= config.broadcast.deadline_seconds
+        assert freeze_seconds("buffer", config) >= config.transport.ack_deadline_seconds
+        assert freeze_seconds("redis", config) >= store._SOCKET_TIMEOUT_SECONDS
+        assert freeze_seconds("buffer", config) >= sockets.HEARTBEAT_DEADLINE_SECONDS
 
 
 class FakeInjector:
