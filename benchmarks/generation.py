@@ -41,17 +41,26 @@ class Case(NamedTuple):
     num_rounds: int
 
 
+Contenders = dict[str, Callable[[list[Prompt]], Generated]]
+
+
 def run(settings: Settings) -> list[Figure]:
     core = max(os.sched_getaffinity(0))
-    demo = demo_architecture()
-    cases = [Case("demo model", demo, "float32", 32, settings.size(256, 32), 152, settings.rounds(5))]
-    if not settings.quick:
-        cases += [Case("demo model", demo, "float32", n, 192, 152, 2) for n in (16, 64)]
-        cases += [Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 32, 32, 48, 3)]
-    return [figure for case in cases for figure in _compare(case, core)]
+    demo = Case("demo model", demo_architecture(), "float32", 32, settings.size(256, 32), 152, settings.rounds(5))
+    if settings.quick:
+        return _figures(demo, _measure(demo, core))
+    found = {n: _measure(demo._replace(in_flight=n, num_rounds=2), core, with_peer=False) for n in (16, 64)}
+    found[32] = _measure(demo, core)
+    large = Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 32, 32, 48, 2)
+    return [
+        *_figures(demo, found[32]),
+        *(_scaling(demo, n, found) for n in (16, 64)),
+        *_figures(large, _measure(large, core)),
+    ]
 
 
-def _compare(case: Case, core: int) -> list[Figure]:
+def _measure(case: Case, core: int, *, with_peer: bool = True) -> dict[str, list[float]]:
+    """Tokens per second of each contender, a sample a round."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         model = write_model(folder / "model", case.architecture, case.dtype)
@@ -67,15 +76,17 @@ def _compare(case: Case, core: int) -> list[Figure]:
         (spec,) = rig.launcher.generator_specs()  # a core of its own, as with one for the learner beside it
         os.sched_setaffinity(0, {_another_core(core)})  # what only watches is not to be counted
         rig.start(spec, [core])
-        peer = stack.enter_context(VllmPeer(llm_arguments(config), core, spec.environment))
+        contenders: Contenders = {"ours": lambda prompts: _ours(rig, prompts)}
+        if with_peer:
+            environment = {**spec.environment, "TORCHDYNAMO_DISABLE": "1"}  # as `generator.engine` has it in eager mode
+            peer = stack.enter_context(VllmPeer(llm_arguments(config), _another_core(core), environment))
+            contenders["plain"] = peer.generate
+            contenders["log_probs"] = lambda prompts: peer.generate(prompts, log_probs=True)
         rig.wait(lambda: rig.store.members("generator") != [], "the generator registered")
-        peer.wait_ready()
-        contenders: dict[str, Callable[[list[Prompt]], Generated]] = {
-            "ours": lambda prompts: _ours(rig, prompts),
-            "plain": peer.generate,
-            "log_probs": lambda prompts: peer.generate(prompts, log_probs=True),
-        }
-        return _figures(case, _rounds(case, config, contenders))
+        if with_peer:
+            peer.wait_ready()
+            peer.move_to(core)
+        return _rounds(case, config, contenders)
 
 
 def _another_core(core: int) -> int:
@@ -98,15 +109,15 @@ def llm_arguments(config: VcppoConfig) -> dict[str, Any]:
     }
 
 
-def _rounds(
-    case: Case, config: VcppoConfig, contenders: dict[str, Callable[[list[Prompt]], Generated]]
-) -> dict[str, list[float]]:
-    """Tokens per second, a sample a round; a first, shorter round warms up."""
-    prompts = make_prompts(config, case.num_prompts * (case.num_rounds + 1), case.max_tokens)
+def _rounds(case: Case, config: VcppoConfig, contenders: Contenders) -> dict[str, list[float]]:
+    """A first, short round warms up."""
+    num_warm = 8
+    prompts = make_prompts(config, num_warm + case.num_prompts * case.num_rounds, case.max_tokens)
+    rounds = [prompts[:num_warm]]
+    rounds += [prompts[i : i + case.num_prompts] for i in range(num_warm, len(prompts), case.num_prompts)]
     rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for index in range(case.num_rounds + 1):
-        chosen = prompts[index * case.num_prompts : (index + 1) * case.num_prompts]
-        found = {name: call(chosen if index else chosen[: case.in_flight]) for name, call in contenders.items()}
+    for index, chosen in enumerate(rounds):
+        found = {name: call(chosen) for name, call in contenders.items()}
         counts = [generated.num_tokens for generated in found.values()]
         if max(counts) > 1.05 * min(counts):
             raise AssertionError(f"not the same work: {counts} tokens")
@@ -140,3 +151,11 @@ def _figures(case: Case, rates: dict[str, list[float]]) -> list[Figure]:
         figure("LLM.generate", "plain", goal=at_least(95)),
         figure("LLM.generate with log-probs, without text", "log_probs"),
     ]
+
+
+def _scaling(case: Case, in_flight: int, rates: dict[int, dict[str, list[float]]]) -> Figure:
+    usual = statistics.median(rates[case.in_flight]["ours"])
+    values = [rate / usual for rate in rates[in_flight]["ours"]]
+    what = f"generator tokens/s, {case.name}, {in_flight} in flight"
+    absolute = f"{statistics.median(rates[in_flight]['ours']):,.0f} tokens/s"
+    return Figure.of(what, f"{case.in_flight} in flight", values, absolute=absolute)

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import psutil
+
 from common.trajectory import Prompt
 from deploy.processes import REPOSITORY
 
@@ -41,6 +43,7 @@ class VllmPeer:
             start_new_session=True,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
+        self._whole = psutil.Process(self._process.pid)
         self._tell(arguments)
 
     def __enter__(self) -> Self:
@@ -70,6 +73,12 @@ class VllmPeer:
         generated = Generated(**self._hear())
         self._signal(signal.SIGSTOP)
         return generated
+
+    def move_to(self, core: int) -> None:
+        """Pin all its processes, of whatever it has started, to `core`."""
+        for process in [self._whole, *self._whole.children(recursive=True)]:
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, {core})
 
     def _signal(self, number: signal.Signals) -> None:
         os.killpg(self._process.pid, number)

@@ -69,6 +69,9 @@ class Learner:
 
     def __init__(self, rig: Rig) -> None:
         self.config: VcppoConfig = rig.config
+        mine = rig.launcher.learner_spec()  # this process takes the learner's place
+        os.sched_setaffinity(0, mine.cores or os.sched_getaffinity(0))
+        torch.set_num_threads(int(mine.environment["OMP_NUM_THREADS"]))
         self.actor: TrainEngine = make_actor(rig.config)
         self.broadcaster = WeightBroadcaster(rig.config, rig.store, self.actor)
         self.version = 0
@@ -175,7 +178,6 @@ def _lost_per_update(tokens: Counter[int], started: list[float]) -> float:
 def _large(rig: Rig, num_rounds: int) -> list[Figure]:
     (spec,) = rig.launcher.generator_specs()
     generator_core = min(spec.cores or os.sched_getaffinity(0))
-    os.sched_setaffinity(0, set(rig.launcher.learner_spec().cores or ()))
     rig.start_generators()
     learner = Learner(rig)
     source = [tensor for _, tensor in learner.actor.weight_source()]
