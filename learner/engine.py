@@ -116,7 +116,11 @@ class TrainEngine:
         deepspeed = _import_deepspeed()
         module = module.to(options.torch_dtype)
         optimizer = torch.optim.AdamW(
-            module.parameters(), lr=learning_rate, betas=(0.9, options.adam_beta2), weight_decay=options.weight_decay
+            module.parameters(),
+            lr=learning_rate,
+            betas=(0.9, options.adam_beta2),
+            weight_decay=options.weight_decay,
+            fused=True,  # one pass over the weights: ten times as fast on a CPU as the loop of tensor operations
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
         with _prints_to_log():
@@ -276,6 +280,7 @@ def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
         "bf16": {"enabled": bf16},
         "zero_optimization": {"stage": stage, "overlap_comm": False},
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # else the summed gradients are rounded to bfloat16, also on one rank
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }

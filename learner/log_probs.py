@@ -13,6 +13,7 @@ weights' type where bfloat16 autograd would: once before each matrix product and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from learner.products import bfloat16_products
 
-# Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient: 8 MiB each.
-MAX_CHUNK_WEIGHTS = 2 * 2**20
+# Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient: 4 MiB each.
+MAX_CHUNK_WEIGHTS = 2**20
 _VOCAB_STEP = 64  # a chunk that is a multiple of this fills the registers of a matrix product
 
 
@@ -94,24 +95,24 @@ class _ChunkedLogProbs(torch.autograd.Function):
         block: _Block,
     ) -> tuple[Tensor, Tensor]:
         running_max = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
-        total = torch.zeros_like(running_max)  # sum exp(z - max)
-        weighted = torch.zeros_like(running_max)  # sum exp(z - max) z
+        total = torch.zeros_like(running_max)  # sum 2^(z - max)
+        weighted = torch.zeros_like(running_max)  # sum 2^(z - max) z
         target_logits = torch.zeros_like(running_max)
         for columns, rows, logits in _walk(hidden, weight, bias, temperature, block):
             _pick(target_logits, logits, targets, rows, columns)
             new_max = torch.maximum(running_max[rows], logits.amax(dim=1))
-            shrink = (running_max[rows] - new_max).exp()
-            weights = (logits - new_max[:, None]).exp_()
+            shrink = (running_max[rows] - new_max).exp2()
+            weights = (logits - new_max[:, None]).exp2_()
             total[rows] = total[rows] * shrink + weights.sum(dim=1)
             weighted[rows] = weighted[rows] * shrink + weights.mul_(logits).sum(dim=1)
             running_max[rows] = new_max
             del weights
-        log_normaliser = running_max + total.log()
+        log_normaliser = running_max + total.log2()
         ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser)
         ctx.temperature, ctx.block = temperature, block
-        entropy = log_normaliser - weighted / total
+        entropy = (log_normaliser - weighted / total) * math.log(2.0)
         ctx.mark_non_differentiable(entropy)
-        return target_logits - log_normaliser, entropy
+        return (target_logits - log_normaliser) * math.log(2.0), entropy
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -123,9 +124,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
         sums = _WeightSums(grad_weight, ctx.block)
         for columns, rows, logits in _walk(hidden, weight, bias, ctx.temperature, ctx.block):
-            grad_logits = logits.sub_(log_normaliser[rows, None]).exp_().neg_()
-            _add_onehot(grad_logits, targets, rows, columns)
-            grad_logits.mul_(scale[rows, None])
+            grad_logits = logits.sub_(log_normaliser[rows, None]).exp2_().mul_(-scale[rows, None])
+            _add_at_targets(grad_logits, scale, targets, rows, columns)
             if grad_bias is not None:
                 grad_bias[columns] += grad_logits.sum(dim=0)
             typed = grad_logits.to(weight.dtype)
@@ -159,10 +159,12 @@ class _WeightSums:
 def _walk(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, block: _Block
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(vocabulary columns, token rows, logits ``[rows, columns]`` float32, divided by the temperature).
+    """(vocabulary columns, token rows, logits ``[rows, columns]`` float32 in bits, divided by the temperature).
 
-    The logits live in a buffer that the next step overwrites.
+    In bits (times log2 e), because the vectorised exp2 takes a quarter of the time of exp. The logits live in a buffer
+    that the next step overwrites.
     """
+    scale = math.log2(math.e) / temperature
     logits_buffer = hidden.new_empty(min(block.tokens, len(hidden)) * block.vocab, dtype=torch.float32)
     chunk_buffer = weight.new_empty((block.vocab, weight.shape[1]), dtype=torch.float32)  # no memory until written to
     for columns in block.vocab_slices(len(weight)):
@@ -171,11 +173,9 @@ def _walk(
             height, width = rows.stop - rows.start, columns.stop - columns.start
             logits = logits_buffer[: height * width].view(height, width)
             with bfloat16_products(weight.dtype):
-                _logits_into(logits, _operand(hidden[rows]), chunk)
+                _logits_into(logits, _operand(hidden[rows]), chunk, scale)
             if bias is not None:
-                logits += bias[columns].float()
-            if temperature != 1.0:
-                logits /= temperature
+                logits += bias[columns].float() * scale
             yield columns, rows, logits
 
 
@@ -186,12 +186,13 @@ def _operand(values: Tensor, buffer: Tensor | None = None) -> Tensor:
     return values.float() if buffer is None else buffer[: len(values)].copy_(values)
 
 
-def _logits_into(logits: Tensor, hidden: Tensor, chunk: Tensor) -> None:
-    """hidden @ chunk.T, summed in float32."""
+def _logits_into(logits: Tensor, hidden: Tensor, chunk: Tensor, scale: float) -> None:
+    """hidden @ chunk.T, summed in float32, times `scale`."""
     if hidden.dtype == torch.float32:
-        torch.mm(hidden, chunk.t(), out=logits)
+        logits.addmm_(hidden, chunk.t(), beta=0, alpha=scale)
     else:  # bfloat16 on CUDA. NOT RUN
         torch.mm(hidden, chunk.t(), out_dtype=torch.float32, out=logits)
+        logits *= scale
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -215,6 +216,6 @@ def _pick(target_logits: Tensor, logits: Tensor, targets: Tensor, rows: slice, c
     target_logits[rows] = torch.where(inside, picked, target_logits[rows])
 
 
-def _add_onehot(grad_logits: Tensor, targets: Tensor, rows: slice, columns: slice) -> None:
+def _add_at_targets(grad_logits: Tensor, scale: Tensor, targets: Tensor, rows: slice, columns: slice) -> None:
     local, inside = _inside(targets, rows, columns)
-    grad_logits.scatter_add_(1, local, inside[:, None].to(grad_logits.dtype))
+    grad_logits.scatter_add_(1, local, (inside * scale[rows])[:, None])
