@@ -22,7 +22,7 @@ import torch
 from common import watchdog
 from common.config import VcppoConfig, load_config
 from common.config.yaml_text import one_line
-from common.errors import EXIT_INTERRUPTED, VcppoError
+from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
 from common.ledger import VOCABULARY_SIZE
 from common.log import configure_logging
 from common.metrics import MetricsWriter
@@ -31,6 +31,7 @@ from common.store import RunStore
 from common.tasks import encode_prompt, load_task
 from learner.batch import Share
 from learner.collect import BatchCollector, PromptIssuer
+from learner.distributed import lost_peer
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
 from learner.export import export_policy, make_actor, make_policy
@@ -98,6 +99,11 @@ def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcast
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except RuntimeError as error:
+        if (text := lost_peer(error)) is None:
+            raise
+        log.critical("fatal", error=text)
+        return EXIT_FAILURE
     finally:
         watchdog.stop()
         leave_process_group()

@@ -6,6 +6,7 @@ Collectives carry msgpack or numbers, never pickles.
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -19,6 +20,9 @@ from torch import distributed
 from common.errors import VcppoError
 
 log = structlog.get_logger(__name__)
+
+# gloo's and NCCL's words; they raise nothing more specific than RuntimeError everywhere.
+_PEER_ERROR = re.compile(r"gloo|nccl|connection (closed|reset)|timed out", re.IGNORECASE)
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -70,6 +74,14 @@ def rank() -> int:
 
 def num_ranks() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def lost_peer(error: RuntimeError) -> str | None:
+    """What to say of a collective that failed because another rank is gone or stuck; None: it is another error."""
+    if num_ranks() == 1 or _PEER_ERROR.search(str(error)) is None:
+        return None
+    first_line = str(error).strip().splitlines()[0]
+    return f"learner rank {rank()} lost another of the {num_ranks()} ranks in the middle of a collective: {first_line}"
 
 
 def barrier() -> None:

@@ -226,7 +226,8 @@ class Chaos:
         else:
             ledger = evidence.ledger
             found += checks(evidence, self.config)
-        bad_ends = self.watch.unexplained_ends({entry.target.split()[0] for entry in storm.entries})
+        groups = ("learner",) if self.config.learner.num_ranks > 1 else ()
+        bad_ends = self.watch.unexplained_ends({entry.target.split()[0] for entry in storm.entries}, groups)
         found += process_checks(self.watch.tracebacks, bad_ends, self.watch.members, launcher.wanted)
         return Outcome(
             seed=self.seed,

@@ -67,12 +67,15 @@ class Watch:
             if record.get("exception"):
                 self.tracebacks.append(f"{process}: {event[:200]}")
 
-    def unexplained_ends(self, hit: Collection[str]) -> list[str]:
-        """Processes that ended without being hit, asked to, or saying why."""
+    def unexplained_ends(self, hit: Collection[str], groups: Collection[str] = ()) -> list[str]:
+        """Processes that ended without being hit, asked to, or saying why.
+
+        `groups` are launchers of processes (torchrun): one that was hit ends with a code of its own.
+        """
         found = []
         for process, code, said in self.ends:
             asked = code in (0, EXIT_INTERRUPTED, EXIT_TERMINATED)
-            struck = -code in (signal.SIGKILL, signal.SIGTERM) and process in hit
+            struck = process in hit and (-code in (signal.SIGKILL, signal.SIGTERM) or process in groups)
             if not (asked or struck or said):
                 found.append(f"{process} with exit code {code}")
         return found

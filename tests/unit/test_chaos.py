@@ -391,6 +391,7 @@ class TestWatch:
         end("buffer", 1)
         end("learner", -11)
         end("generator-1", -9)
+        assert "learner with exit code -11" not in watch.unexplained_ends({"learner"}, groups=["learner"])
         assert watch.unexplained_ends({"generator-0"}) == [
             "buffer with exit code 1", "learner with exit code -11", "generator-1 with exit code -9",
         ]  # fmt: skip
