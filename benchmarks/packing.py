@@ -13,6 +13,7 @@ all three, so the ways differ in padding and attention alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,7 +71,8 @@ def _ways(
     models = {}
     for attention in (PACKED_ATTENTION, "sdpa"):
         torch.manual_seed(0)
-        model = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
+        # A copy: the model writes its attention into the config.
+        model = LlamaForCausalLM._from_config(copy.deepcopy(config), dtype=dtype, attn_implementation=attention)
         models[attention] = PolicyModel(model)
     packed, padded = models[PACKED_ATTENTION], models["sdpa"]
     arrival = list(range(len(trajectories)))
