@@ -24,7 +24,7 @@ from common.ledger import Ledger
 from common.run_folder import RunFolder
 from common.store import RunStore
 from deploy import redis_server
-from deploy.cores import CorePlan, available_cores, huge_page_environment, plan_cores, thread_environment
+from deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.processes import FINAL, ProcessFailed, ProcessSpec, Supervisor
 from deploy.run_config import RunError
@@ -187,7 +187,7 @@ class Launcher:
             # We pin the process; vLLM's own binding would look at the whole machine.
             environment={
                 **thread_environment(plan.generator_threads, shared=plan.shared),
-                **huge_page_environment(),
+                **malloc_environment(),
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             },
             cores=frozenset(cores[i] for i in mine) if launcher.pin_cores else None,
