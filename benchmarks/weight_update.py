@@ -140,6 +140,8 @@ def _demo(rig: Rig, num_updates: int) -> list[Figure]:
     pauses = [report.pause_seconds for report in reports]
     lost = _lost_per_update(_tokens_by_version(rig), started)
     learner.broadcaster.close()
+    for spec in rig.launcher.generator_specs():
+        rig.end(spec.name)  # they would go on with what is queued
     pause = statistics.median(pauses)
     num = rig.config.generator.num_generators
     what = f"weight update, demo model, {num} busy generators"
