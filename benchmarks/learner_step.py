@@ -38,6 +38,7 @@ from learner.batch import Batch, Share
 from learner.engine import EngineOptions, TrainEngine, init_distributed
 from learner.loop import Broadcaster, Phases, RlLoop
 from learner.models import load_critic, load_policy
+from learner.packing import pack
 from learner.update import Models
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
@@ -147,7 +148,7 @@ def _smollm2(settings: Settings) -> Case:
         architecture |= {"num_hidden_layers": 2, "vocab_size": 2048}
     algorithm = {"num_mini_batches": 1}
     config = VcppoConfig.model_validate(
-        {"model": {"path": "-", "dtype": "bfloat16"}, "algorithm": algorithm, "learner": {"micro_batch_tokens": 4096}}
+        {"model": {"path": "-", "dtype": "bfloat16"}, "algorithm": algorithm, "learner": {"micro_batch_tokens": 2048}}
     )
     lengths = log_normal_lengths(settings.size(28, 4))
     return Case("SmolLM2-135M shape, bf16", architecture, config, lengths, 64, rounds=1, goal=at_least(50))
@@ -165,7 +166,7 @@ def _demo(settings: Settings) -> Case:
 
 
 def _measure(case: Case) -> tuple[float, list[Measured]]:
-    """Model FLOPs of one step, and each of its rounds. The first step, on the shortest responses, is not counted."""
+    """Model FLOPs of one step, and each of its rounds. A first step, on one micro-batch, warms up: memory included."""
     dtype = EngineOptions.from_config(case.config).torch_dtype
     with tempfile.TemporaryDirectory() as folder:
         path = write_model(Path(folder) / "model", case.architecture, case.config.model.dtype)
@@ -174,8 +175,8 @@ def _measure(case: Case) -> tuple[float, list[Measured]]:
     share = Share(0, 1, case.config.learner.micro_batch_tokens)
     loop = RlLoop(case.config, models, share, cast(Broadcaster, None), None)
     batch = Batch(random_trajectories(case.lengths, shape.vocab_size, case.prompt), 0)
-    shortest = sorted(case.lengths)[: case.config.algorithm.num_mini_batches]
-    loop.train(Batch(random_trajectories(shortest, shape.vocab_size, case.prompt), 0), Phases())
+    first_pack = pack(case.lengths, share.micro_batch_tokens)[0]
+    loop.train(Batch([batch.trajectories[i] for i in first_pack], 0), Phases())
     steps, speed = [], _product_speed(dtype)
     for _ in range(case.rounds):
         phases = _one_step(loop, batch)
