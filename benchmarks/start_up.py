@@ -31,7 +31,8 @@ from benchmarks.rig import DEADLINE_SECONDS, Rig, demo_architecture, demo_settin
 from common.config import VcppoConfig
 from deploy.processes import REPOSITORY
 
-_ALONE = """
+ALONE = ("one process", "as it comes")
+_SCRIPT = """
 import json, sys, time
 from vllm import LLM, SamplingParams
 llm = LLM(**json.loads(sys.argv[1]))
@@ -42,7 +43,7 @@ print("ready", time.monotonic(), file=sys.stderr, flush=True)
 
 def run(settings: Settings) -> list[Figure]:
     cores = sorted(os.sched_getaffinity(0))
-    seconds: dict[str, list[float]] = {"generator": [], "learner": [], "one process": [], "as it comes": []}
+    seconds: dict[str, list[float]] = {"generator": [], "learner": [], **{kind: [] for kind in ALONE}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "model", demo_architecture(), "float32")
@@ -50,7 +51,7 @@ def run(settings: Settings) -> list[Figure]:
             Alone(_config(folder, "warm", model), cores[0], {}, one_process=True).wait()
         for index in range(settings.rounds(3)):
             ours, theirs = (cores[0], cores[-1]) if index % 2 else (cores[-1], cores[0])
-            found = _round(_config(folder, f"round-{index}", model), ours, theirs)
+            found = _round(_config(folder, f"round-{index}", model), ours, theirs, settings.quick)
             for what, value in found.items():
                 seconds[what].append(value)
 
@@ -64,7 +65,7 @@ def run(settings: Settings) -> list[Figure]:
             absolute=seconds_text(statistics.median(seconds[who])),
         )
 
-    return [figure(who, against) for who in ("generator", "learner") for against in ("one process", "as it comes")]
+    return [figure(who, against) for who in ("generator", "learner") for against in ALONE if seconds[against]]
 
 
 def _config(folder: Path, name: str, model: Path) -> VcppoConfig:
@@ -78,8 +79,8 @@ def _config(folder: Path, name: str, model: Path) -> VcppoConfig:
     )
 
 
-def _round(config: VcppoConfig, generator_core: int, other_core: int) -> dict[str, float]:
-    """Seconds of each."""
+def _round(config: VcppoConfig, generator_core: int, other_core: int, quick: bool) -> dict[str, float]:
+    """Seconds of each; `quick` leaves out the longest."""
     seconds: dict[str, float] = {}
     with Rig(config) as rig:
         (spec,) = rig.launcher.generator_specs()
@@ -89,13 +90,14 @@ def _round(config: VcppoConfig, generator_core: int, other_core: int) -> dict[st
         rig.wait(lambda: rig.store.members("generator") != [], "the generator registered")
         seconds["generator"] = time.monotonic() - began
         seconds["one process"] = alone.wait()
-        alone = Alone(config, generator_core, spec.environment, one_process=False)
+        other = None if quick else Alone(config, generator_core, spec.environment, one_process=False)
         began = time.monotonic()
         rig.start(rig.launcher.learner_spec(), [other_core])
         rig.wait(lambda: rig.store.ledger().as_dict()["issued"] > 0, "the learner issued prompts")
         seconds["learner"] = time.monotonic() - began
         rig.end("learner")  # it would go on to train beside vLLM
-        seconds["as it comes"] = alone.wait()
+        if other is not None:
+            seconds["as it comes"] = other.wait()
     return seconds
 
 
@@ -112,7 +114,7 @@ class Alone:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if one_process else "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _ALONE, json.dumps(llm_arguments(config))],
+            [sys.executable, "-c", _SCRIPT, json.dumps(llm_arguments(config))],
             env=os.environ | {**environment} | quiet,
             cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from rich.table import Table
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.run_folder import RunFolder
-from deploy.cores import available_cores, thread_environment
+from deploy.cores import available_cores, malloc_environment, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.processes import ProcessSpec, Supervisor
 from deploy.run_config import RunError
@@ -105,7 +105,11 @@ def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path]) -> list[Pr
             sys.executable, "-m", "generator.evaluate", "--config", str(folder.config),
             "--model", str(model), "--output", str(folder.eval / f"{name}.json"), JSON_LOGS,
         ]  # fmt: skip
-        environment = {**thread_environment(share, shared=False), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment = {
+            **thread_environment(share, shared=False),
+            **malloc_environment(),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
         pinned = frozenset(mine) if config.launcher.pin_cores else None
         specs.append(ProcessSpec(f"eval-{name}", command, role="eval", environment=environment, cores=pinned))
     return specs
