@@ -95,7 +95,8 @@ def _round(config: VcppoConfig, generator_core: int, other_core: int, quick: boo
         rig.start(rig.launcher.learner_spec(), [other_core])
         rig.wait(lambda: rig.store.ledger().as_dict()["issued"] > 0, "the learner issued prompts")
         seconds["learner"] = time.monotonic() - began
-        rig.end("learner")  # it would go on to train beside vLLM
+        for name in ("learner", spec.name):  # they would go on to work beside vLLM
+            rig.end(name)
         if other is not None:
             seconds["as it comes"] = other.wait()
     return seconds

@@ -41,7 +41,7 @@ from learner.weight_transfer import BroadcastReport, CanaryProbe, WeightBroadcas
 
 _PROMPT_LENGTH, _NUM_PROBED = 16, 64
 _NUM_PROMPTS = 12_000  # more than two generators finish in the time
-_INTERVALS = (0.4, 2.0)  # seconds between updates, in turn
+_INTERVALS = (0.4, 0.4, 2.0, 2.0)  # seconds between updates, in turn: each set of weights runs for both
 
 
 def run(settings: Settings) -> list[Figure]:
@@ -50,9 +50,9 @@ def run(settings: Settings) -> list[Figure]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         demo = stack.enter_context(_rig(folder, "demo", demo_architecture(), "float32", settings.size(2, 1)))
         if settings.quick:
-            return _demo(demo, num_updates=3)
+            return _demo(demo, num_updates=6)
         large = stack.enter_context(_rig(folder, "large", SMOLLM2_135M, "bfloat16", 1))
-        return _demo(demo, num_updates=17) + _large(large, num_rounds=9)
+        return _demo(demo, num_updates=25) + _large(large, num_rounds=9)
 
 
 def _rig(folder: Path, name: str, architecture: dict[str, Any], dtype: str, num_generators: int) -> Rig:
@@ -133,7 +133,7 @@ def _demo(rig: Rig, num_updates: int) -> list[Figure]:
     started: list[float] = []
     reports: list[BroadcastReport] = []
     for index in range(num_updates):
-        end = time.monotonic() + _INTERVALS[index % 2]
+        end = time.monotonic() + _INTERVALS[index % len(_INTERVALS)]
         rig.wait(lambda end=end: time.monotonic() >= end, "the interval")  # type: ignore[misc]
         started.append(time.monotonic())
         reports.append(learner.update())
@@ -170,11 +170,14 @@ def _tokens_by_version(rig: Rig) -> Counter[int]:
 
 
 def _lost_per_update(tokens: Counter[int], started: list[float]) -> float:
-    """Seconds. ``started[i]``: when the update to version i + 2 began."""
+    """Seconds. ``started[i]``: when the update to version i + 2 began. A fit for each set of weights, then their mean."""
     periods = np.diff(started)
-    counts = [tokens[version] for version in range(2, 2 + len(periods))]
-    rate, offset = np.polyfit(periods, counts, 1)
-    return float(-offset / rate)
+    counts = np.asarray([tokens[version] for version in range(2, 2 + len(periods))])
+    lost = []
+    for parity in (0, 1):
+        rate, offset = np.polyfit(periods[parity::2], counts[parity::2], 1)
+        lost.append(-offset / rate)
+    return float(np.mean(lost))
 
 
 def _large(rig: Rig, num_rounds: int) -> list[Figure]:

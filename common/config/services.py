@@ -102,7 +102,7 @@ class GeneratorConfig(Section):
     """Address the control port binds to and is announced at."""
 
     engine_options: dict[str, object] = Field(default_factory=dict)
-    """More AsyncEngineArgs, by name."""
+    """More of vLLM's EngineArgs, by name."""
 
 
 class RedisConfig(Section):
