@@ -170,7 +170,7 @@ def _tokens_by_version(rig: Rig) -> Counter[int]:
 
 
 def _lost_per_update(tokens: Counter[int], started: list[float]) -> float:
-    """Seconds. ``started[i]``: when the update to version i + 2 began. A fit for each set of weights, then their mean."""
+    """Seconds. ``started[i]``: when the update to version i + 2 began. The mean of a fit for each set of weights."""
     periods = np.diff(started)
     counts = np.asarray([tokens[version] for version in range(2, 2 + len(periods))])
     lost = []
