@@ -39,7 +39,6 @@ class Benchmark(NamedTuple):
 BENCHMARKS = (
     Benchmark("gae", 1, "decoupled GAE against a copy of its arrays and a tensor loop"),
     Benchmark("wire", 1, "encode and decode a trajectory against memcpy, pickled lists, JSON"),
-    Benchmark("transport", 2, "generator to learner through ZeroMQ and Redis against bare Redis streams"),
     Benchmark("log_probs", 1, "log-probs and entropy without the logits against with them"),
     Benchmark("packing", 1, "packed forward and backward against padded and length-sorted"),
     Benchmark("learner_step", 1, "a whole learner step against the machine's own matrix product"),
@@ -47,7 +46,6 @@ BENCHMARKS = (
     Benchmark("weight_update", 2, "pause to resume, and bytes per second, against memcpy and gloo's broadcast"),
     Benchmark("overlap", 2, "asynchronous against synchronous on the same work"),
     Benchmark("start_up", 2, "a generator and the learner coming up against vLLM's engine alone"),
-    Benchmark("growth", 2, "longer trajectories, fuller buffers: is it a straight line?"),
     Benchmark("processes", 2, "1 to 4 generators, 1 to 2 learner ranks: is it a straight line?"),
     Benchmark("soak", 2, "memory of every process over half an hour of training", by_name_only=True),
 )
