@@ -63,6 +63,11 @@ class FanOut:
             raise MemberError(method, failures)
         return {name: f.result() for f, name in futures.items()}
 
+    def release(self) -> None:
+        """Between updates: hold no connections."""
+        for client in self.clients.values():
+            client.release()
+
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         offset = int(init_info["rank_offset"])
         arguments: dict[str, dict[str, Any]] = {}

@@ -239,6 +239,7 @@ class WeightBroadcaster:
             if not self._fan_out.clients:
                 return {"state": "again"}
         resumed = self._fan_out.call("resume")
+        self._fan_out.release()
         self._synced = {key: policy_version for key in self._joined if key[0] in self._fan_out.clients}
         if len(self._synced) < len(self._joined):
             self._joined = frozenset()  # whoever was put out comes back: rebuild the group whatever its entry says

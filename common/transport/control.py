@@ -111,12 +111,16 @@ class ControlClient:
             raise ControlError(f"{self.endpoint} {method}: {reply.get('error', 'unknown error')}")
         return reply.get("result")
 
-    def close(self) -> None:
+    def release(self) -> None:
+        """Give up idle connections: nobody reads what a broken server may send there. The next call makes its own."""
         with self._lock:
-            self._closed = True
             for socket in self._idle:
                 socket.close()
             self._idle.clear()
+
+    def close(self) -> None:
+        self._closed = True
+        self.release()
 
     def _idle_socket(self) -> Dealer | None:
         with self._lock:

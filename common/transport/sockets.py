@@ -1,7 +1,9 @@
 """The three kinds of ZeroMQ socket there are, and every option they have. The only importer of zmq.
 
-Nothing lingers, nothing blocks without a deadline, and every frame has a size limit. Peers exchange
-ZMTP heartbeats, so that one which is stopped, or whose machine is gone, counts as disconnected.
+Nothing lingers, nothing blocks without a deadline, and every frame has a size limit. The connecting side sends
+ZMTP heartbeats, so that a peer which is stopped, or whose machine is gone, counts as disconnected on both sides. The
+bound side sends none of its own: libzmq 4.3 aborts the process when one is due on a connection that broke while its
+receiving queue was full, as when a generator is killed while the buffer waits for Redis (libzmq issue 4841).
 """
 
 from __future__ import annotations
@@ -44,8 +46,14 @@ class Dealer:
             if identity:
                 self._socket.set(zmq.ROUTING_ID, identity)
             self._socket.set(zmq.SNDHWM, queue)
+            self._socket.set(
+                zmq.RCVHWM, 0
+            )  # a full queue and a heartbeat don't go together, see above; replies are small
             self._socket.set(zmq.MAXMSGSIZE, _CONTROL_BYTES)
             self._socket.set(zmq.IMMEDIATE, 1)
+            self._socket.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_SECONDS * 1000))
+            self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_DEADLINE_SECONDS * 1000))
+            self._socket.set(zmq.HEARTBEAT_TTL, int(HEARTBEAT_DEADLINE_SECONDS * 1000))  # for the other side
             self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -169,8 +177,6 @@ def _new(kind: int) -> zmq.Socket[bytes]:
 def _configure(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
     """Options of every socket. CURVE keys belong here, and nowhere else."""
     socket.set(zmq.LINGER, 0)
-    socket.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_SECONDS * 1000))
-    socket.set(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_DEADLINE_SECONDS * 1000))
     socket.set(zmq.RECONNECT_IVL, 100)
     socket.set(zmq.RECONNECT_IVL_MAX, 2000)
 

@@ -31,6 +31,7 @@ from common.store import RunStore
 from common.trajectory import Prompt, VersionSpan
 from common.transport import TrajectorySender
 from common.transport.frames import REFUSED, TRAJECTORY
+from common.transport.sockets import HEARTBEAT_SECONDS
 from common.wire import encode_trajectory
 from tests.fuzz import frames, wire
 from tests.fuzz.harness import resident_mib
@@ -291,3 +292,24 @@ def endless_message(victim: Target, mebibytes: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def leave_while_it_waits(victim: Target, num_messages: int) -> None:
+    """Redis is away, so the buffer takes nothing more; a peer with a full queue leaves, then Redis comes back."""
+    victim.redis.kill()
+    context: zmq.Context[Any] = zmq.Context()
+    peer = _connect(context, victim.endpoint, b"generator-1")
+    peer.set(zmq.SNDTIMEO, 2000)
+    try:
+        for number in range(num_messages):
+            name = f"p{number}"
+            peer.send_multipart([TRAJECTORY, f"{name}@generator-0.0".encode(), good_trajectory(name) + bytes(200_000)])
+    except zmq.Again:  # it stopped reading: as it should
+        pass
+    peer.close(0)
+    context.term()
+    deadline = time.monotonic() + 3 * HEARTBEAT_SECONDS
+    while time.monotonic() < deadline:
+        assert victim.resident_mib
+        time.sleep(0.1)
+    victim.redis.start()

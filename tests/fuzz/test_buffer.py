@@ -16,6 +16,7 @@ from tests.fuzz.buffer import (
     crowd,
     endless_message,
     good_trajectory_is_accepted,
+    leave_while_it_waits,
     target,
 )
 
@@ -43,6 +44,12 @@ def test_hostile_messages_cost_dead_letters_and_nothing_else(victim: Target) -> 
 def test_a_crowd_of_connections_costs_time_only(victim: Target) -> None:
     """Without a file left to open, looking after its memory ended the buffer."""
     assert crowd(victim, num_files=64, num_connections=300)
+
+
+def test_a_generator_killed_while_redis_is_away_does_not_end_the_buffer(victim: Target) -> None:
+    """libzmq aborts the process when a heartbeat is due on a connection that broke with its queue full."""
+    leave_while_it_waits(victim, 300)
+    assert good_trajectory_is_accepted(victim)
 
 
 def test_a_message_that_never_ends_is_cut_off(victim: Target) -> None:
