@@ -1,7 +1,7 @@
 """The way of a trajectory in one run of real parts, from a generator's arrays to the learner's, and its CPU seconds.
 
     TrajectorySender ──ZeroMQ, acked──▶ learner.buffer ──▶ redis-server (append-only file) ──▶ BatchCollector, claim,
-    (a thread here)                     (a process)        (a process)                        Batch.decode, commit (here)
+    (a thread here)                     (a process)        (a process)                        Batch.decode, commit
 
 Redis and buffer are started by the launcher's own specs. CPU seconds are of all threads of all three processes, user
 and system, from the processes' CPU clocks: they are exact, and waiting costs nothing.
