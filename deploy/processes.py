@@ -173,7 +173,7 @@ class Supervisor:
         self._reap()
         now = time.monotonic()
         for child in list(self.children.values()):
-            if child.restart_at <= now:
+            if child.restart_at <= now and not self._orphans:  # a new life beside remains of the old would be two
                 child.restart_at = float("inf")
                 self._spawn(child)
         self._orphans.reap(self._own())
@@ -183,7 +183,8 @@ class Supervisor:
 
     def _timers(self) -> Iterator[float]:
         for child in self.children.values():
-            yield child.restart_at
+            if not self._orphans:
+                yield child.restart_at
             if child.alive and not child.ready:
                 yield child.start_deadline
 

@@ -258,6 +258,32 @@ raise SystemExit(0 if number == 2 else 1)
         assert child.exit_code == -signal.SIGTERM
         assert child.total_restarts == 0
 
+    def test_a_restart_waits_until_nothing_of_the_old_life_is_left(
+        self, supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A killed torchrun leaves ranks that go on with their step: a second learner beside them would be two."""
+        monkeypatch.setattr("deploy.orphans.GRACE_SECONDS", 1.0)
+        pid_file = tmp_path / "pid"
+        deaf = (
+            "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+            f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))\n"
+            "print('deaf', flush=True)\nwhile True: signal.pause()"
+        )
+        code = (
+            "import os, subprocess, sys\n"
+            "from pathlib import Path\n"
+            f"pid_file = Path({str(pid_file)!r})\n"
+            "if pid_file.exists():\n"
+            "    state = Path('/proc/' + pid_file.read_text() + '/stat')\n"
+            "    raise SystemExit(0 if not state.exists() else 5)\n"
+            f"rank = subprocess.Popen([sys.executable, '-c', {deaf!r}],\n"
+            "    start_new_session=True, stdout=subprocess.PIPE)\n"
+            "rank.stdout.readline()\n" + READY + "\nos.kill(os.getpid(), 9)"
+        )
+        child = supervisor.start(ProcessSpec("learner", [sys.executable, "-c", code], max_restarts=1))
+        supervisor.wait_exit("learner")
+        assert child.total_restarts == 1
+
     def test_signal_interrupts_the_wait(self, supervisor: Supervisor) -> None:
         supervisor.start(ProcessSpec("a", python(READY + SLEEP)))
         supervisor.wait_ready(["a"])
