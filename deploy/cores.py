@@ -76,11 +76,11 @@ def thread_environment(num_threads: int, *, shared: bool) -> dict[str, str]:
 
 
 def malloc_environment() -> dict[str, str]:
-    """Environment in which glibc's malloc asks for 2 MiB pages and has one arena; what the user set stays.
+    """Environment in which glibc's malloc keeps its memory, in one arena and in 2 MiB pages; what the user set stays.
 
-    For generators: a weight update allocates each layer anew, twice, and every step its logits. With 4 KiB pages the
-    kernel's page faults take as long as receiving and loading do; and the arena of a thread, where vLLM's engine runs,
-    gives its memory back between steps.
+    For generators: a weight update allocates each layer anew, twice, and each step its logits. When what is freed goes
+    back to the kernel, or 4 KiB pages are asked for, page faults take as long as receiving and loading do.
     """
-    tunables = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+    settings = {"hugetlb": 1, "arena_max": 1, "mmap_threshold": 1 << 30, "trim_threshold": 1 << 32}
+    tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
     return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": tunables}

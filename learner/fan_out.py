@@ -80,6 +80,8 @@ class FanOut:
         self.call("init_weight_transfer_engine", arguments)
 
     def start_weight_update(self) -> None:
+        """Generators stand still from here until they are told to resume."""
+        self.call("pause")
         self.call("start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:

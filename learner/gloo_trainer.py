@@ -121,7 +121,10 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         return dist.ProcessGroupGloo(prefixed, 0, self._info.world_size, options)
 
     def send_weights(self) -> None:
-        """One whole update: start, receive beside broadcast, finish. On a non-sender: only walk the source."""
+        """One whole update: start, receive beside broadcast, finish. On a non-sender: only walk the source.
+
+        The first chunk is packed before the start, which is when generators stop.
+        """
         assert self.source is not None
         meta = self.source.metadata()
         chunks = cut_chunks(meta, self._info.buffer_bytes)
@@ -135,12 +138,14 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             "shapes": [list(m.shape) for m in meta],
             "chunks": chunks,
         }
+        packets = self._packets(meta, chunks)
+        first = next(packets, None)
         self.client.start_weight_update()
         receiving = beside(lambda: self.client.update_weights(update_info))
         # The workers' error must surface now, not when our own collective times out: break the collective.
         receiving.add_done_callback(lambda f: self._group.abort() if f.exception() else None)
         try:
-            self._broadcast(meta, chunks)
+            self._broadcast(first, packets)
         except RuntimeError as error:
             cause = receiving.exception(self._deadline.total_seconds())
             if cause is not None:  # what a generator said explains more than "connection closed"
@@ -149,22 +154,24 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         receiving.result(self._deadline.total_seconds())
         self.client.finish_weight_update()
 
-    def _broadcast(self, meta: list[ParamMeta], chunks: list[int]) -> None:
+    def _packets(self, meta: list[ParamMeta], chunks: list[int]) -> Iterator[torch.Tensor]:
+        """The chunks, each valid until the next but one is asked for."""
         assert self.source is not None
         walk = iter(self.source)
-        buffers = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))  # one packed, one travelling
-        sending: Any = None
+        buffers = (torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8))
         position = 0
         for index, count in enumerate(chunks):
-            packed = _pack(walk, meta[position : position + count], buffers[index % 2])
+            yield _pack(walk, meta[position : position + count], buffers[index % 2])
             position += count
-            if sending is not None:
-                sending.wait(self._deadline)
-            sending = self._group.broadcast([packed], dist.BroadcastOptions())
-        if sending is not None:
-            sending.wait(self._deadline)
         for name, _ in walk:
             raise ValueError(f"the weight source yields {name}, which its metadata does not declare")
+
+    def _broadcast(self, first: torch.Tensor | None, packets: Iterator[torch.Tensor]) -> None:
+        packet = first
+        while packet is not None:
+            sending = self._group.broadcast([packet], dist.BroadcastOptions())
+            packet = next(packets, None)  # packed while the one before travels
+            sending.wait(self._deadline)
 
     def shutdown(self) -> None:
         """Leave the group. Safe to call twice, and when the other members are gone."""

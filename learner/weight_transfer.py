@@ -229,8 +229,7 @@ class WeightBroadcaster:
             return {"members": [], "pause_seconds": 0.0, "canary_difference": None}
         self._fan_out.policy_version = policy_version
         watchdog.stage("broadcast", waiting_for=sorted(self._fan_out.clients))
-        self._fan_out.call("pause")
-        self._engine.send_weights()
+        self._engine.send_weights()  # pauses them
         difference = None
         if canary is not None:
             verdict = self._check_canary(canary)
