@@ -28,6 +28,7 @@ import msgpack
 import redis
 import structlog
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+from redis.connection import PythonRespSerializer
 from redis.retry import Retry
 
 from common.errors import VcppoError
@@ -75,6 +76,9 @@ MAX_LEASE_EXPIRIES = 5
 """A prompt whose leases expire this often kills its generators: it is rejected."""
 _BLOCK_SECONDS = 5.0  # longest single XREAD BLOCK; below the socket's own timeout
 _SOCKET_TIMEOUT_SECONDS = 15.0
+# Arguments above this are sent from where they are. Replies are read by hiredis, but its packer would copy a batch of
+# payloads into one command, which costs more than all the rest of an append.
+_LARGE_BYTES = 6000
 _GUESSED_BYTES = 4096  # of a payload, to size a batch
 
 T = TypeVar("T")
@@ -128,6 +132,7 @@ class RunStore:
             client = redis.Redis.from_url(
                 url,
                 protocol=2,
+                command_packer=PythonRespSerializer(_LARGE_BYTES, _encode),
                 socket_timeout=_SOCKET_TIMEOUT_SECONDS,
                 socket_connect_timeout=3.0,
                 health_check_interval=0,
@@ -435,6 +440,10 @@ class RunStore:
                 f"Redis at {redact(self._url)} throws keys away when it is full (maxmemory-policy {policy}): prompts "
                 "and trajectories would be lost; set it to noeviction"
             )
+
+
+def _encode(argument: str | bytes | float) -> bytes:
+    return argument if isinstance(argument, bytes) else str(argument).encode()
 
 
 def _evicts(facts: Any) -> str:
