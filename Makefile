@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check bench lock clean
+.PHONY: help setup demo test faults fuzz check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -25,8 +25,11 @@ setup: ## make the virtual environment from the locks (skipped when up to date)
 demo: setup ## the whole pipeline on the CPU, real components, two generators; ends with a page of results
 	@$(VENV)/bin/vcppo demo
 
-test: setup ## all tests: unit, integration, fuzz, faults (PYTEST_ARGS="-m unit" for the quick ones)
-	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit tests/integration tests/fuzz tests/faults
+test: setup ## all tests but the faults: unit, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit tests/integration tests/fuzz
+
+faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/faults
 
 fuzz: setup ## hostile input for longer: FUZZ="wire --runs 1000000 --seed 0"
 	@$(PYTHON_BIN) -m tests.fuzz $(FUZZ)
