@@ -29,46 +29,62 @@ _MAX_PADDING = 1.2
 
 
 class Group(NamedTuple):
-    """Segments that go through one batch.
+    """Segments that go through one batch: neighbours in the pack.
 
     Attributes:
         num_segments: S.
-        rows: ``[S * T]`` int64: where in the pack each token of each segment stands, T the longest's length; behind
-            its end a segment repeats its last token.
-        padding: ``[P]`` int64, which of the rows do so; None: none.
-        real: ``[S * T - P]`` int64, the others; None: all.
+        start, stop: their tokens are ``start:stop`` of the pack.
+        padding: None when all have one length.
     """
 
     num_segments: int
-    rows: Tensor
-    padding: Tensor | None
-    real: Tensor | None
+    start: int
+    stop: int
+    padding: _Padding | None
 
     def to_heads(self, packed: Tensor, num_heads: int, *, zero_padding: bool = False) -> Tensor:
-        """``[N, H, D]`` to ``[S * num_heads, H / num_heads, T, D]``, contiguous."""
-        rows = packed.index_select(0, self.rows)
-        if zero_padding and self.padding is not None:
-            rows[self.padding] = 0
-        split = rows.view(self.num_segments, -1, num_heads, packed.shape[1] // num_heads, packed.shape[2])
-        return split.permute(0, 2, 3, 1, 4).flatten(0, 1).contiguous()
-
-    def from_heads(self, by_head: Tensor, packed: Tensor) -> None:
-        """Back into a pack's rows; padding is left out."""
-        rows = by_head.unflatten(0, (self.num_segments, -1)).permute(0, 3, 1, 2, 4).reshape(-1, *packed.shape[1:])
-        if self.real is None:
-            packed.index_copy_(0, self.rows, rows)
+        """``[N, G * num_heads, D]`` to ``[S * num_heads, T * G, D]``, contiguous, token by token."""
+        if self.padding is None:
+            rows = packed[self.start : self.stop]
         else:
-            packed.index_copy_(0, self.rows[self.real], rows[self.real])
+            rows = packed.index_select(0, self.padding.rows)
+            if zero_padding:
+                rows[self.padding.padded] = 0
+        by_segment = rows.view(self.num_segments, -1, num_heads, packed.shape[1] // num_heads, packed.shape[2])
+        return by_segment.transpose(1, 2).contiguous().view(self.num_segments * num_heads, -1, packed.shape[2])
+
+    def from_heads(self, by_head: Tensor, packed: Tensor, num_heads: int) -> None:
+        """Back into the pack; padding is left out."""
+        shape = (self.num_segments, num_heads, -1, packed.shape[1] // num_heads, packed.shape[2])
+        by_segment = by_head.view(shape).transpose(1, 2)
+        if self.padding is None:
+            rows = packed[self.start : self.stop]
+            rows.view(by_segment.shape).copy_(by_segment)
+        else:
+            packed[self.start : self.stop] = by_segment.reshape(-1, *packed.shape[1:])[self.padding.real]
+
+
+class _Padding(NamedTuple):
+    """How S segments become S * T rows, T the longest's length.
+
+    Attributes:
+        rows: ``[S * T]`` int64: where in the pack each stands; behind its end a segment repeats its last token.
+        padded: ``[P]`` int64, which rows do so.
+        real: ``[S * T - P]`` int64, the others.
+    """
+
+    rows: Tensor
+    padded: Tensor
+    real: Tensor
 
 
 def plan(lengths: Sequence[int]) -> tuple[Group, ...]:
     """Groups of neighbouring segments; padding is least where `lengths` are sorted, longest first."""
-    starts = torch.tensor([0, *lengths]).cumsum(0)
-    groups, first = [], 0
+    groups, first, start = [], 0, 0
     while first < len(lengths):
         last = _end_of_group(lengths, first)
-        groups.append(_group(starts[first:last], lengths[first:last]))
-        first = last
+        groups.append(_group(start, lengths[first:last]))
+        first, start = last, groups[-1].stop
     return tuple(groups)
 
 
@@ -98,17 +114,20 @@ def _end_of_group(lengths: Sequence[int], first: int) -> int:
     return end
 
 
-def _group(starts: Tensor, lengths: Sequence[int]) -> Group:
-    position = torch.arange(max(lengths))
-    sizes = torch.tensor(lengths)[:, None]
-    rows = (starts[:, None] + torch.minimum(position, sizes - 1)).flatten()
+def _group(start: int, lengths: Sequence[int]) -> Group:
+    longest, shortest, stop = max(lengths), min(lengths), start + sum(lengths)
+    if longest == shortest:
+        return Group(len(lengths), start, stop, None)
+    position, sizes = torch.arange(longest), torch.tensor(lengths)[:, None]
+    starts = start + sizes.cumsum(0) - sizes
     is_real = (position < sizes).flatten()
-    if bool(is_real.all()):
-        return Group(len(lengths), rows, None, None)
-    return Group(len(lengths), rows, (~is_real).nonzero()[:, 0], is_real.nonzero()[:, 0])
+    rows = (starts + torch.minimum(position, sizes - 1)).flatten()
+    return Group(len(lengths), start, stop, _Padding(rows, (~is_real).nonzero()[:, 0], is_real.nonzero()[:, 0]))
 
 
 class _SegmentAttention(torch.autograd.Function):
+    """Float32 products in here are of values that were of the inputs' type, so all of them may be bfloat16's."""
+
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: tuple[Group, ...], scale: float, window: int | None
@@ -116,95 +135,96 @@ class _SegmentAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         ctx.groups, ctx.scale, ctx.window = groups, scale, window
         out, num_heads = q.new_empty(*q.shape[:2], v.shape[2]), k.shape[1]
-        for group in groups:
-            queries, keys, values = (group.to_heads(x, num_heads) for x in (q, k, v))
-            wide_keys, result = keys[:, 0].float(), queries.new_empty(*queries.shape[:3], v.shape[2])
-            for tile in _tiles(queries.shape, window):
-                probs = _probs(queries, wide_keys, tile, scale)
-                result[tile.at] = (probs.to(q.dtype) @ values[tile.batch, 0, tile.keys]).view_as(result[tile.at])
-            group.from_heads(result, out)
+        scores = _Scores(q.shape[1] // num_heads, scale, window)
+        with bfloat16_products(q.dtype):
+            for group in groups:
+                queries, keys, values = (group.to_heads(x, num_heads) for x in (q, k, v))
+                result = queries.new_empty(*queries.shape[:2], v.shape[2])
+                wide_queries, wide_keys = queries.float(), keys.float()
+                for tile in scores.tiles(*keys.shape[:2]):
+                    probs = scores.probs(wide_queries, wide_keys, tile)
+                    result[tile.rows] = probs.to(q.dtype) @ values[tile.keys]
+                group.from_heads(result, out, num_heads)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         packed = ctx.saved_tensors
-        grads, num_heads = [x.new_empty(x.shape) for x in packed], packed[1].shape[1]
-        for group in ctx.groups:
-            queries, keys, values = (group.to_heads(x, num_heads) for x in packed)
-            # A row whose output has no gradient gives none to what it attended to.
-            grad_out = group.to_heads(grad_outputs[0], num_heads, zero_padding=True)
-            parts = _gradients(queries, keys, values, grad_out, ctx.scale, ctx.window)
-            for part, grad in zip(parts, grads, strict=True):
-                group.from_heads(part, grad)
+        q, k, _ = packed
+        grads, num_heads = [x.new_empty(x.shape) for x in packed], k.shape[1]
+        scores = _Scores(q.shape[1] // num_heads, ctx.scale, ctx.window)
+        with bfloat16_products(q.dtype):
+            for group in ctx.groups:
+                queries, keys, values = (group.to_heads(x, num_heads) for x in packed)
+                # A row whose output has no gradient gives none to what it attended to.
+                grad_out = group.to_heads(grad_outputs[0], num_heads, zero_padding=True)
+                parts = _gradients(scores, queries, keys, values, grad_out)
+                for part, grad in zip(parts, grads, strict=True):
+                    group.from_heads(part, grad, num_heads)
         return (*grads, None, None, None)
 
 
 def _gradients(
-    queries: Tensor, keys: Tensor, values: Tensor, grad_out: Tensor, scale: float, window: int | None
+    scores: _Scores, queries: Tensor, keys: Tensor, values: Tensor, grad_out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of one group, shaped like queries, keys and values (`Group.to_heads`)."""
-    dtype = queries.dtype
-    grad_queries = torch.empty_like(queries)
+    dtype, grad_queries = queries.dtype, torch.empty_like(queries)
     grad_keys, grad_values = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
-    wide_keys, wide_values = keys[:, 0].float(), values[:, 0].float()
-    for tile in _tiles(queries.shape, window):
-        probs = _probs(queries, wide_keys, tile, scale)
-        grad_rows = grad_out[tile.at].flatten(1, 2)
-        with bfloat16_products(dtype):
-            grad_probs = grad_rows.float() @ wide_values[tile.batch, tile.keys].transpose(1, 2)
-        grad_values[tile.batch, 0, tile.keys] += probs.to(dtype).transpose(1, 2) @ grad_rows
+    wide_queries, wide_keys, wide_values, wide_grad_out = (x.float() for x in (queries, keys, values, grad_out))
+    for tile in scores.tiles(*keys.shape[:2]):
+        probs = scores.probs(wide_queries, wide_keys, tile)
+        grad_probs = wide_grad_out[tile.rows] @ wide_values[tile.keys].transpose(1, 2)
+        grad_values[tile.keys].add_(probs.to(dtype).transpose(1, 2) @ grad_out[tile.rows])
         grad_scores = torch._softmax_backward_data(grad_probs, probs, -1, torch.float32).to(dtype)
-        product = grad_scores @ keys[tile.batch, 0, tile.keys]
-        grad_queries[tile.at] = product.mul_(scale).view_as(grad_queries[tile.at])
-        grad_keys[tile.batch, 0, tile.keys] += grad_scores.transpose(1, 2) @ queries[tile.at].flatten(1, 2)
-    return grad_queries, grad_keys.mul_(scale).to(dtype), grad_values.to(dtype)
+        grad_queries[tile.rows] = grad_scores @ keys[tile.keys]
+        grad_keys[tile.keys].add_(grad_scores.transpose(1, 2) @ queries[tile.rows])
+    return grad_queries.mul_(scores.scale), grad_keys.mul_(scores.scale).to(dtype), grad_values.to(dtype)
 
 
 class _Tile(NamedTuple):
-    """Scores ``[batch, G * tokens, keys]`` that are computed at once; the keys end with the tokens."""
+    """Scores that are computed at once: rows of queries ``[B, T * G, D]`` against keys ``[B, T, D]``.
 
-    batch: slice
-    tokens: slice
-    keys: slice
-    window: int | None
+    The keys end with the last row's own token.
+    """
 
-    @property
-    def at(self) -> tuple[slice, slice, slice]:
-        """Its part of ``[B, G, T, D]``."""
-        return self.batch, slice(None), self.tokens
+    rows: tuple[slice, slice]
+    keys: tuple[slice, slice]
 
 
-def _tiles(shape: Sequence[int], window: int | None) -> Iterator[_Tile]:
-    """Of queries ``[B, G, T, D]``."""
-    num_batch, num_grouped, length, _ = shape
-    rows = math.ceil(length / math.ceil(length / MAX_TILE_ROWS))
-    for start in range(0, length, rows):
-        stop = min(length, start + rows)
-        first = 0 if window is None else max(0, start - window + 1)
-        step = max(1, MAX_TILE // (num_grouped * (stop - start) * (stop - first)))
-        for b in range(0, num_batch, step):
-            yield _Tile(slice(b, min(b + step, num_batch)), slice(start, stop), slice(first, stop), window)
+class _Scores:
+    """How queries and keys become probabilities; G query heads share a key head."""
 
+    def __init__(self, num_grouped: int, scale: float, window: int | None) -> None:
+        self.scale = scale
+        self._num_grouped = num_grouped
+        self._window = window
+        self._later = torch.full((MAX_TILE_ROWS, MAX_TILE_ROWS), -torch.inf).triu_(1).repeat_interleave(num_grouped, 0)
 
-def _probs(queries: Tensor, wide_keys: Tensor, tile: _Tile, scale: float) -> Tensor:
-    """``[batch, G * tokens, keys]`` float32 of one tile."""
-    part, keys = queries[tile.at], wide_keys[tile.batch, tile.keys]
-    rows = part.flatten(1, 2).float()
-    scores = rows.new_empty(len(rows), rows.shape[1], keys.shape[1])
-    with bfloat16_products(queries.dtype):
-        scores.baddbmm_(rows, keys.transpose(1, 2), beta=0, alpha=scale)
-    _hide(scores.unflatten(1, part.shape[1:3]), tile)
-    return torch.softmax(scores, -1, out=scores)
+    def tiles(self, num_batch: int, length: int) -> Iterator[_Tile]:
+        """Of all scores of a group: B key heads of T tokens."""
+        grouped = self._num_grouped
+        rows = math.ceil(length / math.ceil(length / MAX_TILE_ROWS))
+        for start in range(0, length, rows):
+            stop = min(length, start + rows)
+            first = 0 if self._window is None else max(0, start - self._window + 1)
+            step = max(1, MAX_TILE // (grouped * (stop - start) * (stop - first)))
+            for b in range(0, num_batch, step):
+                batch = slice(b, b + step)
+                yield _Tile((batch, slice(start * grouped, stop * grouped)), (batch, slice(first, stop)))
 
+    def probs(self, queries: Tensor, keys: Tensor, tile: _Tile) -> Tensor:
+        """``[B of the tile, its rows, its keys]`` float32."""
+        rows, seen = queries[tile.rows], keys[tile.keys]
+        scores = rows.new_empty(*rows.shape[:2], seen.shape[1])
+        scores.baddbmm_(rows, seen.transpose(1, 2), beta=0, alpha=self.scale)
+        self._hide(scores, tile)
+        return torch.softmax(scores, -1, out=scores)
 
-def _hide(scores: Tensor, tile: _Tile) -> None:
-    """Keys after a row's own, and before its window. ``scores [batch, G, tokens, keys]``."""
-    num_rows = scores.shape[2]
-    scores[..., -num_rows:] += _LATER[:num_rows, :num_rows]
-    if tile.window is not None:
-        token = torch.arange(tile.tokens.start, tile.tokens.stop)[:, None]
-        key = torch.arange(tile.keys.start, tile.keys.stop)
-        scores.masked_fill_(token - key >= tile.window, -torch.inf)
-
-
-_LATER = torch.full((MAX_TILE_ROWS, MAX_TILE_ROWS), -torch.inf).triu_(1)
+    def _hide(self, scores: Tensor, tile: _Tile) -> None:
+        """Keys after a row's own, and before its window."""
+        num_rows, num_tokens = scores.shape[1], scores.shape[1] // self._num_grouped
+        scores[..., -num_tokens:].add_(self._later[:num_rows, :num_tokens])
+        first, stop = tile.keys[1].start, tile.keys[1].stop
+        if self._window is not None and stop - first > self._window:
+            token = torch.arange(stop - num_tokens, stop).repeat_interleave(self._num_grouped)[:, None]
+            scores.masked_fill_(token - torch.arange(first, stop) >= self._window, -torch.inf)

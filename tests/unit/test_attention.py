@@ -84,11 +84,14 @@ def test_tiles_and_padding_change_nothing(lengths, window, dtype, tolerance, til
 def test_a_plan_holds_every_token_once_and_pads_little() -> None:
     lengths = sorted((int(x) for x in np.random.default_rng(0).lognormal(5, 0.8, 40)), reverse=True)
     groups: tuple[Group, ...] = plan(lengths)
-    tokens = torch.cat([g.rows if g.real is None else g.rows[g.real] for g in groups])
-    assert tokens.tolist() == list(range(sum(lengths)))
-    assert 1 < len(groups) < len(lengths) and sum(g.num_segments for g in groups) == len(lengths)
-    area = sum(g.num_segments * (len(g.rows) // g.num_segments) ** 2 for g in groups)
-    assert area <= 1.3 * sum(length**2 for length in lengths)
+    tokens = torch.arange(sum(lengths))[:, None, None]
+    by_head = [group.to_heads(tokens, 1) for group in groups]
+    assert sum(area.shape[0] * area.shape[1] ** 2 for area in by_head) <= 1.3 * sum(length**2 for length in lengths)
+    back = torch.zeros_like(tokens)
+    for group, x in zip(groups, by_head, strict=True):
+        group.from_heads(x, back, 1)
+    assert torch.equal(back, tokens)
+    assert 1 < len(groups) < len(lengths) and sum(group.num_segments for group in groups) == len(lengths)
 
 
 @pytest.mark.parametrize("refused", [{"softcap": 30.0}, {"dropout": 0.1}, {"attention_mask": torch.ones(1)}])
