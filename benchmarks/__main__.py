@@ -39,6 +39,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = (
     Benchmark("gae", 1, "decoupled GAE against a copy of its arrays and a tensor loop"),
     Benchmark("wire", 1, "encode and decode a trajectory against memcpy, pickled lists, JSON"),
+    Benchmark("transport", 2, "generator to learner through ZeroMQ and Redis against Redis streams"),
     Benchmark("log_probs", 1, "log-probs and entropy without the logits against with them"),
     Benchmark("packing", 1, "packed forward and backward against padded and length-sorted"),
     Benchmark("learner_step", 1, "a whole learner step against the machine's own matrix product"),

@@ -1,7 +1,7 @@
 """The way of a trajectory in one run of real parts, from a generator's arrays to the learner's, and its CPU seconds.
 
-    TrajectorySender ──ZeroMQ, acked──▶ learner.buffer ──▶ redis-server (append-only file) ──▶ BatchCollector, claim,
-    (a thread here)                     (a process)        (a process)                        Batch.decode, commit
+    TrajectorySender ──ZeroMQ, acked──▶ learner.buffer ──▶ redis-server, AOF ──▶ BatchCollector, claim, decode, commit
+    (a thread here)                     (a process)        (a process)           (here)
 
 Redis and buffer are started by the launcher's own specs. CPU seconds are of all threads of all three processes, user
 and system, from the processes' CPU clocks: they are exact, and waiting costs nothing.
@@ -9,6 +9,7 @@ and system, from the processes' CPU clocks: they are exact, and waiting costs no
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,10 +37,9 @@ _VOCABULARY = 151_936
 _MAX_TOKENS = 65_536
 
 
-def cpu_seconds(pids: Iterable[int] = ()) -> float:
-    """CPU seconds so far of this process and of `pids`."""
-    others = sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)  # Linux' clock id of a process' CPU time
-    return time.process_time() + others
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """CPU seconds so far of this process and of `pids`, by Linux' clock of each process' CPU time."""
+    return time.process_time() + sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
 
 
 class DataPath:
@@ -64,6 +64,8 @@ class DataPath:
         )
         source = PromptSource(self.config, load_task(self.config.task), _encode)
         self.issuer = PromptIssuer(self.store, source, "rl")
+        gc.collect()
+        gc.freeze()  # what imports left is no garbage of the path's
         return self
 
     def __exit__(
@@ -72,10 +74,10 @@ class DataPath:
         self.sender.close()
         self.rig.__exit__(kind, error, trace)
 
-    def cpu_by_process(self) -> dict[str, float]:
-        """CPU seconds so far, by process; ``ends`` is this one, sender and learner."""
-        found = {name: time.clock_gettime((~process.pid << 3) | 2) for name, process in self.rig.processes.items()}
-        return found | {"ends": time.process_time()}
+    @property
+    def pids(self) -> list[int]:
+        """Redis and buffer."""
+        return [process.pid for process in self.rig.processes.values()]
 
     def lease(self, count: int, template: Trajectory) -> list[Trajectory]:
         """Issue and lease `count` prompts; a trajectory like `template` for each."""
