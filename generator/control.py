@@ -170,7 +170,7 @@ class WeightControl:
 
     async def _abort(self) -> None:
         """The weights are wrong: drop everything in flight and wait, paused, for better ones."""
-        self.need_sync("the learner's canary rejected the weights")
+        self.need_sync("the learner says that the weights are wrong")
         await self._pause()
         if self.drop_in_flight is not None:
             await self.drop_in_flight()

@@ -177,16 +177,17 @@ class RolloutWorker:
             self._generating.add(task)
 
     async def _missed_a_version(self, prompts: list[Prompt]) -> bool:
-        """Prompts issued for weights we were never sent: hand them back and ask for an update.
+        """Prompts issued for weights we were never sent: hand them back and ask for an update, unless we have.
 
         The learner issues at a version only after everybody in its group runs it, so we were not in it (frozen, or cut
         off from the store). What older weights make of such a prompt could be too stale when it is trained.
         """
         version = self._control.policy_version
         newest = max((prompt.issue_version for prompt in prompts), default=UNSYNCED)
-        if version == UNSYNCED or newest <= version:  # unsynced: they wait at the gate for weights at least as new
+        if newest <= version:
             return False
-        self._control.need_sync(f"a prompt was issued at version {newest}, which this generator was never sent")
+        if version != UNSYNCED:
+            self._control.need_sync(f"a prompt was issued at version {newest}, which this generator was never sent")
         await self._return_leases([prompt.id for prompt in prompts])
         return True
 

@@ -7,9 +7,9 @@
 `broadcast` is called on every learner rank. Rank 0 alone talks to generators and tells the others after each
 attempt how it went, so all ranks make the same number of walks. A generator that fails is dropped by name, the
 group is rebuilt without it and the update repeated for the rest; it may come back as a new member (new epoch).
-A generator whose canary fails is put out alone: it drops what it has in flight and is sent everything anew; after
-``broadcast.canary_attempts`` failures in a row it is dismissed. If the canary fails everywhere the learner is likely
-wrong, and the run stops.
+A generator whose canary fails is put out alone: it drops what it has in flight and is sent everything anew. One that
+fails, either way, ``broadcast.attempts`` times in a row is dismissed. If the canary fails everywhere the learner is
+likely wrong, and the run stops.
 Waits: every call and collective has ``broadcast.deadline_seconds``.
 
 Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer engine, driven by the same code
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -29,12 +30,13 @@ import torch
 
 from common import watchdog
 from common.config import VcppoConfig
-from common.errors import DeadlineExceeded, VcppoError
+from common.errors import VcppoError
 from common.store import Member, RunStore
-from common.transport import ControlClient, ControlError
+from common.transport import ControlClient
 from learner.canary import CanaryError, CanaryJudge, CanaryProbe, CanaryVerdict
 from learner.distributed import broadcast_object, rank
 from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, free_port, silent
+from learner.membership import Life, Membership, dismiss, tell
 
 __all__ = [
     "POLICY_VERSION",
@@ -50,7 +52,6 @@ log = structlog.get_logger(__name__)
 
 POLICY_VERSION = "policy_version"  # the store value every process reads
 _SILENT = f"did not say in {STATUS_SECONDS:g} s that it is free for a call"
-_REPORT_SECONDS = 15.0
 _GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
 
 
@@ -110,13 +111,12 @@ class WeightBroadcaster:
         if self._backend == "auto":
             self._backend = "nccl" if engine.device.type == "cuda" else "gloo"
         self._fan_out: FanOut | None = None
-        self._joined: frozenset[tuple[str, int]] = frozenset()
-        self._dropped: set[tuple[str, int]] = set()
-        self._synced: dict[tuple[str, int], int] = {}  # what we sent, known sooner than members' next heartbeat
+        self._joined: frozenset[Life] = frozenset()
+        self._membership = Membership(store, config.broadcast.attempts) if store is not None else None
         self._engine: Any = None
         self._source: Any = None
         self._num_groups = 0
-        self._canaries = CanaryJudge(config.broadcast.canary_tolerance, config.broadcast.canary_attempts)
+        self._canaries = CanaryJudge(config.broadcast.canary_tolerance, config.broadcast.attempts)
 
     # Membership (rank 0)
 
@@ -126,40 +126,21 @@ class WeightBroadcaster:
             raise RuntimeError("only rank 0 has the store")
         return self._store
 
-    def members(self) -> list[Member]:
-        """Live generators, without those dropped in their present epoch. Rank 0 only."""
-        return [m for m in self.store.members("generator") if (m.id, m.epoch) not in self._dropped]
+    @property
+    def membership(self) -> Membership:
+        if self._membership is None:
+            raise RuntimeError("only rank 0 knows the generators")
+        return self._membership
 
     def out_of_sync(self, policy_version: int) -> list[str]:
-        """Ids of live generators that do not run ``policy_version``: they joined late or broke off. Rank 0 only.
-
-        Such a generator takes no prompts until the next `broadcast`, of a new version or of this one again.
-        """
-        return [
-            m.id
-            for m in self.members()
-            if m.policy_version != policy_version and self._synced.get((m.id, m.epoch)) != policy_version
-        ]
+        """Ids of live generators that do not run ``policy_version``. Rank 0 only."""
+        return self.membership.out_of_sync(policy_version)
 
     def wait_for_members(self, count: int, deadline_seconds: float) -> list[Member]:
         """Return when ``count`` generators are registered. Raises DeadlineExceeded. Rank 0 only."""
         import learner.gloo_trainer  # noqa: F401  (vLLM's interface takes seconds to import: now, while others start)
 
-        end = time.monotonic() + deadline_seconds
-        told, tell_at = -1, 0.0
-        while len(found := self.members()) < count:
-            watchdog.stage("wait_for_members", waiting_for=["generators"])
-            if len(found) != told or time.monotonic() >= tell_at:
-                log.info("waiting_for_generators", registered=[m.id for m in found], wanted=count)
-                told, tell_at = len(found), time.monotonic() + _REPORT_SECONDS
-            if time.monotonic() > end:
-                names = ", ".join(m.id for m in found) or "none"
-                raise DeadlineExceeded(
-                    f"{len(found)} of {count} generators registered within {deadline_seconds:.0f} s ({names}): "
-                    "look at the generators' logs"
-                )
-            time.sleep(0.1)  # registrations are keys that expire: there is nothing to block on
-        return found
+        return self.membership.wait(count, deadline_seconds)
 
     # One broadcast
 
@@ -177,12 +158,13 @@ class WeightBroadcaster:
         failures: dict[str, int] = {}
         if self._rank == 0:
             self._make_source()
-        while True:
-            outcome = broadcast_object(self._attempt(policy_version, canary, dropped, failures))
-            if outcome["state"] == "error":
-                raise {"canary": CanaryError}.get(outcome["kind"], BroadcastError)(outcome["text"])
-            if outcome["state"] == "done":
-                break
+        with self._membership.round() if self._membership is not None else nullcontext():
+            while True:
+                outcome = broadcast_object(self._attempt(policy_version, canary, dropped, failures))
+                if outcome["state"] == "error":
+                    raise {"canary": CanaryError}.get(outcome["kind"], BroadcastError)(outcome["text"])
+                if outcome["state"] == "done":
+                    break
         report = BroadcastReport(
             seconds=round(time.monotonic() - began, 6),
             pause_seconds=outcome["pause_seconds"],
@@ -230,7 +212,7 @@ class WeightBroadcaster:
         self._fan_out.policy_version = policy_version
         watchdog.stage("broadcast", waiting_for=sorted(self._fan_out.clients))
         self._engine.send_weights()  # pauses them
-        difference = None
+        joined, difference = self._joined, None
         if canary is not None:
             verdict = self._check_canary(canary)
             difference = verdict.difference
@@ -239,9 +221,7 @@ class WeightBroadcaster:
                 return {"state": "again"}
         resumed = self._fan_out.call("resume")
         self._fan_out.release()
-        self._synced = {key: policy_version for key in self._joined if key[0] in self._fan_out.clients}
-        if len(self._synced) < len(self._joined):
-            self._joined = frozenset()  # whoever was put out comes back: rebuild the group whatever its entry says
+        self.membership.synced([life for life in joined if life[0] in self._fan_out.clients], policy_version)
         return {
             "members": list(self._fan_out.clients),
             "pause_seconds": max(float(r["paused_seconds"]) for r in resumed.values()),
@@ -253,9 +233,9 @@ class WeightBroadcaster:
 
         Everybody is asked for a sign of life first: a death costs `STATUS_SECONDS` here, a whole deadline later.
         """
-        found = self.members()
+        found = self.membership.members()
         self._drop(dict.fromkeys((m.id for m in silent(found)), _SILENT), found, dropped)
-        found = self.members()
+        found = self.membership.members()
         joined = frozenset((m.id, m.epoch) for m in found)
         if joined and joined == self._joined:
             return
@@ -308,6 +288,10 @@ class WeightBroadcaster:
         tokens = {"token_ids": probe.token_ids, "prompt_length": int(probe.prompt_length)}
         answers = self._fan_out.call("canary", dict.fromkeys(self._fan_out.clients, tokens))
         verdict = self._canaries.judge(answers, probe)
+        if verdict.failed:
+            joined, self._joined = self._joined, frozenset()  # they come back: rebuild it whatever their entries say
+            worn_out = [life for life in joined if life[0] in verdict.worn_out]
+            self.membership.drop(worn_out, dict.fromkeys(verdict.worn_out, verdict.text))
         for name in verdict.failed:
             self._put_out(name, verdict)
         if verdict.is_hopeless:
@@ -319,25 +303,17 @@ class WeightBroadcaster:
         assert self._fan_out is not None
         client = self._fan_out.clients.pop(name)
         log.error("canary_failed", generator_id=name, reason=verdict.text)
-        self._tell(name, client, "abort", {})
+        tell(name, client, "abort", {})
         if name in verdict.worn_out:
-            self._dropped |= {key for key in self._joined if key[0] == name}
-            log.error("generator_dismissed", generator_id=name, reason=verdict.text)
-            self._tell(name, client, "dismiss", {"reason": f"its canary failed again and again: {verdict.text}"})
+            dismiss(name, client, f"its canary failed again and again: {verdict.text}")
         client.close()
-
-    def _tell(self, name: str, client: ControlClient, method: str, arguments: dict[str, Any]) -> None:
-        try:
-            client.call(method, arguments, STATUS_SECONDS)
-        except ControlError as error:
-            log.warning("call_failed", generator_id=name, method=method, error=str(error))
 
     # When something failed (rank 0)
 
     def _after_failure(self, error: Exception, dropped: list[str], failures: dict[str, int]) -> dict[str, Any]:
         """Name who is to blame, drop them, and say whether to try again."""
         log.warning("broadcast_failed", error=str(error), kind=type(error).__name__)
-        members = self.members()
+        members = self.membership.members()
         self._leave_group()
         blamed = dict.fromkeys((m.id for m in silent(members)), _SILENT)
         if not blamed and isinstance(error, MemberError):
@@ -347,15 +323,16 @@ class WeightBroadcaster:
         failures[""] = failures.get("", 0) + 1
         self._drop(blamed, members, dropped)
         nobody_can = bool(blamed) and len(blamed) == len(members) and set(blamed.values()) != {_SILENT}
+        for member in members:
+            if member.id in blamed and blamed[member.id] != _SILENT and not nobody_can:
+                self.membership.failed(member, blamed[member.id])
         if nobody_can or failures[""] > 2 + len(members):
             return {"state": "error", "kind": "broadcast", "text": f"no generator took the weights: {error}"}
         return {"state": "again"}
 
     def _drop(self, blamed: Mapping[str, str], members: Sequence[Member], dropped: list[str]) -> None:
-        self._dropped |= {(m.id, m.epoch) for m in members if m.id in blamed}
+        self.membership.drop([(m.id, m.epoch) for m in members if m.id in blamed], blamed)
         dropped.extend(blamed)
-        for name, reason in blamed.items():
-            log.error("generator_dropped", generator_id=name, reason=reason)
 
     def _leave_group(self) -> None:
         if self._engine is not None:

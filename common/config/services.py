@@ -171,8 +171,9 @@ class BroadcastConfig(Section):
     canary_tolerance: float = Field(default=0.05, gt=0)
     """Largest |log-prob difference| (nats) between generator and learner on the canary tokens."""
 
-    canary_attempts: Positive = 3
-    """A generator whose canary fails is sent the weights anew; after this often in a row it is dismissed by name."""
+    attempts: Positive = 3
+    """A generator whose update or canary fails is sent the weights anew; after this often in a row it is dismissed by
+    name."""
 
     canary_tokens: Positive = 64
     """Response tokens the canary compares."""

@@ -149,8 +149,8 @@ def test_a_generator_with_wrong_weights_is_put_out_alone_comes_back_and_is_at_la
     assert send(2) == ("generator-0",)
     scene.until(lambda: broadcaster.out_of_sync(2) == ["generator-1"], "it does not say that it needs weights")
     scene.store.issue(prompts(0, 6))
-    scene.until(lambda: scene.store.ledger().leased == 4, "nobody generates")
-    assert set(scene.store.lease_owners().values()) == {"generator-0"}  # not the one with wrong weights
+    # All go to the one with the right weights; what the other may have got in the same moment it hands back.
+    scene.until(lambda: list(scene.store.lease_owners().values()) == ["generator-0"] * 6, "some are not leased")
 
     scene.flag.unlink()
     assert send(2) == ("generator-0", "generator-1")
@@ -160,7 +160,7 @@ def test_a_generator_with_wrong_weights_is_put_out_alone_comes_back_and_is_at_la
     assert now["generator-1"] != epochs["generator-1"]
 
     scene.flag.touch()
-    for _ in range(config.broadcast.canary_attempts):
+    for _ in range(config.broadcast.attempts):
         policy.move()
         assert send(3) == ("generator-0",)
     assert scene.processes["generator-1"].wait(60) == EXIT_REFUSED

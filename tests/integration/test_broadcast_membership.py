@@ -109,6 +109,11 @@ class FakeStore:
     def __init__(self) -> None:
         self.generators: list[FakeGenerator] = []
         self.values: dict[str, str] = {}
+        self.returned: list[str] = []  # of whom the leases were taken back
+
+    def return_leases(self, generator_id: str) -> int:
+        self.returned.append(generator_id)
+        return 3
 
     def members(self, role: str) -> list[Member]:
         return [g.member for g in self.generators if g.alive]
@@ -216,6 +221,7 @@ def test_a_generator_that_hangs_in_the_update_costs_a_deadline_and_is_dropped(ma
     report = bench.send(2)
     assert report.members == ("g-0",)
     assert report.dropped == ("g-1",)
+    assert bench.store.returned == ["g-1"]  # its heart beats: it would renew its leases for ever
 
 
 def test_without_any_generator_left_the_error_says_so(make: Callable[..., Bench]) -> None:
@@ -321,3 +327,15 @@ def test_the_only_generator_dies_in_the_middle_of_an_update(make: Callable[..., 
     report = bench.send(2)
     assert (report.members, report.dropped) == ((), ("g-0",))
     assert bench.store.values == {"policy_version": "2"}
+
+
+def test_a_generator_whose_updates_fail_again_and_again_is_dismissed_by_name(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bad = bench.store.generators[1]
+    bad.engine.model.refusals = 1000
+    for version in (1, 2, 3):
+        assert not bad.dismissed
+        assert bench.send(version).members == ("g-0",)
+        assert bench.broadcaster.out_of_sync(version) == ["g-1"]  # it may try again
+    assert len(bad.dismissed) == 1
+    assert "this model refuses the weights" in bad.dismissed[0]

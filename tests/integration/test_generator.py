@@ -360,6 +360,21 @@ def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
     assert url in fatal_line(start(tmp_path, **tree))
 
 
+def test_what_is_leased_while_weights_are_lost_is_handed_back(tmp_path: Path, shared_redis: RedisServer) -> None:
+    """The call for prompts was on its way when the canary failed: they would wait for weights that may never come."""
+
+    async def body(bench: Bench) -> None:
+        await asyncio.sleep(0.3)  # it waits for prompts by now
+        bench.control.need_sync("its canary failed")
+        bench.store.issue(prompts(3))
+        await asyncio.sleep(1.5)  # longer than a lease call waits
+        assert bench.store.ledger().queued == 3
+        bench.control.loaded(0)
+        assert len(await bench.receive(3)) == 3
+
+    run(tmp_path, shared_redis, body).close()
+
+
 def test_prompts_of_a_version_it_was_never_sent_are_handed_back(tmp_path: Path, shared_redis: RedisServer) -> None:
     """Cut off from the store during a broadcast: what old weights make of new prompts may be too stale to train."""
 
