@@ -26,7 +26,7 @@ demo: setup ## the whole pipeline on the CPU, real components, two generators; e
 	@$(VENV)/bin/vcppo demo
 
 test: setup ## all tests but the faults: unit, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
-	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit tests/integration tests/fuzz
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit tests/conformance tests/integration tests/fuzz
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/faults

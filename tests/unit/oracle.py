@@ -20,9 +20,13 @@ def td_errors(rewards: Floats, values: Floats, final_value: float, gamma: float 
 
 def gae(rewards: Floats, values: Floats, final_value: float, lam: float, gamma: float = 1.0) -> list[float]:
     """Eq. 4: A_t = sum_{l=0}^{T-t-1} (gamma lambda)^l delta_{t+l}."""
-    deltas = td_errors(rewards, values, final_value, gamma)
-    steps = range(len(rewards))
-    return [math.fsum((gamma * lam) ** (j - t) * deltas[j] for j in steps if j >= t) for t in steps]
+    return [gae_at(rewards, values, final_value, t, lam, gamma) for t in range(len(rewards))]
+
+
+def gae_at(rewards: Floats, values: Floats, final_value: float, t: int, lam: float, gamma: float = 1.0) -> float:
+    """A_t of eq. 4 alone: linear in T, where all of them are quadratic."""
+    deltas = td_errors(rewards[t:], values[t:], final_value, gamma)
+    return math.fsum((gamma * lam) ** steps * delta for steps, delta in enumerate(deltas))
 
 
 def value_targets(rewards: Floats, values: Floats, final_value: float, lam: float, gamma: float = 1.0) -> list[float]:

@@ -1,0 +1,8 @@
+"""Estimators of the table: ours through its own code, and peers' formulas rewritten from what they document and do."""
+
+from tests.conformance.adapters.openrlhf import OpenRlhf
+from tests.conformance.adapters.trl import Trl
+from tests.conformance.adapters.vcppo import Vcppo
+from tests.conformance.adapters.verl import Verl
+
+ESTIMATORS = (Vcppo(), Verl(), Trl(), OpenRlhf())

@@ -1,0 +1,38 @@
+"""What the three peers share: one λ, padded float32 arrays, `returns = advantages + values`, whitening by mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.conformance.interface import BoolArray, Float32Array, Settings, Shard, Unsupported
+
+
+def the_one_lambda(settings: Settings) -> np.float32:
+    if settings.lambda_actor != settings.lambda_critic:
+        raise Unsupported("one λ for advantages and value targets")
+    return np.float32(settings.lambda_actor)
+
+
+def only_terminal(shards: Sequence[Shard], settings: Settings) -> None:
+    cut = any("length" in shard.finish_reasons for shard in shards)
+    if cut and settings.truncation != "terminal":
+        raise Unsupported("the finish reason does not enter the estimator: a cut response is an end")
+
+
+def outcomes_at(shard: Shard, columns: NDArray[np.int64]) -> Float32Array:
+    """``[S, W]`` each response's outcome at its column."""
+    rewards = np.zeros_like(shard.rewards)
+    rewards[np.arange(len(columns)), columns] = shard.rewards.sum(axis=1)
+    return rewards
+
+
+def bessel_whitened(advantages: Float32Array, mask: BoolArray) -> Float32Array:
+    """verl's and TRL's: variance with n − 1, refused below two actions."""
+    kept = advantages[mask]
+    if kept.size < 2:
+        raise ValueError(f"whitening needs two actions, there are {kept.size}")
+    whitened: Float32Array = (advantages - kept.mean()) / np.sqrt(kept.var(ddof=1) + np.float32(1e-8))
+    return whitened

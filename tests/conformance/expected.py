@@ -1,0 +1,68 @@
+"""What the paper's formulas give for some shards: float64, by the literal transcription in `tests/unit/oracle.py`.
+
+The transcription is quadratic in T, so of a long response only some positions are worked out; the others are NaN here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.conformance.interface import Settings, Shard
+from tests.unit import oracle
+
+ALL_POSITIONS_UP_TO = 128
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """``[S, W]`` of one shard, NaN where nothing is expected; `advantages` before whitening."""
+
+    advantages: Float64Array
+    value_targets: Float64Array
+    trained: NDArray[np.bool_]
+
+
+def expected(shard: Shard, settings: Settings) -> Expected:
+    advantages, targets = np.full((2, *shard.rewards.shape), np.nan)
+    trained = shard.action_mask.copy()
+    for s, length in enumerate(shard.lengths):
+        actions = np.flatnonzero(shard.action_mask[s, :length])
+        cut = shard.finish_reasons[s] == "length"
+        rewards = [0.0] * len(actions)
+        # What the environment pays on tool text, or anywhere, is for the action before it.
+        for token in np.flatnonzero(shard.rewards[s, :length]):
+            rewards[int(np.searchsorted(actions, token, side="right")) - 1] += float(shard.rewards[s, token])
+        final_value = 0.0
+        if cut and settings.truncation == "bootstrap":
+            rewards, final_value = [0.0] * len(actions), float(shard.values[s, length])
+        if cut and settings.truncation == "mask":
+            trained[s] = False
+        values = shard.values[s, actions].tolist()
+        for t in positions(len(actions)):
+            at = (s, actions[t])
+            rest = (rewards, values, final_value)
+            advantages[at] = oracle.gae_at(*rest, t, settings.lambda_actor, settings.gamma)
+            targets[at] = values[t] + oracle.gae_at(*rest, t, settings.lambda_critic, settings.gamma)
+    return Expected(advantages, targets, trained)
+
+
+def positions(num_actions: int) -> Sequence[int]:
+    """Every position of a short response, a dozen of a long one: both ends and some between."""
+    if num_actions <= ALL_POSITIONS_UP_TO:
+        return range(num_actions)
+    between = np.linspace(3, num_actions - 4, 6).astype(int).tolist()
+    return [0, 1, 2, *between, num_actions - 3, num_actions - 2, num_actions - 1]
+
+
+def whitened(each: Sequence[Expected], ddof: int) -> list[Float64Array]:
+    """Zero mean and unit variance over what is trained on in all shards; ``ddof`` 0 or 1: both are in use."""
+    kept = np.concatenate([one.advantages[one.trained] for one in each])
+    mean = kept.mean() if kept.size else 0.0
+    std = float(np.std(kept, ddof=ddof)) if kept.size > ddof else 0.0
+    return [(one.advantages - mean) / (std or 1.0) for one in each]

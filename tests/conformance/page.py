@@ -1,0 +1,50 @@
+"""The published table, docs/conformance.md: who passes what, and what is behind each failure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.conformance.check import Result
+
+SIGNS = {"pass": "✓", "fail": "✗", "not offered": "–"}
+
+HEAD = """\
+# Advantage estimators against the paper
+
+Every estimator below gets the same arrays and is compared with a float64 transcription of the paper's sums
+(`tests/unit/oracle.py`). **vcppo** runs the learner's own functions. The peers' columns are *their formulas rewritten
+here* from their sources, linked below, as they were in early 2026; their packages are not run, and they change: check
+yours with `python -m tests.conformance my_module:MyEstimator` (`tests/conformance/README.md`). ✓ passes, ✗ differs by
+more than 1e-4, – not offered, which is no fault. Several ✗ may have one cause: it is named below the table.
+
+Made by `python -m tests.conformance --markdown > docs/conformance.md`.
+"""
+
+FINDINGS = (Path(__file__).parent / "findings.md").read_text(encoding="utf-8")
+
+
+def markdown(names: Sequence[str], results: Sequence[Sequence[Result]]) -> str:
+    """``results[estimator][case]`` as the page."""
+    rows = [f"| case | must hold | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    for each in zip(*results, strict=True):
+        case = each[0].case
+        rows.append(f"| {case.name} | {case.what} | {' | '.join(SIGNS[result.status] for result in each)} |")
+    rows.append(f"| **passed of offered** | | {' | '.join(map(_count, results))} |")
+    return "\n".join([HEAD, *rows, "", FINDINGS, _measured(names, results)])
+
+
+def _count(column: Sequence[Result]) -> str:
+    offered = [result for result in column if result.status != "not offered"]
+    return f"{sum(result.status == 'pass' for result in offered)} of {len(offered)}"
+
+
+def _measured(names: Sequence[str], results: Sequence[Sequence[Result]]) -> str:
+    lines = ["## Measured", "", "| | case | largest difference |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {result.case.name} | {result.detail} |"
+        for name, column in zip(names, results, strict=True)
+        for result in column
+        if result.status == "fail"
+    ]
+    return "\n".join(lines) + "\n"
