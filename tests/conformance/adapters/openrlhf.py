@@ -2,7 +2,7 @@
 
 https://github.com/OpenRLHF/OpenRLHF/blob/main/openrlhf/trainer/ppo_utils/experience_maker.py
 Values and rewards are multiplied by the action mask, then GAE runs over the whole width, a step a token. The outcome
-goes on the last action (`compute_reward` in openrlhf/models/utils.py). Whitening: over all experiences' actions, with n.
+goes on the last action (`compute_reward` in openrlhf/models/utils.py). Whitening: over all actions, with n.
 """
 
 from __future__ import annotations
