@@ -22,8 +22,9 @@ from torch import Tensor
 
 from learner.products import bfloat16_products
 
-# Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient: 4 MiB each.
-MAX_CHUNK_WEIGHTS = 2**20
+# Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient, of a token chunk's hidden states
+# a product: 4 MiB each.
+MAX_CHUNK_STATES = 2**20
 _VOCAB_STEP = 64  # a chunk that is a multiple of this fills the registers of a matrix product
 
 
@@ -68,11 +69,14 @@ class _Block(NamedTuple):
 
     @classmethod
     def of(cls, chunk_tokens: int, chunk_vocab: int, num_vocab: int, hidden_size: int) -> _Block:
-        """As asked for, or narrower and longer where the weights of a chunk would take more memory than its logits."""
-        vocab = max(1, min(chunk_vocab, num_vocab, MAX_CHUNK_WEIGHTS // hidden_size))
+        """As asked for, or narrower and longer where the weights of a chunk would take more memory than its logits.
+
+        A chunk of tokens holds at most as many states as one of the vocabulary holds weights.
+        """
+        vocab = max(1, min(chunk_vocab, num_vocab, MAX_CHUNK_STATES // hidden_size))
         if _VOCAB_STEP < vocab < num_vocab:
             vocab -= vocab % _VOCAB_STEP
-        return cls(max(1, chunk_tokens * chunk_vocab // vocab), vocab)
+        return cls(max(1, min(chunk_tokens * chunk_vocab // vocab, MAX_CHUNK_STATES // hidden_size)), vocab)
 
     def vocab_slices(self, num_vocab: int) -> Iterator[slice]:
         return (slice(v, min(v + self.vocab, num_vocab)) for v in range(0, num_vocab, self.vocab))
@@ -120,7 +124,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         scale = grad_outputs[0].float() / ctx.temperature
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
-        grad_weight = torch.zeros_like(weight) if need_weight else None
+        # Every chunk is written, but for a dummy's, which has no tokens.
+        new_weight = torch.empty_like if len(hidden) else torch.zeros_like
+        grad_weight = new_weight(weight) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
         sums = _WeightSums(grad_weight, ctx.block)
         for columns, rows, logits in _walk(hidden, weight, bias, ctx.temperature, ctx.block):
@@ -167,13 +173,14 @@ def _walk(
     scale = math.log2(math.e) / temperature
     logits_buffer = hidden.new_empty(min(block.tokens, len(hidden)) * block.vocab, dtype=torch.float32)
     chunk_buffer = weight.new_empty((block.vocab, weight.shape[1]), dtype=torch.float32)  # no memory until written to
+    wide_hidden = _operand(hidden)
     for columns in block.vocab_slices(len(weight)):
         chunk = _operand(weight[columns], chunk_buffer)
         for rows in block.token_slices(len(hidden)):
             height, width = rows.stop - rows.start, columns.stop - columns.start
             logits = logits_buffer[: height * width].view(height, width)
             with bfloat16_products(weight.dtype):
-                _logits_into(logits, _operand(hidden[rows]), chunk, scale)
+                _logits_into(logits, wide_hidden[rows], chunk, scale)
             if bias is not None:
                 logits += bias[columns].float() * scale
             yield columns, rows, logits

@@ -182,9 +182,11 @@ class UpdateStats:
         self.by_staleness = np.zeros((3, self.num_buckets), np.float64)
 
     def add(self, prefix: str, sums: dict[str, Tensor]) -> None:
-        for name, value in sums.items():
+        # Together: on CUDA each look at a value waits for all work before it.
+        values = torch.stack([value.float() for value in sums.values()]).tolist()
+        for name, value in zip(sums, values, strict=True):
             key = f"{prefix}/{name}"
-            self.sums[key] = self.sums.get(key, 0.0) + float(value)
+            self.sums[key] = self.sums.get(key, 0.0) + value
 
     def gathered(self) -> UpdateStats:
         """The same over all ranks. Every rank has the same names: each runs every loss, dummies included."""

@@ -1,0 +1,161 @@
+"""What grows with a run: trajectories of 1k to 32k tokens, and 10² to 10⁵ of them buffered. Is it a straight line?
+
+Tokens: CPU seconds per token, of encoding + decoding and of the whole path of `benchmarks.data_path` (sender, ZeroMQ,
+buffer, Redis, learner; all processes), at each length over that at the shortest. A fixed part per trajectory makes it
+fall with the length; where it rises, something grows faster than the trajectory.
+
+Buffered: a store filled to 10², 10³, 10⁴, 10⁵ trajectories, then what a run does with it, Redis and client together:
+appending, claiming and committing a batch (the same batch whatever lies there) and the ledger should cost what they
+cost at 10²; looking at all that is outstanding, and Redis' memory, as much an entry as at 10².
+
+1 to 4 generators and 1 to 2 learner ranks: `benchmarks.processes`. Asserted: what arrives is what was sent; the ledger
+is exact and counts what was filled in.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from benchmarks.data_path import DataPath, check, cpu_seconds
+from benchmarks.figures import Figure, at_most, seconds_text
+from benchmarks.harness import Settings, measure
+from benchmarks.wire import make_trajectory, through_the_wire
+from common.ledger import BufferEntry
+from common.trajectory import Trajectory
+from common.wire import encode_trajectory
+
+LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768)
+FILLS = (100, 1_000, 10_000, 100_000)
+ROUND_TOKENS = 2**20  # a round of any length carries as many
+BATCH = 64
+SHORT = 64  # tokens of a buffered trajectory: what is counted is how many there are
+NO_KNEE = 1.25
+_FILL_CHUNK = 1_000
+
+Costs = dict[str, list[float]]  # operation -> seconds (or bytes) a round
+
+
+def run(settings: Settings) -> list[Figure]:
+    lengths = LENGTHS[: settings.size(len(LENGTHS), 2)]
+    fills = FILLS[: settings.size(len(FILLS), 2)]
+    with tempfile.TemporaryDirectory() as folder:
+        with DataPath(Path(folder), "lengths") as path:
+            carried = _carried(path, lengths, settings.size(ROUND_TOKENS, 2**16), settings.rounds(5))
+        with DataPath(Path(folder), "fills") as path:
+            empty = path.store.memory().used
+            kept = {fill: _at_fill(path, fill, empty, settings.rounds(9)) for fill in fills}
+    coded = measure(_codecs(lengths), settings.rounds(9))
+    per_token = {length: [seconds / length for seconds in coded[str(length)].cpu] for length in lengths}
+    return [
+        *_by_length("encode + decode", per_token),
+        *_by_length("sender to learner, CPU of all processes", carried),
+        *[figure for operation in kept[fills[0]] for figure in _by_fill(operation, kept)],
+    ]
+
+
+def _codecs(lengths: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    def codec(trajectory: Trajectory) -> Callable[[], object]:
+        return lambda: through_the_wire(trajectory)
+
+    return {str(length): codec(make_trajectory("rl-0", length)) for length in lengths}
+
+
+def _carried(path: DataPath, lengths: tuple[int, ...], num_tokens: int, rounds: int) -> dict[int, list[float]]:
+    """CPU seconds a token through the whole path; lengths take turns, the first turn warms up."""
+    costs: dict[int, list[float]] = {length: [] for length in lengths}
+    for _ in range(rounds + 1):
+        for length in lengths:
+            trajectories = path.lease(num_tokens // length, make_trajectory("rl-0", length))
+            before = cpu_seconds(path.pids)
+            batches = path.carry(trajectories, len(trajectories) // 2)
+            costs[length].append((cpu_seconds(path.pids) - before) / num_tokens)
+            check(batches, trajectories)
+    assert path.store.ledger().is_exact
+    return {length: samples[1:] for length, samples in costs.items()}
+
+
+def _at_fill(path: DataPath, fill: int, empty: int, rounds: int) -> Costs:
+    """Fill the store up to `fill` buffered trajectories, then time what a step does with one more batch.
+
+    empty: bytes Redis held before the first.
+    """
+    template = make_trajectory("rl-0", SHORT)
+    while (missing := fill - path.store.ledger().buffered) > 0:
+        path.store.append(_entries(path, min(missing, _FILL_CHUNK), template))
+    costs: Costs = {
+        "append of a batch": [],
+        "claim + commit of a batch": [],
+        "the ledger": [],
+        "outstanding, an entry": [],
+    }
+    for _ in range(rounds):
+        entries = _entries(path, BATCH, template)
+        ids = [entry.prompt_id for entry in entries]
+        costs["append of a batch"].append(_cpu(path, partial(path.store.append, entries)))
+        costs["outstanding, an entry"].append(_cpu(path, path.store.outstanding) / (fill + BATCH))
+        costs["claim + commit of a batch"].append(_cpu(path, partial(_train, path, ids)))
+        costs["the ledger"].append(_cpu(path, path.store.ledger, times=20))
+    ledger = path.store.ledger()
+    assert ledger.is_exact, ledger
+    assert ledger.buffered == fill, ledger
+    costs["Redis' memory, an entry"] = [(path.store.memory().used - empty) / fill]
+    return costs
+
+
+def _entries(path: DataPath, count: int, template: Trajectory) -> list[BufferEntry]:
+    """Of prompts that were issued and leased for them."""
+    return [
+        BufferEntry(
+            t.prompt_id, t.id, t.group_id, t.issue_version, t.oldest_version, t.num_tokens, encode_trajectory(t)
+        )
+        for t in path.lease(count, template)
+    ]
+
+
+def _train(path: DataPath, ids: list[str]) -> None:
+    path.store.claim(ids, 1)
+    path.store.commit(ids)
+
+
+def _cpu(path: DataPath, do: Callable[[], object], times: int = 1) -> float:
+    """CPU seconds of Redis and this process, per call."""
+    before = cpu_seconds(path.pids)
+    for _ in range(times):
+        do()
+    return (cpu_seconds(path.pids) - before) / times
+
+
+def _by_length(what: str, costs: dict[int, list[float]]) -> list[Figure]:
+    shortest = min(costs)
+    base = statistics.median(costs[shortest])
+    return [
+        Figure.of(
+            f"{what}, a token, {length:,} tokens", f"{shortest:,} tokens", [cost / base for cost in samples],
+            goal=at_most(NO_KNEE), absolute=f"{seconds_text(statistics.median(samples) * length)} a trajectory",
+        )
+        for length, samples in costs.items()
+        if length > shortest
+    ]  # fmt: skip
+
+
+def _by_fill(operation: str, kept: dict[int, Costs]) -> list[Figure]:
+    smallest = min(kept)
+    base = statistics.median(kept[smallest][operation])
+    figures = []
+    for fill in kept:
+        if fill == smallest:
+            continue
+        samples = kept[fill][operation]
+        middle = statistics.median(samples)
+        figures.append(
+            Figure.of(
+                f"{operation}, {fill:,} buffered", f"{smallest:,} buffered", [sample / base for sample in samples],
+                goal=at_most(NO_KNEE),
+                absolute=f"{middle:,.0f} bytes" if "memory" in operation else seconds_text(middle),
+            )
+        )  # fmt: skip
+    return figures
