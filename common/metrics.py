@@ -1,4 +1,8 @@
-"""Metrics of one service: JSON lines in the run folder, scalars also as TensorBoard event files (without torch)."""
+"""Metrics of one service: JSON lines in the run folder; the same call feeds TensorBoard, Prometheus and the like.
+
+writer = open_metrics(config, "learner")
+writer.write(step, {"reward/mean": 0.5})     the names: `common.metric_names`
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,16 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from common.errors import MetricsError
+from common.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
 from common.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from common.config import VcppoConfig
 
 Value = float | int | str | None | Sequence[float | None]
 
@@ -25,27 +33,26 @@ class MetricsWriter:
 
     Args:
         folder: the run folder (not its metrics folder).
-        service: ``learner``, ``generator-0``, …; names the file and the TensorBoard folder.
+        service: ``learner``, ``generator-0``, …; names the file.
         run_id: goes into every line.
-        tensorboard: write event files to ``<run>/tensorboard/<service>`` too.
+        sinks: get the numbers of each line too; closed with this.
     """
 
-    def __init__(self, folder: Path, service: str, run_id: str, tensorboard: bool) -> None:
-        run_folder = RunFolder(folder)
+    def __init__(self, folder: Path, service: str, run_id: str, sinks: Sequence[Sink] = ()) -> None:
         self._identity = {"service": service, "run_id": run_id}
-        path = run_folder.metrics_file(service)
+        path = RunFolder(folder).metrics_file(service)
         path.parent.mkdir(parents=True, exist_ok=True)
         _close_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
-        self._events = _EventWriter(run_folder.tensorboard / service) if tensorboard else None
+        self._sinks = list(sinks)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append ``{"time", "service", "run_id", "step", …values}``.
 
         Args:
             step: x-axis of the charts; learner step or seconds, as the service defines it.
-            values: by name. NaN and infinity become null. Lists (curves by position, say) and text
-                (``stage``) are in the JSON line only; null is left out of TensorBoard.
+            values: by name. NaN and infinity become null, which sinks hear of as undefined. Lists (curves by position,
+                say) and text (``stage``) are in the JSON line only.
         """
         now = time.time()
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -53,16 +60,33 @@ class MetricsWriter:
         line = {"time": stamp, **self._identity, "step": step, **plain}
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
-        if self._events is not None:
-            scalars = {name: value for name, value in plain.items() if isinstance(value, float | int)}
-            self._events.write(step, scalars, now)
+        scalars = {name: value for name, value in plain.items() if isinstance(value, float | int)}
+        undefined = [name for name, value in plain.items() if value is None]
+        for sink in self._sinks:
+            sink.write(step, scalars, undefined, now)
 
     def close(self) -> None:
-        """Flush and close both; idempotent."""
+        """Flush and close everything; idempotent."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        while self._sinks:
+            self._sinks.pop().close()
+
+
+def open_metrics(config: VcppoConfig, service: str) -> MetricsWriter:
+    """The writer of ``service`` with the sinks the config asks for.
+
+    Raises:
+        MetricsError: one of them can't be had; the text says which setting.
+    """
+    folder, run_id, wanted = RunFolder(config.run.path), config.run.name, config.metrics
+    sinks: list[Sink] = []
+    if wanted.prometheus_port:  # first: nothing is open yet if the port is taken
+        sinks.append(PrometheusSink(wanted.prometheus_host, wanted.prometheus_port, service, run_id))
+    if wanted.wandb_project is not None:
+        sinks.append(WandbSink(wanted.wandb_project, folder.path / "wandb", service, run_id))
+    if config.logging.tensorboard:
+        sinks.append(TensorBoardSink(folder.tensorboard / service))
+    return MetricsWriter(folder.path, service, run_id, sinks)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -119,23 +143,3 @@ def _plain(value: Any) -> Any:
         return value
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-class _EventWriter:
-    """TensorBoard scalars. Imported late: only services that want it pay for protobuf."""
-
-    def __init__(self, folder: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventFileWriter(str(folder), flush_secs=5)
-
-    def write(self, step: int, scalars: Mapping[str, float | int], wall_time: float) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()])
-        self._writer.add_event(Event(step=step, wall_time=wall_time, summary=summary))
-
-    def close(self) -> None:
-        self._writer.close()

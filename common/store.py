@@ -245,6 +245,10 @@ class RunStore:
         rows: Any = self._call("dead_letters", lambda: self._client.xrevrange(key, count=count))
         return [dead_letter_from(row_id, fields) for row_id, fields in rows]
 
+    def num_dead_letters(self) -> int:
+        """How many of them are kept."""
+        return int(self._call("num_dead_letters", lambda: self._client.xlen(self._prefix + "dead_letters")))
+
     # ------------------------------------------------------------------ learner: batches
 
     def expire(self, prompt_ids: Sequence[str], reason: str) -> list[str]:

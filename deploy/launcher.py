@@ -78,6 +78,7 @@ class Launcher:
         self.config, self.folder, self.sink = config, RunFolder(config.run.path), sink
         self.embedded = config.redis.url is None
         self.redis_url = config.redis.url or redis_server.url(self.folder.redis)
+        self._places: dict[str, int] = {}
         self.supervisor = Supervisor(
             sink,
             stop_deadline_seconds=config.launcher.stop_deadline_seconds,
@@ -124,15 +125,17 @@ class Launcher:
             redis_server.check_reachable(self.config.redis.url)
 
     def _bring_up(self) -> None:
-        start = self.supervisor.start
+        def start(spec: ProcessSpec) -> None:
+            self.supervisor.start(self.on_this_host(spec))
+
         if self.embedded:
-            start(self.redis_spec())
+            self.supervisor.start(self.redis_spec())
             self.supervisor.wait_ready(["redis"])
         buffers = self.buffer_specs()
         for spec in buffers:
             start(spec)
         self.supervisor.wait_ready([spec.name for spec in buffers])
-        for spec in [*self.generator_specs(), self.learner_spec()]:
+        for spec in [self.learner_spec(), *self.generator_specs()]:
             start(spec)
 
     def _stop(self, *roles: str) -> None:
@@ -140,6 +143,14 @@ class Launcher:
         self.supervisor.stop([[c.spec.name for c in children if c.spec.role == role] for role in roles])
 
     # ---- what is started
+
+    def on_this_host(self, spec: ProcessSpec) -> ProcessSpec:
+        """`spec`, with a metrics port of its own: buffers, generators and learner of one host can't share one."""
+        first = self.config.metrics.prometheus_port
+        if not first:
+            return spec
+        port = first + self._places.setdefault(spec.name, len(self._places))
+        return replace(spec, command=[*spec.command, f"metrics.prometheus_port={port}"])
 
     def _command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", *words, "--config", str(self.folder.config)]

@@ -18,7 +18,7 @@ from common import watchdog
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
 from common.log import configure_logging
-from common.metrics import MetricsWriter
+from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.transport import ControlServer, TrajectorySender
@@ -71,7 +71,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
         sender = TrajectorySender(
             config.transport.endpoints, generator_id, config.transport, folder.spool / generator_id
         )
-        metrics = MetricsWriter(folder.path, generator_id, config.run.name, config.logging.tensorboard)
+        metrics = open_metrics(config, generator_id)
         try:
             await _roll_out(config, generator_id, stopping, engine, store, sender, verifiers, tokenizer, metrics)
         finally:

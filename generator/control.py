@@ -39,6 +39,7 @@ class WeightControl:
         running: set while prompts may be leased and begun: the weights are whole and the engine is not paused.
         policy_version: of the weights in the engine; -1: unknown or half-loaded, waiting for an update.
         epoch: raised each time this generator needs to be taken into the weight group anew.
+        total_paused_seconds: that the engine stood still for weights, since the process began.
     """
 
     def __init__(self, engine: Engine, generator_id: str, silence_seconds: float) -> None:
@@ -55,6 +56,7 @@ class WeightControl:
         self._lock = asyncio.Lock()
         self._paused_at: float | None = None
         self._paused_seconds = 0.0
+        self.total_paused_seconds = 0.0
         self._heard = time.monotonic()
         self._busy: str | None = None
 
@@ -161,6 +163,7 @@ class WeightControl:
             await self._engine.resume()
             self._paused_seconds = time.monotonic() - self._paused_at
             self._paused_at = None
+            self.total_paused_seconds += self._paused_seconds
         if self.policy_version != UNSYNCED:
             self.running.set()
 

@@ -341,10 +341,12 @@ class RolloutWorker:
         self._num_heartbeats += 1
         version = self._control.policy_version
         values: dict[str, float | list[float] | None] = {
+            "generator/tokens": float(counters.num_tokens),
             "generator/tokens_per_second": counters.num_tokens / max(now - counters.since, 1e-9),
             "generator/rollouts": float(counters.num_rollouts),
             "generator/in_flight": float(len(self._generating)),
             "generator/queue_wait": counters.queue_wait,
+            "generator/paused": self._control.total_paused_seconds,
             "generator/unacked": float(self._sender.num_unacked),
             "generator/policy_version": None if version == UNSYNCED else float(version),
         }

@@ -25,7 +25,7 @@ from common.config.yaml_text import one_line
 from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
 from common.ledger import VOCABULARY_SIZE
 from common.log import configure_logging
-from common.metrics import MetricsWriter
+from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.tasks import encode_prompt, load_task
@@ -150,7 +150,7 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
         patience_seconds=config.redis.patience_seconds,
     )
     store.set_value(VOCABULARY_SIZE, str(vocabulary_size(config.model.path, config.model.trust_remote_code)))
-    metrics = MetricsWriter(config.run.path, "learner", config.run.name, config.logging.tensorboard)
+    metrics = open_metrics(config, "learner")
     return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
 
 

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -31,12 +31,13 @@ from common.errors import EXIT_OK, VcppoError
 from common.ledger import VOCABULARY_SIZE, BufferEntry, Member
 from common.log import configure_logging
 from common.log_budget import LineBudget
-from common.metrics import MetricsWriter
+from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore, StoreFull, StoreUnavailable
 from common.trajectory import DEFAULT_LIMITS, TrajectoryLimits
 from common.transport import Received, TrajectoryReceiver
 from common.wire import WireError, decode_trajectory
+from learner.store_metrics import StoreState, store_metrics
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +88,7 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
             config.redis.connect_deadline_seconds,
             patience_seconds=_REDIS_PATIENCE_SECONDS,
         )
-        metrics = MetricsWriter(RunFolder(config.run.path).path, "buffer", config.run.name, config.logging.tensorboard)
+        metrics = open_metrics(config, "buffer")
         try:
             Buffer(config, receiver, store, metrics, stopping).run()
         finally:
@@ -124,7 +125,8 @@ class Buffer:
         self._counts: Counter[str] = Counter()
         self._started_at = time.monotonic()
         self._heartbeat_at = self._report_at = 0.0
-        self._num_reported = 0
+        self._reported: Mapping[str, float | None] = {}
+        self._credits = (config.rl.max_staleness + 1) * config.rl.batch_size
         self._max_resident_mib = config.transport.receive_memory_mib
         self._next_cut_at = 0.0
         # Kept open: a crowd of peers may use up all files.
@@ -271,12 +273,26 @@ class Buffer:
             self._heartbeat_at = time.monotonic() + self._heartbeat_seconds
 
     def _report(self) -> None:
+        """Now and then, if anything changed: our own counts, and the state of Redis, which has no voice."""
         now = time.monotonic()
-        if now >= self._report_at and self._counts["received"] != self._num_reported:
-            self._report_at = now + _METRICS_SECONDS
-            self._num_reported = self._counts["received"]
-            seconds = int(now - self._started_at)
-            self._metrics.write(seconds, {f"buffer/{name}": float(self._counts[name]) for name in _COUNTS})
+        if now < self._report_at:
+            return
+        self._report_at = now + _METRICS_SECONDS
+        counts = {f"buffer/{name}": float(self._counts[name]) for name in _COUNTS}
+        values = {**counts, **self._store_values()}
+        seen = {name: value for name, value in values.items() if name != "store/memory_bytes"}  # that is never still
+        if seen != self._reported:
+            self._reported = seen
+            self._metrics.write(int(now - self._started_at), values)
+
+    def _store_values(self) -> Mapping[str, float | None]:
+        try:
+            members = [member for role in ("generator", "buffer") for member in self._store.members(role)]
+            state = StoreState(self._store.ledger(), self._store.memory(), self._store.num_dead_letters(), members)
+        except StoreUnavailable as error:
+            log.warning("store_unavailable", error=str(error), waiting_for="redis")
+            return {"store/up": 0.0}
+        return store_metrics(state, self._credits)
 
 
 if __name__ == "__main__":

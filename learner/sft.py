@@ -31,7 +31,7 @@ from common.config import SftPhase, VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
 from common.json_file import read_json_object
 from common.log import configure_logging
-from common.metrics import MetricsWriter
+from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.tasks import Demonstration, Task, encode_prompt, load_task
 from common.trajectory import Trajectory, VersionSpan
@@ -241,7 +241,7 @@ def _train(config: VcppoConfig, task: Task, tokenizer: Any, engine: TrainEngine,
 def _metrics(config: VcppoConfig) -> MetricsWriter | None:
     if rank() != 0:
         return None
-    return MetricsWriter(config.run.path, "sft", config.run.name, config.logging.tensorboard)
+    return open_metrics(config, "sft")
 
 
 def _train_step(engine: TrainEngine, batch: Sequence[Trajectory], token_budget: int) -> tuple[float, float]:

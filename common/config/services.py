@@ -192,6 +192,19 @@ class LoggingConfig(Section):
     """Metrics also go to <run>/tensorboard."""
 
 
+class MetricsConfig(Section):
+    """Where numbers go besides the run folder (docs/metrics.md)."""
+
+    prometheus_port: int = Field(default=0, ge=0, le=65535)
+    """Every process serves /metrics here; 0: none. Under `vcppo up` each takes a port of its own from this one on."""
+
+    prometheus_host: str = "0.0.0.0"
+    """Address the metrics port binds to. It is read-only and not authenticated."""
+
+    wandb_project: str | None = None
+    """Metrics also go to this project of Weights & Biases (pip install vcppo[wandb])."""
+
+
 class WatchdogConfig(Section):
     """The last net under every wait: it ends a process that is stuck, with its stacks in the log folder."""
 

@@ -14,6 +14,7 @@ from common.config.services import (
     LauncherConfig,
     LearnerConfig,
     LoggingConfig,
+    MetricsConfig,
     RedisConfig,
     RunConfig,
     TransportConfig,
@@ -54,6 +55,7 @@ class VcppoConfig(Section):
     transport: TransportConfig = TransportConfig()
     broadcast: BroadcastConfig = BroadcastConfig()
     logging: LoggingConfig = LoggingConfig()
+    metrics: MetricsConfig = MetricsConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     launcher: LauncherConfig = LauncherConfig()
     eval: EvalConfig = EvalConfig()

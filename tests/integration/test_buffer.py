@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import yaml
 
-from common.config import TransportConfig
+from common.config import RlConfig, TransportConfig
 from common.ledger import VOCABULARY_SIZE, Ledger
 from common.store import RunStore
 from common.trajectory import Prompt, Trajectory, VersionSpan
 from common.transport import TrajectorySender
 from common.wire import encode_trajectory
+from tests.integration.scraper import free_ports, scrape
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RedisServer
@@ -72,9 +73,9 @@ class BufferProcess:
         config = str(self.folder / "config.yaml")
         return [sys.executable, "-m", "learner.buffer", "--config", config, "--endpoint", self.endpoint, *overrides]
 
-    def start(self) -> None:
+    def start(self, *overrides: str) -> None:
         """Until the ready line; the endpoint is kept for the next start."""
-        self.process = process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, text=True)
+        self.process = process = subprocess.Popen(self.command(*overrides), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for line in process.stdout:
             self.lines.append(json.loads(line))
@@ -156,6 +157,28 @@ def test_valid_ones_are_stored_once_and_the_others_are_dead_letters(
     assert store.members("buffer") == []
     stopped = buffer.lines[-1]
     assert (stopped["event"], stopped["accepted"], stopped["duplicate"]) == ("buffer_stopped", 1, 1)
+
+
+def test_it_serves_its_counts_and_redis_state(
+    buffer: BufferProcess, store: RunStore, make_sender: Callable[[str], TrajectorySender]
+) -> None:
+    store.issue([a_prompt(n) for n in range(3)])
+    store.dead_letter("test", "by hand", "nobody")
+    port = free_ports(1)
+    buffer.start(f"metrics.prometheus_port={port}", "metrics.prometheus_host=127.0.0.1", "rl.max_staleness=2")
+    eventually(lambda: any(name == "vcppo_store_up" for name, _, _ in scrape(port)))
+    seen = {(name, labels.get("state")): value for name, labels, value in scrape(port)}
+    assert seen["vcppo_store_prompts", "queued"] == 3
+    assert seen["vcppo_store_credits_used", None] == 3
+    assert seen["vcppo_store_credits", None] == 3 * RlConfig().batch_size
+    assert (seen["vcppo_store_dead_letters", None], seen["vcppo_store_ledger_difference", None]) == (1, 0)
+    assert seen["vcppo_store_memory_bytes", None] > 100_000
+    sender = make_sender(buffer.endpoint)
+    sender.send("p0@generator-0.0", encode_trajectory(a_trajectory("p0")))
+    assert sender.drain(20)
+    assert buffer.stop() == 0
+    last = json.loads((buffer.folder / "run" / "metrics" / "buffer.jsonl").read_text().splitlines()[-1])
+    assert (last["buffer/accepted"], last["store/queue/buffered"], last["store/queue/queued"]) == (1, 1, 2)
 
 
 def test_what_does_not_fit_its_prompt_is_a_dead_letter(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from common.metrics import read_metrics
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.run_data import RunData
+from tests.integration.scraper import Scraper, free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -46,6 +48,8 @@ class Run:
             "-c", str(SMOKE), f"run.folder={root / 'runs'}", f"model.path={self.folder.cold_start}",
             f"transport.endpoints=[{endpoint}]",
         ]  # fmt: skip
+        self.metrics_port = free_ports(4)  # buffer, learner, two generators
+        self.scraper = Scraper(range(self.metrics_port, self.metrics_port + 4))
         self.killed: subprocess.CompletedProcess[str] | None = None
         self.finished: subprocess.CompletedProcess[str] | None = None
 
@@ -94,6 +98,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run = Run(tmp_path_factory.mktemp("end_to_end"))
     cold_start = run.vcppo("sft", *run.settings)
     assert cold_start.returncode == 0, cold_start.stderr
+    run.settings.append(f"metrics.prometheus_port={run.metrics_port}")
     up = run.start("up", *run.settings, "launcher.learner_restarts=0")
     reader: list[subprocess.CompletedProcess[str]] = []
     thread = threading.Thread(target=lambda: reader.append(finish(up)))  # its pipes must not fill up
@@ -103,6 +108,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     assert reader, "`vcppo up` did not end after its learner was killed"
     run.killed = reader[0]
     run.finished = run.vcppo("up", *run.settings)
+    run.scraper.stop()
     yield run
     redis_server.socket_path(run.folder.redis).unlink(missing_ok=True)
 
@@ -171,6 +177,16 @@ def test_every_log_line_is_json_with_its_service(run: Run) -> None:
         for line in path.read_text().splitlines():
             record = json.loads(line)
             assert {"time", "level", "service", "event"} <= set(record)
+
+
+def test_all_that_the_dashboard_shows_was_served(run: Run) -> None:
+    dashboard = (ROOT / "deploy/monitoring/grafana/dashboards/vcppo.json").read_text()
+    served = set().union(*run.scraper.names.values())
+    assert set(re.findall(r"\bvcppo_\w+", dashboard)) - served == set()
+    assert {"learner", "buffer", "generator-0", "generator-1"} <= set(run.scraper.names)
+    assert run.scraper.newest["vcppo_store_ledger_difference", "buffer"] == 0
+    assert run.scraper.newest["vcppo_generator_tokens_total", "generator-0"] > 0
+    assert run.scraper.newest["vcppo_generator_paused_seconds_total", "generator-0"] > 0
 
 
 def test_nothing_is_left_running(run: Run) -> None:

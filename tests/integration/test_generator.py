@@ -92,7 +92,7 @@ class Bench:
         self.store: RunStore = redis.store(folder.name)
         self.receiver = TrajectoryReceiver(endpoint, self.config.transport)
         self.sender = TrajectorySender([endpoint], "generator-0", self.config.transport, folder / "spool")
-        self.metrics = MetricsWriter(folder, "generator-0", folder.name, False)
+        self.metrics = MetricsWriter(folder, "generator-0", folder.name)
         self.engine: Any = ScriptedEngine()
         self.control = WeightControl(self.engine, "generator-0", 60.0)
         self.verifiers = VerifierPool(self.config.task)

@@ -32,7 +32,7 @@ def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
     config = config_of(root, name)
     folder = RunFolder(config.run.path).create()
     folder.config.write_text(dump_config(config))
-    writer = MetricsWriter(folder.path, "learner", name, tensorboard=False)
+    writer = MetricsWriter(folder.path, "learner", name)
     for step in range(5, 45, 5):
         writer.write(
             step,
@@ -47,7 +47,7 @@ def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
         writer.write(step, rl_row(step))
     writer.close()
     for index in range(2):
-        generator = MetricsWriter(folder.path, f"generator-{index}", name, tensorboard=False)
+        generator = MetricsWriter(folder.path, f"generator-{index}", name)
         for second in range(20):
             generator.write(
                 second,

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from common.config import VcppoConfig
 from common.errors import DeadlineExceeded
 from deploy.cores import plan_cores, thread_environment
+from deploy.launcher import Launcher
 from deploy.log_lines import LogSink, Record
 from deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
 
@@ -346,3 +348,21 @@ with Supervisor(LogSink(Path({str(tmp_path / "logs")!r}), "t"), stop_deadline_se
         while is_alive(pid) and time.monotonic() < deadline:
             threading.Event().wait(0.02)
         assert not is_alive(pid)
+
+
+def test_processes_of_one_host_get_metrics_ports_of_their_own(tmp_path: Path) -> None:
+    config = VcppoConfig.model_validate(
+        {"run": {"folder": tmp_path}, "model": {"path": "m"}, "metrics": {"prometheus_port": 9400}}
+    )
+    launcher = Launcher(config, LogSink(tmp_path, "run"))
+    specs = [*launcher.buffer_specs(), launcher.learner_spec(), *launcher.generator_specs()]
+    ports = [launcher.on_this_host(spec).command[-1] for spec in specs]
+    assert ports == [f"metrics.prometheus_port={9400 + place}" for place in range(4)]
+    assert launcher.on_this_host(specs[1]).command[-1] == ports[1]  # also when it is started again
+    assert not any("prometheus" in word for spec in specs for word in spec.command)  # alone on its host: the config's
+
+
+def test_without_metrics_no_port_is_handed_out(tmp_path: Path) -> None:
+    config = VcppoConfig.model_validate({"run": {"folder": tmp_path}, "model": {"path": "m"}})
+    launcher = Launcher(config, LogSink(tmp_path, "run"))
+    assert launcher.on_this_host(launcher.learner_spec()) == launcher.learner_spec()

@@ -54,7 +54,7 @@ class TestReport:
 class TestRunData:
     def test_step_done_again_after_a_crash_counts_once(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path, num_steps=6)
-        writer = MetricsWriter(folder.path, "learner", "fake", tensorboard=False)
+        writer = MetricsWriter(folder.path, "learner", "fake")
         writer.write(5, {**rl_row(5), "reward/mean": 0.125})
         writer.close()
         data = RunData.load(folder)
@@ -105,7 +105,7 @@ class TestVerdict:
         ledger = json.loads((folder.path / "ledger.json").read_text())
         (folder.path / "ledger.json").write_text(json.dumps({**ledger, "trained": 1}))
         (folder.value_pretraining / "decision.json").write_text(json.dumps({"passed": False}))
-        writer = MetricsWriter(folder.path, "learner", "fake", tensorboard=False)
+        writer = MetricsWriter(folder.path, "learner", "fake")
         writer.write(7, {**rl_row(7), "staleness/max": 2.0})
         writer.close()
         problems = find_problems(RunData.load(folder), result(0.34), result(0.35))

@@ -1,0 +1,125 @@
+"""One write feeds all sinks; Prometheus sees it over HTTP."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import types
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from common.config import VcppoConfig
+from common.errors import MetricsError
+from common.metric_sinks import PrometheusSink, WandbSink
+from common.metrics import MetricsWriter, open_metrics
+
+
+def scrape(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        text = reply.read().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset({"service": "learner", "run": "r", **labels}.items())
+
+
+def test_prometheus_sees_what_is_written(tmp_path: Path) -> None:
+    sink = PrometheusSink("127.0.0.1", 0, "learner", "r")
+    writer = MetricsWriter(tmp_path, "learner", "r", [sink])
+    assert key("vcppo_reward_mean") not in scrape(sink.port)
+    writer.write(1, {"reward/mean": 0.5, "time/claim": 2.0, "stage": "rl", "explained_variance/token": 0.25})
+    writer.write(2, {"reward/mean": 0.75, "explained_variance/token": float("nan"), "brand/new": 1})
+    seen = scrape(sink.port)
+    assert seen[key("vcppo_reward_mean")] == 0.75
+    assert seen[key("vcppo_phase_seconds", phase="claim")] == 2.0
+    assert seen[key("vcppo_step")] == 2
+    assert seen[key("vcppo_brand_new")] == 1
+    assert key("vcppo_explained_variance_token") not in seen  # undefined now: no old value is shown for it
+    assert any(name == "process_start_time_seconds" for name, _ in seen)
+    writer.close()
+    with pytest.raises(urllib.error.URLError):
+        scrape(sink.port)
+
+
+def test_counters_only_grow(tmp_path: Path) -> None:
+    sink = PrometheusSink("127.0.0.1", 0, "learner", "r")
+    writer = MetricsWriter(tmp_path, "learner", "r", [sink])
+    for rollouts, accepted in ((3, 10), (4, 12)):
+        writer.write(1, {"generator/rollouts": rollouts, "buffer/accepted": accepted})
+    seen = scrape(sink.port)
+    assert seen[key("vcppo_generator_rollouts_total")] == 7  # counted since the line before
+    assert seen[key("vcppo_buffer_messages_total", result="accepted")] == 12  # counted since the process began
+    writer.close()
+
+
+def config(folder: Path, **metrics: Any) -> VcppoConfig:
+    return VcppoConfig.model_validate(
+        {"run": {"name": "r", "folder": folder}, "model": {"path": "m"}, "metrics": metrics,
+         "logging": {"tensorboard": False}}
+    )  # fmt: skip
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(MetricsError, match=f"metrics.prometheus_port = {port}: can't be used on 127.0.0.1"):
+            open_metrics(config(tmp_path, prometheus_port=port, prometheus_host="127.0.0.1"), "learner")
+
+
+def test_nothing_is_served_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.metrics.PrometheusSink", lambda *_: pytest.fail("served"))
+    open_metrics(config(tmp_path), "learner").close()
+
+
+def test_wandb_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        MetricsError, match=r"metrics.wandb_project = 'p': wandb is not installed: pip install vcppo\[wa"
+    ):
+        open_metrics(config(tmp_path, wandb_project="p"), "learner")
+
+
+def test_wandb_gets_every_line_and_a_name_to_resume_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control flow against wandb's own call signatures, with the library itself replaced."""
+    calls: list[tuple[str, Any]] = []
+    run = types.SimpleNamespace(
+        log=lambda values: calls.append(("log", values)), finish=lambda: calls.append(("finish", None))
+    )
+
+    def init(**options: Any) -> Any:
+        calls.append(("init", options))
+        return run
+
+    module: Any = types.ModuleType("wandb")
+    module.init, module.Settings, module.Error = init, dict, RuntimeError
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    writer = open_metrics(config(tmp_path, wandb_project="p"), "learner")
+    writer.write(3, {"reward/mean": 0.5, "stage": "rl", "curve": [1.0]})
+    writer.close()
+    (_, options), logged, finished = calls
+    assert (options["project"], options["group"], options["id"], options["resume"]) == ("p", "r", "r-learner", "allow")
+    assert logged == ("log", {"step": 3, "reward/mean": 0.5})
+    assert finished == ("finish", None)
+
+
+@pytest.mark.slow
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the optional extra vcppo[wandb] is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sink = WandbSink("p", tmp_path, "learner", "r")
+    sink.write(1, {"reward/mean": 0.5}, (), 0.0)
+    sink.close()
+    (written,) = tmp_path.rglob("run-*.wandb")
+    assert b"reward/mean" in written.read_bytes()
