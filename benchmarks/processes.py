@@ -28,7 +28,7 @@ from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
 NUM_GENERATORS = (1, 2, 4)
-NUM_STEPS = 16
+NUM_STEPS = 10
 WARM_UP_STEPS = 3
 NO_KNEE = 1.25
 RANK_MODEL = {  # 2 million weights: a step of seconds

@@ -252,8 +252,8 @@ class Supervisor:
             return
         if child.ready and now - child.ready_at >= self.restart_window_seconds:
             child.num_restarts = 0
-        may_restart = (child.ready or child.num_restarts) and child.exit_code not in FINAL
-        if may_restart and child.num_restarts < child.spec.max_restarts:
+        may_restart = child.ready or child.num_restarts or self._peers_came_up(child)
+        if may_restart and child.exit_code not in FINAL and child.num_restarts < child.spec.max_restarts:
             self._restart_later(child, now)
             return
         peers = [
@@ -267,6 +267,12 @@ class Supervisor:
                       going_on_with=[c.spec.name for c in peers])  # fmt: skip
             return
         raise ProcessFailed(name, child.exit_code or 0, self.sink.last_lines(name))
+
+    def _peers_came_up(self, child: Child) -> bool:
+        """Whether others have shown that this kind of process can start: what stopped this one may pass."""
+        return child.spec.peers_suffice and any(
+            peer.ready for peer in self.children.values() if peer.spec.role == child.spec.role
+        )
 
     def _late(self, child: Child) -> None:
         """Not ready in time: the end of the run at the first start, one more failed attempt at a restart."""

@@ -192,6 +192,27 @@ if not flag.exists():
         assert child.num_restarts == 1
         assert supervisor.children["generator-1"].alive
 
+    def test_a_newcomer_that_fails_before_it_is_ready_is_tried_again_where_peers_came_up(
+        self, supervisor: Supervisor, tmp_path: Path
+    ) -> None:
+        """Its peers have shown that the settings are good: a Redis out of reach for a while must not end the run."""
+        supervisor.start(ProcessSpec("generator-0", python(READY + SLEEP), role="generator", peers_suffice=True))
+        supervisor.wait_ready(["generator-0"])
+        flag = tmp_path / "flag"
+        code = f"""
+from pathlib import Path
+flag = Path({str(flag)!r})
+if not flag.exists():
+    flag.touch()
+    raise SystemExit(1)
+"""
+        spec = ProcessSpec(
+            "generator-1", python(code + READY + SLEEP), role="generator", max_restarts=1, peers_suffice=True
+        )
+        child = supervisor.start(spec)
+        supervisor.wait_ready(["generator-1"])
+        assert child.total_restarts == 1
+
     def test_a_dismissed_generator_is_given_up_at_once(self, supervisor: Supervisor) -> None:
         for name, end in (("generator-0", "raise SystemExit(3)"), ("generator-1", SLEEP)):
             spec = ProcessSpec(name, python(READY + end), role="generator", max_restarts=5, peers_suffice=True)
