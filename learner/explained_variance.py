@@ -1,7 +1,8 @@
 """How well the critic predicts, against Monte-Carlo returns: 1 - Var(R - V) / Var(R), seen from five sides.
 
 Against Monte-Carlo returns, never against lambda-returns: these contain V and flatter it. None where it is
-undefined (the returns don't vary), because 0 or 1 would be read as a result.
+undefined (the returns don't vary), because 0 or 1 would be read as a result. Beside the prompt's mean:
+`learner.critic_worth`.
 """
 
 from __future__ import annotations
@@ -27,15 +28,12 @@ class ExplainedVariance:
         sequence: every response counts once, its actions sharing its weight.
         within_prompt: of what differs between responses to one prompt: returns and values less their means over the
             prompt's group. A critic that only knows how hard a prompt is scores 0 here.
-        prompt_mean_baseline: what predicting each response's return by the mean of its group's *other* responses would
-            explain: the bar set by leave-one-out baselines. Prompts with one response are left out.
         by_position: `token` for the actions in each tenth of their response.
     """
 
     token: float | None
     sequence: float | None
     within_prompt: float | None
-    prompt_mean_baseline: float | None
     by_position: list[float | None]
 
 
@@ -61,13 +59,12 @@ def explained_variance(
     group = np.repeat(group_of_sequence, lengths)
     decile = position_deciles(action_cu_seqlens)
     return ExplainedVariance(
-        token=_explained(v, r, token_weight),
-        sequence=_explained(v, r, sequence_weight),
-        within_prompt=_explained(
-            _less_group_mean(v, group, sequence_weight), _less_group_mean(r, group, sequence_weight), sequence_weight
+        token=explained(v, r, token_weight),
+        sequence=explained(v, r, sequence_weight),
+        within_prompt=explained(
+            less_group_mean(v, group, sequence_weight), less_group_mean(r, group, sequence_weight), sequence_weight
         ),
-        prompt_mean_baseline=_leave_one_out_baseline(r, action_cu_seqlens, group_of_sequence),
-        by_position=[_explained(v[decile == d], r[decile == d], token_weight[decile == d]) for d in range(NUM_DECILES)],
+        by_position=[explained(v[decile == d], r[decile == d], token_weight[decile == d]) for d in range(NUM_DECILES)],
     )
 
 
@@ -87,7 +84,8 @@ def mean_by_position(per_action: FloatArray, action_cu_seqlens: Int64Array) -> l
     return [float(t / c) if c else None for t, c in zip(total, count, strict=True)]
 
 
-def _explained(v: Float64Array, r: Float64Array, weight: Float64Array) -> float | None:
+def explained(v: Float64Array, r: Float64Array, weight: Float64Array) -> float | None:
+    """1 - Var(r - v) / Var(r) with weights, all of one length; None if r does not vary."""
     variance = _variance(r, weight)
     # Rounding leaves crumbs of variance in constants; relative to the returns' size they are not variance.
     if variance is None or variance <= 1e-12 * max(1.0, float(np.abs(r).max()) ** 2):
@@ -105,21 +103,10 @@ def _variance(x: Float64Array, weight: Float64Array) -> float | None:
     return float((np.square(x - mean) * weight).sum() / total)
 
 
-def _less_group_mean(x: Float64Array, group: Int64Array, weight: Float64Array) -> Float64Array:
+def less_group_mean(x: Float64Array, group: Int64Array, weight: Float64Array) -> Float64Array:
+    """x less its weighted mean over its group."""
     if not len(x):
         return x
     total, mass = np.bincount(group, x * weight), np.bincount(group, weight)
     centred: Float64Array = x - (total / np.maximum(mass, 1e-300))[group]
     return centred
-
-
-def _leave_one_out_baseline(r: Float64Array, action_cu_seqlens: Int64Array, group: Int64Array) -> float | None:
-    """On each response's return at its first action (with gamma = 1 and an outcome reward: the outcome)."""
-    has_actions = np.diff(action_cu_seqlens) > 0
-    outcome, group = r[action_cu_seqlens[:-1][has_actions]], group[has_actions]
-    if not len(outcome):
-        return None
-    count, total = np.bincount(group)[group], np.bincount(group, outcome)[group]
-    several = count > 1
-    others = (total[several] - outcome[several]) / (count[several] - 1)
-    return _explained(others, outcome[several], np.ones(int(several.sum())))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import get_args
 
 import numpy as np
 
 from common.trajectory import Outcome
 from learner.batch import Batch
+from learner.critic_worth import critic_worth
 from learner.explained_variance import explained_variance, mean_by_position
 from learner.update import Estimates, UpdateStats
 
@@ -24,7 +26,7 @@ def step_metrics(
     return {
         "stage": "rl",
         **_reward_and_length(batch),
-        **(_critic_quality(batch, estimates) if has_critic else {}),
+        **(_critic_quality(batch, estimates, stats.num_buckets) if has_critic else {}),
         "advantages/by_position": mean_by_position(estimates.raw_advantages, batch.action_cu_seqlens),
         **_policy(stats),
         **_staleness(batch, estimates, stats, has_critic=has_critic),
@@ -47,17 +49,20 @@ def _reward_and_length(batch: Batch) -> dict[str, MetricValue]:
     }
 
 
-def _critic_quality(batch: Batch, estimates: Estimates) -> dict[str, MetricValue]:
-    """Of the critic that met this batch, against Monte-Carlo returns."""
+def _critic_quality(batch: Batch, estimates: Estimates, num_buckets: int) -> dict[str, MetricValue]:
+    """Of the critic that met this batch, against Monte-Carlo returns; beside the prompt's mean on the same tokens."""
     cu = batch.action_cu_seqlens
     quality = explained_variance(estimates.values, estimates.returns, cu, batch.group_ids)
+    worth = critic_worth(estimates.values, estimates.returns, cu, batch.group_ids, batch.staleness, num_buckets)
+    both = {"critic": worth.critic, "prompt_mean": worth.prompt_mean}
     return {
         "explained_variance/token": quality.token,
         "explained_variance/sequence": quality.sequence,
         "explained_variance/within_prompt": quality.within_prompt,
-        "explained_variance/prompt_mean_baseline": quality.prompt_mean_baseline,
         "explained_variance/by_position": quality.by_position,
         "values/by_position": mean_by_position(estimates.values, cu),
+        **{f"critic_worth/{who}/{name}": value for who, each in both.items() for name, value in asdict(each).items()},
+        "critic_worth/num_responses": worth.num_responses,
     }
 
 

@@ -135,7 +135,13 @@ def explained_variance(ax: Axes, data: FigureData) -> bool:
     drawn |= _line(ax, rows, "explained_variance/sequence", "per sequence", TEAL)
     drawn |= _line(ax, rows, "explained_variance/within_prompt", "within prompt", PURPLE, linewidth=1.4)
     drawn |= _line(
-        ax, rows, "explained_variance/prompt_mean_baseline", "prompt-mean baseline", GREY, linestyle="--", linewidth=1.4
+        ax,
+        rows,
+        "critic_worth/prompt_mean/sequence",
+        "mean of the prompt's others",
+        GREY,
+        linestyle="--",
+        linewidth=1.4,
     )
     low = min(
         (min(series(rows, f"explained_variance/{k}")[1], default=0.0) for k in ("token", "sequence", "within_prompt")),
@@ -147,6 +153,63 @@ def explained_variance(ax: Axes, data: FigureData) -> bool:
     _legend(ax, loc="upper left", ncols=2)
     ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 1.01])
     _steps(ax)
+    return drawn
+
+
+WORTH = (("critic", "critic", BLUE), ("prompt_mean", "mean of the prompt's other responses", GREY))
+
+
+def critic_worth(ax: Axes, data: FigureData) -> bool:
+    """Is the critic worth it? Explained variance by step, of the critic and of the mean return of the prompt's other
+    responses, on the same tokens; above the grey line is what group baselines lack. Each response counts once."""
+    drawn = False
+    for who, label, colour in WORTH:
+        drawn |= _line(ax, data.run.rl, f"critic_worth/{who}/sequence", label, colour)
+    drawn |= _line(ax, data.run.rl, "critic_worth/critic/within_prompt", "critic, within prompt", PURPLE, linewidth=1.4)
+    return _finish_worth(ax, drawn, "Critic against prompt mean", legend="lower right")
+
+
+def critic_worth_by_position(ax: Axes, data: FigureData) -> bool:
+    """The same by position in the response, mean of the last quarter of steps, every token counting once: what a critic
+    knows more than the prompt it learns from the response, so its curve should rise."""
+    drawn = _worth_curves(ax, data, "by_position", [f"{10 * tenth + 5} %" for tenth in range(10)])
+    ax.set_xlabel("position in the response")
+    return _finish_worth(ax, drawn, "Critic against prompt mean, by position", legend="best", by_step=False)
+
+
+def critic_worth_by_staleness(ax: Axes, data: FigureData) -> bool:
+    """The same by staleness of the trajectory in policy versions, mean of the last quarter of steps."""
+    buckets = data.run.config.rl.max_staleness + 1
+    drawn = _worth_curves(ax, data, "by_staleness", [str(bucket) for bucket in range(buckets)])
+    ax.set_xlabel("staleness")
+    return _finish_worth(ax, drawn, "Critic against prompt mean, by staleness", legend="best", by_step=False)
+
+
+def _worth_curves(ax: Axes, data: FigureData, kind: str, ticks: Sequence[str]) -> bool:
+    """A bar a bucket and predictor; buckets in which it was undefined at every step stay empty."""
+    drawn = False
+    for place, (who, label, colour) in enumerate(WORTH):
+        rows = [row[name] for row in data.run.rl if isinstance(row.get(name := f"critic_worth/{who}/{kind}"), list)]
+        table = np.array(rows[-max(1, len(rows) // 4) :], dtype=float)
+        defined = np.flatnonzero(np.isfinite(table).any(axis=0))
+        if not defined.size:
+            continue
+        heights = np.nanmean(table[:, defined], axis=0)
+        ax.bar(defined + 0.4 * (place - 0.5), heights, 0.38, color=colour, label=label)
+        drawn = True
+    ax.set_xticks(range(len(ticks)), ticks)
+    ax.grid(axis="x", visible=False)
+    return drawn
+
+
+def _finish_worth(ax: Axes, drawn: bool, title: str, *, legend: str, by_step: bool = True) -> bool:
+    low, _ = ax.get_ylim()
+    ax.set_ylim(max(-1.0, min(-0.05, low)), 1.02)
+    ax.axhline(0, color=MUTED, linewidth=0.8)
+    ax.set_title(title)
+    _legend(ax, loc=legend)
+    if by_step:
+        _steps(ax)
     return drawn
 
 
@@ -254,8 +317,10 @@ def evaluation(ax: Axes, data: FigureData) -> bool:
 Draw = Callable[[Axes, FigureData], bool]
 FIGURES: dict[str, Draw] = {
     "accuracy": accuracy, "evaluation": evaluation, "length": length, "reward": reward,
-    "value_pretraining": value_pretraining, "explained_variance": explained_variance, "values": values,
-    "advantages": advantages, "staleness": staleness, "phases": phases, "throughput": throughput,
+    "value_pretraining": value_pretraining, "explained_variance": explained_variance,
+    "critic_worth": critic_worth, "critic_worth_by_position": critic_worth_by_position,
+    "critic_worth_by_staleness": critic_worth_by_staleness, "values": values, "advantages": advantages,
+    "staleness": staleness, "phases": phases, "throughput": throughput,
 }  # fmt: skip
 SUMMARY = ("accuracy", "value_pretraining", "explained_variance", "length", "staleness", "phases")
 

@@ -22,6 +22,9 @@ LEDGER = {
 }
 
 
+WORTH = (("critic", 0.6), ("prompt_mean", 0.2))
+
+
 def config_of(folder: Path, name: str = "fake") -> VcppoConfig:
     return VcppoConfig.model_validate(
         {"run": {"name": name, "folder": folder}, "model": {"path": "model"}, "rl": {"num_steps": 30}}
@@ -85,7 +88,7 @@ def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
     return folder
 
 
-def rl_row(step: int) -> dict[str, float | str | list[float] | None]:
+def rl_row(step: int) -> dict[str, object]:
     share = 1 - math.exp(-step / 6)
     wobble = 0.03 * math.sin(step * 1.7)
     accuracy = 0.34 + 0.52 * share + wobble
@@ -99,7 +102,10 @@ def rl_row(step: int) -> dict[str, float | str | list[float] | None]:
         "explained_variance/token": 0.6 + wobble,
         "explained_variance/sequence": 0.5 + wobble,
         "explained_variance/within_prompt": 0.4 + wobble if step > 2 else None,
-        "explained_variance/prompt_mean_baseline": 0.2,
+        **{f"critic_worth/{who}/{kind}": height + wobble for who, height in WORTH for kind in ("token", "sequence")},
+        **{f"critic_worth/{who}/within_prompt": height - 0.2 for who, height in WORTH},
+        **{f"critic_worth/{who}/by_position": [height * i / 9 for i in range(10)] for who, height in WORTH},
+        **{f"critic_worth/{who}/by_staleness": [height, height if step > 1 else None] for who, height in WORTH},
         "advantages/by_position": [0.1 * math.sin(i + step / 5) for i in range(10)],
         "values/by_position": [share * i / 10 for i in range(10)],
         "policy/loss": 0.01,

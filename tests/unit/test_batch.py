@@ -121,3 +121,5 @@ def test_metrics_have_every_name_readers_know(batch: Batch) -> None:
     assert metrics["time/values"] == 1.0
     for name in ("explained_variance/token", "explained_variance/within_prompt", "values/by_position", "outcome/crash"):
         assert name in metrics
+    assert len(metrics["critic_worth/prompt_mean/by_staleness"]) == 2
+    assert {"critic_worth/critic/token", "critic_worth/prompt_mean/within_prompt"} <= metrics.keys()

@@ -36,21 +36,13 @@ def test_a_critic_that_only_knows_the_prompt_explains_nothing_within_it() -> Non
     assert (perfect.token, perfect.sequence, perfect.within_prompt) == pytest.approx((1.0, 1.0, 1.0))
 
 
-def test_prompt_mean_baseline_predicts_each_response_by_the_others() -> None:
-    result = explained_variance(VALUES, RETURNS, CU, GROUPS)
-    others = [-1.0, 1.0, 0.0, 0.0, 1.0]  # c has one response: left out
-    assert result.prompt_mean_baseline == pytest.approx(
-        oracle.explained_variance(others, OUTCOMES[:5].tolist(), [1.0] * 5)
-    )
-
-
 def test_undefined_is_none_and_a_constant_with_rounding_is_constant() -> None:
     constant = np.full(len(RETURNS), 0.1, np.float32)
     result = explained_variance(VALUES, constant, CU, GROUPS)
-    assert (result.token, result.sequence, result.within_prompt, result.prompt_mean_baseline) == (None,) * 4
+    assert (result.token, result.sequence, result.within_prompt) == (None,) * 3
     assert result.by_position == [None] * 10
     empty = explained_variance(np.zeros(0), np.zeros(0), np.zeros(1, np.int64), [])
-    assert empty.token is None and empty.prompt_mean_baseline is None
+    assert empty.token is None and empty.within_prompt is None
 
 
 def test_by_position_looks_at_one_tenth_at_a_time() -> None:
