@@ -74,6 +74,10 @@ class VllmPeer:
         self._signal(signal.SIGSTOP)
         return generated
 
+    def cpu_seconds(self) -> float:
+        """User and system so far, of all its processes."""
+        return float(sum(sum(p.cpu_times()[:2]) for p in [self._whole, *self._whole.children(recursive=True)]))
+
     def move_to(self, core: int) -> None:
         """Pin all its processes, of whatever it has started, to `core`."""
         for process in [self._whole, *self._whole.children(recursive=True)]:
