@@ -96,6 +96,21 @@ class StoreFull(StoreUnavailable):
     """Redis is at its maxmemory: committing what is trained makes room."""
 
 
+class Credentials(NamedTuple):
+    """How to be let in. Everything None: as Redis' default user, without TLS' own authority."""
+
+    username: str | None = None
+    password: str | None = None
+    ca_file: str | None = None  # of a rediss:// server; None: the system's
+
+    def __repr__(self) -> str:  # never the password
+        return f"Credentials(username={self.username!r})"
+
+    def as_options(self) -> dict[str, str]:
+        options = {"username": self.username, "password": self.password, "ssl_ca_certs": self.ca_file}
+        return {name: value for name, value in options.items() if value is not None}
+
+
 class Memory(NamedTuple):
     """Redis' memory, bytes; `limit` 0: none."""
 
@@ -122,7 +137,15 @@ class RunStore:
         self._append_cursor = "0-0"
 
     @classmethod
-    def connect(cls, url: str, run_id: str, deadline_seconds: float, *, patience_seconds: float = 30.0) -> RunStore:
+    def connect(
+        cls,
+        url: str,
+        run_id: str,
+        deadline_seconds: float,
+        *,
+        patience_seconds: float = 30.0,
+        credentials: Credentials = Credentials(),  # noqa: B008
+    ) -> RunStore:
         """The store of `run_id` at `url`, which must answer within `deadline_seconds`.
 
         Later calls bear with a Redis that is away for `patience_seconds`. Raises `StoreError` naming the
@@ -137,6 +160,7 @@ class RunStore:
                 socket_connect_timeout=3.0,
                 health_check_interval=0,
                 retry=Retry(NoBackoff(), 0),  # `_call` retries, and logs that it does
+                **credentials.as_options(),
             )
         except ValueError as error:
             raise StoreError(f"redis.url: {redact(url)!r}: {error}") from error
@@ -383,6 +407,11 @@ class RunStore:
 
         def failed(error: Exception, failures: int) -> None:
             waited = time.monotonic() - started
+            if isinstance(error, redis.AuthenticationError):  # redis-py counts it as a broken connection
+                raise StoreError(
+                    f"Redis at {redact(self._url)} does not let us in ({error}): give redis.username and"
+                    " redis.password_file, or the environment's VCPPO_REDIS_PASSWORD"
+                ) from error
             if waited > self._patience_seconds:
                 raise StoreUnavailable(f"Redis at {redact(self._url)} is away since {waited:.0f} s: {error}") from error
             if failures in (1, 4) or failures % 10 == 0:

@@ -122,6 +122,15 @@ def _logs(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _keys(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from deploy.keys import show_keys
+
+    show_keys(arguments.folder or _config(arguments).keys_folder, arguments.rotate, Console(soft_wrap=True))
+    return EXIT_OK
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from deploy.report import write_report
     from deploy.run_config import latest_run, open_run
@@ -266,6 +275,20 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--trajectory", metavar="ID", help="lines about this trajectory or prompt")
     logs.add_argument("--policy-version", type=int, metavar="V", help="lines about this policy version")
     logs.add_argument("--json", action="store_true", help="JSON lines, for jq")
+
+    keys = _add(commands, "keys", _keys, "make, show and rotate the keys of a run's services",
+                "vcppo keys -c my.yaml                  make what is missing, in the run's folder\n"
+                "vcppo keys -c my.yaml --folder secrets     elsewhere, for security.keys\n"
+                "vcppo keys --run runs/b --rotate generator --rotate learner")  # fmt: skip
+    _takes_config(keys, run=True)
+    keys.add_argument("--folder", type=Path, metavar="DIR", help="default: security.keys, or keys/ in the run folder")
+    keys.add_argument(
+        "--rotate",
+        action="append",
+        default=[],
+        choices=["buffer", "generator", "learner"],
+        help="make a new pair; the public key until now is still let in until the next rotation; repeatable",
+    )
 
     report = _add(
         commands, "report", _report, "write <run>/report: HTML page, PNG, CSV", "vcppo report\nvcppo report runs/run"

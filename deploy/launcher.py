@@ -23,6 +23,8 @@ from common.errors import VcppoError
 from common.ledger import Ledger
 from common.run_folder import RunFolder
 from common.store import RunStore
+from common.store_access import connect_store
+from common.transport.keys import make_keys
 from deploy import redis_server
 from deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
@@ -114,7 +116,7 @@ class Launcher:
 
     def store(self) -> RunStore:
         """A connection to the run's store."""
-        return RunStore.connect(self.redis_url, self.config.run.name, self.config.redis.connect_deadline_seconds)
+        return connect_store(self.config, url=self.redis_url)
 
     def _check(self) -> None:
         """What can be known to be wrong before anything is started."""
@@ -125,6 +127,9 @@ class Launcher:
             redis_server.check_reachable(self.config.redis.url)
 
     def _bring_up(self) -> None:
+        if self.config.uses_curve and (made := make_keys(self.config.keys_folder)):
+            log.info("keys_made", roles=made, folder=str(self.config.keys_folder))
+
         def start(spec: ProcessSpec) -> None:
             self.supervisor.start(self.on_this_host(spec))
 

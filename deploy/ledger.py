@@ -16,6 +16,7 @@ from common.config.yaml_text import one_line
 from common.ledger import Ledger
 from common.run_folder import RunFolder
 from common.store import RunStore
+from common.store_access import connect_store
 from deploy import redis_server
 from deploy.log_lines import LogSink
 from deploy.processes import Supervisor
@@ -42,7 +43,7 @@ def open_store(config: VcppoConfig) -> Iterator[RunStore]:
     """
     data, deadline = RunFolder(config.run.path).redis, config.redis.connect_deadline_seconds
     if config.redis.url is not None or redis_server.is_running(data):
-        yield RunStore.connect(config.redis.url or redis_server.url(data), config.run.name, deadline)
+        yield connect_store(config, url=config.redis.url or redis_server.url(data), deadline_seconds=deadline)
         return
     if not data.is_dir() or not any(data.iterdir()):
         raise RunError(f"run {config.run.name!r} has no store yet ({data} is empty): it was never brought up")

@@ -15,7 +15,8 @@ from common.run_folder import RunFolder
 
 # May change on resume: none of them changes what is learnt from which data. A trailing dot means the whole section.
 HARMLESS = (
-    "run.folder", "logging.", "launcher.", "eval.", "transport.", "broadcast.", "redis.connect_deadline_seconds",
+    "run.folder", "logging.", "launcher.", "eval.", "transport.", "broadcast.", "security.",
+    "redis.username", "redis.password_file", "redis.ca_file", "redis.connect_deadline_seconds",
     "redis.patience_seconds", "redis.fsync", "watchdog.",
     "redis.maxmemory_mib", "rl.num_steps", "value_pretraining.min_explained_variance",
     "generator.num_generators", "generator.max_in_flight", "generator.tensor_parallel_size", "generator.enforce_eager",

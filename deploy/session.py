@@ -18,6 +18,7 @@ from common.ledger import Ledger, Member
 from common.log import to_json
 from common.run_folder import RunFolder
 from common.store import RunStore, StoreError
+from common.store_access import connect_store
 from deploy import redis_server
 from deploy.display import ProgressLines
 from deploy.live_view import LiveView
@@ -62,7 +63,7 @@ class StoreReader:
         try:
             if self._store is None:
                 url = self.config.redis.url or redis_server.url(self.folder.redis)
-                self._store = RunStore.connect(url, self.config.run.name, deadline_seconds=1.0)
+                self._store = connect_store(self.config, url=url, deadline_seconds=1.0)
             return self._store.ledger(), self._store.members("generator")
         except StoreError:
             self._store = None

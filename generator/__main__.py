@@ -21,7 +21,8 @@ from common.log import configure_logging
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore
-from common.transport import ControlServer, TrajectorySender
+from common.store_access import connect_store
+from common.transport import ControlServer, TrajectorySender, use_keys
 from generator.control import WeightControl
 from generator.engine import Engine
 from generator.model_files import load_tokenizer, require_model
@@ -57,6 +58,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     signal.signal(signal.SIGTERM, _quit)
     require_model(config.model.path)
     folder = RunFolder(config.run.path)
+    use_keys(config, "generator")
     store = await asyncio.to_thread(connect_store, config)
     verifiers = VerifierPool(config.task)
     engine = Engine(config, seed=config.run.seed)
@@ -135,14 +137,6 @@ async def _stop_worker(stopping: asyncio.Event, worker: RolloutWorker) -> None:
     await stopping.wait()
     log.info("stop_requested")
     worker.stop()
-
-
-def connect_store(config: VcppoConfig) -> RunStore:
-    """The run's store; the launcher hands the embedded server's address over in the resolved config."""
-    url = config.redis.url
-    if url is None:
-        raise VcppoError("redis.url is not set: start the run with `vcppo up`, or give redis.url=redis://host:port/0")
-    return RunStore.connect(url, config.run.name, config.redis.connect_deadline_seconds)
 
 
 if __name__ == "__main__":

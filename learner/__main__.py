@@ -28,7 +28,9 @@ from common.log import configure_logging
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore
+from common.store_access import connect_store
 from common.tasks import encode_prompt, load_task
+from common.transport import use_keys
 from learner.batch import Share
 from learner.collect import BatchCollector, PromptIssuer
 from learner.distributed import lost_peer
@@ -141,14 +143,8 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     if rank() != 0:
         return Session(config, share, None, None, None, stop, make_broadcaster)
     RunFolder(config.run.path).create()
-    if config.redis.url is None:
-        raise VcppoError("redis.url is not set: `vcppo up` sets it to the Redis it starts; otherwise name yours")
-    store = RunStore.connect(
-        config.redis.url,
-        config.run.name,
-        config.redis.connect_deadline_seconds,
-        patience_seconds=config.redis.patience_seconds,
-    )
+    use_keys(config, "learner")
+    store = connect_store(config, patience_seconds=config.redis.patience_seconds)
     store.set_value(VOCABULARY_SIZE, str(vocabulary_size(config.model.path, config.model.trust_remote_code)))
     metrics = open_metrics(config, "learner")
     return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)

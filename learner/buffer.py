@@ -34,8 +34,9 @@ from common.log_budget import LineBudget
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore, StoreFull, StoreUnavailable
+from common.store_access import connect_store
 from common.trajectory import DEFAULT_LIMITS, TrajectoryLimits
-from common.transport import Received, TrajectoryReceiver
+from common.transport import Received, TrajectoryReceiver, use_keys
 from common.wire import WireError, decode_trajectory
 from learner.store_metrics import StoreState, store_metrics
 
@@ -77,17 +78,11 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    if config.redis.url is None:
-        raise VcppoError("redis.url is not set: start the run with `vcppo up`, or give redis.url=redis://host:port/0")
     watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("buffer"))
+    use_keys(config, "buffer")
     receiver = TrajectoryReceiver(endpoint, config.transport)
     try:
-        store = RunStore.connect(
-            config.redis.url,
-            config.run.name,
-            config.redis.connect_deadline_seconds,
-            patience_seconds=_REDIS_PATIENCE_SECONDS,
-        )
+        store = connect_store(config, patience_seconds=_REDIS_PATIENCE_SECONDS)
         metrics = open_metrics(config, "buffer")
         try:
             Buffer(config, receiver, store, metrics, stopping).run()

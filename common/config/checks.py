@@ -72,6 +72,11 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
             f"algorithm.clip_high = {config.algorithm.clip_high} is below algorithm.clip_low ="
             f" {config.algorithm.clip_low}: likely responses can fall further than they can rise; exchanged?"
         )
+    if config.security.curve == "never" and not is_loopback_only(config):
+        yield (
+            "security.curve = never with ports that other machines reach: whoever reaches them can send trajectories and"
+            " replace weights; leave it at auto"
+        )
     if config.transport.credit_window > generator.max_in_flight:
         yield (
             f"transport.credit_window = {config.transport.credit_window} is never filled: a generator works on"
@@ -236,6 +241,13 @@ def _network_problems(config: VcppoConfig) -> Iterator[str]:
     url = config.redis.url
     if url is not None and url.partition(":")[0] not in ("redis", "rediss", "unix"):
         yield f"redis.url = {url!r}: must begin with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0"
+    if url is not None and urlsplit(url).password:
+        yield (
+            "redis.url: holds a password, which would show in ps, logs and config.yaml: put it into a file and"
+            " name that in redis.password_file, or into the environment's VCPPO_REDIS_PASSWORD"
+        )
+    if config.redis.ca_file is not None and not (url or "").startswith("rediss://"):
+        yield f"redis.ca_file = {config.redis.ca_file!r} is of no use: redis.url must begin with rediss://"
     endpoints = config.transport.endpoints
     for endpoint in endpoints:
         if not _is_endpoint(endpoint):
@@ -247,6 +259,11 @@ def _network_problems(config: VcppoConfig) -> Iterator[str]:
             )
     for endpoint in sorted({each for each in endpoints if endpoints.count(each) > 1}):
         yield f"transport.endpoints: {endpoint!r} is given twice: two buffers can't share a port: keep one"
+
+
+def is_loopback_only(config: VcppoConfig) -> bool:
+    """Whether nothing but this machine can reach the ports."""
+    return all(map(_is_local, [*config.transport.endpoints, f"tcp://{config.generator.control_host}"]))
 
 
 def _is_endpoint(endpoint: str) -> bool:

@@ -105,12 +105,32 @@ class GeneratorConfig(Section):
     """More of vLLM's EngineArgs, by name."""
 
 
+class SecurityConfig(Section):
+    """Who may speak with whom. Redis' user and password are in `redis`."""
+
+    curve: Literal["auto", "always", "never"] = "auto"
+    """Encrypt and authenticate ZeroMQ by CURVE keys. auto: when transport.endpoints or generator.control_host name
+    anything but this machine's loopback."""
+
+    keys: str | None = None
+    """Folder of the key files `vcppo keys` makes. null: keys/ in the run folder."""
+
+
 class RedisConfig(Section):
     """The store. Everything that must survive is in it."""
 
     url: str | None = None
     """redis://host:port/db. null: the launcher starts an embedded redis-server with an append-only file in the run
     folder."""
+
+    username: str | None = None
+    """Of an ACL user; null: Redis' default user."""
+
+    password_file: str | None = None
+    """File that holds the password. null: the environment's VCPPO_REDIS_PASSWORD, if set."""
+
+    ca_file: str | None = None
+    """Certificate authority of a rediss:// server; null: the system's."""
 
     connect_deadline_seconds: Seconds = 10.0
     """How long to wait for Redis at start before giving up with an error."""

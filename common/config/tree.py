@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
 from common.config.base import Section
-from common.config.checks import config_problems
+from common.config.checks import config_problems, is_loopback_only
 from common.config.services import (
     BroadcastConfig,
     GeneratorConfig,
@@ -17,6 +18,7 @@ from common.config.services import (
     MetricsConfig,
     RedisConfig,
     RunConfig,
+    SecurityConfig,
     TransportConfig,
     WatchdogConfig,
 )
@@ -53,12 +55,24 @@ class VcppoConfig(Section):
     generator: GeneratorConfig = GeneratorConfig()
     redis: RedisConfig = RedisConfig()
     transport: TransportConfig = TransportConfig()
+    security: SecurityConfig = SecurityConfig()
     broadcast: BroadcastConfig = BroadcastConfig()
     logging: LoggingConfig = LoggingConfig()
     metrics: MetricsConfig = MetricsConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     launcher: LauncherConfig = LauncherConfig()
     eval: EvalConfig = EvalConfig()
+
+    @property
+    def uses_curve(self) -> bool:
+        """Whether ZeroMQ's sockets want keys."""
+        security = self.security.curve
+        return security == "always" or (security == "auto" and not is_loopback_only(self))
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where the key files are."""
+        return Path(self.security.keys) if self.security.keys is not None else self.run.path / "keys"
 
     @model_validator(mode="before")
     @classmethod

@@ -3,14 +3,22 @@
     TrajectorySender ──DEALER──▶ ROUTER── TrajectoryReceiver        trajectories; acks come back
     ControlClient    ──DEALER──▶ ROUTER── ControlServer             request / reply
 
-Only `sockets` imports zmq.
+Only `sockets` and `keys` import zmq. `use_keys` says who this process is, before the first socket.
 """
 
+from common.config import VcppoConfig
 from common.transport.control import ControlClient, ControlError, ControlServer, ControlTimeout
+from common.transport.keys import Role, load_keys
 from common.transport.receiver import Received, TrajectoryReceiver
 from common.transport.sender import TrajectorySender
-from common.transport.sockets import TransportError
+from common.transport.sockets import TransportError, identify
 from common.transport.spool import Spool
+
+
+def use_keys(config: VcppoConfig, role: Role) -> None:
+    """Load this process' keys if the run uses any (`security.curve`). Raises KeysError."""
+    identify(load_keys(config.keys_folder, role) if config.uses_curve else None)
+
 
 __all__ = [
     "ControlClient",
@@ -22,4 +30,5 @@ __all__ = [
     "TrajectoryReceiver",
     "TrajectorySender",
     "TransportError",
+    "use_keys",
 ]

@@ -45,7 +45,7 @@ class ControlServer:
     """Answers calls on a port of its own choosing on `host`; `endpoint` names it. Make it in the event loop."""
 
     def __init__(self, host: str) -> None:
-        self._router = AsyncRouter(host)
+        self._router = AsyncRouter(host, "learner")
         self.endpoint = self._router.endpoint
 
     async def serve(self, handlers: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
@@ -96,7 +96,7 @@ class ControlClient:
         deadline = time.monotonic() + deadline_seconds
         call_id = uuid.uuid4().bytes
         request = [call_id, pack({"method": method, "args": dict(args or {})})]
-        socket = self._idle_socket() or Dealer(self.endpoint)
+        socket = self._idle_socket() or Dealer(self.endpoint, "generator")
         try:
             reply = self._exchange(socket, request, deadline)
         except BaseException:
@@ -104,6 +104,8 @@ class ControlClient:
             raise
         if reply is None:
             text = "no answer" if socket.was_connected else "nobody answers there"
+            if socket.was_refused:
+                text = "refused: one side has other keys, or none (security.curve, security.keys)"
             socket.close()
             raise ControlTimeout(f"{self.endpoint} {method}: {text} after {deadline_seconds:g} s")
         self._keep(socket)
@@ -148,6 +150,10 @@ class ControlClient:
                 if len(frames) == 2 and frames[0] == request[0]:
                     return _parse_reply(frames[1], self.endpoint)
             if socket.is_disconnected():
+                if socket.was_refused:
+                    raise ControlError(
+                        f"{self.endpoint}: refused: one side has other keys, or none (security.curve, security.keys)"
+                    )
                 raise ControlError(f"{self.endpoint}: the connection was lost, its process may have died")
             remaining = deadline - time.monotonic()
             if remaining <= 0:

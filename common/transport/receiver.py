@@ -45,7 +45,7 @@ class TrajectoryReceiver:
 
     def __init__(self, endpoint: str, config: TransportConfig) -> None:
         self._max_bytes = int(config.max_message_mib * _MIB)
-        self._router = Router(endpoint, 2 * self._max_bytes, config.credit_window)
+        self._router = Router(endpoint, "generator", 2 * self._max_bytes, config.credit_window)
         self.endpoint = self._router.endpoint
 
     def poll(self, timeout_seconds: float) -> list[Received]:

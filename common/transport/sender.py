@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 _MIB = 1 << 20
 _IDLE_SECONDS = 60.0
+_REFUSED_REMEDY = "no handshake: one side has other keys, or none (security.curve, security.keys)"
 _OVERSIZED_HEAD_BYTES = 4096
 _PAUSE_SECONDS = 0.1
 _MAX_PAUSE_DOUBLINGS = 4  # 1.6 s
@@ -178,6 +179,7 @@ class TrajectorySender:
             next_endpoint=self._endpoints[(self._endpoint_index + 1) % len(self._endpoints)],
             num_unacked=len(self._spool),
             was_connected=self._socket.was_connected,
+            **({"refused": _REFUSED_REMEDY} if self._socket.was_refused else {}),
         )
         self._socket.close()
         self._stopping.wait(pause_seconds)
@@ -188,7 +190,7 @@ class TrajectorySender:
         self._progress_at = time.monotonic()
 
     def _connect(self) -> Dealer:
-        return Dealer(self._endpoints[self._endpoint_index], self._identity, self._window)
+        return Dealer(self._endpoints[self._endpoint_index], "buffer", self._identity, self._window)
 
     def _wake_up(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The three kinds of ZeroMQ socket there are, and every option they have. The only importer of zmq.
+"""The three kinds of ZeroMQ socket there are, and every option they have. With `keys` the only importer of zmq.
 
 Nothing lingers, nothing blocks without a deadline, and every frame has a size limit. The connecting side sends
 ZMTP heartbeats, so that a peer which is stopped, or whose machine is gone, counts as disconnected on both sides. The
@@ -9,13 +9,19 @@ receiving queue was full, as when a generator is killed while the buffer waits f
 from __future__ import annotations
 
 import socket as os_socket
+import threading
 from collections.abc import Sequence
 
+import structlog
 import zmq
 import zmq.asyncio
+from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from common.errors import VcppoError
+from common.transport.keys import Keys, Role
+
+log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS = 2.0
 HEARTBEAT_DEADLINE_SECONDS = 10.0
@@ -23,6 +29,12 @@ MAX_FRAMES = 8
 """Frames of one message beyond this are read and thrown away."""
 _ACK_QUEUE = 10_000  # acks waiting for a slow peer; one that is dropped is made up for by the peer's resending
 _CONTROL_BYTES = 64 << 20
+_REFUSALS = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+)
+_HANDSHAKES = zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSALS[0] | _REFUSALS[1] | _REFUSALS[2]
 _UNBIND_SECONDS = 5
 
 
@@ -30,19 +42,57 @@ class TransportError(VcppoError):
     """A socket can't be made: the text names the endpoint and the remedy."""
 
 
+class _Guard:
+    """Decides who is let in, by the domain of the socket (the role it serves) and the public key that was shown."""
+
+    def __init__(self) -> None:
+        self.keys: Keys | None = None
+        self._lock = threading.Lock()
+        self._authenticators: dict[int, ThreadAuthenticator] = {}  # one per context: ZeroMQ allows no more
+
+    def watch(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Have the connections of `context` asked about."""
+        with self._lock:
+            if context.underlying in self._authenticators:
+                return
+            authenticator = ThreadAuthenticator(context)
+            authenticator.start()
+            for role in ("generator", "learner"):
+                authenticator.configure_curve_callback(role, self)
+            self._authenticators[context.underlying] = authenticator
+
+    def callback(self, domain: Role, key: bytes) -> bool:
+        """pyzmq's interface of a credentials provider; `key` in Z85."""
+        known = self.keys is not None and key in self.keys.peers.get(domain, ())
+        if not known:
+            log.warning("peer_refused", wanted=domain, public_key=key.decode(errors="replace"),
+                        remedy="give it the keys of this run (security.keys)")  # fmt: skip
+        return known
+
+
+_guard = _Guard()
+
+
+def identify(keys: Keys | None) -> None:
+    """Who this process is, for sockets made from now on; None: they are open."""
+    _guard.keys = keys
+
+
 class Dealer:
     """The connecting side: one peer, whose loss shows in `is_disconnected`."""
 
-    def __init__(self, endpoint: str, identity: bytes = b"", queue: int = 64) -> None:
+    def __init__(self, endpoint: str, peer: Role, identity: bytes = b"", queue: int = 64) -> None:
         """
         Args:
             endpoint: e.g. ``tcp://host:5755``.
+            peer: who must answer there, and be able to show it.
             identity: how the peer's ROUTER names us; empty: it makes one up.
             queue: messages accepted by `send` that are not yet on the wire. None are before the peer answers.
         """
         self.endpoint = endpoint
         self._socket = _new(zmq.DEALER)
         try:
+            _as_client(self._socket, peer)
             if identity:
                 self._socket.set(zmq.ROUTING_ID, identity)
             self._socket.set(zmq.SNDHWM, queue)
@@ -54,13 +104,14 @@ class Dealer:
             self._socket.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_SECONDS * 1000))
             self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_DEADLINE_SECONDS * 1000))
             self._socket.set(zmq.HEARTBEAT_TTL, int(HEARTBEAT_DEADLINE_SECONDS * 1000))  # for the other side
-            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _HANDSHAKES)
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
             self._socket.close()
             raise TransportError(f"{endpoint}: can't connect: {error}; write it as tcp://host:port") from error
         self._is_lost = False
         self.was_connected = False
+        self.was_refused = False  # the handshake failed: not the keys the other side wants, or not the ones we do
 
     def wait(self, seconds: float, *, to_send: bool = False, wake_up: os_socket.socket | None = None) -> None:
         """Return when something arrived, the peer was lost, `wake_up` is readable or (with `to_send`) we may send."""
@@ -88,6 +139,7 @@ class Dealer:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             self.was_connected |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self.was_refused |= event in _REFUSALS
             self._is_lost |= event == zmq.EVENT_DISCONNECTED
         return self._is_lost
 
@@ -100,14 +152,21 @@ class Dealer:
 class Router:
     """The bound side: any number of peers; each message comes with its sender's identity in front."""
 
-    def __init__(self, endpoint: str, max_frame_bytes: int, queue: int) -> None:
-        """`queue`: messages read ahead per peer; above it the peer waits. Raises `TransportError`."""
+    def __init__(self, endpoint: str, peer: Role, max_frame_bytes: int, queue: int) -> None:
+        """Raises `TransportError`.
+
+        Args:
+            peer: who is let in.
+            queue: messages read ahead per peer; above it the peer waits.
+        """
+        self._peer: Role = peer
         self._max_frame_bytes = max_frame_bytes
         self._queue = queue
         self._listen(endpoint)
 
     def _listen(self, endpoint: str) -> None:
         self._socket = _new(zmq.ROUTER)
+        _as_server(self._socket, self._peer)
         self._socket.set(zmq.RCVHWM, self._queue)
         self._socket.set(zmq.SNDHWM, _ACK_QUEUE)
         self._socket.set(zmq.MAXMSGSIZE, self._max_frame_bytes)
@@ -151,9 +210,11 @@ class Router:
 class AsyncRouter:
     """`Router` for asyncio, on a port of its own choosing."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, peer: Role) -> None:
+        """`peer`: who is let in."""
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         _configure(self._socket)
+        _as_server(self._socket, peer)
         self._socket.set(zmq.MAXMSGSIZE, _CONTROL_BYTES)
         self.endpoint = _bind(self._socket, f"tcp://{host}:*")
 
@@ -175,10 +236,27 @@ def _new(kind: int) -> zmq.Socket[bytes]:
 
 
 def _configure(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
-    """Options of every socket. CURVE keys belong here, and nowhere else."""
+    """Options of every socket."""
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.RECONNECT_IVL, 100)
     socket.set(zmq.RECONNECT_IVL_MAX, 2000)
+
+
+def _as_client(socket: zmq.Socket[bytes], peer: Role) -> None:
+    keys = _guard.keys
+    if keys is not None:
+        socket.set(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.set(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.set(zmq.CURVE_SERVERKEY, keys.peers[peer][0])
+
+
+def _as_server(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, peer: Role) -> None:
+    keys = _guard.keys
+    if keys is not None:
+        _guard.watch(socket.context)
+        socket.set(zmq.CURVE_SERVER, 1)
+        socket.set(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.set(zmq.ZAP_DOMAIN, peer.encode())
 
 
 def _bind(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from common.store import RunStore
+from common.store import Credentials, RunStore
+from deploy.keys import USER, acl_text
 
 
 def free_port() -> int:
@@ -38,6 +39,7 @@ class RedisServer:
         self.folder = folder
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.credentials = Credentials()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str) -> None:
@@ -50,10 +52,17 @@ class RedisServer:
                 client.settimeout(1)
                 if client.connect_ex(("127.0.0.1", self.port)) == 0:
                     client.sendall(b"PING\r\n")
-                    if client.recv(16).startswith(b"+PONG"):
+                    if client.recv(16).startswith((b"+PONG", b"-NOAUTH")):
                         return
             time.sleep(0.02)
         pytest.fail(f"redis-server on port {self.port} did not answer within 20 s")
+
+    def start_guarded(self, password: str = "correct horse battery staple") -> None:
+        """With the ACL file of `vcppo keys`: stores of this server then have its user's rights and no others."""
+        acl = self.folder / "users.acl"
+        acl.write_text(acl_text(password))
+        self.credentials = Credentials(USER, password)
+        self.start("--aclfile", str(acl))
 
     def kill(self) -> None:
         """SIGKILL, as a crash would end it."""
@@ -63,7 +72,7 @@ class RedisServer:
             self._process = None
 
     def store(self, run_id: str = "run", patience_seconds: float = 5.0) -> RunStore:
-        return RunStore.connect(self.url, run_id, 5.0, patience_seconds=patience_seconds)
+        return RunStore.connect(self.url, run_id, 5.0, patience_seconds=patience_seconds, credentials=self.credentials)
 
 
 @pytest.fixture
@@ -85,8 +94,8 @@ def redis_server(redis_process: RedisServer) -> str:
 
 @pytest.fixture(scope="module")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis for tests that use run ids of their own."""
+    """A Redis for tests that use run ids of their own; its user may do what the store needs and nothing else."""
     server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
+    server.start_guarded()
     yield server
     server.kill()

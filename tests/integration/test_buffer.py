@@ -258,9 +258,38 @@ def test_a_process_that_can_not_go_on_says_why_in_one_line(buffer: BufferProcess
 def fatal_error(buffer: BufferProcess, *overrides: str) -> str:
     """The one line of a buffer that must fail to start."""
     done = subprocess.run(buffer.command(*overrides), stdout=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert done.returncode == 1
+    assert done.returncode in (1, 2)
     (fatal,) = [line for line in map(json.loads, done.stdout.splitlines()) if line["event"] == "fatal"]
     return str(fatal["error"])
+
+
+def test_the_password_of_redis_is_shown_nowhere(
+    buffer: BufferProcess, redis_process: RedisServer, tmp_path: Path
+) -> None:
+    redis_process.kill()
+    redis_process.start_guarded(password := "correct-horse-battery-staple")
+    file = tmp_path / "password"
+    file.write_text(password)
+    buffer.start("redis.username=vcppo", f"redis.password_file={file}")
+    assert buffer.process is not None
+    process = Path(f"/proc/{buffer.process.pid}")
+    assert password.encode() not in (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+    redis_process.kill()  # its errors name the address
+    eventually(lambda: buffer.stop() == 0)
+    refused = fatal_error(
+        buffer, "redis.username=vcppo", "redis.connect_deadline_seconds=0.5", f"redis.password_file={file}"
+    )
+    assert password not in json.dumps(buffer.lines) + refused
+
+
+def test_a_wrong_password_is_one_clear_line(buffer: BufferProcess, redis_process: RedisServer, tmp_path: Path) -> None:
+    redis_process.kill()
+    redis_process.start_guarded()
+    (tmp_path / "password").write_text("wrong")
+    error = fatal_error(buffer, "redis.username=vcppo", f"redis.password_file={tmp_path / 'password'}")
+    assert "redis.password_file" in error
+    assert "wrong" not in error.replace("WRONGPASS", "")
+    assert "redis.password_file" in fatal_error(buffer)  # none at all
 
 
 def test_the_buffer_does_not_import_torch() -> None:

@@ -156,6 +156,19 @@ def test_every_trajectory_is_trained_once(run: Run) -> None:
     assert max(max(row["staleness"]) for row in steps.values()) <= config.rl.max_staleness
 
 
+def test_the_runs_keys_are_made_at_the_first_start_and_shown_nowhere(run: Run) -> None:
+    """Its config wants CURVE, so everything above went through it."""
+    keys = run.folder.path / "keys"
+    secrets = re.findall(r'secret-key = "(.{40})"', "".join(path.read_text() for path in keys.glob("*.key_secret")))
+    assert len(secrets) == 3
+    made = [event for event in run.events("launcher") if event["event"] == "keys_made"]
+    assert len(made) == 1
+    others = [path for path in run.folder.path.rglob("*") if path.is_file() and keys not in path.parents]
+    for path in others:
+        content = path.read_bytes()
+        assert not any(secret.encode() in content for secret in secrets), path
+
+
 def test_weights_went_to_both_generators(run: Run) -> None:
     broadcasts = [event for event in run.events("learner") if event["event"] == "weights_broadcast"]
     assert len(broadcasts) >= 10

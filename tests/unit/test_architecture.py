@@ -27,7 +27,7 @@ FORBIDDEN = {
 # library -> the only files that may import it
 CONFINED = {
     "redis": ("common/store.py",),
-    "zmq": ("common/transport/sockets.py",),
+    "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine.py",),
     "vllm": (
         "generator/engine.py",
