@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -76,22 +77,6 @@ def _sft(arguments: argparse.Namespace) -> int:
         write_config(config)
         with open_session(config, "follow") as session, session.stage("cold start"):
             run_sft(config, session)
-    return EXIT_OK
-
-
-def _eval(arguments: argparse.Namespace) -> int:
-    from deploy.evaluate import evaluate, print_table
-    from deploy.run_config import write_config
-    from deploy.session import open_session
-
-    config = _config(arguments)
-    models = {path.resolve().name: path for path in arguments.model}
-    if len(models) < len(arguments.model):
-        models = {f"{path.resolve().parent.name}-{path.resolve().name}": path for path in arguments.model}
-    write_config(config)
-    with open_session(config, "follow") as session, session.stage("evaluation"):
-        results = evaluate(config, models, session.sink)
-    print_table(results)
     return EXIT_OK
 
 
@@ -174,11 +159,11 @@ def _demo(arguments: argparse.Namespace) -> int:
     return Demo(config, Console(width=None if sys.stdout.isatty() else 120)).run()
 
 
-def _config(arguments: argparse.Namespace) -> VcppoConfig:
-    """The tree of -c CONFIG, or of an existing run, with the overrides applied."""
+def _config(arguments: argparse.Namespace, between: Sequence[str] = ()) -> VcppoConfig:
+    """The tree of -c CONFIG, or of an existing run, with the overrides applied, those `between` first."""
     from deploy.run_config import open_run
 
-    overrides = list(arguments.overrides)
+    overrides = [*between, *arguments.overrides]
     restarts = getattr(arguments, "restart_learner", None)
     if restarts is not None:
         overrides.append(f"launcher.learner_restarts={restarts}")
@@ -198,6 +183,8 @@ examples:
   vcppo watch                                  live view of the latest run
   vcppo logs -f --level warning                follow warnings of all processes
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
+  vcppo eval -c my.yaml --benchmark aime --model runs/first/export       also gpqa, codeforces, jsonl
+  vcppo contamination -c my.yaml --benchmark aime    has it been trained on?
   vcppo ledger --run runs/first                where every prompt is
   vcppo report runs/first                      one page with all figures
   vcppo chaos --minutes 3                      faults over a run of its own, and the proof that nothing was lost
@@ -219,6 +206,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     from deploy.chaos.command import add_chaos
+    from deploy.eval_command import add_evaluation
 
     parser = argparse.ArgumentParser(
         prog="vcppo",
@@ -247,18 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _takes_config(sft, run=True)
 
-    evaluation = _add(commands, "eval", _eval, "pass@1 and pass@k of models on held-out problems",
-                      "vcppo eval -c my.yaml --model runs/run/export\n"
-                      "vcppo eval --run run --model runs/run/cold_start --model runs/run/export eval.k=4")  # fmt: skip
-    _takes_config(evaluation, run=True)
-    evaluation.add_argument(
-        "--model",
-        type=Path,
-        action="append",
-        required=True,
-        metavar="DIR",
-        help="a Hugging Face folder; may be given more than once",
-    )
+    add_evaluation(partial(_add, commands), partial(_takes_config, run=True), _config)
 
     ledger = _add(commands, "ledger", _ledger, "where every prompt of a run is; exit 1 unless exact",
                   "vcppo ledger --run runs/run\nvcppo ledger -c my.yaml redis.url=redis://store:6379/0")  # fmt: skip

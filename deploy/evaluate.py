@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.config import VcppoConfig
+from common.config import VcppoConfig, dump_config
 from common.errors import VcppoError
+from common.pass_at_k import wilson_interval
 from common.run_folder import RunFolder
 from deploy.cores import available_cores, malloc_environment, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
@@ -48,16 +49,6 @@ class EvalResult:
         return (self.high - self.low) / (2 * Z_95)
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a proportion; right also near 0 and 1, where the normal one is not."""
-    if count == 0:
-        return 0.0, 1.0
-    z2 = Z_95**2 / count
-    middle = (share + z2 / 2) / (1 + z2)
-    half = Z_95 / (1 + z2) * math.sqrt(share * (1 - share) / count + z2 / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def read_result(path: Path, name: str) -> EvalResult | None:
     """The result `generator.evaluate` wrote; None when there is none."""
     found = read_json(path)
@@ -77,7 +68,7 @@ def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
     if share is None:
         raise VcppoError(f"the evaluation of {name} holds no pass_at_1: delete it and evaluate again")
     interval = found.get("pass_at_1_interval")
-    low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson_interval(share, count)
+    low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson_interval(share * count, count)
     return EvalResult(
         name, share, float(low), float(high), value("pass_at_k"), int(value("k") or 1), value("mean_length"), count
     )
@@ -93,17 +84,46 @@ def gain(before: EvalResult, after: EvalResult) -> tuple[float, bool]:
     return rise, rise > Z_95 * error
 
 
-def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path]) -> list[ProcessSpec]:
-    """One process per model, the cores divided between those that run at once."""
-    folder, cores = RunFolder(config.run.path), available_cores()
-    at_once = min(len(models), len(cores))
+@dataclass(frozen=True)
+class Place:
+    """Where an evaluation's settings are read from and its results go."""
+
+    config: Path
+    results: Path
+
+    @classmethod
+    def of_run(cls, config: VcppoConfig) -> Place:
+        """The task's own held-out problems: <run>/eval."""
+        folder = RunFolder(config.run.path)
+        return cls(folder.config, folder.eval)
+
+    @classmethod
+    def of_benchmark(cls, config: VcppoConfig, benchmark: str) -> Place:
+        """<run>/eval/<benchmark>, with the settings beside the results: the run's own say another task."""
+        results = RunFolder(config.run.path).create().eval / benchmark
+        results.mkdir(parents=True, exist_ok=True)
+        path = results / "config.yaml"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(dump_config(config), encoding="utf-8")
+        temporary.replace(path)
+        return cls(path, results)
+
+    def result(self, name: str) -> Path:
+        return self.results / f"{name}.json"
+
+
+def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path], place: Place, workers: int) -> list[ProcessSpec]:
+    """`workers` processes per model, the cores divided between those that run at once."""
+    cores = available_cores()
+    at_once = min(len(models) * workers, len(cores))
     share = len(cores) // at_once
     specs = []
-    for index, (name, model) in enumerate(models.items()):
+    for index, (name, worker) in enumerate((name, worker) for name in models for worker in range(workers)):
         mine = cores[(index % at_once) * share : (index % at_once + 1) * share]
         command = [
-            sys.executable, "-m", "generator.evaluate", "--config", str(folder.config),
-            "--model", str(model), "--output", str(folder.eval / f"{name}.json"), JSON_LOGS,
+            sys.executable, "-m", "generator.evaluate", "--config", str(place.config),
+            "--model", str(models[name]), "--output", str(place.result(name)),
+            "--worker", str(worker), "--num-workers", str(workers), JSON_LOGS,
         ]  # fmt: skip
         environment = {
             **thread_environment(share, shared=False),
@@ -111,14 +131,21 @@ def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path]) -> list[Pr
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
         pinned = frozenset(mine) if config.launcher.pin_cores else None
-        specs.append(ProcessSpec(f"eval-{name}", command, role="eval", environment=environment, cores=pinned))
+        process = f"eval-{name}" if workers == 1 else f"eval-{name}-{worker}"
+        specs.append(ProcessSpec(process, command, role="eval", environment=environment, cores=pinned))
     return specs
 
 
 def evaluate(
-    config: VcppoConfig, models: Mapping[str, Path], sink: LogSink, on_tick: Callable[[], None] | None = None
+    config: VcppoConfig,
+    models: Mapping[str, Path],
+    sink: LogSink,
+    on_tick: Callable[[], None] | None = None,
+    *,
+    place: Place | None = None,
+    workers: int = 1,
 ) -> list[EvalResult]:
-    """Evaluate `models` (name → folder); results are kept in <run>/eval/<name>.json.
+    """Evaluate `models` (name → folder); results are kept in the place's <name>.json, by default of <run>/eval.
 
     Raises:
         VcppoError: a model folder is missing, or an evaluation failed, by name.
@@ -126,22 +153,23 @@ def evaluate(
     for name, model in models.items():
         if not (model / "config.json").exists():
             raise RunError(f"--model {model} ({name}) holds no model: no config.json in it")
-    folder = RunFolder(config.run.path)
+    place = place or Place.of_run(config)
     with Supervisor(
         sink,
         stop_deadline_seconds=config.launcher.stop_deadline_seconds,
         start_deadline_seconds=float("inf"),  # it has no `ready`; its own deadlines hold
         on_tick=on_tick,
     ) as supervisor:
-        specs, at_once = evaluation_specs(config, models), len(available_cores())
+        specs, at_once = evaluation_specs(config, models, place, workers), len(available_cores())
+        for name in models:
+            place.result(name).unlink(missing_ok=True)
         for start in range(0, len(specs), at_once):
             batch = specs[start : start + at_once]
             for spec in batch:
-                (folder.eval / f"{spec.name.removeprefix('eval-')}.json").unlink(missing_ok=True)
                 supervisor.start(spec)
             for spec in batch:
                 supervisor.wait_exit(spec.name)
-    return [result for name in models if (result := read_result(folder.eval / f"{name}.json", name))]
+    return [result for name in models if (result := read_result(place.result(name), name))]
 
 
 def eval_table(results: Sequence[EvalResult]) -> Table:

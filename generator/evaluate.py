@@ -1,33 +1,40 @@
-"""pass@1 and pass@k of a model folder, sampled by vLLM and judged by the task's verifier.
+"""Samples of a model folder on a task's held-out problems, by vLLM, judged by the task's verifier; then the figures.
 
-    python -m generator.evaluate --config RUN/config.yaml --model DIR --output FILE.json [section.field=value ...]
+    python -m generator.evaluate --config RUN/config.yaml --model DIR --output FILE.json
+                                 [--worker 0 --num-workers 2] [section.field=value ...]
 
-Writes FILE.json (the figures) and FILE.jsonl beside it (one line a problem). pass@k is the unbiased estimate
-1 − C(n−c, k)/C(n, k) for n samples of which c are correct, averaged over problems; intervals are 95 %: Wilson's for
-one sample a problem, else a bootstrap over problems, since samples of one problem are not independent.
+Each sample goes to disk as it is done (`common.eval_samples`), and samples that are there are not made again: killed
+and started anew, only the missing ones are made. Of W workers, number w makes every W-th sample; who finds all of them
+there writes FILE.jsonl (a line a problem) and FILE.json (the figures, `common.pass_at_k`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from common import watchdog
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_OK, VcppoError
+from common.eval_samples import (
+    Key,
+    Sample,
+    SampleFiles,
+    plan_key,
+    problem_keys,
+    records_of,
+    summarise,
+    write_results,
+)
 from common.log import configure_logging
 from common.run_folder import RunFolder
 from common.tasks import Problem, decode_response, encode_prompt, load_task
@@ -38,166 +45,179 @@ from generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
 
-_Z = 1.959964  # 95 %
-_NUM_BOOTSTRAPS = 2000
+
+class Work(NamedTuple):
+    """One sample to be made: the problem, its key, and which of its samples."""
+
+    problem: Problem
+    key: str
+    sample: int
 
 
-@dataclass(slots=True)
-class ProblemRecord:
-    """What became of one problem: lengths in tokens, outcomes, extracted answers, one entry a sample."""
+@dataclass(frozen=True)
+class Plan:
+    """What is to be evaluated, the same in every worker."""
 
-    index: int
-    prompt: Any
-    lengths: list[int] = field(default_factory=list)
-    outcomes: list[str] = field(default_factory=list)
-    finish_reasons: list[str] = field(default_factory=list)
-    extracted: list[str | None] = field(default_factory=list)
+    config: VcppoConfig
+    model: str
+    problems: list[Problem]
+
+    @classmethod
+    def of(cls, config: VcppoConfig, model: str) -> Plan:
+        """``eval.num_problems`` held-out problems, or all there are. Raises VcppoError on a task or data at fault."""
+        task = load_task(config.task)
+        known = task.num_problems("held_out")
+        count = config.eval.num_problems if known is None else min(config.eval.num_problems, known)
+        return cls(config, model, task.problems("held_out", config.eval.seed, 0, count))
 
     @property
-    def num_correct(self) -> int:
-        return self.outcomes.count("correct")
+    def key(self) -> str:
+        """Of what the samples depend on; not of how many there are, so that more can be added."""
+        config = self.config
+        return plan_key({
+            "model": self.model, "weights": _fingerprint(self.model), "task": config.task.model_dump(mode="json"),
+            "sampling": config.sampling.model_dump(mode="json"), "seed": config.eval.seed,
+            "dtype": [config.model.dtype, config.generator.dtype],
+        })  # fmt: skip
+
+    def work(self, worker: int, num_workers: int, done: set[Key]) -> list[Work]:
+        """What this worker has to make. By the sample's place in the whole, so workers agree without a word."""
+        per_problem = self.config.eval.samples_per_problem
+        return [
+            Work(problem, key, sample)
+            for index, (key, problem) in enumerate(zip(problem_keys(self.problems), self.problems, strict=True))
+            for sample in range(per_problem)
+            if (index * per_problem + sample) % num_workers == worker and (key, sample) not in done
+        ]
+
+    def finish(self, files: SampleFiles, output: Path) -> dict[str, Any] | None:
+        """Write the results when every sample is there; None when another worker still has some."""
+        records = records_of(self.problems, files.read(), self.config.eval.samples_per_problem)
+        if records is None:
+            return None
+        settings = self.config.eval
+        figures = summarise(records, settings.k, settings.seed) | {
+            "model": self.model,
+            "task": self.config.task.name,
+            "samples_per_problem": settings.samples_per_problem,
+            "seed": settings.seed,
+            "temperature": self.config.sampling.temperature,
+        }
+        write_results(output, figures, records)
+        return figures
 
 
-def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Probability that at least one of ``k`` of the ``num_samples`` is correct. ValueError unless k <= num_samples."""
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"pass@k needs 1 <= k <= num_samples, got k={k}, num_samples={num_samples}")
-    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+class Sampler:
+    """Makes samples and writes each down. Make it, ``await run()``."""
 
-
-def wilson_interval(num_correct: int, num: int) -> tuple[float, float]:
-    """95 % interval of a proportion; honest near 0 and 1."""
-    rate, z2 = num_correct / num, _Z**2
-    centre = (rate + z2 / (2 * num)) / (1 + z2 / num)
-    half = _Z * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num**2)) / (1 + z2 / num)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def bootstrap_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean over problems; ``values [P]``."""
-    generator = np.random.default_rng(seed)
-    means = generator.choice(values, (_NUM_BOOTSTRAPS, len(values))).mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def summarise(records: Sequence[ProblemRecord], k: int, seed: int) -> dict[str, Any]:
-    """The figures of FILE.json, from all problems' records."""
-    num = sum(len(r.outcomes) for r in records)
-    correct = sum(r.num_correct for r in records)
-    rates = np.asarray([r.num_correct / len(r.outcomes) for r in records])
-    at_k = np.asarray([pass_at_k(len(r.outcomes), r.num_correct, k) for r in records])
-    single = all(len(r.outcomes) == 1 for r in records)
-    lengths = [length for r in records for length in r.lengths]
-    outcomes = Counter(outcome for r in records for outcome in r.outcomes)
-    truncated = sum(reason == "length" for r in records for reason in r.finish_reasons)
-    return {
-        "pass_at_1": float(rates.mean()),
-        "pass_at_1_interval": wilson_interval(correct, num) if single else bootstrap_interval(rates, seed),
-        "k": k,
-        "pass_at_k": float(at_k.mean()),
-        "pass_at_k_interval": bootstrap_interval(at_k, seed),
-        "num_problems": len(records),
-        "num_samples": num,
-        "mean_length": float(np.mean(lengths)),
-        "max_length": max(lengths),
-        "truncated_fraction": truncated / num,
-        "outcomes": dict(outcomes),
-    }
-
-
-class Evaluation:
-    """One model on the held-out problems. Make it, ``await run()``."""
-
-    def __init__(self, config: VcppoConfig, engine: Engine, verifiers: VerifierPool, tokenizer: Any) -> None:
+    def __init__(
+        self, config: VcppoConfig, engine: Engine, verifiers: VerifierPool, tokenizer: Any, files: SampleFiles
+    ) -> None:
         self._config = config
         self._engine = engine
         self._verifiers = verifiers
         self._tokenizer = tokenizer
+        self._files = files
         self._places = asyncio.Semaphore(config.generator.max_in_flight)
         self._num_done = 0
 
-    async def run(self) -> list[ProblemRecord]:
-        """Records in problem order."""
-        settings = self._config.eval
-        problems = load_task(self._config.task).problems("held_out", settings.seed, 0, settings.num_problems)
-        records = [ProblemRecord(i, problem.prompt) for i, problem in enumerate(problems)]
-        total = len(problems) * settings.samples_per_problem
-        log.info("evaluation_started", problems=len(problems), samples=total, model=self._engine.model)
+    async def run(self, work: Sequence[Work]) -> None:
+        log.info("evaluation_started", samples=len(work), model=self._engine.model)
         async with asyncio.TaskGroup() as group:
-            for record, problem in zip(records, problems, strict=True):
-                for sample in range(settings.samples_per_problem):
-                    group.create_task(self._sample(record, problem, sample, total))
-        return records
+            for each in work:
+                group.create_task(self._make(each, len(work)))
 
-    async def _sample(self, record: ProblemRecord, problem: Problem, sample: int, total: int) -> None:
+    async def _make(self, work: Work, total: int) -> None:
         async with self._places:
-            rollout = await self._engine.generate(self._prompt(record.index, problem, sample))
+            rollout = await self._engine.generate(self._prompt(work))
             text = decode_response(self._tokenizer, rollout.token_ids)
-            verdict = await self._verifiers.verify(problem.answer, text, rollout.finish_reason)
-        record.lengths.append(len(rollout.token_ids))
-        record.outcomes.append(verdict.outcome)
-        record.finish_reasons.append(rollout.finish_reason)
-        record.extracted.append(verdict.extracted)
+            verdict = await self._verifiers.verify(work.problem.answer, text, rollout.finish_reason)
+        self._files.add(
+            Sample(
+                problem=work.key,
+                sample=work.sample,
+                outcome=verdict.outcome,
+                extracted=verdict.extracted,
+                finish_reason=rollout.finish_reason,
+                length=len(rollout.token_ids),
+                seconds=round(rollout.seconds, 3),
+                response=text,
+            )
+        )
         self._num_done += 1
         watchdog.stage("evaluate", waiting_for=["vLLM", "verifier"])
         if self._num_done % max(1, total // 10) == 0:
             log.info("evaluation_progress", done=self._num_done, of=total)
 
-    def _prompt(self, index: int, problem: Problem, sample: int) -> Prompt:
-        settings = self._config.eval
+    def _prompt(self, work: Work) -> Prompt:
+        config = self._config
         return Prompt(
-            id=f"eval-{index}-{sample}",
-            group_id=f"eval-{index}",
-            sample_index=sample,
-            task=self._config.task.name,
-            token_ids=encode_prompt(self._tokenizer, problem.prompt),
-            problem=problem.answer,
-            seed=(settings.seed * 1_000_003 + index * settings.samples_per_problem + sample) % 2**31,
+            id=f"eval-{work.key}-{work.sample}",
+            group_id=f"eval-{work.key}",
+            sample_index=work.sample,
+            task=config.task.name,
+            token_ids=encode_prompt(self._tokenizer, work.problem.prompt),
+            problem=work.problem.answer,
+            seed=sample_seed(config.eval.seed, work.key, work.sample),
             issue_version=0,
             purpose="rl",
-            max_response_tokens=self._config.sampling.max_response_tokens,
+            max_response_tokens=config.sampling.max_response_tokens,
         )
 
 
-async def evaluate(config: VcppoConfig, model: str) -> tuple[dict[str, Any], list[ProblemRecord]]:
-    """Bring an engine up on ``model``, run the held-out problems, return figures and records."""
-    if config.eval.k > config.eval.samples_per_problem:
-        raise VcppoError(
-            f"eval.k = {config.eval.k} needs eval.samples_per_problem >= k, it is {config.eval.samples_per_problem}"
-        )
-    engine, verifiers = Engine(config, model=model, seed=config.eval.seed % 2**31), VerifierPool(config.task)
+def sample_seed(seed: int, key: str, sample: int) -> int:
+    """In [0, 2**31): a sample's own, whoever makes it and however many there are."""
+    digest = blake2b(f"{seed} {key} {sample}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles) -> None:
+    """Bring an engine up on the plan's model and make the samples."""
+    config = plan.config
+    engine, verifiers = Engine(config, model=plan.model, seed=config.eval.seed % 2**31), VerifierPool(config.task)
     began = time.monotonic()
     try:
-        tokenizer = await asyncio.to_thread(load_tokenizer, model, config.model.trust_remote_code)
+        tokenizer = await asyncio.to_thread(load_tokenizer, plan.model, config.model.trust_remote_code)
+        _check_lengths(plan, tokenizer)
         await verifiers.start()
         await engine.start()
         started = time.monotonic()
-        records = await Evaluation(config, engine, verifiers, tokenizer).run()
-        seconds = time.monotonic() - started
+        await Sampler(config, engine, verifiers, tokenizer, files).run(work)
     finally:
         engine.shutdown()
         await verifiers.close()
-    figures = summarise(records, config.eval.k, config.eval.seed)
-    num_tokens = sum(sum(r.lengths) for r in records)
-    return figures | {
-        "model": model,
-        "seed": config.eval.seed,
-        "temperature": config.sampling.temperature,
-        "seconds": seconds,
-        "startup_seconds": started - began,
-        "tokens_per_second": num_tokens / seconds,
-    }, records
+    seconds = time.monotonic() - started
+    log.info("samples_done", samples=len(work), seconds=round(seconds, 1), startup_seconds=round(started - began, 1))
 
 
-def write_results(output: Path, figures: dict[str, Any], records: Sequence[ProblemRecord]) -> None:
-    """FILE.json, whole or not at all, after FILE.jsonl."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({name: getattr(r, name) for name in r.__slots__}, ensure_ascii=False) for r in records)
-    output.with_suffix(".jsonl").write_text("".join(f"{line}\n" for line in lines))
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(json.dumps(figures, indent=2) + "\n")
-    partial.replace(output)
+def _check_lengths(plan: Plan, tokenizer: Any) -> None:
+    """VcppoError before vLLM is up, not from the middle of the evaluation."""
+    room = plan.config.generator.max_model_len - plan.config.sampling.max_response_tokens
+    longest = max((len(encode_prompt(tokenizer, problem.prompt)) for problem in plan.problems), default=0)
+    if longest > room:
+        raise VcppoError(
+            f"generator.max_model_len = {plan.config.generator.max_model_len}: the longest prompt has {longest} tokens "
+            f"and sampling.max_response_tokens is {plan.config.sampling.max_response_tokens}: raise it to their sum"
+        )
+
+
+def _fingerprint(model: str) -> list[Any]:
+    """Of a local folder: names, sizes and times of its weights, so that a newer export is another model."""
+    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def evaluate(config: VcppoConfig, model: str, output: Path, worker: int, num_workers: int) -> dict[str, Any] | None:
+    """Make what is missing of this worker's part; the figures if then nothing is missing at all."""
+    plan = Plan.of(config, model)
+    files = SampleFiles(output, plan.key, worker)
+    there = files.read()
+    work = plan.work(worker, num_workers, set(there))
+    if there:
+        log.info("evaluation_resumed", samples_there=len(there), missing_of_mine=len(work))
+    if work:
+        asyncio.run(generate(plan, work, files))
+    return plan.finish(files, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -206,23 +226,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="FILE.json; records go to FILE.jsonl")
+    parser.add_argument("--worker", type=int, default=0)
+    parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args(arguments)
+    if not 0 <= options.worker < options.num_workers:
+        parser.error(f"--worker {options.worker}: from 0 to --num-workers - 1 = {options.num_workers - 1}")
     try:
         config = load_config(options.config, options.overrides)
         configure_logging(config.logging, "evaluate", config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("evaluate"))
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(f"evaluate-{options.worker}"))
         watchdog.stage("start", waiting_for=["vLLM"])
-        figures, records = asyncio.run(evaluate(config, options.model))
-        write_results(options.output, figures, records)
+        figures = evaluate(config, options.model, options.output, options.worker, options.num_workers)
     except VcppoError as error:
         log.error("fatal", error=str(error))
         return error.exit_code
     finally:
         watchdog.stop()
-    log.info(
-        "evaluation_done", output=str(options.output), pass_at_1=figures["pass_at_1"], pass_at_k=figures["pass_at_k"]
-    )
+    if figures is not None:
+        shown = {name: figures[name] for name in ("pass_at_1", "k", "pass_at_k")}
+        log.info("evaluation_done", output=str(options.output), **shown)
     return EXIT_OK
 
 

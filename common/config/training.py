@@ -26,7 +26,7 @@ class TaskConfig(Section):
     """Where prompts come from and how responses are verified."""
 
     name: str = "chain_arithmetic"
-    """A built-in task (chain_arithmetic, code, dataset) or module:Class of your own."""
+    """A built-in task (aime, chain_arithmetic, code, dataset, gpqa, mix) or module:Class of your own."""
 
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""
@@ -237,7 +237,7 @@ class EvalConfig(Section):
     """`vcppo eval`: pass@1 and pass@k through vLLM."""
 
     num_problems: Positive = 512
-    """Held-out problems."""
+    """Held-out problems; all of them where there are fewer."""
 
     samples_per_problem: Positive = 1
     """n; pass@k is the unbiased estimate for k <= n."""

@@ -46,9 +46,12 @@ __all__ = [
 ]
 
 BUILT_IN_TASKS = {
+    "aime": "common.tasks.benchmarks:AimeTask",
     "chain_arithmetic": "common.tasks.chain_arithmetic:ChainArithmetic",
     "code": "common.tasks.code:CodeTask",
     "dataset": "common.tasks.dataset:DatasetTask",
+    "gpqa": "common.tasks.benchmarks:GpqaTask",
+    "mix": "common.tasks.mix:MixTask",
 }
 
 

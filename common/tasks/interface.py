@@ -101,6 +101,17 @@ class Task(ABC):
             finish_reason: ``stop``: the policy ended it; ``length``: it was cut off.
         """
 
+    def num_problems(self, split: Split) -> int | None:
+        """How many different problems there are; None: no end to them. An evaluation asks for each at most once."""
+        return None
+
+    def questions(self, split: Split, count: int) -> list[str]:
+        """Text of the first `count` questions, each once, without what all prompts share (for overlap checks)."""
+        known = self.num_problems(split)
+        problems = self.problems(split, 0, 0, count if known is None else min(count, known))
+        prompts = [problem.prompt for problem in problems]
+        return [each if isinstance(each, str) else each[-1]["content"] for each in prompts]
+
     def warm_up(self) -> None:  # noqa: B027  (optional: most verifiers have nothing to import)
         """Called once in each verifier child before the first deadline runs: import what `verify` is slow to import."""
 

@@ -42,8 +42,14 @@ class RowsOptions(TaskOptions):
     hub_held_out_split: str = "test"
     """Which split of a hub data set `held_out_path` means."""
 
+    evaluation_only: bool = False
+    """All rows are held out; there is nothing to train on. For benchmarks."""
+
     question_column: str = "question"
     """Column with the question."""
+
+    question_columns: list[str] | None = None
+    """Several columns that make up the question, joined by blank lines, empty ones left out; instead of one."""
 
     held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of questions held out when held_out_path is not given."""
@@ -88,11 +94,19 @@ class RowsTask(Task):
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
         """See `Task.problems`: passes over the data, each in its own order drawn from the seed and the pass number."""
         questions = self._questions[split]
+        if not questions and count:
+            raise TaskError(f"task.options.path = {self._rows_options.path!r} is for evaluation only: train on another")
         chosen = []
         for number in range(start, start + count):
             epoch, place = divmod(number, len(questions))
             chosen.append(questions[self._order(split, seed, epoch)[place]])
         return [Problem(self._prompt(question.text), question.answer) for question in chosen]
+
+    def num_problems(self, split: Split) -> int:
+        return len(self._questions[split])
+
+    def questions(self, split: Split, count: int) -> list[str]:
+        return [question.text for question in self._questions[split][:count]]
 
     def judged_part(self, response: str, finish_reason: FinishReason) -> str | None:
         """What follows the thinking; None: by the options there is nothing to judge."""
@@ -105,6 +119,10 @@ class RowsTask(Task):
     def _load(self) -> dict[Split, list[_Question]]:
         options = self._rows_options
         train = [self._question(row) for row in read_rows(options.path, options.subset, options.hub_split)]
+        if options.evaluation_only:
+            if not train:
+                raise TaskError(f"task.options.path = {options.path!r} holds no problem: add rows")
+            return {"train": [], "held_out": train}
         if options.held_out_path is not None:
             rows = read_rows(options.held_out_path, options.subset, options.hub_held_out_split)
             held_out = [self._question(row) for row in rows]
@@ -123,12 +141,25 @@ class RowsTask(Task):
         return {"train": train, "held_out": held_out}
 
     def _question(self, row: Row) -> _Question:
-        text = text_of(row, self._rows_options.question_column, "question_column")
+        text = self.question_of(row)
         answer = self.answer_of(row, text)
         size = len(json.dumps(answer))
         if size > _MAX_ANSWER_BYTES:  # it travels with the prompt
             raise TaskError(f"{row.place}: its answer takes {size} bytes, at most {_MAX_ANSWER_BYTES}: drop the row")
         return _Question(text, answer)
+
+    def question_of(self, row: Row) -> str:
+        """Text of the question; TaskError names the row's place."""
+        options = self._rows_options
+        if options.question_columns is None:
+            return text_of(row, options.question_column, "question_column")
+        columns = [
+            name for name in options.question_columns if row.values.get(name) is not None or name not in row.values
+        ]
+        text = "\n\n".join(filter(None, (text_of(row, name, "question_columns").strip() for name in columns)))
+        if not text:
+            raise TaskError(f"{row.place}: {', '.join(options.question_columns)} are all empty: drop the row")
+        return text
 
     def _is_held_out(self, question: str) -> bool:
         """By the question's own hash, so the split survives reordering and additions."""

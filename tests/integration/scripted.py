@@ -88,15 +88,15 @@ class ScriptedGenerator(threading.Thread):
         assert self.error is None, self.error
 
 
-def make_tiny_model(folder: Path) -> None:
-    """A random Qwen2 of 2 layers with chain_arithmetic's tokenizer, tied embeddings."""
+def make_tiny_model(folder: Path, hidden_size: int = 32) -> None:
+    """A random Qwen2 of 2 layers with chain_arithmetic's tokenizer, tied embeddings; vLLM's CPU attention needs 64."""
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,

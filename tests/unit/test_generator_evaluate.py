@@ -1,66 +1,207 @@
-"""Figures of the evaluation against their definitions."""
+"""Evaluation: samples survive a kill, are made once by any number of workers, and become figures when all are there."""
 
 from __future__ import annotations
 
-import itertools
+import asyncio
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from generator.evaluate import (
-    ProblemRecord,
-    bootstrap_interval,
-    pass_at_k,
-    summarise,
-    wilson_interval,
-    write_results,
-)
+from common.config import VcppoConfig
+from common.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
+from common.tasks import Problem, Verdict
+from common.trajectory import Prompt, VersionSpan
+from generator import evaluate
+from generator.engine import Rollout
+from generator.evaluate import Plan, Sampler, sample_seed
+
+PROBLEMS = [Problem(f"Question {number}", {"reference": str(number)}) for number in range(5)]
 
 
-@pytest.mark.parametrize(("n", "c", "k"), [(4, 1, 1), (5, 2, 3), (6, 0, 2), (6, 6, 6), (7, 5, 3)])
-def test_pass_at_k_is_the_share_of_draws_with_a_correct_one(n: int, c: int, k: int) -> None:
-    draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
-    assert pass_at_k(n, c, k) == pytest.approx(np.mean([any(draw) for draw in draws]))
+def config_of(folder: Path, **settings: object) -> VcppoConfig:
+    values = {"samples_per_problem": 4, "k": 2, **settings}
+    return VcppoConfig.model_validate({"run": {"folder": folder}, "model": {"path": "m"}, "eval": values})
 
 
-def test_pass_at_k_refuses_more_draws_than_samples() -> None:
-    with pytest.raises(ValueError, match="k=3, num_samples=2"):
-        pass_at_k(2, 1, 3)
+def sample(problem: str, number: int, outcome: str = "correct", **more: Any) -> Sample:
+    values = {
+        "extracted": "1",
+        "finish_reason": "stop",
+        "length": 3,
+        "seconds": 0.1,
+        "response": "text\n</think>\u2028é",
+    }
+    return Sample(problem, number, outcome, **(values | more))
 
 
-def test_wilson_interval_is_known_and_stays_in_range() -> None:
-    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
-    assert wilson_interval(0, 10)[0] == 0.0
-    assert wilson_interval(10, 10)[1] == pytest.approx(1.0)
+class Killed(Exception):
+    """Stands in for SIGKILL: nothing of ours runs after it."""
 
 
-def test_bootstrap_interval_holds_the_mean() -> None:
-    values = np.random.default_rng(0).random(400)
-    low, high = bootstrap_interval(values, seed=1)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+class FakeEngine:
+    """Right on even sample numbers; dies after `lives` rollouts."""
+
+    model = "m"
+
+    def __init__(self, lives: int = 10**9) -> None:
+        self.lives = lives
+        self.asked: list[str] = []
+
+    async def generate(self, prompt: Prompt) -> Rollout:
+        if len(self.asked) >= self.lives:
+            raise Killed
+        self.asked.append(prompt.id)
+        tokens = np.asarray([prompt.sample_index + 1], np.int32)
+        return Rollout(tokens, np.zeros(1, np.float32), (VersionSpan(0, 1),), "stop", 0.01)
 
 
-def records() -> list[ProblemRecord]:
-    return [
-        ProblemRecord(0, "a", [3, 5], ["correct", "wrong"], ["stop", "stop"], ["1", "2"]),
-        ProblemRecord(1, "b", [4, 8], ["unparsable", "timeout"], ["length", "stop"], [None, None]),
+class FakeVerifiers:
+    async def verify(self, answer: Any, text: str, finish_reason: str) -> Verdict:
+        return Verdict("correct" if len(text) % 2 else "wrong", text)
+
+
+class Tokenizer:
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [1, 2]}
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return "x" * ids[0]
+
+
+def run(plan: Plan, folder: Path, engine: FakeEngine, worker: int = 0, num_workers: int = 1) -> dict[str, Any] | None:
+    """As `evaluate.evaluate` does, without processes."""
+    output = folder / "model.json"
+    files = SampleFiles(output, plan.key, worker)
+    work = plan.work(worker, num_workers, set(files.read()))
+    asyncio.run(Sampler(plan.config, engine, FakeVerifiers(), Tokenizer(), files).run(work))  # type: ignore[arg-type]
+    return plan.finish(files, output)
+
+
+def test_killed_in_the_middle_only_the_missing_samples_are_made(tmp_path: Path) -> None:
+    plan = Plan(config_of(tmp_path), "m", PROBLEMS)
+    first, second = FakeEngine(lives=7), FakeEngine()
+    with pytest.raises(ExceptionGroup):
+        run(plan, tmp_path, first)
+    assert not (tmp_path / "model.json").exists()
+    figures = run(plan, tmp_path, second)
+    assert len(first.asked) == 7 and len(second.asked) == 13
+    assert not set(first.asked) & set(second.asked)
+    assert figures is not None and figures["num_samples"] == 20
+    assert figures["pass_at_1"] == 0.5  # two of the four samples of each problem
+    assert figures["pass_at_k"] == pytest.approx(1 - 1 / 6)
+    assert json.loads((tmp_path / "model.json").read_text())["num_problems"] == 5
+    third = FakeEngine()
+    assert run(plan, tmp_path, third) == figures
+    assert third.asked == []
+
+
+def test_a_line_that_broke_off_is_made_again_and_spoils_no_other(tmp_path: Path) -> None:
+    files = SampleFiles(tmp_path / "model.json", "plan", 0)
+    files.add(sample("a", 0))
+    (path,) = (tmp_path / "model.samples").glob("plan.0.jsonl")
+    whole = path.read_bytes()
+    for cut in range(len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        files.add(sample("a", 1))
+        assert set(files.read()) == {("a", 1)}
+    path.write_bytes(whole[:-1])  # all there but the line's end
+    files.add(sample("a", 1))
+    assert files.read() == {("a", 0): sample("a", 0), ("a", 1): sample("a", 1)}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+def test_workers_share_the_samples_without_a_word(tmp_path: Path, num_workers: int) -> None:
+    plan = Plan(config_of(tmp_path), "m", PROBLEMS)
+    engines = [FakeEngine() for _ in range(num_workers)]
+    results = [run(plan, tmp_path, engine, w, num_workers) for w, engine in enumerate(engines)]
+    asked = [prompt for engine in engines for prompt in engine.asked]
+    assert len(asked) == len(set(asked)) == 20
+    assert max(len(e.asked) for e in engines) - min(len(e.asked) for e in engines) <= 1
+    assert results[:-1] == [None] * (num_workers - 1) and results[-1] is not None
+
+
+def test_another_number_of_workers_takes_over_what_is_there(tmp_path: Path) -> None:
+    plan = Plan(config_of(tmp_path), "m", PROBLEMS)
+    run(plan, tmp_path, FakeEngine(), 1, 3)
+    rest = [FakeEngine(), FakeEngine()]
+    results = [run(plan, tmp_path, engine, w, 2) for w, engine in enumerate(rest)]
+    assert sum(len(engine.asked) for engine in rest) == 20 - 7
+    assert results[1] is not None
+
+
+def test_more_samples_are_added_to_those_there_are(tmp_path: Path) -> None:
+    run(Plan(config_of(tmp_path), "m", PROBLEMS), tmp_path, FakeEngine())
+    more = FakeEngine()
+    figures = run(Plan(config_of(tmp_path, samples_per_problem=6), "m", PROBLEMS), tmp_path, more)
+    assert len(more.asked) == 10 and figures is not None and figures["num_samples"] == 30
+
+
+@pytest.mark.parametrize("change", ["seed", "model", "temperature", "weights"])
+def test_samples_of_something_else_are_not_taken_for_these(tmp_path: Path, change: str) -> None:
+    model = tmp_path / "m"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"1")
+    config = config_of(tmp_path)
+    before = Plan(config, str(model), PROBLEMS).key
+    if change == "seed":
+        config = config_of(tmp_path, seed=2)
+    if change == "temperature":
+        sampling = config.sampling.model_copy(update={"temperature": 0.6})
+        config = config.model_copy(update={"sampling": sampling})
+    if change == "weights":
+        (model / "model.safetensors").write_bytes(b"22")
+    assert Plan(config, "other" if change == "model" else str(model), PROBLEMS).key != before
+
+
+def test_each_sample_has_a_seed_of_its_own() -> None:
+    seeds = {sample_seed(1, f"p{problem}", number) for problem in range(50) for number in range(32)}
+    assert len(seeds) >= 1599 and all(0 <= seed < 2**31 for seed in seeds)
+    assert sample_seed(1, "p", 0) != sample_seed(2, "p", 0)
+
+
+def test_a_question_said_twice_is_two_problems() -> None:
+    keys = problem_keys([PROBLEMS[0], PROBLEMS[1], PROBLEMS[0]])
+    assert len(set(keys)) == 3
+    assert problem_keys([PROBLEMS[1], PROBLEMS[0]]) == [keys[1], keys[0]]
+
+
+def test_fewer_problems_than_asked_for_are_all_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(f'{{"question": "q{i}", "answer": "{i}"}}\n' for i in range(6)))
+    config = config_of(tmp_path, num_problems=512)
+    task = config.task.model_copy(update={"name": "dataset", "options": {"path": str(file), "evaluation_only": True}})
+    plan = Plan.of(config.model_copy(update={"task": task}), "m")
+    assert len(plan.problems) == len(set(problem_keys(plan.problems))) == 6
+
+
+def test_summary_counts_every_sample(tmp_path: Path) -> None:
+    keys = problem_keys(PROBLEMS[:2])
+    samples = [
+        sample(keys[0], 0, length=3),
+        sample(keys[0], 1, "wrong", length=5),
+        sample(keys[1], 0, "unparsable", length=4, finish_reason="length", extracted=None),
+        sample(keys[1], 1, "timeout", length=8),
     ]
-
-
-def test_summary_counts_every_sample() -> None:
-    figures = summarise(records(), k=2, seed=0)
-    assert figures["pass_at_1"] == 0.25
-    assert figures["pass_at_k"] == 0.5
-    assert figures["mean_length"] == 5.0
+    there = {each.key: each for each in samples}
+    assert records_of(PROBLEMS[:2], dict(list(there.items())[:3]), 2) is None
+    records = records_of(PROBLEMS[:2], there, 2)
+    assert records is not None
+    figures = summarise(records, k=2, seed=0)
+    assert (figures["pass_at_1"], figures["pass_at_k"], figures["mean_length"]) == (0.25, 0.5, 5.0)
     assert figures["truncated_fraction"] == 0.25
     assert figures["outcomes"] == {"correct": 1, "wrong": 1, "unparsable": 1, "timeout": 1}
-
-
-def test_results_are_read_back(tmp_path: Path) -> None:
-    write_results(tmp_path / "eval" / "x.json", summarise(records(), 1, 0), records())
-    assert json.loads((tmp_path / "eval" / "x.json").read_text())["num_samples"] == 4
+    write_results(tmp_path / "eval" / "x.json", figures, records)
     lines = (tmp_path / "eval" / "x.jsonl").read_text().splitlines()
-    assert json.loads(lines[1])["finish_reasons"] == ["length", "stop"]
+    assert json.loads(lines[1]) == json.loads(json.dumps(asdict(records[1])))
+    assert [path.name for path in sorted((tmp_path / "eval").iterdir())] == ["x.json", "x.jsonl"]
+
+
+def test_a_worker_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--config", "c", "--model", "m", "--output", "o.json", "--worker", "2", "--num-workers", "2"]
+    with pytest.raises(SystemExit):
+        evaluate.main(options)
+    assert "--worker 2: from 0 to --num-workers - 1 = 1" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""A task of several tasks with weights: of every 120 problems each source gives its share, in a drawn order.
+
+    task:
+      name: mix
+      options:
+        sources:
+          - {name: dataset, weight: 3, options: {path: competition.jsonl}}
+          - {name: chain_arithmetic, weight: 1}
+
+Shares are exact over each period (weights in whole parts of it), so a small source is neither forgotten nor drawn twice
+as often by chance; within a source problems come in its own order, none skipped, whatever the others do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic import Field
+
+from common.config import TaskConfig
+from common.tasks.interface import Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
+from common.trajectory import FinishReason
+
+PERIOD = 120  # divisible by most small sums of weights
+
+
+class Source(TaskOptions):
+    """One part of the mix."""
+
+    name: str
+    """A built-in task or module:Class, as task.name."""
+
+    weight: float = Field(gt=0)
+    """Its share is its weight over the sum of weights."""
+
+    options: dict[str, object] = Field(default_factory=dict)
+    """As task.options of that task."""
+
+
+class MixOptions(TaskOptions):
+    """``task.options`` of mix."""
+
+    sources: list[Source] = Field(min_length=1)
+    """Tasks and their weights."""
+
+
+class MixTask(Task):
+    """See the module's text. Options: `MixOptions`."""
+
+    def __init__(self, **options: object) -> None:
+        from common.tasks import load_task  # it loads this module
+
+        self.options = parse_options(MixOptions, options, "task.options")
+        if any(source.name == "mix" for source in self.options.sources):
+            raise TaskError("task.options.sources: a mix within a mix: give all sources in one")
+        self._tasks = [load_task(TaskConfig(name=s.name, options=s.options)) for s in self.options.sources]
+        self._shares = parts_of([source.weight for source in self.options.sources], PERIOD)
+        if 0 in self._shares:
+            small = self.options.sources[self._shares.index(0)]
+            raise TaskError(
+                f"task.options.sources: {small.name} has weight {small.weight:g}, less than 1 in {PERIOD} problems: "
+                "raise it or leave the source out"
+            )
+        self._period = lru_cache(maxsize=64)(self._draw_period)
+
+    def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
+        """See `Task.problems`. Random access: a source's own number is counted from full periods and the rest."""
+        wanted = [self._place(split, seed, number) for number in range(start, start + count)]
+        return [self._problem(split, seed, source, number) for source, number in wanted]
+
+    def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+        inner: Any = answer["answer"]
+        return self._tasks[int(str(answer["source"]))].verify(inner, response, finish_reason)
+
+    def questions(self, split: Split, count: int) -> list[str]:
+        """`count` of each source: an overlap is one however small the source's share."""
+        return [question for task in self._tasks for question in task.questions(split, count)]
+
+    def warm_up(self) -> None:
+        for task in self._tasks:
+            task.warm_up()
+
+    def tokenizer(self) -> Any:
+        """The first source's that has one."""
+        return next((made for task in self._tasks if (made := task.tokenizer()) is not None), None)
+
+    def _problem(self, split: Split, seed: int, source: int, number: int) -> Problem:
+        (problem,) = self._tasks[source].problems(split, seed, number, 1)
+        return Problem(problem.prompt, {"source": source, "answer": problem.answer})
+
+    def _place(self, split: Split, seed: int, number: int) -> tuple[int, int]:
+        """Which source gives problem `number`, and as its how-manieth."""
+        period, place = divmod(number, PERIOD)
+        order = self._period(split, seed, period)
+        source = order[place]
+        return source, period * self._shares[source] + order[:place].count(source)
+
+    def _draw_period(self, split: Split, seed: int, period: int) -> list[int]:
+        order = [source for source, share in enumerate(self._shares) for _ in range(share)]
+        random.Random(f"mix:{split}:{seed}:{period}").shuffle(order)
+        return order
+
+
+def parts_of(weights: list[float], whole: int) -> list[int]:
+    """`whole` in integer parts in proportion to the weights: largest remainders get what rounding down leaves."""
+    exact = [weight * whole / sum(weights) for weight in weights]
+    parts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (parts[i] - exact[i], i))
+    for i in by_remainder[: whole - sum(parts)]:
+        parts[i] += 1
+    return parts
