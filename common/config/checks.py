@@ -74,8 +74,8 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
         )
     if config.security.curve == "never" and not is_loopback_only(config):
         yield (
-            "security.curve = never with ports that other machines reach: whoever reaches them can send trajectories and"
-            " replace weights; leave it at auto"
+            "security.curve = never with ports that other machines reach: whoever reaches them can send trajectories"
+            " and replace weights; leave it at auto"
         )
     if config.transport.credit_window > generator.max_in_flight:
         yield (
