@@ -21,6 +21,7 @@ _COMMAND_LINE = "command line"
 _MAX_PROBLEMS = 30  # lines; the rest is a number
 _MAX_NAME = 120
 _MAX_OVERRIDE_DEPTH = 20
+_MAX_BASES = 10
 
 
 class Override(NamedTuple):
@@ -34,7 +35,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> VcppoConfig
     """Read, override and check the tree.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; ``extends: base.yaml`` in it lays it over another.
         overrides: ``section.field=value``, values in YAML; the last one of a field wins.
 
     Raises:
@@ -42,7 +43,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> VcppoConfig
     """
     if path is None:
         raise ConfigError("no config file: give one with -c CONFIG.yaml (see deploy/configs/ for examples)")
-    tree = _read(path)
+    tree = _read_with_bases(path)
     parsed = [parse_override(text) for text in overrides]
     for override in parsed:
         _apply(tree, override)
@@ -73,6 +74,32 @@ def parse_override(text: str) -> Override:
     except yaml.YAMLError as error:
         what = f"{_COMMAND_LINE}: {_dotted(path)} = {_shown(value)}"
         raise ConfigError(f"{what} is not YAML ({one_line(error)}): quote it") from None
+
+
+def _read_with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's tree over that of the file its top-level ``extends:`` names, relative to it.
+
+    Sections are laid over each other field by field; a list, as any value, replaces the base's.
+    """
+    tree = _read(path)
+    if "extends" not in tree:
+        return tree
+    base = tree.pop("extends")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{path}: extends = {_shown(base)}: must be the path of one YAML file, relative to this one")
+    chain = (*above, path.resolve())
+    below = path.parent / base
+    if below.resolve() in chain or len(chain) > _MAX_BASES:
+        raise ConfigError(f"{path}: extends = {_shown(base)}: the files extend each other in a circle: leave one out")
+    return _overlaid(_read_with_bases(below, chain), tree)
+
+
+def _overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _overlaid(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _read(path: Path) -> dict[str, Any]:
