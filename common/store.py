@@ -184,7 +184,9 @@ class RunStore:
 
     def issue(self, prompts: Sequence[Prompt]) -> int:
         """Put new prompts at the end of the queue; those issued before are left as they are. How many were new."""
-        return sum(int(self._run("issue", *flatten(batch))) for batch in batches(map(issue_args, prompts)))
+        num_new = sum(int(self._run("issue", *flatten(batch))) for batch in batches(map(issue_args, prompts)))
+        log.debug("prompts_issued", num_new=num_new, prompt_ids=[prompt.id for prompt in prompts])
+        return num_new
 
     # ------------------------------------------------------------------ generators: leases
 
@@ -203,7 +205,10 @@ class RunStore:
             )
             remaining = deadline - time.monotonic()
             if payloads or remaining <= 0:
-                return [decode_prompt(payload) for payload in payloads]
+                prompts = [decode_prompt(payload) for payload in payloads]
+                if prompts:
+                    log.debug("prompts_leased", prompt_ids=[prompt.id for prompt in prompts])
+                return prompts
             if next_expiry_ms >= 0:
                 remaining = min(remaining, next_expiry_ms / 1000 + 0.001)
             self._wait("issued", newest, remaining)
@@ -244,6 +249,8 @@ class RunStore:
         results: list[str] = []
         for batch in batches(map(append_args, entries)):
             results += texts(self._run("append", *flatten(batch)))
+        for entry, result in zip(entries, results, strict=True):
+            log.debug("trajectory_appended", result=result, trajectory_id=entry.trajectory_id)
         return cast(list[AppendResult], results)
 
     def reject(
@@ -333,6 +340,7 @@ class RunStore:
         accepted, *reply = self._run("claim", step, *prompt_ids)
         if not accepted:
             raise StoreError(f"claim for step {step}: prompt {reply[0].decode()} is not buffered, nothing was claimed")
+        log.debug("prompts_claimed", step=step, prompt_ids=list(prompt_ids))
         return self._fetch(prompt_ids, reply)
 
     def claimed(self) -> dict[int, list[str]]:
@@ -352,7 +360,9 @@ class RunStore:
 
         Returns how many were claimed until now; committing again changes nothing.
         """
-        return sum(int(self._run("commit", *flatten(batch))) for batch in batches((i,) for i in prompt_ids))
+        num_new = sum(int(self._run("commit", *flatten(batch))) for batch in batches((i,) for i in prompt_ids))
+        log.debug("prompts_committed", num_new=num_new, prompt_ids=list(prompt_ids))
+        return num_new
 
     def memory(self) -> Memory:
         """How full Redis is."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.log import render_line, to_json
+from deploy.foreign_lines import parse_foreign
 
 Record = dict[str, Any]
 
@@ -23,8 +24,6 @@ MAX_LINE_BYTES = 1 << 20
 NUM_LAST_LINES = 12
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL|Traceback)\b|^\w*(Error|Exception):")
-_WARNING = re.compile(r"\bWARN(ING)?\b|\w+Warning:")
 
 
 class LineSplitter:
@@ -49,7 +48,7 @@ class LineSplitter:
 
 
 def parse_line(line: str, service: str, run_id: str) -> Record:
-    """The record of a JSON line; any other text becomes one, with the level its words suggest."""
+    """The record of a JSON line; any other text becomes one, with the level its marks or words suggest."""
     if line.startswith("{"):
         try:
             record = json.loads(line)
@@ -58,13 +57,14 @@ def parse_line(line: str, service: str, run_id: str) -> Record:
         if isinstance(record, dict) and "event" in record:
             return record
     text = _ANSI.sub("", line).rstrip().rpartition("\r")[2]  # of a progress bar the last state
-    level = "error" if _ERROR.search(text) else "warning" if _WARNING.search(text) else "info"
+    foreign = parse_foreign(text)
     return {
         "time": timestamp(),
-        "level": level,
+        "level": foreign.level,
         "service": service,
         "run_id": run_id,
-        "event": text,
+        "event": foreign.event,
+        **foreign.fields,
         "unstructured": True,
     }
 

@@ -34,7 +34,7 @@ class LogFilter:
 
     def wants(self, record: Record) -> bool:
         service = str(record.get("service", ""))
-        if self.service is not None and self.service not in (service, service.rpartition("-")[0]):
+        if self.service is not None and service != self.service and not service.startswith(f"{self.service}-"):
             return False
         if self.level is not None and level_of(record) < LEVELS[self.level]:
             return False

@@ -131,6 +131,7 @@ class Engine:
         arguments: dict[str, Any] = {
             "model": self.model,
             "skip_tokenizer_init": True,
+            "use_tqdm_on_load": False,  # standard error is for lines
             "trust_remote_code": self.config.model.trust_remote_code,
             "dtype": dtype,
             "seed": self._seed,

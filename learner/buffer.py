@@ -209,10 +209,7 @@ class Buffer:
         results = self._patiently(lambda: self._store.append(entries))
         if results is None:
             return
-        for entry, result in zip(entries, results, strict=True):
-            self._counts[result] += 1
-            if result == "duplicate":
-                log.debug("trajectory_duplicate", trajectory_id=entry.trajectory_id, prompt_id=entry.prompt_id)
+        self._counts.update(results)
         self._receiver.ack(one for one, result in zip(received, results, strict=True) if result not in _UNUSABLE)
         for one, entry, result in zip(received, entries, results, strict=True):
             if result in _UNUSABLE:

@@ -211,6 +211,8 @@ class RlLoop:
         self._uncommitted.extend(batch.prompt_ids)
         if self._rank_zero is not None:
             self._rank_zero.trained_log.append(self.version, batch)
+            ids = [trajectory.id for trajectory in batch.trajectories]
+            log.debug("trajectories_trained", policy_version=self.version, trajectory_ids=ids)
         due = self.version % self.config.learner.checkpoint_every == 0 or self.version == self.config.rl.num_steps
         if due:
             if self._rank_zero is not None:

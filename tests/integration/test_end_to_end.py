@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     run = Run(tmp_path_factory.mktemp("end_to_end"))
     cold_start = run.vcppo("sft", *run.settings)
     assert cold_start.returncode == 0, cold_start.stderr
-    run.settings.append(f"metrics.prometheus_port={run.metrics_port}")
+    run.settings += [f"metrics.prometheus_port={run.metrics_port}", "logging.level=debug"]
     up = run.start("up", *run.settings, "launcher.learner_restarts=0")
     reader: list[subprocess.CompletedProcess[str]] = []
     thread = threading.Thread(target=lambda: reader.append(finish(up)))  # its pipes must not fill up
@@ -185,11 +186,48 @@ def test_value_pretraining_decided_once(run: Run) -> None:
     assert len(decided) == 1
 
 
-def test_every_log_line_is_json_with_its_service(run: Run) -> None:
+def test_no_process_writes_bare_lines(run: Run) -> None:
+    """What Python writes comes through logging; what C++ writes has its mark, and the level that says."""
+    bare = []
     for path in run.folder.logs.glob("*.jsonl"):
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
+        for record in map(json.loads, path.read_text().splitlines()):
             assert {"time", "level", "service", "event"} <= set(record)
+            if record.get("unstructured") and "location" not in record and path.stem != "redis":
+                bare.append((path.stem, record["event"]))
+    assert bare == []
+
+
+def test_one_trajectory_is_followed_across_services(run: Run) -> None:
+    trained = json.loads(run.folder.trained_log.read_text().splitlines()[2])["trajectory_ids"][0]
+    text = run.vcppo("logs", str(run.folder.path), "--trajectory", trained, "--json").stdout
+    life = [(line["service"].partition("-")[0], line["event"]) for line in map(json.loads, text.splitlines())]
+    expected = [
+        ("learner", "prompts_issued"), ("generator", "prompts_leased"), ("generator", "trajectory_sent"),
+        ("buffer", "trajectory_appended"), ("learner", "prompts_claimed"), ("learner", "trajectories_trained"),
+        ("learner", "prompts_committed"),
+    ]  # fmt: skip
+    assert [step for step in life if step in expected] == expected
+    piped = subprocess.run(  # the same through a pipe, with compose's prefixes
+        [sys.executable, "-m", "deploy.cli", "logs", "--trajectory", trained, "--service", "buffer"],
+        input="".join(f"{path.stem}-1  | {line}\n" for path in run.folder.logs.glob("*.jsonl")
+                      for line in path.read_text().splitlines()),
+        capture_output=True, text=True, cwd=ROOT, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert piped.count("trajectory_appended") == 1
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="docs/logs.md's recipes need jq, which is not on PATH")
+def test_recipes_of_the_logs_page_find_something(run: Run) -> None:
+    recipes = re.findall(r"```jq\n(.*?)```", (ROOT / "docs" / "logs.md").read_text(), re.DOTALL)
+    trained = json.loads(run.folder.trained_log.read_text().splitlines()[2])["prompt_ids"][0]
+    assert len(recipes) >= 8
+    for recipe in recipes:
+        command = recipe.replace("runs/demo", str(run.folder.path)).replace("rl-00000012-0", trained)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), recipe
+        assert done.stdout.strip(), f"finds nothing: {recipe}"
 
 
 def test_all_that_the_dashboard_shows_was_served(run: Run) -> None:

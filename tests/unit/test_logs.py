@@ -45,6 +45,47 @@ class TestLines:
         record = parse_line(text, "learner", "run")
         assert (record["event"], record["level"], record["service"]) == (text, level, "learner")
 
+    @pytest.mark.parametrize(
+        ("text", "level", "event", "fields"),
+        [
+            (
+                "[W1124 15:28:50.994821790 utils.cpp:68] Warning: NUMA binding",
+                "warning", "Warning: NUMA binding", {"location": "utils.cpp:68"},
+            ),
+            (
+                "[rank1]:[E1124 10:00:00.123456789 ProcessGroupGloo.cpp:148] timed out",
+                "error", "timed out", {"rank": 1, "location": "ProcessGroupGloo.cpp:148"},
+            ),
+            (
+                "W1124 10:00:00.123000 4711 torch/distributed/run.py:852] Setting OMP_NUM_THREADS",
+                "warning", "Setting OMP_NUM_THREADS", {"location": "torch/distributed/run.py:852"},
+            ),
+            ("I1124 10:00:00.1 run.py:1] starting", "info", "starting", {"location": "run.py:1"}),
+            ("F1124 10:00:00.1 a.cc:1] gone", "critical", "gone", {"location": "a.cc:1"}),
+            (
+                "(EngineCore pid=12) ERROR 11-24 10:00:00 [core.py:9] EngineCore failed",
+                "error", "EngineCore failed", {"process": "EngineCore", "location": "core.py:9"},
+            ),
+            (
+                "[2026-11-24 10:00:00,123] [WARNING] [real_accelerator.py:209:get] no accelerator",
+                "warning", "no accelerator", {"location": "real_accelerator.py:209:get"},
+            ),
+            ("7:M 24 Nov 2026 10:20:39.679 * Ready to accept connections", "info", "Ready to accept connections", {}),
+            ("7:M 24 Nov 2026 10:20:39.679 # WARNING Memory overcommit", "warning", "WARNING Memory overcommit", {}),
+            ("7:M 24 Nov 2026 10:20:39.679 - Accepted 1.2.3.4:5", "debug", "Accepted 1.2.3.4:5", {}),
+            ("terminate called after throwing an instance of 'std::runtime_error'", "error", None, {}),
+            ("Fatal Python error: Segmentation fault", "error", None, {}),
+            ("[W1124 torn", "info", None, {}),
+        ],
+    )  # fmt: skip
+    def test_marks_of_others_say_the_level(
+        self, text: str, level: str, event: str | None, fields: dict[str, object]
+    ) -> None:
+        record = parse_line(text, "learner", "run")
+        assert (record["level"], record["event"]) == (level, event or text)
+        assert {name: record[name] for name in ("rank", "location", "process") if name in record} == fields
+        assert record["unstructured"] is True
+
     def test_colour_codes_are_taken_out(self) -> None:
         assert parse_line("\x1b[31mred\x1b[0m", "x", "r")["event"] == "red"
 
@@ -75,6 +116,8 @@ class TestFilter:
         assert LogFilter(service="generator").wants(record)
         assert LogFilter(service="generator-1").wants(record)
         assert not LogFilter(service="generator-0").wants(record)
+        assert not LogFilter(service="gen").wants(record)
+        assert LogFilter(service="generator").wants({"service": "generator-6d8f-x2x"})  # a container's host name
 
     def test_level_and_version(self) -> None:
         record = {"level": "warning", "policy_version": 3}
