@@ -144,6 +144,13 @@ def _show_config(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from deploy.plan.command import print_plan
+
+    fits = print_plan(_config(arguments), arguments.gpu_memory_gib, arguments.tokens_per_second)
+    return EXIT_OK if fits else EXIT_FAILURE
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -180,6 +187,7 @@ examples:
   vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
   vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
   vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)
+  vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
   vcppo logs -f --level warning                follow warnings of all processes
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
@@ -243,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
 
     logs = _add(commands, "logs", _logs, "log lines of a run or of standard input, filtered and readable",
                 "vcppo logs -f --service generator\nvcppo logs runs/run --level warning\n"
-                "vcppo logs --trajectory rl-000012-0003-5     one trajectory's life\n"
+                "vcppo logs --trajectory rl-00000012-0     one trajectory's life\n"
                 "docker compose logs -f | vcppo logs --level error")  # fmt: skip
     logs.add_argument("run", nargs="?", metavar="RUN", help="run folder, or its name under runs/")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with new lines until Ctrl-C")
@@ -273,6 +281,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")
 
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
+
+    plan = _add(commands, "plan", _plan, "memory, bytes and credits of a config before it starts; exit 1: won't fit",
+                "vcppo plan -c my.yaml                         on this machine's CPU\n"
+                "vcppo plan -c my.yaml --gpu-memory-gib 80     on GPUs of that size\n"
+                "vcppo plan -c my.yaml learner.num_ranks=16    what if")  # fmt: skip
+    _takes_config(plan, run=True)
+    plan.add_argument("--gpu-memory-gib", type=float, metavar="G", help="memory of one GPU; default: no GPU")
+    plan.add_argument("--tokens-per-second", type=float, metavar="N", help="of one generator, for the flows")
 
     watch = _add(commands, "watch", _watch, "live view of a run", "vcppo watch\nvcppo watch runs/run")
     watch.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")

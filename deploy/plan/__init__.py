@@ -1,0 +1,1 @@
+"""`vcppo plan`: what a config needs before anything is started."""

@@ -1,0 +1,123 @@
+"""How many weights a model has, from its config's values: dense decoders with a gated MLP, as Llama and Qwen are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.config import VcppoConfig
+from common.errors import VcppoError
+
+KNOWN = Path(__file__).with_name("architectures.yaml")
+_QKV_BIAS = {"qwen2"}  # bias on queries, keys and values, nowhere else
+_QK_NORM = {"qwen3"}  # a norm on each head's queries and keys
+_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+
+
+class PlanError(VcppoError):
+    """The model can't be planned for; the text says why and what to give."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Counts are of elements, not bytes."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    qkv_bias: bool = False
+    qk_norm: bool = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str) -> Architecture:
+        """From config.json's fields. Raises PlanError for a family whose sums are not known here."""
+        family = str(values.get("model_type", ""))
+        if family not in _FAMILIES:
+            raise PlanError(
+                f"{source}: model_type {family!r} can't be planned: known are {', '.join(sorted(_FAMILIES))}"
+            )
+        try:
+            hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
+            return cls(
+                hidden=hidden,
+                layers=int(values["num_hidden_layers"]),
+                heads=heads,
+                kv_heads=int(values.get("num_key_value_heads") or heads),
+                head_dim=int(values.get("head_dim") or hidden // heads),
+                intermediate=int(values["intermediate_size"]),
+                vocabulary=int(values["vocab_size"]),
+                tied=bool(values.get("tie_word_embeddings", False)),
+                qkv_bias=family in _QKV_BIAS,
+                qk_norm=family in _QK_NORM,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"{source}: {error} is missing or no number") from None
+
+    @property
+    def layer_parameters(self) -> int:
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = self.hidden * (2 * queries + 2 * keys)
+        biases = (queries + 2 * keys) if self.qkv_bias else 0
+        norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        return attention + biases + 3 * self.hidden * self.intermediate + norms
+
+    @property
+    def backbone_parameters(self) -> int:
+        return self.vocabulary * self.hidden + self.layers * self.layer_parameters + self.hidden
+
+    @property
+    def policy_parameters(self) -> int:
+        return self.backbone_parameters + (0 if self.tied else self.vocabulary * self.hidden)
+
+    @property
+    def critic_parameters(self) -> int:
+        """The backbone and one number a token."""
+        return self.backbone_parameters + self.hidden
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    @property
+    def activation_elements_per_token(self) -> int:
+        """What one layer keeps for its backward: norms (in and out, one in float32), q, k, v before and after the
+        rotation, attention's output, and four of the gated MLP. No attention matrix: it is computed again."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return 8 * self.hidden + 3 * queries + 3 * keys + 4 * self.intermediate
+
+
+def architecture_of(config: VcppoConfig) -> Architecture:
+    """Of the config's model: a folder's config.json, the cold start's own, or a known Hugging Face id.
+
+    Raises:
+        PlanError: none of them.
+    """
+    path = config.model.path
+    own = Path(path).expanduser() / "config.json"
+    if own.exists():
+        try:
+            return Architecture.of(json.loads(own.read_text(encoding="utf-8")), str(own))
+        except ValueError as error:
+            raise PlanError(f"{own}: {error}") from None
+    if config.sft.init == "scratch" and config.sft.architecture:
+        return Architecture.of({"vocab_size": 64, **config.sft.architecture}, "sft.architecture")
+    known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
+    base = re.sub(r"-(Instruct|Base|Chat|Math|Coder)\b", "", path)
+    for name in (path, base):
+        if name in known:
+            return Architecture.of(known[name], name)
+    raise PlanError(
+        f"model.path = {path!r}: no folder here, and not among the models whose sizes are known ({', '.join(known)}): "
+        "give a folder with its config.json"
+    )

@@ -1,0 +1,287 @@
+"""What a run needs, in bytes and counts. Pure: config values in, numbers out; each says what it counts.
+
+Estimates of what is allocated by design. Not in them: CUDA's own context (about 1 GiB), the allocator's fragments,
+NCCL's buffers, DeepSpeed's buckets (1 GiB), Python and the libraries (1 to 2 GiB of host memory a process).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from common.config import VcppoConfig
+from deploy.plan.architecture import Architecture
+
+GIB = 2**30
+_BYTES = {"float32": 4, "bfloat16": 2}
+_WIRE_BYTES_PER_ACTION = 9  # token id 4, log-prob 4, mask 1
+_WIRE_BYTES_PER_PROMPT_TOKEN = 4
+_WIRE_BYTES_FIXED = 500  # ids, spans, timings, field names
+_STORE_FACTOR = 1.25  # Redis' allocator and its per-prompt hashes and sorted sets
+_VLLM_WORKSPACE = 2 * GIB  # activations of a prefill and CUDA graphs, a typical figure
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """Bytes one rank holds of one model while it trains."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+
+def model_memory(num_parameters: int, dtype: str, zero_stage: int, num_ranks: int) -> ModelMemory:
+    """One rank's part of a model under our DeepSpeed settings.
+
+    float32 at stage 0: weights, gradients and Adam's two moments, 16 bytes a parameter. In bfloat16 (where stage 0 runs
+    as 1), and in float32 from stage 1 on, the optimizer has a float32 copy of its own: 12 bytes, split over ranks.
+    Gradients are summed in float32, and split over ranks from stage 2 on.
+    """
+    width = _BYTES[dtype]
+    stage = max(1, zero_stage) if dtype == "bfloat16" else zero_stage
+    if stage == 0:
+        return ModelMemory(width * num_parameters, 4 * num_parameters, 8 * num_parameters)
+    weights = width * num_parameters // (num_ranks if stage == 3 else 1)
+    sums = 4 * num_parameters // (num_ranks if stage >= 2 else 1)
+    return ModelMemory(weights, sums, 12 * num_parameters // num_ranks)
+
+
+def activation_bytes(architecture: Architecture, config: VcppoConfig) -> int:
+    """Most that one micro-batch keeps for its backward, log-probs' blocks of logits included.
+
+    With gradient checkpointing: each layer's input, and one layer in full.
+    """
+    learner, width = config.learner, _BYTES[config.model.dtype]
+    tokens, layers = learner.micro_batch_tokens, architecture.layers
+    layer = architecture.activation_elements_per_token
+    per_token = layers * architecture.hidden + layer if learner.gradient_checkpointing else layers * layer
+    block = learner.log_prob_chunk_tokens * min(learner.log_prob_chunk_vocab, architecture.vocabulary)
+    return tokens * (per_token + 2 * architecture.hidden) * width + 3 * 4 * block
+
+
+def largest_gather_bytes(architecture: Architecture, config: VcppoConfig) -> int:
+    """Under ZeRO-3 a layer's weights, the next one's and the output layer's are whole while they are used."""
+    if config.learner.zero_stage < 3:
+        return 0
+    elements = 2 * architecture.layer_parameters + architecture.vocabulary * architecture.hidden
+    return elements * _BYTES[config.model.dtype]
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One learner rank, bytes. ``critic`` and ``reference`` are None without one."""
+
+    actor: ModelMemory
+    critic: ModelMemory | None
+    reference: int | None
+    activations: int
+    gathered: int
+    host_at_start: int
+    checkpoint: int
+
+    @property
+    def total(self) -> int:
+        return (
+            self.actor.total + (self.critic.total if self.critic else 0) + (self.reference or 0)
+            + self.activations + self.gathered
+        )  # fmt: skip
+
+
+def rank_plan(architecture: Architecture, config: VcppoConfig) -> RankPlan:
+    """Actor and critic stay on a rank together; their micro-batches come one after the other."""
+    learner, dtype = config.learner, config.model.dtype
+    has_critic = config.algorithm.advantage_estimator == "gae"
+    policy, critic = architecture.policy_parameters, architecture.critic_parameters
+
+    def memory(count: int) -> ModelMemory:
+        return model_memory(count, dtype, learner.zero_stage, learner.num_ranks)
+
+    state_bytes = 12 + _BYTES[dtype]
+    return RankPlan(
+        actor=memory(policy),
+        critic=memory(critic) if has_critic else None,
+        reference=_BYTES[dtype] * policy if config.algorithm.kl_coefficient > 0 else None,  # whole on every rank
+        activations=activation_bytes(architecture, config),
+        gathered=largest_gather_bytes(architecture, config),
+        host_at_start=_BYTES[dtype] * policy,  # each rank reads the whole model before it is split
+        checkpoint=state_bytes * (policy + (critic if has_critic else 0)),
+    )
+
+
+@dataclass(frozen=True)
+class GeneratorPlan:
+    """One generator, bytes per device unless said otherwise.
+
+    Attributes:
+        weights: of the model, divided by tensor parallelism.
+        kv_per_token: of one token's keys and values.
+        kv_wanted: for ``max_in_flight`` sequences of ``max_model_len``.
+        kv_room: what is left for keys and values; None when the device's memory is not known.
+    """
+
+    weights: int
+    kv_per_token: int
+    kv_wanted: int
+    kv_room: int | None
+
+    def sequences_at_once(self, max_model_len: int) -> int | None:
+        """Of full length."""
+        return None if self.kv_room is None else max(0, self.kv_room) // (self.kv_per_token * max_model_len)
+
+
+def generator_plan(architecture: Architecture, config: VcppoConfig, gpu_bytes: int | None) -> GeneratorPlan:
+    """``gpu_bytes``: memory of one GPU; None: on a CPU, where ``kv_cache_gib`` is the room."""
+    generator = config.generator
+    width = _BYTES[config.model.dtype if generator.dtype == "auto" else generator.dtype]
+    parallel = generator.tensor_parallel_size
+    weights = width * architecture.policy_parameters // parallel
+    per_token = width * architecture.kv_elements_per_token // min(parallel, architecture.kv_heads)
+    room = int(generator.kv_cache_gib * GIB)
+    if gpu_bytes is not None:
+        room = int(gpu_bytes * generator.gpu_memory_utilization) - weights - _VLLM_WORKSPACE
+    return GeneratorPlan(weights, per_token, per_token * generator.max_in_flight * generator.max_model_len, room)
+
+
+@dataclass(frozen=True)
+class FlowPlan:
+    """What goes between processes.
+
+    Attributes:
+        credits: most prompts issued and not yet claimed.
+        places: sequences all generators can work on at once.
+        update_bytes: one weight update, sent once to the whole group.
+        trajectory_bytes: one of full length on the wire.
+        bytes_per_token: of response on the wire.
+        store_bytes: most that Redis holds, all trajectories of full length.
+    """
+
+    credits: int
+    places: int
+    update_bytes: int
+    trajectory_bytes: int
+    bytes_per_token: float
+    store_bytes: int
+
+
+def flow_plan(architecture: Architecture, config: VcppoConfig) -> FlowPlan:
+    rl, generator = config.rl, config.generator
+    response = config.sampling.max_response_tokens
+    prompt = generator.max_model_len - response
+    trajectory = _WIRE_BYTES_FIXED + _WIRE_BYTES_PER_PROMPT_TOKEN * prompt + _WIRE_BYTES_PER_ACTION * response
+    credits = (rl.max_staleness + 1) * rl.batch_size
+    kept = credits + config.learner.checkpoint_every * rl.batch_size  # claimed ones stay until a checkpoint has them
+    return FlowPlan(
+        credits=credits,
+        places=generator.num_generators * generator.max_in_flight,
+        update_bytes=_BYTES[config.model.dtype] * architecture.policy_parameters,
+        trajectory_bytes=trajectory,
+        bytes_per_token=trajectory / response,
+        store_bytes=int(kept * trajectory * _STORE_FACTOR),
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it.
+
+    Attributes:
+        gpu_bytes: memory of one GPU; None: everything is on this host.
+        host_bytes: memory of this machine.
+    """
+
+    architecture: Architecture
+    rank: RankPlan
+    generator: GeneratorPlan
+    flow: FlowPlan
+    num_ranks: int
+    num_generators: int
+    gpu_bytes: int | None
+    host_bytes: int
+
+    @property
+    def host_total(self) -> int:
+        """What all processes of the run hold together, were they all on this machine's CPU."""
+        generator = self.generator.weights + (self.generator.kv_room or 0)
+        return self.num_ranks * self.rank.total + self.num_generators * generator + self.flow.store_bytes
+
+
+def make_plan(architecture: Architecture, config: VcppoConfig, gpu_bytes: int | None, host_bytes: int) -> Plan:
+    return Plan(
+        architecture,
+        rank_plan(architecture, config),
+        generator_plan(architecture, config, gpu_bytes),
+        flow_plan(architecture, config),
+        config.learner.num_ranks,
+        config.generator.num_generators,
+        gpu_bytes,
+        host_bytes,
+    )
+
+
+def problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
+    """What will not fit, one line each: field, figures, remedy."""
+    rank, generator, flow = plan.rank, plan.generator, plan.flow
+    if plan.gpu_bytes is not None and rank.total > plan.gpu_bytes:
+        yield (
+            f"learner rank: {gib(rank.total)} of {gib(plan.gpu_bytes)} GiB: raise learner.num_ranks or"
+            " learner.zero_stage, lower learner.micro_batch_tokens, or set learner.gradient_checkpointing"
+        )
+    if plan.gpu_bytes is None and plan.host_total > plan.host_bytes:
+        yield (
+            f"this machine: {gib(plan.host_total)} of {gib(plan.host_bytes)} GiB: give --gpu-memory-gib if the run is"
+            " to be on GPUs, take a smaller model, or spread it over machines"
+        )
+    at_once = generator.sequences_at_once(config.generator.max_model_len)
+    if at_once == 0:
+        yield (
+            f"generator: {gib(generator.weights)} GiB of weights leave no room for one sequence of"
+            f" generator.max_model_len = {config.generator.max_model_len}: raise generator.tensor_parallel_size"
+            " (or generator.kv_cache_gib)"
+        )
+    limit = config.redis.maxmemory_mib
+    if limit is not None and flow.store_bytes > limit * 2**20:
+        yield (
+            f"redis.maxmemory_mib = {limit:g}: up to {flow.store_bytes / 2**20:.0f} MiB are kept with responses of full"
+            " length: raise it, or lower learner.checkpoint_every"
+        )
+    if plan.architecture.kv_heads % config.generator.tensor_parallel_size and (
+        config.generator.tensor_parallel_size % plan.architecture.kv_heads
+    ):
+        yield (
+            f"generator.tensor_parallel_size = {config.generator.tensor_parallel_size}: does not divide"
+            f" {plan.architecture.kv_heads} key-value heads: vLLM will refuse it"
+        )
+
+
+def remarks(plan: Plan, config: VcppoConfig) -> Iterator[str]:
+    """What fits, but costs."""
+    at_once = plan.generator.sequences_at_once(config.generator.max_model_len)
+    if at_once is not None and 0 < at_once < config.generator.max_in_flight:
+        yield (
+            f"generator: {at_once} sequences of full length fit at once, generator.max_in_flight ="
+            f" {config.generator.max_in_flight}: vLLM sets some aside when all are long"
+        )
+    if plan.gpu_bytes is not None:
+        yield (
+            f"host memory while starting: each rank reads the whole model, {gib(plan.rank.host_at_start)} GiB, before"
+            " it is split: times the ranks on one host"
+        )
+    if plan.flow.credits < plan.flow.places:
+        yield (
+            f"generators: {plan.flow.places} places for (rl.max_staleness + 1) * rl.batch_size ="
+            f" {plan.flow.credits} prompts: some stay empty: lower generator.max_in_flight, or raise rl.batch_size or"
+            " rl.max_staleness"
+        )
+    if plan.rank.reference is not None:
+        yield (
+            f"algorithm.kl_coefficient > 0 keeps the starting policy whole on every rank:"
+            f" {gib(plan.rank.reference)} GiB"
+        )
+
+
+def gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.1f}" if num_bytes >= GIB / 10 else f"{num_bytes / GIB:.3f}"
