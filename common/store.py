@@ -18,6 +18,7 @@ Keys are ``vcppo:{<run_id>}:<name>``; the braces keep a run in one slot of a Red
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -185,7 +186,7 @@ class RunStore:
     def issue(self, prompts: Sequence[Prompt]) -> int:
         """Put new prompts at the end of the queue; those issued before are left as they are. How many were new."""
         num_new = sum(int(self._run("issue", *flatten(batch))) for batch in batches(map(issue_args, prompts)))
-        log.debug("prompts_issued", num_new=num_new, prompt_ids=[prompt.id for prompt in prompts])
+        _trace("prompts_issued", num_new=num_new, prompt_ids=[prompt.id for prompt in prompts])
         return num_new
 
     # ------------------------------------------------------------------ generators: leases
@@ -207,7 +208,7 @@ class RunStore:
             if payloads or remaining <= 0:
                 prompts = [decode_prompt(payload) for payload in payloads]
                 if prompts:
-                    log.debug("prompts_leased", prompt_ids=[prompt.id for prompt in prompts])
+                    _trace("prompts_leased", prompt_ids=[prompt.id for prompt in prompts])
                 return prompts
             if next_expiry_ms >= 0:
                 remaining = min(remaining, next_expiry_ms / 1000 + 0.001)
@@ -249,8 +250,7 @@ class RunStore:
         results: list[str] = []
         for batch in batches(map(append_args, entries)):
             results += texts(self._run("append", *flatten(batch)))
-        for entry, result in zip(entries, results, strict=True):
-            log.debug("trajectory_appended", result=result, trajectory_id=entry.trajectory_id)
+        _trace("trajectories_appended", results=results, trajectory_ids=[entry.trajectory_id for entry in entries])
         return cast(list[AppendResult], results)
 
     def reject(
@@ -340,7 +340,7 @@ class RunStore:
         accepted, *reply = self._run("claim", step, *prompt_ids)
         if not accepted:
             raise StoreError(f"claim for step {step}: prompt {reply[0].decode()} is not buffered, nothing was claimed")
-        log.debug("prompts_claimed", step=step, prompt_ids=list(prompt_ids))
+        _trace("prompts_claimed", step=step, prompt_ids=list(prompt_ids))
         return self._fetch(prompt_ids, reply)
 
     def claimed(self) -> dict[int, list[str]]:
@@ -361,7 +361,7 @@ class RunStore:
         Returns how many were claimed until now; committing again changes nothing.
         """
         num_new = sum(int(self._run("commit", *flatten(batch))) for batch in batches((i,) for i in prompt_ids))
-        log.debug("prompts_committed", num_new=num_new, prompt_ids=list(prompt_ids))
+        _trace("prompts_committed", num_new=num_new, prompt_ids=list(prompt_ids))
         return num_new
 
     def memory(self) -> Memory:
@@ -483,6 +483,12 @@ class RunStore:
                 f"Redis at {redact(self._url)} throws keys away when it is full (maxmemory-policy {policy}): prompts "
                 "and trajectories would be lost; set it to noeviction"
             )
+
+
+def _trace(event: str, **fields: object) -> None:
+    """A debug line, where logging is set up to want one: these hold long lists."""
+    if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
+        log.debug(event, **fields)
 
 
 def _encode(argument: str | bytes | float) -> bytes:

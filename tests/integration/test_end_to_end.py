@@ -203,7 +203,7 @@ def test_one_trajectory_is_followed_across_services(run: Run) -> None:
     life = [(line["service"].partition("-")[0], line["event"]) for line in map(json.loads, text.splitlines())]
     expected = [
         ("learner", "prompts_issued"), ("generator", "prompts_leased"), ("generator", "trajectory_sent"),
-        ("buffer", "trajectory_appended"), ("learner", "prompts_claimed"), ("learner", "trajectories_trained"),
+        ("buffer", "trajectories_appended"), ("learner", "prompts_claimed"), ("learner", "trajectories_trained"),
         ("learner", "prompts_committed"),
     ]  # fmt: skip
     assert [step for step in life if step in expected] == expected
@@ -213,7 +213,7 @@ def test_one_trajectory_is_followed_across_services(run: Run) -> None:
                       for line in path.read_text().splitlines()),
         capture_output=True, text=True, cwd=ROOT, timeout=60, check=True,
     ).stdout  # fmt: skip
-    assert piped.count("trajectory_appended") == 1
+    assert piped.count("trajectories_appended") == 1
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="docs/logs.md's recipes need jq, which is not on PATH")
