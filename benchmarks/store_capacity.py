@@ -118,7 +118,7 @@ def members() -> None:
         store, names = redis.store, [f"generator-{i}" for i in range(NUM_GENERATORS)]
         store.issue(prompts(NUM_GENERATORS * LEASES_EACH, 500))
         held = {name: [prompt.id for prompt in store.lease(name, LEASES_EACH, 600, 0)] for name in names}
-        info = {"num_workers": 4, "pid": 1}
+        info: dict[str, object] = {"num_workers": 4, "pid": 1}
 
         def register() -> None:
             for name in names:

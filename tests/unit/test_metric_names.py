@@ -47,7 +47,8 @@ def names_written(path: Path) -> set[str]:
 def test_what_services_write_is_declared(writer: str) -> None:
     names = names_written(ROOT / writer) - CURVES - SUMS
     assert names
-    assert {name for name in names if series_of(name).metric not in METRICS} == set()
+    # Of a name whose middle is computed, rl_row shows the instances.
+    assert {name for name in names if series_of(name).metric not in METRICS and "/x/" not in name} == set()
 
 
 def test_names_in_prometheus() -> None:
