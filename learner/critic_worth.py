@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from learner.explained_variance import (
+    CRUMBS,
     NUM_DECILES,
     Float64Array,
     FloatArray,
@@ -105,11 +106,6 @@ class _View:
 
 def _explained_by(predicted: Float64Array, view: _View) -> Explained:
     ones = np.ones(len(predicted))
-
-    def where(chosen: Int64Array, number: int) -> float | None:
-        at = chosen == number
-        return explained(predicted[at], view.returns[at], ones[at])
-
     return Explained(
         token=explained(predicted, view.returns, ones),
         sequence=explained(predicted, view.returns, view.share),
@@ -118,9 +114,24 @@ def _explained_by(predicted: Float64Array, view: _View) -> Explained:
             less_group_mean(view.returns, view.group, view.share),
             view.share,
         ),
-        by_position=[where(view.decile, tenth) for tenth in range(NUM_DECILES)],
-        by_staleness=[where(view.bucket, bucket) for bucket in range(view.num_buckets)],
+        by_position=_by_bucket(predicted, view.returns, view.decile, NUM_DECILES),
+        by_staleness=_by_bucket(predicted, view.returns, view.bucket, view.num_buckets),
     )
+
+
+def _by_bucket(predicted: Float64Array, returns: Float64Array, bucket: Int64Array, num: int) -> list[float | None]:
+    """`explained` in each of the buckets, in one pass over all."""
+    if not len(returns):
+        return [None] * num
+    ones = np.ones(len(returns))
+    errors = np.bincount(bucket, np.square(less_group_mean(returns - predicted, bucket, ones)), minlength=num)
+    squares = np.bincount(bucket, np.square(less_group_mean(returns, bucket, ones)), minlength=num)
+    count = np.bincount(bucket, minlength=num)
+    crumbs = CRUMBS * max(1.0, float(np.abs(returns).max()) ** 2)
+    return [
+        1.0 - float(error / square) if n and square / n > crumbs else None
+        for error, square, n in zip(errors, squares, count, strict=True)
+    ]
 
 
 def _mean_of_others(

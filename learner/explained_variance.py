@@ -17,6 +17,8 @@ FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 NUM_DECILES = 10
+# Rounding leaves crumbs of variance in constants; below this, relative to the returns' size, it is no variance.
+CRUMBS = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,7 @@ def mean_by_position(per_action: FloatArray, action_cu_seqlens: Int64Array) -> l
 def explained(v: Float64Array, r: Float64Array, weight: Float64Array) -> float | None:
     """1 - Var(r - v) / Var(r) with weights, all of one length; None if r does not vary."""
     variance = _variance(r, weight)
-    # Rounding leaves crumbs of variance in constants; relative to the returns' size they are not variance.
-    if variance is None or variance <= 1e-12 * max(1.0, float(np.abs(r).max()) ** 2):
+    if variance is None or variance <= CRUMBS * max(1.0, float(np.abs(r).max()) ** 2):
         return None
     error = _variance(r - v, weight)
     assert error is not None
