@@ -122,10 +122,17 @@ class Sampler:
         self._num_done = 0
 
     async def run(self, work: Sequence[Work]) -> None:
+        """Raises VcppoError, the first, when vLLM or the verifier fails for good."""
         log.info("evaluation_started", samples=len(work), model=self._engine.model)
-        async with asyncio.TaskGroup() as group:
-            for each in work:
-                group.create_task(self._make(each, len(work)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for each in work:
+                    group.create_task(self._make(each, len(work)))
+        except ExceptionGroup as failed:
+            explained, bugs = failed.split(VcppoError)
+            if bugs is not None or explained is None:
+                raise
+            raise explained.exceptions[0] from None
 
     async def _make(self, work: Work, total: int) -> None:
         async with self._places:

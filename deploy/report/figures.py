@@ -166,7 +166,7 @@ def critic_worth(ax: Axes, data: FigureData) -> bool:
     for who, label, colour in WORTH:
         drawn |= _line(ax, data.run.rl, f"critic_worth/{who}/sequence", label, colour)
     drawn |= _line(ax, data.run.rl, "critic_worth/critic/within_prompt", "critic, within prompt", PURPLE, linewidth=1.4)
-    return _finish_worth(ax, drawn, "Critic against prompt mean", legend="lower right")
+    return _finish_worth(ax, drawn, "Critic against prompt mean", legend="best")
 
 
 def critic_worth_by_position(ax: Axes, data: FigureData) -> bool:

@@ -16,7 +16,7 @@ from common.eval_samples import Sample, SampleFiles, problem_keys, records_of, s
 from common.tasks import Problem, Verdict
 from common.trajectory import Prompt, VersionSpan
 from generator import evaluate
-from generator.engine import Rollout
+from generator.engine import EngineError, Rollout
 from generator.evaluate import Plan, Sampler, sample_seed
 
 PROBLEMS = [Problem(f"Question {number}", {"reference": str(number)}) for number in range(5)]
@@ -97,6 +97,15 @@ def test_killed_in_the_middle_only_the_missing_samples_are_made(tmp_path: Path) 
     third = FakeEngine()
     assert run(plan, tmp_path, third) == figures
     assert third.asked == []
+
+
+def test_an_engine_that_dies_is_one_error_with_its_text(tmp_path: Path) -> None:
+    class Dying(FakeEngine):
+        async def generate(self, prompt: Prompt) -> Rollout:
+            raise EngineError("vLLM's engine died: out of memory")
+
+    with pytest.raises(EngineError, match="out of memory"):
+        run(Plan(config_of(tmp_path), "m", PROBLEMS), tmp_path, Dying())
 
 
 def test_a_line_that_broke_off_is_made_again_and_spoils_no_other(tmp_path: Path) -> None:
