@@ -90,6 +90,7 @@ class Engine:
         self._stepper: Stepper | None = None
         self._requests: set[str] = set()
         self._counter = 0
+        self._is_updating = False
         self._stop_tokens: list[int] = []
 
     async def start(self) -> None:
@@ -270,14 +271,23 @@ class Engine:
         await self._on_workers("init_weight_transfer_engine", init_info=init_info)
 
     async def start_weight_update(self) -> None:
+        """Begin an update, also after one whose learner died in the middle: vLLM wants that one finished first."""
+        if self._is_updating:
+            await self._on_workers("finish_weight_update")  # half-loaded, and no matter: all of it is loaded anew now
         await self._on_workers("start_weight_update")
+        self._is_updating = True
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._on_workers("update_weights", update_info=update_info)
+        try:
+            await self._on_workers("update_weights", update_info=update_info)
+        except Exception:
+            self._is_updating = False  # vLLM has ended it
+            raise
 
     async def finish_weight_update(self, policy_version: int) -> None:
         """Finalise the reload: tokens sampled from now on carry ``policy_version``; prefixes cached before are dead."""
         await self._on_workers("finish_weight_update")
+        self._is_updating = False
         await self.set_version(policy_version)
 
     async def set_version(self, policy_version: int) -> None:

@@ -6,6 +6,7 @@ A field's own range stands beside it in training.py and services.py; only relati
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -279,7 +280,12 @@ def _is_endpoint(endpoint: str) -> bool:
 def _is_local(endpoint: str) -> bool:
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
-    return parts.scheme == "ipc" or host in ("localhost", "::1") or host.startswith("127.")
+    if parts.scheme == "ipc" or host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _multiples(value: int, divisor: int) -> str:

@@ -257,6 +257,7 @@ def _as_server(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, peer: Role) -> No
         socket.set(zmq.CURVE_SERVER, 1)
         socket.set(zmq.CURVE_SECRETKEY, keys.secret)
         socket.set(zmq.ZAP_DOMAIN, peer.encode())
+        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody is let in while nobody decides
 
 
 def _bind(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> str:

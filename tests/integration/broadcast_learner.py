@@ -204,6 +204,20 @@ def caught(case: Case) -> str:
     return ""
 
 
+def break_off(case: Case) -> Any:
+    """A learner that dies in the middle of an update, and the next one's first broadcast."""
+    assert case.store is not None
+    for member in case.store.members("generator"):
+        client = ControlClient(member.control_endpoint)
+        for call in ("pause", "start_weight_update"):
+            client.call(call, {}, 30.0)
+        client.close()
+    case.broadcaster.close()
+    case.broadcaster = WeightBroadcaster(case.config, case.store, case.engine)
+    case.train()
+    return case.broadcast()
+
+
 def break_weights(case: Case, flag: Path) -> dict[str, Any]:
     """What the canary says of weights spoilt on the way and of a head left unpacked; right ones mend it."""
     seen: dict[str, Any] = {}
@@ -220,6 +234,8 @@ def break_weights(case: Case, flag: Path) -> dict[str, Any]:
     flag.unlink()
     case.train()
     seen["after_head"] = caught(case)
+    report = break_off(case)
+    seen["after_broken_off"] = [len(report.members), len(report.dropped)]
     return seen
 
 

@@ -188,6 +188,7 @@ def test_log_probs_agree_with_one_rank_and_broken_weights_are_noticed(bench: Ben
         assert "tied-0: " in broken[kind]
         assert "tied-1: " in broken[kind]
     assert broken["after_corrupted"] == broken["after_head"] == ""
+    assert broken["after_broken_off"] == [2, 0]
 
 
 @pytest.mark.slow

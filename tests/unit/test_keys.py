@@ -72,6 +72,8 @@ def test_missing_keys_are_refused_by_name(tmp_path: Path) -> None:
         ("tcp://127.0.0.1:5755", "127.0.0.1", False),
         ("ipc:///tmp/socket", "localhost", False),
         ("tcp://buffer:5755", "127.0.0.1", True),
+        ("tcp://127.example.org:5755", "127.0.0.1", True),
+        ("tcp://[::1]:5755", "127.0.0.1", False),
         ("tcp://0.0.0.0:5755", "127.0.0.1", True),
         ("tcp://127.0.0.1:5755", "10.0.0.7", True),
     ],
