@@ -14,10 +14,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults fuzz check bench lock clean
+.PHONY: help setup demo test bench-test faults fuzz check bench lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 setup: ## make the virtual environment from the locks (skipped when up to date)
 	@scripts/setup.sh $(DEVICE)
@@ -26,7 +26,10 @@ demo: setup ## the whole pipeline on the CPU, real components, two generators; e
 	@$(VENV)/bin/vcppo demo
 
 test: setup ## all tests but the faults: unit, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
-	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit tests/conformance tests/integration tests/fuzz
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) --ignore=tests/integration/test_benchmarks.py tests/unit tests/conformance tests/integration tests/fuzz
+
+bench-test: setup ## every benchmark once, small: does it run, is it right?
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/integration/test_benchmarks.py
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/faults
