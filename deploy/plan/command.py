@@ -66,6 +66,8 @@ def rank_rows(plan: Plan, config: VcppoConfig) -> list[Row]:
     rows.append(("activations", f"{gib(rank.activations)} GiB", f"{learner.micro_batch_tokens:,} tokens, {how}"))
     if rank.gathered:
         rows.append(("gathered layers", f"{gib(rank.gathered)} GiB", "two layers and the output layer, whole"))
+    if rank.buckets:
+        rows.append(("buckets", f"{gib(rank.buckets)} GiB", "DeepSpeed's, for gradients on their way"))
     of = "" if plan.gpu_bytes is None else f" of {gib(plan.gpu_bytes)}"
     rows.append(("together", f"{gib(rank.total)}{of} GiB", "without CUDA's context (1 GiB) and fragments"))
     rows.append(

@@ -109,6 +109,14 @@ def test_checkpointing_keeps_a_layer_and_inputs() -> None:
     assert whole - less == 2 * tokens * ((layers - 1) * layer - layers * 896)
 
 
+def test_buckets_are_stage_3s_and_one_a_model() -> None:
+    architecture = known("Qwen/Qwen2.5-0.5B")
+    group = {"algorithm": {"advantage_estimator": "leave_one_out"}, "critic": {"init": "policy"}}
+    assert rank_plan(architecture, config(learner={"zero_stage": 2})).buckets == 0
+    assert rank_plan(architecture, config(learner={"zero_stage": 3})).buckets == 4_000_000_000
+    assert rank_plan(architecture, config(learner={"zero_stage": 3}, **group)).buckets == 2_000_000_000
+
+
 def test_flows() -> None:
     flow = flow_plan(known("Qwen/Qwen2.5-32B"), config(rl={"max_staleness": 2, "batch_size": 64}))
     assert flow.credits == 192
