@@ -245,7 +245,7 @@ def test_an_oversized_message_is_refused_by_name_and_not_sent_for_ever(
     ids=lambda frames: f"{len(frames)}x{frames[0][:10]!r}",
 )
 def test_malformed_messages_are_reported(receiver: TrajectoryReceiver, frames: list[bytes]) -> None:
-    stranger = Dealer(receiver.endpoint, b"\xffstranger")
+    stranger = Dealer(receiver.endpoint, "buffer", b"\xffstranger")
     send(stranger, frames)
     (received,) = receiver.poll(5)
     assert received.error
@@ -258,7 +258,7 @@ def test_malformed_messages_are_reported(receiver: TrajectoryReceiver, frames: l
 
 
 def test_a_frame_beyond_the_hard_limit_costs_its_sender_the_connection(receiver: TrajectoryReceiver) -> None:
-    hostile, honest = Dealer(receiver.endpoint, b"hostile"), Dealer(receiver.endpoint, b"honest")
+    hostile, honest = (Dealer(receiver.endpoint, "buffer", name) for name in (b"hostile", b"honest"))
     send(hostile, [b"trajectory", b"id", bytes(1 << 20)])
     send(honest, [b"trajectory", b"id", b"x"])
     assert [one.sender for one in receiver.poll(5)] == ["honest"]
@@ -375,7 +375,7 @@ def test_nobody_there_is_a_timeout() -> None:
 def test_a_control_server_survives_noise() -> None:
     async def check() -> None:
         async with serving() as client:
-            noise = Dealer(client.endpoint)
+            noise = Dealer(client.endpoint, "generator")
             for frames in ([b""], [b"id", b"\xc1"], [b"id", b"\x90"], [b"x"] * 50, [b"i" * 100, b"x"]):
                 await asyncio.to_thread(send, noise, frames)
             assert await ask(client, "echo", x=1) == {"x": 1}
