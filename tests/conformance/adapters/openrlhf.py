@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.conformance.adapters.padded import only_terminal, outcomes_at, the_one_lambda
+from tests.conformance.adapters.padded import gae_with_targets, only_terminal, outcomes_at
 from tests.conformance.interface import Estimate, Settings, Shard, concatenate, split
 
 
@@ -19,20 +19,13 @@ class OpenRlhf:
     name = "OpenRLHF"
 
     def estimate(self, shards: Sequence[Shard], settings: Settings) -> list[Estimate]:
-        lam, gamma = the_one_lambda(settings), np.float32(settings.gamma)
         only_terminal(shards, settings)
         batch = concatenate(shards)
         num_responses, width = batch.rewards.shape
         last_action = width - 1 - np.argmax(batch.action_mask[:, ::-1], axis=1) if num_responses else batch.lengths
         rewards = outcomes_at(batch, last_action)
         values = np.where(batch.action_mask, batch.values[:, :-1], np.float32(0))
-        advantages = np.zeros_like(rewards)
-        carry, next_value = np.zeros((2, num_responses), np.float32)
-        for t in reversed(range(width)):
-            carry = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * carry
-            next_value = values[:, t]
-            advantages[:, t] = carry
-        targets = advantages + values
+        advantages, targets = gae_with_targets(rewards, values, settings)
         if settings.whiten:
             kept = advantages[batch.action_mask]
             mean = kept.mean() if kept.size else np.float32(0)

@@ -1,4 +1,4 @@
-"""What the three peers share: one λ, padded float32 arrays, `returns = advantages + values`, whitening by mask."""
+"""What the three peers share: one λ, GAE backward over padded float32 arrays, `returns = advantages + values`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,23 @@ def outcomes_at(shard: Shard, columns: NDArray[np.int64]) -> Float32Array:
     rewards = np.zeros_like(shard.rewards)
     rewards[np.arange(len(columns)), columns] = shard.rewards.sum(axis=1)
     return rewards
+
+
+def gae_with_targets(
+    rewards: Float32Array, values: Float32Array, settings: Settings, steps: BoolArray | None = None
+) -> tuple[Float32Array, Float32Array]:
+    """``[S, W]`` advantages and value targets, a step a column. Where `steps` is False nothing happens: advantage and
+    next value are carried over it unchanged."""
+    lam, gamma = the_one_lambda(settings), np.float32(settings.gamma)
+    advantages = np.zeros_like(rewards)
+    carry, next_value = np.zeros((2, len(rewards)), np.float32)
+    for t in reversed(range(rewards.shape[1])):
+        acts = True if steps is None else steps[:, t]
+        td_error = rewards[:, t] + gamma * next_value - values[:, t]
+        carry = np.where(acts, td_error + gamma * lam * carry, carry)
+        next_value = np.where(acts, values[:, t], next_value)
+        advantages[:, t] = carry
+    return advantages, advantages + values
 
 
 def bessel_whitened(advantages: Float32Array, mask: BoolArray) -> Float32Array:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.conformance.adapters.padded import bessel_whitened, only_terminal, outcomes_at, the_one_lambda
+from tests.conformance.adapters.padded import bessel_whitened, gae_with_targets, only_terminal, outcomes_at
 from tests.conformance.interface import Estimate, Settings, Shard, Unsupported
 
 
@@ -23,7 +23,6 @@ class Trl:
         return [self._estimate(shard, settings) for shard in shards]
 
     def _estimate(self, shard: Shard, settings: Settings) -> Estimate:
-        lam, gamma = the_one_lambda(settings), np.float32(settings.gamma)
         num_responses, width = shard.rewards.shape
         if not num_responses:
             raise Unsupported("every rank has the same number of responses: an empty one can't arise")
@@ -32,13 +31,7 @@ class Trl:
             raise Unsupported("single-turn: no mask for tool text")
         rewards = outcomes_at(shard, np.where(shard.lengths < width, shard.lengths, shard.lengths - 1))
         values = np.where(column <= shard.lengths[:, None], shard.values[:, :-1], np.float32(0))
-        advantages = np.zeros_like(rewards)
-        carry, next_value = np.zeros((2, num_responses), np.float32)
-        for t in reversed(range(width)):
-            carry = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * carry
-            next_value = values[:, t]
-            advantages[:, t] = carry
-        targets = advantages + values
+        advantages, targets = gae_with_targets(rewards, values, settings)
         if settings.whiten:
             advantages = bessel_whitened(advantages, shard.action_mask)
         return Estimate(advantages, targets)
