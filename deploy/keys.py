@@ -7,7 +7,6 @@ lets a user of that password do what the store does and nothing else.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.transport.keys import ROLES, Role, make_keys, public_key, rotate_keys
+from common.transport.keys import ROLES, Role, make_keys, private_files, public_key, rotate_keys
 
 USER = "vcppo"
 PASSWORD_FILE = "redis.password"
@@ -74,5 +73,5 @@ def acl_text(password: str) -> str:
 def _write_private(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
+    with private_files():
+        path.write_text(text)

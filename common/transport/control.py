@@ -21,7 +21,7 @@ import numpy as np
 import structlog
 
 from common.errors import VcppoError
-from common.transport.sockets import AsyncRouter, Dealer
+from common.transport.sockets import KEYS_DIFFER, AsyncRouter, Dealer
 
 log = structlog.get_logger(__name__)
 
@@ -105,7 +105,7 @@ class ControlClient:
         if reply is None:
             text = "no answer" if socket.was_connected else "nobody answers there"
             if socket.was_refused:
-                text = "refused: one side has other keys, or none (security.curve, security.keys)"
+                text = f"refused: {KEYS_DIFFER}"
             socket.close()
             raise ControlTimeout(f"{self.endpoint} {method}: {text} after {deadline_seconds:g} s")
         self._keep(socket)
@@ -151,9 +151,7 @@ class ControlClient:
                     return _parse_reply(frames[1], self.endpoint)
             if socket.is_disconnected():
                 if socket.was_refused:
-                    raise ControlError(
-                        f"{self.endpoint}: refused: one side has other keys, or none (security.curve, security.keys)"
-                    )
+                    raise ControlError(f"{self.endpoint}: refused: {KEYS_DIFFER}")
                 raise ControlError(f"{self.endpoint}: the connection was lost, its process may have died")
             remaining = deadline - time.monotonic()
             if remaining <= 0:

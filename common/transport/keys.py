@@ -64,7 +64,7 @@ def make_keys(folder: Path, roles: Sequence[Role] = ROLES) -> list[Role]:
     if missing:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for role in missing:
-        with _private_files():
+        with private_files():
             zmq.auth.create_certificates(folder, role)
     return missing
 
@@ -120,7 +120,8 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
 
 
 @contextmanager
-def _private_files() -> Iterator[None]:
+def private_files() -> Iterator[None]:
+    """What is made within can be read by its owner alone."""
     before = os.umask(0o077)
     try:
         yield

@@ -20,14 +20,13 @@ import structlog
 
 from common.config import TransportConfig
 from common.transport.frames import ACK, OVERSIZED, REFUSED, TRAJECTORY
-from common.transport.sockets import Dealer, TransportError
+from common.transport.sockets import KEYS_DIFFER, Dealer, TransportError
 from common.transport.spool import Spool
 
 log = structlog.get_logger(__name__)
 
 _MIB = 1 << 20
 _IDLE_SECONDS = 60.0
-_REFUSED_REMEDY = "no handshake: one side has other keys, or none (security.curve, security.keys)"
 _OVERSIZED_HEAD_BYTES = 4096
 _PAUSE_SECONDS = 0.1
 _MAX_PAUSE_DOUBLINGS = 4  # 1.6 s
@@ -179,7 +178,7 @@ class TrajectorySender:
             next_endpoint=self._endpoints[(self._endpoint_index + 1) % len(self._endpoints)],
             num_unacked=len(self._spool),
             was_connected=self._socket.was_connected,
-            **({"refused": _REFUSED_REMEDY} if self._socket.was_refused else {}),
+            **({"refused": KEYS_DIFFER} if self._socket.was_refused else {}),
         )
         self._socket.close()
         self._stopping.wait(pause_seconds)

@@ -34,6 +34,8 @@ _REFUSALS = (
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
 )
+KEYS_DIFFER = "one side has other keys, or none (security.curve, security.keys)"
+"""What `Dealer.was_refused` means, with the settings to look at."""
 _HANDSHAKES = zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSALS[0] | _REFUSALS[1] | _REFUSALS[2]
 _UNBIND_SECONDS = 5
 
