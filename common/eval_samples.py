@@ -12,7 +12,6 @@ stay, unread.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +21,7 @@ from typing import Any
 
 from common.pass_at_k import pass_figures
 from common.tasks import Problem
+from common.whole_file import write_whole
 
 Key = tuple[str, int]
 
@@ -144,10 +144,8 @@ def write_results(output: Path, figures: Mapping[str, Any], records: Sequence[Pr
     """FILE.json after FILE.jsonl, each whole or not at all. Several workers may write the same."""
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
-    for path, text in ((output.with_suffix(".jsonl"), lines), (output, json.dumps(figures, indent=2) + "\n")):
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+    write_whole(output.with_suffix(".jsonl"), lines)
+    write_whole(output, json.dumps(figures, indent=2) + "\n")
 
 
 def _parse(line: str) -> Sample | None:

@@ -15,6 +15,7 @@ from common.config import VcppoConfig, dump_config
 from common.errors import VcppoError
 from common.pass_at_k import wilson_interval
 from common.run_folder import RunFolder
+from common.whole_file import write_whole
 from deploy.cores import available_cores, malloc_environment, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.processes import ProcessSpec, Supervisor
@@ -103,9 +104,7 @@ class Place:
         results = RunFolder(config.run.path).create().eval / benchmark
         results.mkdir(parents=True, exist_ok=True)
         path = results / "config.yaml"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(dump_config(config), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, dump_config(config))
         return cls(path, results)
 
     def result(self, name: str) -> Path:

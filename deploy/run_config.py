@@ -12,6 +12,7 @@ from typing import NamedTuple
 from common.config import VcppoConfig, dump_config, load_config
 from common.errors import EXIT_USAGE, VcppoError
 from common.run_folder import RunFolder
+from common.whole_file import write_whole
 
 # May change on resume: none of them changes what is learnt from which data. A trailing dot means the whole section.
 HARMLESS = (
@@ -84,9 +85,7 @@ def write_config(config: VcppoConfig) -> Path:
                 + ". Resume it with the same values, or choose another run.name."
             )  # fmt: skip
     folder.create()
-    temporary = folder.config.with_suffix(".tmp")
-    temporary.write_text(dump_config(config), encoding="utf-8")
-    temporary.replace(folder.config)
+    write_whole(folder.config, dump_config(config))
     return folder.config
 
 

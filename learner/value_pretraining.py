@@ -15,7 +15,6 @@ its critic) is skipped. Everything claimed here is committed here, so RL starts 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from common.metrics import MetricsWriter
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.trajectory import Trajectory
+from common.whole_file import write_whole
 from learner.advantages import Truncation, place_ends
 from learner.batch import Batch, Share, micro_batches
 from learner.collect import PromptIssuer
@@ -273,9 +273,7 @@ def _save_critic(engine: TrainEngine, folder: Path) -> None:
 def _decide(gate: Gate, folder: Path, sizes: dict[str, int]) -> None:
     decision = {**gate.decision(), **sizes}
     if rank() == 0:
-        staging = folder / f".{DECISION_FILE}"
-        staging.write_text(json.dumps(decision, indent=1))
-        os.replace(staging, folder / DECISION_FILE)
+        write_whole(folder / DECISION_FILE, json.dumps(decision, indent=1))
         shown = {name: value for name, value in decision.items() if name != "history"}
         log.info("value_pretraining_decided", **shown)
     if decision["passed"]:
