@@ -26,6 +26,10 @@ def at_most(bound: float) -> Goal:
     return Goal("≤", bound)
 
 
+NO_KNEE = 1.25
+"""What grows as a straight line costs at most this much more a piece where there is more of it."""
+
+
 def at_least(bound: float) -> Goal:
     return Goal("≥", bound)
 

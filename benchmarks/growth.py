@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.data_path import DataPath, check, cpu_seconds
-from benchmarks.figures import Figure, at_most, seconds_text
+from benchmarks.figures import NO_KNEE, Figure, at_most, seconds_text
 from benchmarks.harness import Settings, measure
 from benchmarks.wire import make_trajectory, through_the_wire
 from common.ledger import BufferEntry
@@ -33,7 +33,6 @@ FILLS = (100, 1_000, 10_000, 100_000)
 ROUND_TOKENS = 2**20  # a round of any length carries as many
 BATCH = 64
 SHORT = 64  # tokens of a buffered trajectory: what is counted is how many there are
-NO_KNEE = 1.25
 _FILL_CHUNK = 1_000
 
 Costs = dict[str, list[float]]  # operation -> seconds (or bytes) a round
@@ -108,12 +107,7 @@ def _at_fill(path: DataPath, fill: int, empty: int, rounds: int) -> Costs:
 
 def _entries(path: DataPath, count: int, template: Trajectory) -> list[BufferEntry]:
     """Of prompts that were issued and leased for them."""
-    return [
-        BufferEntry(
-            t.prompt_id, t.id, t.group_id, t.issue_version, t.oldest_version, t.num_tokens, encode_trajectory(t)
-        )
-        for t in path.lease(count, template)
-    ]
+    return [BufferEntry.of(each, encode_trajectory(each)) for each in path.lease(count, template)]
 
 
 def _train(path: DataPath, ids: list[str]) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 _SAMPLE_SECONDS = 0.01  # a call shorter than this is repeated within a sample
 _CLEAR_PEAK = "5"  # see proc(5), clear_refs
 
@@ -87,6 +89,12 @@ def peak_of(call: Callable[[], object]) -> int:
     before = _memory("VmRSS")
     call()
     return max(0, _memory("VmHWM") - before)
+
+
+def tree_cpu_seconds(process: psutil.Process) -> float:
+    """User and system, of a process and its children, ended ones included."""
+    living = [process, *process.children(recursive=True)]
+    return float(sum(sum(each.cpu_times()[:2]) for each in living) + sum(process.cpu_times()[2:4]))
 
 
 def _memory(field: str) -> int:

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.figures import Figure, at_most, seconds_text
+from benchmarks.figures import NO_KNEE, Figure, at_most, seconds_text
 from benchmarks.generation import llm_arguments
-from benchmarks.harness import Settings
+from benchmarks.harness import Settings, tree_cpu_seconds
 from benchmarks.real_run import ROOT, RealRun
 from benchmarks.rig import demo_architecture, demo_settings, make_prompts, write_model
 from benchmarks.vllm_peer import VllmPeer
@@ -37,7 +37,6 @@ from deploy.run_data import RunData
 NUM_GENERATORS = (1, 2, 4)
 NUM_STEPS = 10
 WARM_UP_STEPS = 3
-NO_KNEE = 1.25
 RANK_MODEL = {  # 2 million weights: a step of seconds
     "model_type": "llama", "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 6, "intermediate_size": 576, "tie_word_embeddings": True, "max_position_embeddings": 2048,
@@ -62,7 +61,7 @@ class CpuWatch:
         events = [json.loads(line) for line in log.read_text().splitlines()]
         pids = [e["pid"] for e in events if e["event"] == "process_started" and e["process"].startswith("generator")]
         try:
-            seconds = sum(_cpu_seconds(psutil.Process(pid)) for pid in pids)
+            seconds = sum(tree_cpu_seconds(psutil.Process(pid)) for pid in pids)
         except psutil.NoSuchProcess:  # the run is over
             return
         self.readings.append((num_steps, seconds))
@@ -72,12 +71,6 @@ class CpuWatch:
         readings = [(steps, seconds) for steps, seconds in self.readings if steps >= WARM_UP_STEPS]
         (first, before), (last, after) = readings[0], readings[-1]
         return float((after - before) / sum(row["tokens/step"] for row in data.rl[first:last]))
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    """User and system, of a process and its children, ended ones included."""
-    living = [process, *process.children(recursive=True)]
-    return float(sum(sum(each.cpu_times()[:2]) for each in living) + sum(process.cpu_times()[2:4]))
 
 
 def run(settings: Settings) -> list[Figure]:

@@ -75,8 +75,7 @@ def entry(prompt: Prompt, tokens: int) -> BufferEntry:
         version_spans=(VersionSpan(0, tokens),), finish_reason="stop", reward=1.0, outcome="correct", generator_id="g",
         issue_version=0,
     )  # fmt: skip
-    payload = encode_trajectory(trajectory)
-    return BufferEntry(prompt.id, trajectory.id, prompt.group_id, 0, 0, tokens + 200, payload)
+    return BufferEntry.of(trajectory, encode_trajectory(trajectory))
 
 
 def trajectories(tokens: int, count: int, fsync: str) -> None:

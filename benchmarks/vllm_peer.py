@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 
 import psutil
 
+from benchmarks.harness import tree_cpu_seconds
 from common.trajectory import Prompt
 from deploy.processes import REPOSITORY
 
@@ -76,7 +77,7 @@ class VllmPeer:
 
     def cpu_seconds(self) -> float:
         """User and system so far, of all its processes."""
-        return float(sum(sum(p.cpu_times()[:2]) for p in [self._whole, *self._whole.children(recursive=True)]))
+        return tree_cpu_seconds(self._whole)
 
     def move_to(self, core: int) -> None:
         """Pin all its processes, of whatever it has started, to `core`."""

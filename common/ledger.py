@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
+from common.trajectory import Trajectory
+
 VOCABULARY_SIZE = "vocabulary_size"
 """Under this name the learner tells the buffers, before its first prompt, how many tokens its model has."""
 
@@ -67,6 +69,19 @@ class BufferEntry(NamedTuple):
     oldest_version: int
     num_tokens: int
     payload: bytes
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, payload: bytes) -> BufferEntry:
+        """`payload`: the trajectory's wire form."""
+        return cls(
+            trajectory.prompt_id,
+            trajectory.id,
+            trajectory.group_id,
+            trajectory.issue_version,
+            trajectory.oldest_version,
+            trajectory.num_tokens,
+            payload,
+        )
 
 
 class Outstanding(NamedTuple):

@@ -121,7 +121,7 @@ class Buffer:
         self._started_at = time.monotonic()
         self._heartbeat_at = self._report_at = 0.0
         self._reported: Mapping[str, float | None] = {}
-        self._credits = (config.rl.max_staleness + 1) * config.rl.batch_size
+        self._credits = config.rl.num_credits
         self._max_resident_mib = config.transport.receive_memory_mib
         self._next_cut_at = 0.0
         # Kept open: a crowd of peers may use up all files.
@@ -195,15 +195,7 @@ class Buffer:
             raise WireError(f"id: {trajectory.id!r} came in a message called {received.message_id!r}")
         if trajectory.id.rpartition("@")[0] != trajectory.prompt_id:  # so ids are as unique as prompts are
             raise WireError(f"id: {trajectory.id!r} is no rollout of prompt_id {trajectory.prompt_id!r}")
-        return BufferEntry(
-            prompt_id=trajectory.prompt_id,
-            trajectory_id=trajectory.id,
-            group_id=trajectory.group_id,
-            issue_version=trajectory.issue_version,
-            oldest_version=trajectory.oldest_version,
-            num_tokens=trajectory.num_tokens,
-            payload=received.payload,
-        )
+        return BufferEntry.of(trajectory, received.payload)
 
     def _append(self, received: list[Received], entries: list[BufferEntry]) -> None:
         results = self._patiently(lambda: self._store.append(entries))

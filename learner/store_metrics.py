@@ -19,7 +19,7 @@ class StoreState(NamedTuple):
 
 
 def store_metrics(state: StoreState, num_credits: int) -> Mapping[str, float | None]:
-    """By the names of `common.metric_names`. ``num_credits``: (max_staleness + 1) * batch_size."""
+    """By the names of `common.metric_names`. ``num_credits``: of `RlConfig`."""
     ledger = state.ledger
     by_role = Counter(member.role for member in state.members)
     return {

@@ -53,7 +53,7 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
 def config_warnings(config: VcppoConfig) -> Iterator[str]:
     """Yield one line per setting that works but is probably not meant; the launcher logs them at start."""
     rl, generator = config.rl, config.generator
-    issued = (rl.max_staleness + 1) * rl.batch_size
+    issued = rl.num_credits
     capacity = generator.num_generators * generator.max_in_flight
     if capacity > issued:
         yield (

@@ -232,6 +232,11 @@ class RlConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Global gradient norm is clipped to this."""
 
+    @property
+    def num_credits(self) -> int:
+        """Most prompts issued and not yet trained: what bounds staleness."""
+        return (self.max_staleness + 1) * self.batch_size
+
 
 class EvalConfig(Section):
     """`vcppo eval`: pass@1 and pass@k through vLLM."""

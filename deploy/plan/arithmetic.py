@@ -178,7 +178,7 @@ def flow_plan(architecture: Architecture, config: VcppoConfig) -> FlowPlan:
     response = config.sampling.max_response_tokens
     prompt = generator.max_model_len - response
     trajectory = _WIRE_BYTES_FIXED + _WIRE_BYTES_PER_PROMPT_TOKEN * prompt + _WIRE_BYTES_PER_ACTION * response
-    credits = (rl.max_staleness + 1) * rl.batch_size
+    credits = rl.num_credits
     kept = credits + config.learner.checkpoint_every * rl.batch_size  # claimed ones stay until a checkpoint has them
     return FlowPlan(
         credits=credits,
