@@ -17,7 +17,7 @@ export VENV
 .PHONY: help setup demo test bench-test faults fuzz check bench lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: ## make the virtual environment from the locks (skipped when up to date)
 	@scripts/setup.sh $(DEVICE)
@@ -25,7 +25,7 @@ setup: ## make the virtual environment from the locks (skipped when up to date)
 demo: setup ## the whole pipeline on the CPU, real components, two generators; ends with a page of results
 	@$(VENV)/bin/vcppo demo
 
-test: setup ## all tests but the faults: unit, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
+test: setup ## all tests but faults and benchmarks: unit, conformance, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) --ignore=tests/integration/test_benchmarks.py tests/unit tests/conformance tests/integration tests/fuzz
 
 bench-test: setup ## every benchmark once, small: does it run, is it right?

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import structlog
 
@@ -18,6 +19,7 @@ from common.config import VcppoConfig, config_fields, dump_config, load_config
 from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
 
 Command = Callable[[argparse.Namespace], int]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -223,7 +225,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_up(commands)
+    _add_sft(commands)
+    add_evaluation(partial(_add, commands), partial(_takes_config, run=True), _config)
+    _add_ledger(commands)
+    _add_logs(commands)
+    _add_keys(commands)
+    _add_report(commands)
+    add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
+    _add_plan(commands)
+    _add_watch(commands)
+    _add_config(commands)
+    _add_demo(commands)
+    return parser
 
+
+def _add_up(commands: Commands) -> None:
     up = _add(commands, "up", _up, "start a run on this machine and follow it; the same command resumes it",
               "vcppo up -c my.yaml\nvcppo up -c my.yaml run.name=b rl.batch_size=64 --watch\n"
               "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer")  # fmt: skip
@@ -238,17 +255,21 @@ def _parser() -> argparse.ArgumentParser:
         help="start a crashed learner again up to N times in a row (launcher.learner_restarts); 0: stop, `up` resumes",
     )
 
+
+def _add_sft(commands: Commands) -> None:
     sft = _add(
         commands, "sft", _sft, "cold start: supervised training on the task's demonstrations", "vcppo sft -c my.yaml"
     )
     _takes_config(sft, run=True)
 
-    add_evaluation(partial(_add, commands), partial(_takes_config, run=True), _config)
 
+def _add_ledger(commands: Commands) -> None:
     ledger = _add(commands, "ledger", _ledger, "where every prompt of a run is; exit 1 unless exact",
                   "vcppo ledger --run runs/run\nvcppo ledger -c my.yaml redis.url=redis://store:6379/0")  # fmt: skip
     _takes_config(ledger, run=True)
 
+
+def _add_logs(commands: Commands) -> None:
     logs = _add(commands, "logs", _logs, "log lines of a run or of standard input, filtered and readable",
                 "vcppo logs -f --service generator\nvcppo logs runs/run --level warning\n"
                 "vcppo logs --trajectory rl-00000012-0     one trajectory's life\n"
@@ -261,6 +282,8 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--policy-version", type=int, metavar="V", help="lines about this policy version")
     logs.add_argument("--json", action="store_true", help="JSON lines, for jq")
 
+
+def _add_keys(commands: Commands) -> None:
     keys = _add(commands, "keys", _keys, "make, show and rotate the keys of a run's services",
                 "vcppo keys -c my.yaml                  make what is missing, in the run's folder\n"
                 "vcppo keys -c my.yaml --folder secrets     elsewhere, for security.keys\n"
@@ -275,13 +298,15 @@ def _parser() -> argparse.ArgumentParser:
         help="make a new pair; the public key until now is still let in until the next rotation; repeatable",
     )
 
+
+def _add_report(commands: Commands) -> None:
     report = _add(
         commands, "report", _report, "write <run>/report: HTML page, PNG, CSV", "vcppo report\nvcppo report runs/run"
     )
     report.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")
 
-    add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
 
+def _add_plan(commands: Commands) -> None:
     plan = _add(commands, "plan", _plan, "memory, bytes and credits of a config before it starts; exit 1: won't fit",
                 "vcppo plan -c my.yaml                         on this machine's CPU\n"
                 "vcppo plan -c my.yaml --gpu-memory-gib 80     on GPUs of that size\n"
@@ -290,14 +315,20 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu-memory-gib", type=float, metavar="G", help="memory of one GPU; default: no GPU")
     plan.add_argument("--tokens-per-second", type=float, metavar="N", help="of one generator, for the flows")
 
+
+def _add_watch(commands: Commands) -> None:
     watch = _add(commands, "watch", _watch, "live view of a run", "vcppo watch\nvcppo watch runs/run")
     watch.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")
 
+
+def _add_config(commands: Commands) -> None:
     config = _add(commands, "config", _show_config, "every setting with its meaning; with -c, the resolved tree",
                   "vcppo config\nvcppo config lambda\nvcppo config -c my.yaml rl.batch_size=64")  # fmt: skip
     config.add_argument("overrides", nargs="*", metavar="WORD", help="only settings with this in their name or text")
     config.add_argument("-c", "--config", type=Path, metavar="CONFIG", help="print this file resolved, with overrides")
 
+
+def _add_demo(commands: Commands) -> None:
     demo = _add(commands, "demo", _demo, "the whole pipeline: cold start, value pretraining, RL, evaluation, report",
                 "vcppo demo                    starts runs/demo, or continues it where it stopped\n"
                 "vcppo demo --fresh            a new one: runs/demo-2\n"
@@ -309,12 +340,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, help="run.seed, and a run folder of its own")
     demo.add_argument("--run", dest="name", metavar="NAME", help="name of the run folder")
     demo.add_argument("--fresh", action="store_true", help="start over in a new run folder")
-    return parser
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, command: Command, text: str, examples: str
-) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, command: Command, text: str, examples: str) -> argparse.ArgumentParser:
     epilog = "examples:\n" + "".join(f"  {line}\n" for line in examples.splitlines())
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
