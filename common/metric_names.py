@@ -54,6 +54,8 @@ LEARNER = (
     Metric("critic_worth/prompt_mean/*", "on the same tokens: what the mean of the prompt's other responses explains",
            label="measure"),
     Metric("critic_worth/num_responses", "responses whose prompt has another"),
+    Metric("reward_signal/*", "how much of the outcome value targets with this lambda hold, by distance to the end"
+           " (from 0, 8, 16, 32, … tokens on)", label="lambda"),
     Metric("policy/loss", "clipped objective, negated"),
     Metric("policy/clip_fraction", "share of action tokens whose ratio was clipped"),
     Metric("policy/ratio_mean", "mean probability ratio, policy over proximal policy"),
@@ -86,6 +88,8 @@ LEARNER = (
     Metric("sft/grad_norm", "cold start: before clipping"),
     Metric("sft/learning_rate", "cold start: of this step"),
     Metric("sft/tokens_per_second", "cold start: tokens trained a second"),
+    Metric("reward_model/loss", "reward model: Bradley-Terry and centring, nats a pair"),
+    Metric("reward_model/accuracy", "reward model: share of the step's pairs it ranked right"),
 )  # fmt: skip
 
 GENERATOR = (

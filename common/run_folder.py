@@ -23,6 +23,11 @@ class RunFolder:
         return self.path / "cold_start"
 
     @property
+    def reward_model(self) -> Path:
+        """Hugging Face folder `vcppo reward-model` writes."""
+        return self.path / "reward_model"
+
+    @property
     def value_pretraining(self) -> Path:
         """Recorded trajectories, the best critic and decision.json."""
         return self.path / "value_pretraining"

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
 from common.config import VcppoConfig, config_fields, dump_config, load_config
 from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
+
+if TYPE_CHECKING:
+    from deploy.session import Session
 
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -71,14 +74,25 @@ def _up(arguments: argparse.Namespace) -> int:
 
 def _sft(arguments: argparse.Namespace) -> int:
     from deploy.demo import run_sft
+
+    return _stage_alone(_config(arguments), "cold start", run_sft)
+
+
+def _reward_model(arguments: argparse.Namespace) -> int:
+    from deploy.demo import run_reward_model
+
+    return _stage_alone(_config(arguments), "reward model", run_reward_model)
+
+
+def _stage_alone(config: VcppoConfig, name: str, run: Callable[[VcppoConfig, Session], None]) -> int:
+    """A stage that is one process."""
     from deploy.run_config import exclusive, write_config
     from deploy.session import open_session
 
-    config = _config(arguments)
     with exclusive(config.run.path):
         write_config(config)
-        with open_session(config, "follow") as session, session.stage("cold start"):
-            run_sft(config, session)
+        with open_session(config, "follow") as session, session.stage(name):
+            run(config, session)
     return EXIT_OK
 
 
@@ -195,6 +209,7 @@ examples:
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
   vcppo eval -c my.yaml --benchmark aime --model runs/first/export       also gpqa, codeforces, jsonl
   vcppo contamination -c my.yaml --benchmark aime    has it been trained on?
+  vcppo experiment quick                       arms x seeds, resumable; then vcppo report runs/quick
   vcppo ledger --run runs/first                where every prompt is
   vcppo report runs/first                      one page with all figures
   vcppo chaos --minutes 3                      faults over a run of its own, and the proof that nothing was lost
@@ -217,6 +232,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from deploy.chaos.command import add_chaos
     from deploy.eval_command import add_evaluation
+    from deploy.experiment.command import add_experiment
 
     parser = argparse.ArgumentParser(
         prog="vcppo",
@@ -227,7 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_up(commands)
     _add_sft(commands)
+    _add_reward_model(commands)
     add_evaluation(partial(_add, commands), partial(_takes_config, run=True), _config)
+    add_experiment(lambda command, text, examples: _add(commands, "experiment", command, text, examples))
     _add_ledger(commands)
     _add_logs(commands)
     _add_keys(commands)
@@ -261,6 +279,15 @@ def _add_sft(commands: Commands) -> None:
         commands, "sft", _sft, "cold start: supervised training on the task's demonstrations", "vcppo sft -c my.yaml"
     )
     _takes_config(sft, run=True)
+
+
+def _add_reward_model(commands: Commands) -> None:
+    stage = _add(commands, "reward-model", _reward_model, "a Bradley-Terry reward model, for critic.init to start from",
+                 "vcppo reward-model -c my.yaml                       on demonstrations: runs/<name>/reward_model\n"
+                 "vcppo reward-model -c my.yaml reward_model.rollouts=runs/a/value_pretraining/trajectories.msgpack\n"
+                 "vcppo reward-model -c my.yaml reward_model.prefix_fraction=0    complete responses only\n"
+                 "then vcppo up -c deploy/configs/arms/ppo.yaml critic.init=runs/<name>/reward_model")  # fmt: skip
+    _takes_config(stage, run=True)
 
 
 def _add_ledger(commands: Commands) -> None:

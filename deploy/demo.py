@@ -67,12 +67,22 @@ def demo_config(
 
 def run_sft(config: VcppoConfig, session: Session) -> None:
     """The cold start as a process of its own. Raises VcppoError with its last lines when it fails."""
+    _run_alone(config, session, "sft", "learner.sft")
+
+
+def run_reward_model(config: VcppoConfig, session: Session) -> None:
+    """The reward model, likewise."""
+    _run_alone(config, session, "reward_model", "learner.reward_model")
+
+
+def _run_alone(config: VcppoConfig, session: Session, name: str, module: str) -> None:
+    """One process on all cores, to its end."""
     cores = available_cores()
-    command = [sys.executable, "-m", "learner.sft", "--config", str(RunFolder(config.run.path).config), JSON_LOGS]
+    command = [sys.executable, "-m", module, "--config", str(RunFolder(config.run.path).config), JSON_LOGS]
     spec = ProcessSpec(
-        "sft",
+        name,
         command,
-        role="sft",
+        role=name,
         environment=thread_environment(config.learner.num_threads or len(cores), shared=True),
     )
     with Supervisor(
@@ -82,7 +92,7 @@ def run_sft(config: VcppoConfig, session: Session) -> None:
         on_tick=session.tick,
     ) as supervisor:
         supervisor.start(spec)
-        supervisor.wait_exit("sft")
+        supervisor.wait_exit(name)
 
 
 def run_up(config: VcppoConfig, session: Session) -> Ledger:

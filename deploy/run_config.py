@@ -35,6 +35,10 @@ class RunError(VcppoError):
     exit_code = EXIT_USAGE
 
 
+class RunInUse(RunError):
+    """Another vcppo works on it."""
+
+
 class Change(NamedTuple):
     """One field that differs between the run's config and the one given now."""
 
@@ -91,14 +95,14 @@ def write_config(config: VcppoConfig) -> Path:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the run for this launcher. Raises RunError when another one has it."""
+    """Hold the run for this launcher. Raises RunInUse when another one has it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise RunError(
+            raise RunInUse(
                 f"{folder} is in use by another vcppo (pid {file.read().strip() or 'unknown'}): stop it first"
             ) from None
         file.truncate(0)

@@ -13,6 +13,7 @@ from common.trajectory import Outcome
 from learner.batch import Batch
 from learner.critic_worth import critic_worth
 from learner.explained_variance import explained_variance, mean_by_position
+from learner.reward_signal import reward_signal
 from learner.update import Estimates, UpdateStats
 
 MetricValue = float | int | str | None | Sequence[float | None]
@@ -63,7 +64,14 @@ def _critic_quality(batch: Batch, estimates: Estimates, num_buckets: int) -> dic
         "values/by_position": mean_by_position(estimates.values, cu),
         **{f"critic_worth/{who}/{name}": value for who, each in both.items() for name, value in asdict(each).items()},
         "critic_worth/num_responses": worth.num_responses,
+        **_reward_signal(batch, estimates),
     }
+
+
+def _reward_signal(batch: Batch, estimates: Estimates) -> dict[str, MetricValue]:
+    correct = np.array([trajectory.outcome == "correct" for trajectory in batch.trajectories])
+    found = reward_signal(estimates.values, batch.outcome_rewards, correct, batch.action_cu_seqlens)
+    return {f"reward_signal/{lam:g}": signal for lam, signal in found.items()}
 
 
 def _policy(stats: UpdateStats) -> dict[str, MetricValue]:

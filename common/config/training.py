@@ -95,6 +95,32 @@ class SftConfig(Section):
     """Run one after the other; each may draw demonstrations in another style."""
 
 
+class RewardModelConfig(Section):
+    """A Bradley-Terry reward model (`vcppo reward-model`): what the paper's PPO baseline starts its critic from."""
+
+    output: Folder | None = None
+    """Where it goes; default <run>/reward_model. Name it in critic.init to start a critic from it."""
+
+    rollouts: Folder | None = None
+    """Trajectory file whose correct and wrong responses to one prompt make pairs (<run>/value_pretraining/
+    trajectories.msgpack of any run); null: demonstrations, right against one digit changed."""
+
+    prefix_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of pairs in which a longer part of a response beats a shorter one; 0 scores complete responses only."""
+
+    centre_coefficient: float = Field(default=0.1, ge=0)
+    """Weight of the squared mean score of complete responses: normalises them to 0 on average; 0: no normalisation."""
+
+    steps: Positive = 150
+    """Optimizer steps."""
+
+    batch_size: Positive = 32
+    """Pairs a step."""
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak of a cosine schedule."""
+
+
 class AlgorithmConfig(Section):
     """Advantages, targets and losses. Every piece of VC-PPO, PPO and GRPO is a setting here."""
 

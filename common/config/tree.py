@@ -27,6 +27,7 @@ from common.config.training import (
     CriticConfig,
     EvalConfig,
     ModelConfig,
+    RewardModelConfig,
     RlConfig,
     SamplingConfig,
     SftConfig,
@@ -47,6 +48,7 @@ class VcppoConfig(Section):
     task: TaskConfig = TaskConfig()
     sampling: SamplingConfig = SamplingConfig()
     sft: SftConfig = SftConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     critic: CriticConfig = CriticConfig()
     value_pretraining: ValuePretrainingConfig = ValuePretrainingConfig()

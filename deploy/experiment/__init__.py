@@ -1,0 +1,1 @@
+"""`vcppo experiment`: a suite of arms x seeds from one cold start a seed, resumable, nothing computed twice."""

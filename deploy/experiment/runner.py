@@ -1,0 +1,238 @@
+"""Works a suite off: for each run its cold start, its reward model, value pretraining and RL, its evaluation.
+
+Every stage is skipped when what it makes is there, an interrupted one goes on where it stopped; so the same command
+continues after anything. Two of these on one suite share the work: a run another one holds is left to it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from common.config import VcppoConfig, load_config
+from common.errors import VcppoError
+from common.run_folder import RunFolder
+from deploy.demo import run_reward_model, run_sft, run_up
+from deploy.display import clock, number
+from deploy.evaluate import EvalResult, evaluate, read_result
+from deploy.experiment.shared import adopt, has_decided, publish_recording
+from deploy.experiment.suite import Run, Suite, recorded_at
+from deploy.processes import Interrupted
+from deploy.run_config import RunError, RunInUse, changes, exclusive, write_config
+from deploy.run_data import RunData
+from deploy.session import Mode, Session, open_session
+
+WAIT_SECONDS = 5.0
+Stage = Callable[[VcppoConfig, Session], object]
+
+
+class NotYet(VcppoError):
+    """A run has to wait for what another vcppo is making."""
+
+
+@dataclass
+class Tally:
+    """What became of the runs, by name."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
+def export_eval(run: Run) -> EvalResult | None:
+    """The run's result on held-out problems."""
+    return read_result(run.folder.eval / "export.json", run.config.run.name)
+
+
+def is_trained(run: Run) -> bool:
+    """All RL steps done, the policy exported."""
+    if not run.folder.config.exists():
+        return False
+    return RunData.load(run.folder).finished and (run.folder.path / "ledger.json").exists()
+
+
+def is_done(run: Run) -> bool:
+    return is_trained(run) and export_eval(run) is not None
+
+
+class Experiment:
+    """The runs of one call.
+
+    Args:
+        runs: to be done, in order; `siblings`: all of the suite, to take recordings and critics from.
+        minutes: no run is begun after that; None: all are.
+        mode: of the session of each stage, see `open_session`.
+    """
+
+    def __init__(
+        self, suite: Suite, runs: Sequence[Run], siblings: Sequence[Run], console: Console,
+        *, minutes: float | None = None, mode: Mode = "silent",
+    ) -> None:  # fmt: skip
+        self.suite, self.runs, self.siblings = suite, list(runs), list(siblings)
+        self.console, self.mode = console, mode
+        self.started = time.monotonic()
+        self.until = None if minutes is None else self.started + 60 * minutes
+
+    def work(self) -> Tally:
+        """All runs, each at its turn; a failure is noted and the next one begun."""
+        tally, waiting, told = Tally(), list(self.runs), False
+        while waiting:
+            later: list[Run] = []
+            for run in waiting:
+                if self.until is not None and time.monotonic() > self.until and not is_done(run):
+                    tally.left.append(run.config.run.name)
+                elif not self._try(run, tally):
+                    later.append(run)
+            if later and len(later) == len(waiting):
+                if not told:
+                    self.say(f"waiting for another vcppo, at work on {later[0].config.run.name} or on what it needs")
+                told = True
+                time.sleep(WAIT_SECONDS)
+            waiting = later
+        return tally
+
+    def _try(self, run: Run, tally: Tally) -> bool:
+        """True when there is nothing more to do for it here."""
+        name = run.config.run.name
+        try:
+            self._run(run)
+        except Interrupted:
+            raise
+        except (RunInUse, NotYet):
+            return False
+        except VcppoError as error:
+            tally.failed[name] = str(error)
+            self.say(f"[red]{name} failed:[/] {str(error).splitlines()[0]}")
+        else:
+            tally.done.append(name)
+        return True
+
+    def _run(self, run: Run) -> None:
+        began = time.monotonic()
+        if is_done(run):
+            _check_settings(run.folder, run.config)
+            self._say_result(run, "is there")
+            return
+        self._cold_start(run)
+        self._reward_model(run)
+        with exclusive(run.folder.path):
+            donor = self._value_pretraining(run)
+            if not is_trained(run):
+                note = f", critic or recording from {donor.config.run.name}" if donor else ""
+                self._stage(run.config, "value pretraining and rl", run_up, note)
+            if run.pretrains:
+                publish_recording(run, recorded_at(self.suite, run.seed))
+            if export_eval(run) is None:
+                self._stage(run.config, "evaluation", _evaluation({"export": run.folder.export}))
+        self._say_result(run, clock(time.monotonic() - began))
+
+    def _cold_start(self, run: Run) -> None:
+        """The seed's own, and its evaluation."""
+        config, folder = run.cold_start, RunFolder(run.cold_start.run.path)
+        with exclusive(folder.path):
+            _check_settings(folder, config)
+            if not (folder.cold_start / "config.json").exists():
+                self._stage(config, "cold start", run_sft)
+            if read_result(folder.eval / "cold_start.json", "cold start") is None:
+                self._stage(config, "evaluation", _evaluation({"cold_start": folder.cold_start}))
+
+    def _reward_model(self, run: Run) -> None:
+        config = run.reward_model
+        if config is None:
+            return
+        folder = RunFolder(config.run.path)
+        with exclusive(folder.path):
+            _check_settings(folder, config)
+            if (folder.reward_model / "config.json").exists():
+                return
+            wanted = config.reward_model.rollouts
+            if wanted is not None and wanted == recorded_at(self.suite, run.seed) and not wanted.exists():
+                self._publish(run.seed, wanted)
+            self._stage(config, "reward model", run_reward_model)
+
+    def _publish(self, seed: int, place: Path) -> None:
+        for other in self.siblings:
+            if other.seed == seed and other.pretrains:
+                publish_recording(other, place)
+        if not place.exists():
+            raise RunError(
+                f"reward_model.rollouts = recorded: no arm with value pretraining has recorded for seed {seed} yet: "
+                "list one before this arm"
+            )
+
+    def _value_pretraining(self, run: Run) -> Run | None:
+        """Take what a sibling has; wait while another vcppo is making just that."""
+        if not run.pretrains or run.folder.value_pretraining.exists():
+            return None
+        others = [other for other in self.siblings if other.config.run.name != run.config.run.name]
+        for other in others:
+            if other.pretrains and other.recording == run.recording and not has_decided(other) and _is_held(other):
+                raise NotYet(f"{other.config.run.name} records the same")
+        return adopt(run, others)
+
+    def _stage(self, config: VcppoConfig, name: str, stage: Stage, note: str = "") -> None:
+        """One stage of one run folder, its wall time noted there."""
+        self.say(f"{config.run.name}: {name}{note}")
+        now = config.model_copy(update={"transport": config.transport.model_copy(update={"endpoints": [_endpoint()]})})
+        with self._session(now) as session, session.stage(name):
+            write_config(now)  # processes read it; the endpoint is this start's
+            stage(now, session)
+
+    def _session(self, config: VcppoConfig) -> AbstractContextManager[Session]:
+        return open_session(config, self.mode)
+
+    def _say_result(self, run: Run, how_long: str) -> None:
+        result, rows = export_eval(run), RunData.load(run.folder).rl
+        assert result is not None
+        last = rows[-1] if rows else {}
+        self.say(
+            f"[bold]{run.config.run.name}[/]: pass@1 {result.pass_at_1:.3f} ({result.low:.3f} to {result.high:.3f}), "
+            f"length {number(result.mean_length, '{:.0f}')}, explained variance "
+            f"{number(last.get('explained_variance/token'), '{:.2f}')}  [bright_black]{how_long}[/]"
+        )
+
+    def say(self, text: str) -> None:
+        self.console.print(f"\\[{clock(time.monotonic() - self.started):>7}] {text}", highlight=False, soft_wrap=True)
+
+
+def _check_settings(folder: RunFolder, config: VcppoConfig) -> None:
+    """What is there was made with these settings. Raises RunError, by field."""
+    if not folder.config.exists():
+        return
+    harmful = [change for change in changes(load_config(folder.config), config) if not change.harmless]
+    if harmful:
+        raise RunError(
+            f"{folder.path} was made with other settings: " + "; ".join(map(str, harmful))
+            + ". Give the suite another name or --folder, or remove that folder."
+        )  # fmt: skip
+
+
+def _evaluation(models: dict[str, Path]) -> Stage:
+    def stage(config: VcppoConfig, session: Session) -> None:
+        evaluate(config, models, session.sink, session.tick)
+
+    return stage
+
+
+def _is_held(run: Run) -> bool:
+    """Whether another vcppo works on it now."""
+    if not run.folder.path.exists():
+        return False
+    try:
+        with exclusive(run.folder.path):
+            return False
+    except RunInUse:
+        return True
+
+
+def _endpoint() -> str:
+    """A free port of this machine: suites may run side by side."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"

@@ -1,0 +1,221 @@
+"""What a suite is: a YAML file of arms and seeds, and the configs of its runs.
+
+name: quick                      # runs go to <folder>/<name>/<arm>-seed<n>
+base: ../arms/base.yaml          # its cold start is every arm's, one a seed
+seeds: [0, 1, 2]
+settings: {rl: {num_steps: 16}}  # laid over every arm alike
+arms:
+  - config: ../arms/vc_ppo.yaml  # its name is the file's; paths are relative to the suite
+  - config: ../arms/ppo.yaml
+    name: ppo_eos_only
+    seeds: [0, 1]
+    reward_model: {prefix_fraction: 0.0}   # critic.init is then this seed's model of these settings
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.config import VcppoConfig, load_config
+from common.config.loading import as_overrides
+from common.config.yaml_text import Refused, one_line, read_yaml
+from common.errors import ConfigError
+from common.run_folder import RunFolder
+
+RECORDED = "recorded"
+"""reward_model.rollouts of an arm: what value pretraining has recorded for this seed."""
+
+SUITES = Path(__file__).parent.parent / "configs" / "suites"
+_OWN_CRITICS = ("value_pretrained", "policy")
+
+
+class Arm(BaseModel):
+    """One arm of a suite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: Path
+    name: str = ""
+    seeds: tuple[int, ...] | None = None
+    settings: dict[str, object] = Field(default_factory=dict)
+    reward_model: dict[str, object] | None = None
+
+
+class Suite(BaseModel):
+    """The file, with `folder` and paths resolved by `load_suite`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    description: str = ""
+    base: Path
+    folder: Path = Path("runs")
+    seeds: tuple[int, ...] = Field(min_length=1)
+    settings: dict[str, object] = Field(default_factory=dict)
+    arms: tuple[Arm, ...] = Field(min_length=1)
+
+    @property
+    def path(self) -> Path:
+        """Where its runs are."""
+        return self.folder / self.name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        config: the run's tree; model.path is the seed's cold start.
+        cold_start: the tree by which that is made, in a run folder of its own.
+        reward_model: the tree by which the critic's starting point is made; None: the arm needs none.
+    """
+
+    arm: str
+    seed: int
+    config: VcppoConfig
+    cold_start: VcppoConfig
+    reward_model: VcppoConfig | None
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config.run.path)
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether its critic comes out of value pretraining."""
+        algorithm = self.config.algorithm
+        return algorithm.advantage_estimator == "gae" and self.config.critic.init == "value_pretrained"
+
+    @cached_property
+    def recording(self) -> str:
+        """Equal for runs whose value pretraining records the same trajectories."""
+        config = self.config
+        parts = config.model_dump(mode="json", include={"model", "task", "sampling"})
+        return _digest([parts, config.run.seed, config.rl.group_size, config.value_pretraining.num_trajectories])
+
+    @cached_property
+    def critic(self) -> str:
+        """Equal for runs whose value pretraining ends with the same critic."""
+        config = self.config
+        own = {"truncation": config.algorithm.truncation, "gamma": config.algorithm.gamma}
+        stage = config.value_pretraining.model_dump(mode="json")
+        optimizer = config.rl.model_dump(mode="json", include={"weight_decay", "adam_beta2", "max_grad_norm"})
+        return _digest([self.recording, own, stage, optimizer])
+
+
+def load_suite(path: Path) -> Suite:
+    """Read a suite: a file, or the name of one of ours. Raises ConfigError, one line a problem."""
+    file = path if path.suffix in (".yaml", ".yml") or path.exists() else SUITES / f"{path}.yaml"
+    try:
+        tree = read_yaml(file.read_text(encoding="utf-8"))
+        suite = Suite.model_validate(tree)
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(each.stem for each in SUITES.glob("*.yaml")))
+        raise ConfigError(
+            f"{file}: can't be read ({one_line(error)}): give a suite's file, or one of {known}"
+        ) from None
+    except (Refused, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: is not valid YAML: {one_line(error)}") from None
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, each['loc']))} = {each['input']!r}: {each['msg']}" for each in error.errors()]
+        raise ConfigError(*(f"{file}: {line[:300]}" for line in lines)) from None
+    arms = tuple(
+        each.model_copy(update={"config": file.parent / each.config, "name": each.name or each.config.stem})
+        for each in suite.arms
+    )
+    names = [each.name for each in arms]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{file}: arms: {twice[0]!r} is there twice: give one of them another name")
+    return suite.model_copy(update={"base": file.parent / suite.base, "arms": arms})
+
+
+def plan_runs(
+    suite: Suite, arms: Sequence[str] = (), seeds: Sequence[int] = (), overrides: Sequence[str] = ()
+) -> list[Run]:
+    """The runs, seed by seed, in the suite's order of arms: what fits is asked for by `arms` and `seeds`.
+
+    Every config is loaded here, so that what is wrong in the last arm is said before the first one starts.
+
+    Raises:
+        ConfigError: an arm or seed the suite has not, or a config that can't be used.
+    """
+    unknown = sorted(set(arms) - {arm.name for arm in suite.arms})
+    if unknown:
+        known = ", ".join(arm.name for arm in suite.arms)
+        raise ConfigError(f"--arm {unknown[0]}: suite {suite.name} has {known}")
+    runs = [
+        _run(suite, arm, seed, overrides)
+        for seed in _all_seeds(suite)
+        for arm in suite.arms
+        if seed in (arm.seeds or suite.seeds) and (not arms or arm.name in arms) and (not seeds or seed in seeds)
+    ]
+    if not runs:
+        raise ConfigError(f"--seed {', '.join(map(str, seeds))}: suite {suite.name} has {_all_seeds(suite)}")
+    return runs
+
+
+def _all_seeds(suite: Suite) -> list[int]:
+    return sorted({seed for arm in suite.arms for seed in (arm.seeds or suite.seeds)})
+
+
+def _run(suite: Suite, arm: Arm, seed: int, overrides: Sequence[str]) -> Run:
+    shared = as_overrides(suite.settings)
+    cold_name = f"cold_start-seed{seed}"
+    cold_folder = suite.path / cold_name / "cold_start"
+    mine = [f"run.folder={suite.path}", f"run.seed={seed}", f"model.path={cold_folder}", f"sft.output={cold_folder}"]
+    cold_start = load_config(suite.base, [*shared, *overrides, *mine, f"run.name={cold_name}"])
+    own = [*shared, *as_overrides(arm.settings), *overrides, *mine]
+    reward_model = None
+    if arm.reward_model is not None:
+        reward_model = _reward_model(suite, arm, seed, [*shared, *overrides, *mine])
+        own.append(f"critic.init={RunFolder(reward_model.run.path).reward_model}")
+    config = load_config(arm.config, [*own, f"run.name={arm.name}-seed{seed}"])
+    if reward_model is None and config.algorithm.advantage_estimator == "gae":
+        _check_critic(suite, arm, config)
+    return Run(arm.name, seed, config, cold_start, reward_model)
+
+
+def _check_critic(suite: Suite, arm: Arm, config: VcppoConfig) -> None:
+    init = config.critic.init
+    if init not in _OWN_CRITICS and init.startswith("runs/arms/"):
+        raise ConfigError(
+            f"suite {suite.name}: arm {arm.name}: critic.init = {init} is a place holder: give the arm a reward_model "
+            "({} for the default settings), or name a model in its settings"
+        )
+
+
+def _reward_model(suite: Suite, arm: Arm, seed: int, overrides: Sequence[str]) -> VcppoConfig:
+    """One for all arms of the seed with the same settings."""
+    assert arm.reward_model is not None
+    settings = dict(arm.reward_model)
+    if settings.get("rollouts") == RECORDED:
+        settings["rollouts"] = str(recorded_at(suite, seed))
+    name = f"reward_model-{_digest(arm.reward_model)[:8]}-seed{seed}"
+    return load_config(suite.base, [*overrides, *as_overrides({"reward_model": settings}), f"run.name={name}"])
+
+
+def recorded_at(suite: Suite, seed: int) -> Path:
+    """Where the rollouts for this seed's reward models are put once some arm has recorded them."""
+    return suite.path / f"cold_start-seed{seed}" / "recorded.msgpack"
+
+
+def needed_by(runs: Sequence[Run]) -> Iterator[VcppoConfig]:
+    """Each cold start once."""
+    seen: set[str] = set()
+    for run in runs:
+        if run.cold_start.run.name not in seen:
+            seen.add(run.cold_start.run.name)
+            yield run.cold_start
+
+
+def _digest(parts: object) -> str:
+    return blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

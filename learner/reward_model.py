@@ -1,0 +1,267 @@
+"""``python -m learner.reward_model --config RUN/config.yaml``: a Bradley-Terry reward model, from which critics start.
+
+    pairs (better, worse) ─▶ score at each one's last token ─▶ −log σ(better − worse) + centring ─▶ Hugging Face folder
+
+Starts from the policy's backbone (model.path) with a new head, the very form of a critic, so ``critic.init`` can name
+what comes out. Centring, c · ((better + worse) / 2)² over pairs of complete responses, fixes the level Bradley-Terry
+leaves open. Like the cold start it is skipped when it is there, and made again when what it depends on has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import structlog
+import torch
+from torch.nn import functional
+from transformers import AutoTokenizer
+
+from common import watchdog
+from common.config import VcppoConfig, load_config
+from common.config.yaml_text import one_line
+from common.errors import EXIT_OK, VcppoError
+from common.json_file import read_json_object
+from common.log import configure_logging
+from common.metrics import open_metrics
+from common.run_folder import RunFolder
+from common.tasks import load_task
+from learner.batch import Batch, Share
+from learner.engine import (
+    EngineOptions,
+    TrainEngine,
+    init_distributed,
+    num_ranks,
+    rank,
+    shutdown_distributed,
+    sum_over_ranks,
+)
+from learner.explained_variance import mean_by_position
+from learner.models import CriticModel, load_critic, save_model
+from learner.packing import build_packed, plan_micro_batches
+from learner.preference_pairs import DemonstrationPairs, Pair, PairSource, RolloutPairs
+from learner.prompts import derive_seed
+from learner.trajectory_file import TrajectoryFile
+from learner.update import compute_values
+from learner.whole_folder import written_whole
+
+log = structlog.get_logger(__name__)
+
+MARKER = "reward_model.json"
+_RECIPE_VERSION = 1  # raise it when the same config starts to give other weights
+_LOG_EVERY = 25  # steps
+_NUM_MEASURED = 128  # fresh pairs
+
+
+class Quality(NamedTuple):
+    """A reward model on fresh pairs.
+
+    Attributes:
+        accuracy: share of pairs it ranks right; `whole`: of complete pairs only (None without any).
+        complete_score: mean score of complete responses.
+        score_by_position: mean score by tenth of the better response of complete pairs: what a critic starts with.
+    """
+
+    accuracy: float
+    whole: float | None
+    complete_score: float | None
+    score_by_position: list[float | None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the reward model of the config's run unless it is there. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m learner.reward_model", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        configure_logging(config.logging, "reward_model", config.run.name)
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("reward_model"))
+        watchdog.stage("start")
+        reward_model(config)
+    except VcppoError as error:
+        log.error("fatal", error=str(error))
+        return error.exit_code
+    finally:
+        watchdog.stop()
+        shutdown_distributed()
+    return EXIT_OK
+
+
+def reward_model(config: VcppoConfig) -> Path:
+    """Train and write it; returns its folder. Collective: call it on every rank.
+
+    Raises:
+        VcppoError: no pairs can be made, the model can't be loaded, or the folder holds something else.
+    """
+    output = config.reward_model.output or RunFolder(config.run.path).reward_model
+    inputs = fingerprint(config)
+    if _is_done(output, inputs):
+        log.info("reward_model_present", path=str(output), hash=inputs["hash"])
+        return output
+    began = time.monotonic()
+    init_distributed(config.learner.device)
+    torch.manual_seed(config.run.seed)
+    source, engine = pair_source(config), _engine(config)
+    _train(config, source, engine)
+    quality = measure(engine, source.draw(derive_seed(config.run.seed, "reward_model", "measured"), _NUM_MEASURED),
+                      Share(rank(), num_ranks(), config.learner.micro_batch_tokens))  # fmt: skip
+    state = engine.gather_full_state_dict()
+    if rank() == 0:
+        assert isinstance(engine.module, CriticModel)
+        marker = {**inputs, **quality._asdict(), "seconds": round(time.monotonic() - began, 1)}
+        with written_whole(output) as staging:
+            staging.mkdir(parents=True)
+            save_model(engine.module, staging, state)
+            (staging / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+        shown = {name: value for name, value in quality._asdict().items() if name != "score_by_position"}
+        log.info("reward_model_written", path=str(output), **shown)
+    return output
+
+
+def fingerprint(config: VcppoConfig) -> dict[str, Any]:
+    """Everything the reward model depends on, and the hash of it under ``hash``; files by their size."""
+    rollouts, weights = config.reward_model.rollouts, Path(config.model.path) / "model.safetensors"
+    inputs: dict[str, Any] = {
+        "recipe_version": _RECIPE_VERSION,
+        "reward_model": config.reward_model.model_dump(mode="json", exclude={"output"}),
+        "rollouts_bytes": rollouts.stat().st_size if rollouts is not None and rollouts.exists() else None,
+        "model": {"path": config.model.path, "dtype": config.model.dtype,
+                  "bytes": weights.stat().st_size if weights.exists() else None},
+        "task": {"name": config.task.name, "options": config.task.options, "version": load_task(config.task).version},
+        "style": _style(config),
+        "seed": config.run.seed,
+    }  # fmt: skip
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return {**inputs, "hash": blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def _is_done(output: Path, inputs: dict[str, Any]) -> bool:
+    if not output.exists():
+        return False
+    if not (output / MARKER).exists():
+        raise VcppoError(
+            f"{output} exists and is not a reward model of ours (no {MARKER}): move it away, or set reward_model.output"
+        )
+    remedy = f"move {output} away, and the reward model is made again"
+    if read_json_object(output / MARKER, remedy).get("hash") == inputs["hash"]:
+        return True
+    log.warning("reward_model_outdated", path=str(output), reason="made from another config; it is made again")
+    shutil.rmtree(output)
+    return False
+
+
+def _style(config: VcppoConfig) -> dict[str, object]:
+    """Demonstrations in the style the cold start ended with, which is the policy's."""
+    return dict(config.sft.phases[-1].style) if config.sft.phases else {}
+
+
+def pair_source(config: VcppoConfig) -> PairSource:
+    """Recorded rollouts where the config names a file of them, else the task's demonstrations."""
+    settings = config.reward_model
+    if settings.rollouts is not None:
+        if not settings.rollouts.is_file():
+            raise VcppoError(f"reward_model.rollouts = {settings.rollouts}: there is no such file: record one first")
+        file = TrajectoryFile(settings.rollouts)
+        file.close()
+        return RolloutPairs(file.trajectories, settings.prefix_fraction)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
+        raise VcppoError(f"model.path = {config.model.path!r}: no tokenizer ({one_line(error)})") from error
+    return DemonstrationPairs(load_task(config.task), tokenizer, _style(config), settings.prefix_fraction)
+
+
+def _engine(config: VcppoConfig) -> TrainEngine:
+    options = EngineOptions(
+        zero_stage=config.learner.zero_stage,
+        dtype=config.model.dtype,
+        max_grad_norm=config.rl.max_grad_norm,
+        schedule="cosine",
+        warmup_steps=config.reward_model.steps // 10,
+        total_steps=config.reward_model.steps,
+    )
+    module = load_critic(
+        config.model.path,
+        init="policy",
+        dtype=options.torch_dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        gradient_checkpointing=config.learner.gradient_checkpointing,
+    )
+    return TrainEngine(module, learning_rate=config.reward_model.learning_rate, options=options)
+
+
+def _train(config: VcppoConfig, source: PairSource, engine: TrainEngine) -> None:
+    settings = config.reward_model
+    metrics = open_metrics(config, "reward_model") if rank() == 0 else None
+    try:
+        for step in range(1, settings.steps + 1):
+            watchdog.stage("reward_model_step")
+            pairs = source.draw(derive_seed(config.run.seed, "reward_model", step), settings.batch_size)
+            loss, accuracy = _train_step(engine, pairs, settings.centre_coefficient, config.learner.micro_batch_tokens)
+            values = {"reward_model/loss": loss, "reward_model/accuracy": accuracy}
+            if metrics is not None:
+                metrics.write(step, {"stage": "reward_model", **values})
+            if step % _LOG_EVERY == 0 or step == settings.steps:
+                log.info("reward_model_step", step=step, num_steps=settings.steps, loss=loss, accuracy=accuracy)
+            if not math.isfinite(loss):
+                raise VcppoError(f"reward model diverged at step {step}: lower reward_model.learning_rate")
+    finally:
+        if metrics is not None:
+            metrics.close()
+
+
+def _train_step(engine: TrainEngine, pairs: Sequence[Pair], centre: float, token_budget: int) -> tuple[float, float]:
+    """One optimizer step; returns (mean loss, share ranked right) over all ranks. A pair stays in one micro-batch."""
+    both = [trajectory for pair in pairs for trajectory in (pair.better, pair.worse)]
+    lengths = [pair.better.num_tokens + pair.worse.num_tokens for pair in pairs]
+    totals = np.zeros(2)
+    for members in plan_micro_batches(lengths, token_budget, num_ranks())[rank()]:
+        packed = build_packed(both, [2 * i + side for i in members for side in (0, 1)])
+        scores = engine.forward(packed.to(engine.device)).final_values
+        complete = torch.tensor([all(pairs[i].complete) for i in members], dtype=torch.bool, device=scores.device)
+        loss = pair_loss(scores.view(-1, 2), complete, centre).sum() / len(pairs)
+        engine.accumulate(loss)
+        totals += [float(loss.detach()), float((scores[0::2] > scores[1::2]).sum()) / len(pairs)]
+    engine.step()
+    loss_sum, accuracy = sum_over_ranks(totals)
+    return float(loss_sum), float(accuracy)
+
+
+def pair_loss(scores: torch.Tensor, complete: torch.Tensor, centre: float) -> torch.Tensor:
+    """``scores [P, 2]`` float32 (better, worse) and ``complete [P]`` bool to ``[P]`` losses."""
+    ranking = -functional.logsigmoid(scores[:, 0] - scores[:, 1])
+    return ranking + centre * complete * scores.mean(dim=1).square()
+
+
+def measure(engine: TrainEngine, pairs: Sequence[Pair], share: Share) -> Quality:
+    """On pairs that were not trained on. Collective."""
+    batch = Batch([trajectory for pair in pairs for trajectory in (pair.better, pair.worse)], version=0)
+    values, scores = compute_values(engine, batch, share)
+    right = scores[0::2] > scores[1::2]
+    whole = np.array([all(pair.complete) for pair in pairs])
+    ends = np.array([done for pair in pairs for done in pair.complete])
+    better = np.flatnonzero(np.repeat(whole, 2) & (np.arange(len(batch)) % 2 == 0))
+    cu = batch.action_cu_seqlens
+    kept = np.concatenate([values[cu[i] : cu[i + 1]] for i in better]) if len(better) else np.zeros(0)
+    kept_cu = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.diff(cu)[better])])
+    return Quality(
+        accuracy=float(right.mean()),
+        whole=float(right[whole].mean()) if whole.any() else None,
+        complete_score=float(scores[ends].mean()) if ends.any() else None,
+        score_by_position=mean_by_position(kept, kept_cu),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
