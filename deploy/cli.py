@@ -134,9 +134,14 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from deploy.report import write_report
+    from deploy.report.suite import is_suite, write_suite_report
     from deploy.run_config import latest_run, open_run
 
-    print(write_report(latest_run() if arguments.run is None else open_run(arguments.run)))
+    runs = arguments.run
+    if len(runs) > 1 or (runs and is_suite(runs[0])):
+        print(write_suite_report(runs, arguments.output, arguments.markdown))
+    else:
+        print(write_report(open_run(runs[0]) if runs else latest_run()))
     return EXIT_OK
 
 
@@ -327,10 +332,15 @@ def _add_keys(commands: Commands) -> None:
 
 
 def _add_report(commands: Commands) -> None:
-    report = _add(
-        commands, "report", _report, "write <run>/report: HTML page, PNG, CSV", "vcppo report\nvcppo report runs/run"
-    )
-    report.add_argument("run", nargs="?", metavar="RUN", help="run folder or name; default: the latest")
+    report = _add(commands, "report", _report, "one HTML page, PNG and CSV: of a run, or of several compared",
+                  "vcppo report                       the latest run: <run>/report\n"
+                  "vcppo report runs/run\n"
+                  "vcppo report runs/quick            a suite of `vcppo experiment`: the paper's figures and tables\n"
+                  "vcppo report runs/a-seed0 runs/a-seed1 runs/b-seed0 --output compared    by name\n"
+                  "vcppo report runs/paper --markdown docs/results.md")  # fmt: skip
+    report.add_argument("run", nargs="*", metavar="RUN", help="run folders or names, or a suite; default: the latest")
+    report.add_argument("--output", type=Path, metavar="DIR", help="of several runs: where page, figures and data go")
+    report.add_argument("--markdown", type=Path, metavar="FILE", help="of several runs: also a Markdown page")
 
 
 def _add_plan(commands: Commands) -> None:

@@ -30,6 +30,13 @@ class Pair(NamedTuple):
     complete: tuple[bool, bool]
 
 
+class Prefixes(NamedTuple):
+    """Pairs of the second kind: their share, and whether the longer part is always the complete response."""
+
+    fraction: float
+    complete: bool = False
+
+
 class PairSource(Protocol):
     """Where pairs come from."""
 
@@ -42,11 +49,11 @@ class DemonstrationPairs:
 
     Args:
         style: of the demonstrations, see `Task.demonstrations`.
-        prefix_fraction: share of the second kind, drawn pair by pair.
+        prefixes: how often pairs are of the second kind, and which.
     """
 
-    def __init__(self, task: Task, tokenizer: Any, style: Mapping[str, object], prefix_fraction: float) -> None:
-        self._task, self._tokenizer, self._style, self._prefix_fraction = task, tokenizer, style, prefix_fraction
+    def __init__(self, task: Task, tokenizer: Any, style: Mapping[str, object], prefixes: Prefixes) -> None:
+        self._task, self._tokenizer, self._style, self._prefixes = task, tokenizer, style, prefixes
 
     def draw(self, seed: int, count: int) -> list[Pair]:
         rng = random.Random(seed)
@@ -54,8 +61,8 @@ class DemonstrationPairs:
         for demonstration in self._task.demonstrations(seed, count, self._style):
             prompt = encode_prompt(self._tokenizer, demonstration.prompt)
             right = self._encode(demonstration.response)
-            if rng.random() < self._prefix_fraction:
-                pairs.append(longer_against_shorter(prompt, right, rng))
+            if rng.random() < self._prefixes.fraction:
+                pairs.append(longer_against_shorter(prompt, right, rng, complete=self._prefixes.complete))
             else:
                 wrong = self._encode(one_digit_changed(demonstration.response, rng))
                 pairs.append(Pair(as_trajectory(prompt, right), as_trajectory(prompt, wrong), (True, True)))
@@ -73,13 +80,13 @@ class RolloutPairs:
         VcppoError: no prompt has both a correct and another response.
     """
 
-    def __init__(self, rollouts: Sequence[Trajectory], prefix_fraction: float) -> None:
+    def __init__(self, rollouts: Sequence[Trajectory], prefixes: Prefixes) -> None:
         groups: dict[str, tuple[list[Trajectory], list[Trajectory]]] = defaultdict(lambda: ([], []))
         for each in sorted(rollouts, key=lambda t: (t.group_id, t.sample_index)):
             groups[each.group_id][each.outcome != "correct"].append(each)
         self._mixed = [group for group in groups.values() if all(group)]
         self._all = [each for group in groups.values() for side in group for each in side]
-        self._prefix_fraction = prefix_fraction
+        self._prefixes = prefixes
         if not self._mixed:
             raise VcppoError(
                 f"reward_model.rollouts: none of its {len(groups)} prompts has both a correct and a wrong response: "
@@ -90,19 +97,26 @@ class RolloutPairs:
         rng = random.Random(seed)
         pairs = []
         for _ in range(count):
-            if rng.random() < self._prefix_fraction:
+            if rng.random() < self._prefixes.fraction:
                 each = rng.choice(self._all)
-                pairs.append(longer_against_shorter(each.prompt_token_ids, each.response_token_ids, rng))
+                prompt, response = each.prompt_token_ids, each.response_token_ids
+                pairs.append(longer_against_shorter(prompt, response, rng, complete=self._prefixes.complete))
             else:
                 right, wrong = (rng.choice(side) for side in rng.choice(self._mixed))
                 pairs.append(Pair(right, wrong, (True, True)))
         return pairs
 
 
-def longer_against_shorter(prompt: Int32Array, response: Int32Array, rng: random.Random) -> Pair:
-    """Two different lengths from 1 to all of `response`; a response of one token is beaten by the bare prompt's end."""
+def longer_against_shorter(prompt: Int32Array, response: Int32Array, rng: random.Random, *, complete: bool) -> Pair:
+    """Two different lengths from 1 to all of `response` (at least two tokens); with `complete` the longer is all."""
     length = len(response)
-    short, long = sorted(rng.sample(range(1, length + 1), 2)) if length > 1 else (0, 1)
+    if length < 2:
+        raise VcppoError(
+            "reward_model: a response of one token has no shorter part: set reward_model.prefix_fraction=0"
+        )
+    short, long = sorted(rng.sample(range(1, length + 1), 2))
+    if complete:
+        short, long = rng.randrange(1, length), length
     return Pair(
         as_trajectory(prompt, response[:long]), as_trajectory(prompt, response[:short]), (long == length, False)
     )

@@ -48,7 +48,7 @@ from learner.engine import (
 from learner.explained_variance import mean_by_position
 from learner.models import CriticModel, load_critic, save_model
 from learner.packing import build_packed, plan_micro_batches
-from learner.preference_pairs import DemonstrationPairs, Pair, PairSource, RolloutPairs
+from learner.preference_pairs import DemonstrationPairs, Pair, PairSource, Prefixes, RolloutPairs
 from learner.prompts import derive_seed
 from learner.trajectory_file import TrajectoryFile
 from learner.update import compute_values
@@ -169,17 +169,18 @@ def _style(config: VcppoConfig) -> dict[str, object]:
 def pair_source(config: VcppoConfig) -> PairSource:
     """Recorded rollouts where the config names a file of them, else the task's demonstrations."""
     settings = config.reward_model
+    prefixes = Prefixes(settings.prefix_fraction, settings.prefix_winner == "complete")
     if settings.rollouts is not None:
         if not settings.rollouts.is_file():
             raise VcppoError(f"reward_model.rollouts = {settings.rollouts}: there is no such file: record one first")
         file = TrajectoryFile(settings.rollouts)
         file.close()
-        return RolloutPairs(file.trajectories, settings.prefix_fraction)
+        return RolloutPairs(file.trajectories, prefixes)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
     except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
         raise VcppoError(f"model.path = {config.model.path!r}: no tokenizer ({one_line(error)})") from error
-    return DemonstrationPairs(load_task(config.task), tokenizer, _style(config), settings.prefix_fraction)
+    return DemonstrationPairs(load_task(config.task), tokenizer, _style(config), prefixes)
 
 
 def _engine(config: VcppoConfig) -> TrainEngine:

@@ -102,11 +102,15 @@ class RewardModelConfig(Section):
     """Where it goes; default <run>/reward_model. Name it in critic.init to start a critic from it."""
 
     rollouts: Folder | None = None
-    """Trajectory file whose correct and wrong responses to one prompt make pairs (<run>/value_pretraining/
-    trajectories.msgpack of any run); null: demonstrations, right against one digit changed."""
+    """File of recorded rollouts whose correct and wrong responses to one prompt make pairs, such as a run's
+    `value_pretraining/trajectories.msgpack`; null: demonstrations, right against one digit changed."""
 
     prefix_fraction: float = Field(default=0.5, ge=0, le=1)
-    """Share of pairs in which a longer part of a response beats a shorter one; 0 scores complete responses only."""
+    """Share of pairs in which a shorter part of a response loses to a longer one; 0 scores complete responses only."""
+
+    prefix_winner: Literal["longer", "complete"] = "longer"
+    """What a shorter part loses to: any longer part, so scores rise along a response, or the complete response only, so
+    all that is unfinished scores low."""
 
     centre_coefficient: float = Field(default=0.1, ge=0)
     """Weight of the squared mean score of complete responses: normalises them to 0 on average; 0: no normalisation."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 ABOUT = """\
 Runs every arm of a suite with every seed: a cold start a seed, then for each arm value pretraining, RL and an
-evaluation on held-out problems. Arms of one seed share what they agree on: cold start, reward model, recorded trajectories and the
-pretrained critic. The same command again skips finished runs and resumes interrupted ones; a second one beside it takes
-runs the first has not begun. Suites: a YAML file, or a name in deploy/configs/suites/.
+evaluation on held-out problems. Arms of one seed share what they agree on: cold start, reward model, recorded
+trajectories and the pretrained critic. The same command again skips finished runs and resumes interrupted ones; a
+second one beside it takes runs the first has not begun. Suites: a YAML file, or a name in deploy/configs/suites/.
 """
 EXAMPLES = """\
 vcppo experiment quick                       under 20 minutes on two cores; then: vcppo report runs/quick

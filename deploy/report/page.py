@@ -74,7 +74,7 @@ def render_page(page: Page) -> str:
         "<h2>Ledger and time</h2>",
         f"<div class=columns><div>{_ledger(page.data)}</div><div>{_times(page.data)}</div></div>",
         "<h2>How it was made</h2>",
-        f"<div class=columns><div>{_pairs(_machine())}</div><div>{_pairs(_versions())}</div></div>",
+        f"<div class=columns><div>{_pairs(machine())}</div><div>{_pairs(versions())}</div></div>",
         _config(run.config),
     ]
     title = f"{escape(run.config.run.name)} · VC-PPO"
@@ -178,7 +178,7 @@ def _pairs(pairs: Mapping[str, str]) -> str:
     return _table(("", ""), [[name, value] for name, value in pairs.items()])
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -195,7 +195,7 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         try:

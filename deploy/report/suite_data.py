@@ -1,0 +1,253 @@
+"""Runs of a suite, grouped by arm: what is compared, with its spread. Reads run folders; the maths is in numpy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.pass_at_k import mean_interval
+from common.run_folder import RunFolder
+from deploy.evaluate import EvalResult, read_result
+from deploy.run_data import Row, RunData, read_json, series
+
+BOOTSTRAP_SEED = 0
+Float64Array = NDArray[np.float64]
+
+
+class Curve(NamedTuple):
+    """A metric over steps: mean, smallest and largest over the seeds that have the step."""
+
+    steps: list[int]
+    mean: Float64Array
+    low: Float64Array
+    high: Float64Array
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One run of an arm.
+
+    Attributes:
+        result: on the task's held-out problems; `rates`: share of right samples by problem, same order in all runs.
+        benchmarks: results of `vcppo eval --benchmark` by name.
+    """
+
+    name: str
+    seed: int
+    data: RunData
+    result: EvalResult | None
+    rates: tuple[float, ...]
+    benchmarks: dict[str, EvalResult]
+
+    @property
+    def decision(self) -> Row | None:
+        return self.data.decision
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.data.stage_seconds().values())
+
+
+@dataclass(frozen=True)
+class ArmData:
+    """An arm's finished runs, by seed."""
+
+    name: str
+    runs: tuple[SeedRun, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    @cached_property
+    def pass_at_1(self) -> list[float]:
+        """One a seed."""
+        return [run.result.pass_at_1 for run in self.runs if run.result is not None]
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of the mean over seeds, by a bootstrap over problems."""
+        rates = _stacked([run.rates for run in self.runs])
+        return None if rates is None else mean_interval(rates.mean(axis=0), BOOTSTRAP_SEED)
+
+    @property
+    def lengths(self) -> list[float]:
+        return [run.result.mean_length for run in self.runs if run.result and run.result.mean_length is not None]
+
+    def curve(self, metric: str) -> Curve | None:
+        """The metric at each step, over seeds."""
+        columns: dict[int, list[float]] = {}
+        for run in self.runs:
+            for step, value in zip(*series(run.data.rl, metric), strict=True):
+                columns.setdefault(step, []).append(value)
+        if not columns:
+            return None
+        steps = sorted(columns)
+        pick = (np.mean, np.min, np.max)
+        mean, low, high = (np.array([f(columns[step]) for step in steps]) for f in pick)
+        return Curve(steps, mean, low, high, max(map(len, columns.values())))
+
+    def list_at(self, metric: str, step: int) -> Float64Array | None:
+        """A metric that is a list (by position, by distance), mean over seeds; NaN where all are undefined."""
+        rows = [row[metric] for run in self.runs for row in run.data.rl
+                if row["step"] == step and isinstance(row.get(metric), list)]  # fmt: skip
+        return nan_mean(np.array(rows, dtype=float)) if rows else None
+
+
+class Difference(NamedTuple):
+    """pass@1 of one arm less another's, over the seeds both have.
+
+    Attributes:
+        interval: 95 %, bootstrap over problems, paired by problem and seed.
+        by_seed: one difference a seed.
+    """
+
+    mean: float
+    interval: tuple[float, float]
+    by_seed: list[float]
+
+    @property
+    def verdict(self) -> str:
+        """``higher`` or ``lower`` where every seed and the interval say so, else ``no difference shown``."""
+        if self.interval[0] > 0 and min(self.by_seed) > 0:
+            return "higher"
+        if self.interval[1] < 0 and max(self.by_seed) < 0:
+            return "lower"
+        return "no difference shown"
+
+
+def difference(one: ArmData, other: ArmData) -> Difference | None:
+    """`one` less `other`; None without a common seed that both were evaluated with."""
+    theirs = {run.seed: run for run in other.runs}
+    pairs = [(run.rates, theirs[run.seed].rates) for run in one.runs if run.seed in theirs]
+    pairs = [(mine, its) for mine, its in pairs if mine and len(mine) == len(its)]
+    if not pairs:
+        return None
+    table = np.array([np.subtract(mine, its) for mine, its in pairs])
+    per_problem = table.mean(axis=0)
+    low, high = mean_interval((per_problem + 1) / 2, BOOTSTRAP_SEED)  # to [0, 1] and back
+    return Difference(float(table.mean()), (2 * low - 1, 2 * high - 1), [float(row.mean()) for row in table])
+
+
+@dataclass(frozen=True)
+class SuiteData:
+    """Everything the page of a suite shows.
+
+    Attributes:
+        cold_starts: evaluation of each seed's starting policy.
+        unfinished: names of runs that are left out.
+        missing: arms of the suite of which no run is finished.
+    """
+
+    name: str
+    description: str
+    arms: tuple[ArmData, ...]
+    cold_starts: dict[int, EvalResult]
+    unfinished: tuple[str, ...]
+    missing: tuple[str, ...]
+    wanted_seeds: dict[str, int]
+    seconds: float
+
+    def arm(self, name: str) -> ArmData | None:
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def num_runs(self) -> int:
+        return sum(len(arm.runs) for arm in self.arms)
+
+
+def load_suite_data(folders: Sequence[RunFolder], suite_folder: Path | None) -> SuiteData:
+    """Group `folders` by arm, in the order of the suite's file where there is one."""
+    suite = (read_json(suite_folder / "suite.json") if suite_folder else None) or {}
+    order = [arm["name"] for arm in suite.get("arms", [])]
+    wanted = {arm["name"]: len(arm["seeds"] or suite["seeds"]) for arm in suite.get("arms", [])}
+    arms: dict[str, list[SeedRun]] = {name: [] for name in order}
+    unfinished, seconds = [], 0.0
+    for folder in folders:
+        run = load_run(folder)
+        seconds += run.seconds
+        if run.data.finished and run.result is not None:
+            arms.setdefault(arm_of(run), []).append(run)
+        else:
+            unfinished.append(run.name)
+    found = tuple(ArmData(n, tuple(sorted(runs, key=lambda r: r.seed))) for n, runs in arms.items() if runs)
+    return SuiteData(
+        name=suite.get("name") or "comparison",
+        description=suite.get("description", ""),
+        arms=found,
+        cold_starts=_cold_starts(suite_folder) if suite_folder else {},
+        unfinished=tuple(unfinished),
+        missing=tuple(name for name in order if not arms[name]),
+        wanted_seeds=wanted,
+        seconds=seconds + (_preparation(suite_folder) if suite_folder else 0.0),
+    )
+
+
+def load_run(folder: RunFolder) -> SeedRun:
+    data = RunData.load(folder)
+    benchmarks = {
+        path.parent.name: result
+        for path in sorted(folder.eval.glob("*/export.json"))
+        if (result := read_result(path, path.parent.name)) is not None
+    }
+    result, rates = read_result(folder.eval / "export.json", "after RL"), _rates(folder.eval / "export.jsonl")
+    return SeedRun(data.config.run.name, data.config.run.seed, data, result, rates, benchmarks)
+
+
+def arm_of(run: SeedRun) -> str:
+    """A run's name without its seed."""
+    return re.sub(rf"-seed{run.seed}$", "", run.name)
+
+
+def runs_in(folder: Path) -> list[RunFolder]:
+    """Run folders of a suite that train something, by name."""
+    kept = [path.parent for path in sorted(folder.glob("*/config.yaml"))]
+    return [RunFolder(path) for path in kept if not path.name.startswith(("cold_start-seed", "reward_model-"))]
+
+
+def nan_mean(rows: Float64Array) -> Float64Array:
+    """Mean over the first axis of what is defined, NaN where nothing is (numpy would warn)."""
+    defined = np.isfinite(rows)
+    count = defined.sum(axis=0)
+    total = np.where(defined, rows, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _rates(path: Path) -> tuple[float, ...]:
+    """From the per-problem records, in the order of problems."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return ()
+    rows.sort(key=lambda row: row["index"])
+    return tuple(sum(each == "correct" for each in row["outcomes"]) / len(row["outcomes"]) for row in rows)
+
+
+def _stacked(rows: Iterable[tuple[float, ...]]) -> Float64Array | None:
+    kept = [row for row in rows if row]
+    return np.array(kept) if kept and len({len(row) for row in kept}) == 1 else None
+
+
+def _cold_starts(folder: Path) -> dict[int, EvalResult]:
+    found = {}
+    for path in sorted(folder.glob("cold_start-seed*/eval/cold_start.json")):
+        result = read_result(path, "cold start")
+        if result is not None:
+            found[int(path.parent.parent.name.removeprefix("cold_start-seed"))] = result
+    return found
+
+
+def _preparation(folder: Path) -> float:
+    """Seconds of cold starts and reward models."""
+    paths = [*folder.glob("cold_start-seed*/stages.jsonl"), *folder.glob("reward_model-*/stages.jsonl")]
+    rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    return float(sum(row["seconds"] for row in rows))

@@ -1,0 +1,222 @@
+"""The paper's figures over a suite's runs. Each draws from a table that is written beside it as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, PercentFormatter
+from numpy.typing import NDArray
+
+from deploy.report.figures import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, RED, STYLE, TEAL
+from deploy.report.suite_data import ArmData, SuiteData
+from deploy.run_data import Row
+
+Floats = Sequence[float] | NDArray[Any]
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL, "#b7791f", "#be185d", "#475569", GREY)
+MAIN = ("vc_ppo", "ppo", "grpo_group_mean", "without_decoupled_gae", "without_value_pretraining")
+FIXED = {name: COLOURS[i] for i, name in enumerate(MAIN)}
+DISTANCES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+"""As in learner.reward_signal, which writes the lists."""
+LAMBDAS = ("0.9", "0.95", "0.99", "1")
+
+
+@dataclass
+class Drawing:
+    """A figure in the making, and the rows it is made of."""
+
+    data: SuiteData
+    axes: Sequence[Axes]
+    rows: list[Row] = field(default_factory=list)
+
+    def curve(self, ax: Axes, arm: ArmData, metric: str, colour: str) -> None:
+        """Mean over seeds, a band from the smallest to the largest."""
+        found = arm.curve(metric)
+        if found is None:
+            return
+        ax.plot(found.steps, found.mean, color=colour, label=f"{arm.name} ({found.num_seeds})")
+        if found.num_seeds > 1:
+            ax.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.15, linewidth=0)
+        for step, mean, low, high in zip(found.steps, found.mean, found.low, found.high, strict=True):
+            self.rows.append(
+                {"arm": arm.name, "metric": metric, "step": step, "mean": float(mean), "lowest_seed": float(low),
+                 "highest_seed": float(high), "num_seeds": found.num_seeds})  # fmt: skip
+
+    def points(self, ax: Axes, label: str, x: Floats, y: Floats, **style: Any) -> None:
+        """A line of numbers that may be undefined."""
+        kept = [(a, b) for a, b in zip(x, y, strict=True) if np.isfinite(b)]
+        if kept:
+            ax.plot(*zip(*kept, strict=True), label=label, **style)
+        self.rows += [{"curve": label, "x": float(a), "y": float(b)} for a, b in kept]
+
+
+def colour_of(data: SuiteData, arm: str) -> str:
+    """The main arms have colours of their own; the others take what is left, in order."""
+    if arm in FIXED:
+        return FIXED[arm]
+    others = [each.name for each in data.arms if each.name not in FIXED]
+    return COLOURS[(len(FIXED) + others.index(arm)) % len(COLOURS)]
+
+
+def _chosen(data: SuiteData, names: Sequence[str]) -> list[ArmData]:
+    return [arm for name in names if (arm := data.arm(name)) is not None]
+
+
+def _starts(data: SuiteData) -> list[ArmData]:
+    """PPO by what its critic starts from, and VC-PPO."""
+    return [arm for arm in data.arms if arm.name == "vc_ppo" or arm.name == "without_value_pretraining"
+            or arm.name.startswith("ppo")]  # fmt: skip
+
+
+def collapse(drawing: Drawing) -> str:
+    """Figure 1: accuracy and length of PPO by where its critic starts, beside VC-PPO."""
+    return _curves(drawing, _starts(drawing.data), ("reward/accuracy", "length/mean"))
+
+
+def accuracy(drawing: Drawing) -> str:
+    """Figure 4: accuracy of the arms over steps, on the step's fresh training prompts."""
+    return _curves(drawing, _chosen(drawing.data, MAIN), ("reward/accuracy", "explained_variance/token"))
+
+
+def lambda_actor(drawing: Drawing) -> str:
+    """Table 4 as curves: lambda_actor at lambda_critic = 1, and length-adaptive."""
+    names = ("lambda_actor_0.90", "vc_ppo", "lambda_actor_0.99", "lambda_actor_1.00", "length_adaptive")
+    arms = _chosen(drawing.data, names)
+    return _curves(drawing, arms, ("reward/accuracy", "length/mean")) if len(arms) > 1 else ""
+
+
+TITLES = {"reward/accuracy": "Accuracy", "length/mean": "Response length, tokens",
+          "explained_variance/token": "Explained variance of the critic"}  # fmt: skip
+
+
+def _curves(drawing: Drawing, arms: Sequence[ArmData], metrics: Sequence[str]) -> str:
+    if not arms:
+        return ""
+    for ax, metric in zip(drawing.axes, metrics, strict=True):
+        for arm in arms:
+            drawing.curve(ax, arm, metric, colour_of(drawing.data, arm.name))
+        ax.set_title(TITLES[metric])
+        ax.set_xlabel("learner step")
+        if metric == "reward/accuracy":
+            ax.set_ylim(0, 1.02)
+            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        elif metric == "length/mean":
+            ax.set_ylim(bottom=0)
+        else:
+            ax.set_ylim(max(-1.0, ax.get_ylim()[0]), 1.02)
+            ax.axhline(0, color=MUTED, linewidth=0.8)
+    drawing.axes[0].legend(loc="best", title="arm (seeds)", title_fontsize=8)
+    return "Lines are means over seeds, bands reach from the lowest seed to the highest."
+
+
+def by_position(drawing: Drawing) -> str:
+    """Figures 2 and 5: values and raw advantages by position at the first step, by where the critic starts."""
+    arms = [arm for arm in _starts(drawing.data) if arm.list_at("values/by_position", 1) is not None]
+    if not arms:
+        return ""
+    place = np.arange(10) * 10 + 5
+    for ax, metric, title in zip(
+        drawing.axes, ("values/by_position", "advantages/by_position"),
+        ("Values at step 1", "Advantages at step 1, before whitening"), strict=True,
+    ):  # fmt: skip
+        for arm in arms:
+            found = arm.list_at(metric, 1)
+            assert found is not None
+            drawing.points(
+                ax, arm.name, place, found, color=colour_of(drawing.data, arm.name), marker="o", markersize=3
+            )
+        ax.axhline(0, color=MUTED, linewidth=0.8)
+        ax.set_title(title)
+        ax.set_xlabel("position in the response")
+        ax.xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
+    drawing.axes[0].legend(loc="best", title="critic of", title_fontsize=8)
+    return (
+        "Mean over seeds, before any RL update. Positive advantages for early tokens whatever they say, falling with"
+        " position, are the bias of the paper's figure 2."
+    )
+
+
+def signal(drawing: Drawing) -> str:
+    """Figure 3: how much of the outcome reaches a token, by its distance to the end, for several lambda."""
+    shown = [arm for arm in _chosen(drawing.data, ("ppo", "vc_ppo")) if arm.list_at("reward_signal/1", 1) is not None]
+    if not shown:
+        return ""
+    middle = [np.sqrt(max(a, 1) * b) for a, b in pairwise(DISTANCES)]
+    for ax, arm in zip(drawing.axes, shown, strict=False):
+        longest = 0
+        for lam, colour in zip(LAMBDAS, (RED, ORANGE, TEAL, BLUE), strict=True):
+            found = arm.list_at(f"reward_signal/{lam}", 1)
+            if found is None:
+                continue
+            longest = max(longest, int(np.flatnonzero(np.isfinite(found)).max(initial=0)))
+            drawing.points(ax, f"{arm.name}, λ = {lam}", middle, found, color=colour, marker="o", markersize=3)
+            theory = [np.mean(float(lam) ** np.arange(a, b)) for a, b in pairwise(DISTANCES)]
+            ax.plot(middle[: longest + 1], theory[: longest + 1], color=colour, linestyle="--", linewidth=1)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator([max(d, 4) for d in DISTANCES[: longest + 2]]))
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.axhline(0, color=MUTED, linewidth=0.8)
+        ax.set_title(f"Outcome in value targets, {arm.name}")
+        ax.set_xlabel("tokens to the end")
+        ax.legend(loc="lower left")
+    for ax in drawing.axes[len(shown) :]:
+        ax.set_visible(False)
+    return (
+        "Value target of correct responses less that of wrong ones at step 1, over the difference of their rewards;"
+        " dashed: λ^(T−t). A critic that has learnt the outcome adds what it knows; one that has not leaves λ^(T−t)."
+    )
+
+
+def pretraining(drawing: Drawing) -> str:
+    """Figure 6: held-out loss and explained variance of value pretraining."""
+    seen: set[int] = set()
+    for arm in drawing.data.arms:
+        for run in arm.runs:
+            history = (run.decision or {}).get("history") or []
+            if run.seed in seen or not history or arm.name.startswith("value_pretraining_0"):
+                continue
+            seen.add(run.seed)
+            colour = COLOURS[len(seen) - 1]
+            steps = [row["step"] for row in history]
+            for ax, key in zip(drawing.axes, ("held_out_loss", "explained_variance"), strict=True):
+                numbers = [np.nan if row[key] is None else row[key] for row in history]
+                drawing.points(ax, f"seed {run.seed}, {key}", steps, numbers, color=colour, marker="o", markersize=3)
+    if not seen:
+        return ""
+    for ax, title in zip(drawing.axes, ("Held-out value loss", "Held-out explained variance"), strict=True):
+        ax.set_title(title)
+        ax.set_xlabel("value-pretraining step")
+    drawing.axes[1].axhline(0, color=MUTED, linewidth=0.8)
+    drawing.axes[0].legend(loc="best")
+    return (
+        "One critic a seed; arms of a seed share it. The paper's two stages: values move into range, then they learn."
+    )
+
+
+Draw = Callable[[Drawing], str]
+FIGURES: dict[str, tuple[str, Draw]] = {
+    "figure_1_collapse": ("Figure 1: does PPO collapse?", collapse),
+    "figure_2_5_by_position": ("Figures 2 and 5: what critics say before and after value pretraining", by_position),
+    "figure_3_reward_signal": ("Figure 3: how far the outcome is heard", signal),
+    "figure_4_accuracy": ("Figure 4: the arms over steps", accuracy),
+    "figure_6_value_pretraining": ("Figure 6: value pretraining", pretraining),
+    "table_4_lambda_actor": ("λ_actor over steps", lambda_actor),
+}
+
+
+def draw(name: str, data: SuiteData) -> tuple[Figure, str, list[Row]] | None:
+    """(figure, caption, its rows); None when the runs have no data for it."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11.5, 3.9), layout="constrained")
+        drawing = Drawing(data, list(figure.subplots(1, 2).flat))
+        caption = FIGURES[name][1](drawing)
+        return (figure, caption, drawing.rows) if caption and drawing.rows else None

@@ -1,0 +1,235 @@
+"""Tables of a suite in the paper's form, and what its claims look like here. Pure: from `SuiteData` to text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from deploy.display import clock, number
+from deploy.report.suite_data import ArmData, SeedRun, SuiteData, difference
+
+
+class Table(NamedTuple):
+    """The first column is text, the others are numbers."""
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of one of the paper's tables: AIME pass@1 / pass@32, GPQA and Codeforces pass@1, in per cent."""
+
+    label: str
+    arm: str
+    paper: str
+
+
+PAPER_TABLES: tuple[tuple[str, tuple[PaperRow, ...]], ...] = (
+    ("Table 1: the comparison (paper: 16k context)", (
+        PaperRow("GRPO", "grpo_group_mean", "38.9 / 70.0 · 49.4 · 12.6"),
+        PaperRow("VC-PPO", "vc_ppo", "48.8 / 73.3 · 48.8 · 12.8"),
+    )),
+    ("Table 2: ablations (paper: 8k context)", (
+        PaperRow("GRPO", "grpo_group_mean", "35.8 / 63.0"),
+        PaperRow("PPO", "ppo", "5.6 / 36.7 · 38.7 · 7.3"),
+        PaperRow("VC-PPO without decoupled GAE", "without_decoupled_gae", "29.4 / 66.7 · 46.9 · 9.9"),
+        PaperRow("VC-PPO without value pretraining", "without_value_pretraining", "not in the paper"),
+        PaperRow("VC-PPO", "vc_ppo", "41.9 / 76.6 · 48.6 · 11.4"),
+    )),
+    ("Table 3: value-pretraining steps (paper: AIME at RL step 100)", (
+        PaperRow("0", "without_value_pretraining", "not in the paper"),
+        PaperRow("¼ of the full number", "value_pretraining_0.25", "not in the paper"),
+        PaperRow("½", "value_pretraining_0.50", "20.6 / 56.7 (50 steps)"),
+        PaperRow("1", "value_pretraining_1.00", "30.1 / 63.3 (100 steps)"),
+        PaperRow("1½", "value_pretraining_1.50", "25.1 / 63.6 (150 steps)"),
+        PaperRow("the gate's choice", "vc_ppo", "not in the paper"),
+    )),
+    ("Table 4: λ_actor, λ_critic = 1 (paper: AIME)", (
+        PaperRow("0.9", "lambda_actor_0.90", "34.3 / 70.0"),
+        PaperRow("0.95", "vc_ppo", "41.3 / 73.3"),
+        PaperRow("0.99", "lambda_actor_0.99", "41.9 / 76.7"),
+        PaperRow("1.0", "lambda_actor_1.00", "29.4 / 66.7"),
+        PaperRow("length-adaptive", "length_adaptive", "not in the paper"),
+    )),
+)  # fmt: skip
+
+
+class Claim(NamedTuple):
+    """The paper says `better` ends above `worse`."""
+
+    text: str
+    better: str
+    worse: str
+
+
+CLAIMS = (
+    Claim("VC-PPO is better than PPO with a critic from a reward model", "vc_ppo", "ppo"),
+    Claim("Value pretraining helps", "vc_ppo", "without_value_pretraining"),
+    Claim("Decoupled GAE helps", "vc_ppo", "without_decoupled_gae"),
+    Claim("VC-PPO is better than GRPO", "vc_ppo", "grpo_group_mean"),
+    Claim("λ_actor = 0.95 is better than 1.0", "vc_ppo", "lambda_actor_1.00"),
+    Claim("λ_actor = 0.95 is better than 0.9", "vc_ppo", "lambda_actor_0.90"),
+    Claim("The full number of value-pretraining steps is better than half of it",
+          "value_pretraining_1.00", "value_pretraining_0.50"),
+)  # fmt: skip
+
+
+def per_cent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def spread(numbers: Sequence[float], pattern: str = "{:.1f}", factor: float = 100.0) -> str:
+    """``12.0 – 14.5``; one number stands alone."""
+    low, high = (pattern.format(factor * f(numbers)) for f in (min, max))
+    return low if low == high else f"{low} – {high}"
+
+
+def paper_tables(data: SuiteData) -> Iterator[Table]:
+    """Tables 1 to 4 with this suite's numbers beside the paper's; rows nobody ran say so."""
+    headings = ("arm", "paper", "here: pass@1, %", "95 % interval", "lowest – highest seed", "length", "seeds")
+    for title, rows in PAPER_TABLES:
+        cells = [[row.label, row.paper, *_figures(data.arm(row.arm))] for row in rows]
+        if any(data.arm(row.arm) for row in rows):
+            yield Table(title, headings, cells)
+
+
+def _figures(arm: ArmData | None) -> list[str]:
+    if arm is None:
+        return ["not run", "–", "–", "–", "0"]
+    interval = "–" if arm.interval is None else f"{per_cent(arm.interval[0])} – {per_cent(arm.interval[1])}"
+    mean_length = f"{np.mean(arm.lengths):.0f}" if arm.lengths else "–"
+    return [per_cent(float(np.mean(arm.pass_at_1))), interval, spread(arm.pass_at_1), mean_length, str(len(arm.runs))]
+
+
+def results(data: SuiteData) -> Table:
+    """Every arm, one line."""
+    headings = ("arm", "pass@1, %", "95 % interval", "median seed", "lowest – highest seed", "length",
+                "explained variance, last step", "lowest accuracy of any step, %", "seeds")  # fmt: skip
+    rows = []
+    if data.cold_starts:
+        accuracies = [each.pass_at_1 for each in data.cold_starts.values()]
+        lengths = [each.mean_length for each in data.cold_starts.values() if each.mean_length is not None]
+        median = per_cent(float(np.median(accuracies)))
+        rows.append(["cold start", per_cent(float(np.mean(accuracies))), "–", median, spread(accuracies),
+                     f"{np.mean(lengths):.0f}", "–", "–", str(len(accuracies))])  # fmt: skip
+    for arm in data.arms:
+        mean, interval, between, length, seeds = _figures(arm)
+        quality = arm.curve("explained_variance/token")
+        steps = arm.curve("reward/accuracy")
+        rows.append([
+            arm.name, mean, interval, per_cent(float(np.median(arm.pass_at_1))), between, length,
+            "–" if quality is None else f"{quality.mean[-1]:.2f}",
+            "–" if steps is None else per_cent(float(steps.low.min())), seeds,
+        ])  # fmt: skip
+    return Table("All arms", headings, rows, note=RESULTS_NOTE)
+
+
+RESULTS_NOTE = (
+    "pass@1 on held-out problems, mean over seeds. The interval is a bootstrap over problems (SciPy) of that mean; it"
+    " says nothing of seeds, whose lowest and highest stand beside it."
+)
+
+
+def by_seed(data: SuiteData) -> Table:
+    """Every run: nothing is hidden in a mean."""
+    rows = [
+        [run.name, per_cent(run.result.pass_at_1), f"{per_cent(run.result.low)} – {per_cent(run.result.high)}",
+         number(run.result.mean_length, "{:.0f}"), _quality(run), clock(run.seconds)]
+        for arm in data.arms for run in arm.runs if run.result is not None
+    ]  # fmt: skip
+    headings = ("run", "pass@1, %", "95 %, problems", "length", "held-out explained variance at start", "wall time")
+    return Table("Every run", headings, rows)
+
+
+def _quality(run: SeedRun) -> str:
+    """Of the pretrained critic, held out; a run without one has none."""
+    return number((run.decision or {}).get("best_explained_variance"), "{:.2f}")
+
+
+def claims(data: SuiteData) -> Table:
+    """What the paper says, and whether this suite shows it."""
+    headings = ("the paper says", "difference here, points", "95 % interval", "by seed", "shown here?")
+    return Table("What reproduced, and what did not", headings, [_claim(data, claim) for claim in CLAIMS], CLAIMS_NOTE)
+
+
+CLAIMS_NOTE = (
+    "Differences of held-out pass@1, paired by problem and seed. “Yes” only where the interval is above 0 and every"
+    " seed agrees; “the opposite” likewise below 0; else the effect does not show at this scale."
+)
+VERDICTS = {"higher": "yes", "lower": "the opposite", "no difference shown": "does not show at this scale"}
+
+
+def _claim(data: SuiteData, claim: Claim) -> list[str]:
+    better, worse = data.arm(claim.better), data.arm(claim.worse)
+    found = difference(better, worse) if better is not None and worse is not None else None
+    if found is None:
+        return [claim.text, "–", "–", "–", "not run"]
+    low, high = (f"{100 * each:+.1f}" for each in found.interval)
+    seeds = ", ".join(f"{100 * each:+.1f}" for each in found.by_seed)
+    return [claim.text, f"{100 * found.mean:+.1f}", f"{low} to {high}", seeds, VERDICTS[found.verdict]]
+
+
+def collapse(data: SuiteData) -> Table | None:
+    """The sweep of critic initialisations: where each critic starts, and what becomes of PPO on it."""
+    arms = [
+        arm for arm in data.arms if arm.name.startswith("ppo") or arm.name in ("vc_ppo", "without_value_pretraining")
+    ]
+    if not any(arm.name.startswith("ppo") for arm in arms):
+        return None
+    headings = ("arm", "value at start of response, step 1", "at its end", "explained variance, step 1",
+                "lowest accuracy of any step, %", "shortest mean length of any step", "pass@1 at the end, %",
+                "seeds")  # fmt: skip
+    rows = []
+    for arm in arms:
+        values = arm.list_at("values/by_position", 1)
+        quality, lengths, steps = (
+            arm.curve(name) for name in ("explained_variance/token", "length/mean", "reward/accuracy")
+        )
+        ends = ["–", "–"] if values is None else [f"{values[0]:+.2f}", f"{values[-1]:+.2f}"]
+        rows.append([
+            arm.name, *ends, "–" if quality is None else f"{quality.mean[0]:.2f}",
+            "–" if steps is None else per_cent(float(steps.low.min())),
+            "–" if lengths is None else f"{lengths.low.min():.0f}", per_cent(float(np.mean(arm.pass_at_1))),
+            str(len(arm.runs)),
+        ])  # fmt: skip
+    return Table("Where the critic starts: the declared sweep", headings, rows, note=SWEEP_NOTE)
+
+
+SWEEP_NOTE = "Whether PPO collapses depends on the critic it starts from, so every one that was tried is here."
+
+
+def benchmarks(data: SuiteData) -> Table | None:
+    """Results of `vcppo eval --benchmark` where runs have them."""
+    names = sorted({name for arm in data.arms for run in arm.runs for name in run.benchmarks})
+    if not names:
+        return None
+    rows = [[arm.name, *(_benchmark(arm, name) for name in names)] for arm in data.arms]
+    headings = ("arm", *(f"{name}: pass@1 / pass@k, % (seeds)" for name in names))
+    return Table("Benchmarks", headings, rows, note="From `vcppo eval --benchmark NAME --model <run>/export`.")
+
+
+def _benchmark(arm: ArmData, name: str) -> str:
+    found = [run.benchmarks[name] for run in arm.runs if name in run.benchmarks]
+    if not found:
+        return "–"
+    at_k = [each.pass_at_k for each in found if each.pass_at_k is not None]
+    second = per_cent(float(np.mean(at_k))) if at_k else "–"
+    return f"{per_cent(float(np.mean([each.pass_at_1 for each in found])))} / {second} ({len(found)})"
+
+
+def left_out(data: SuiteData) -> Iterable[str]:
+    """What the reader must know is not here."""
+    short = [f"{arm.name} ({len(arm.runs)} of {data.wanted_seeds[arm.name]} seeds)" for arm in data.arms
+             if len(arm.runs) < data.wanted_seeds.get(arm.name, 0)]  # fmt: skip
+    if short:
+        yield f"Fewer seeds than the suite asks for: {', '.join(short)}."
+    if data.missing:
+        yield f"Not run: {', '.join(data.missing)}."
+    if data.unfinished:
+        yield f"Begun and not finished, so left out: {', '.join(data.unfinished)}."
