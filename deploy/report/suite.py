@@ -48,6 +48,7 @@ def write_suite_report(
     for each in arguments:
         suite = is_suite(each)
         folders += runs_in(suite) if suite is not None else [open_run(each)]
+    folders = list({folder.path.resolve(): folder for folder in folders}.values())  # named twice, counted once
     data = load_suite_data(folders, suites[0] if suites else None)
     if not data.arms:
         raise RunError(

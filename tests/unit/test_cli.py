@@ -23,7 +23,7 @@ from deploy.run_config import Change, RunError, changes, exclusive, open_run, wr
 from tests.unit.fake_run import config_of, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", "demo")
+COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", "demo", "experiment", "reward-model")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ class TestParsing:
         assert parsed.watch
 
     @pytest.mark.parametrize(
-        "words", [["up"], ["up", "-c", "x", "--no-such"], ["report", "a", "b=c", "d"], ["nonsense"], []]
+        "words", [["up"], ["up", "-c", "x", "--no-such"], ["watch", "a", "b=c", "d"], ["nonsense"], []]
     )
     def test_bad_usage_is_2(self, words: list[str]) -> None:
         with pytest.raises(SystemExit) as caught:
