@@ -13,7 +13,7 @@ import numpy as np
 mpl.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from deploy.report.figures import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, RED, STYLE, TEAL
@@ -50,12 +50,12 @@ class Drawing:
                 {"arm": arm.name, "metric": metric, "step": step, "mean": float(mean), "lowest_seed": float(low),
                  "highest_seed": float(high), "num_seeds": found.num_seeds})  # fmt: skip
 
-    def points(self, ax: Axes, label: str, x: Floats, y: Floats, **style: Any) -> None:
-        """A line of numbers that may be undefined."""
+    def points(self, ax: Axes, label: str, what: str, x: Floats, y: Floats, **style: Any) -> None:
+        """A line of numbers that may be undefined; `what` they are stands in the table only."""
         kept = [(a, b) for a, b in zip(x, y, strict=True) if np.isfinite(b)]
         if kept:
             ax.plot(*zip(*kept, strict=True), label=label, **style)
-        self.rows += [{"curve": label, "x": float(a), "y": float(b)} for a, b in kept]
+        self.rows += [{"curve": label, "what": what, "x": float(a), "y": float(b)} for a, b in kept]
 
 
 def colour_of(data: SuiteData, arm: str) -> str:
@@ -105,6 +105,7 @@ def _curves(drawing: Drawing, arms: Sequence[ArmData], metrics: Sequence[str]) -
             drawing.curve(ax, arm, metric, colour_of(drawing.data, arm.name))
         ax.set_title(TITLES[metric])
         ax.set_xlabel("learner step")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if metric == "reward/accuracy":
             ax.set_ylim(0, 1.02)
             ax.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -131,7 +132,7 @@ def by_position(drawing: Drawing) -> str:
             found = arm.list_at(metric, 1)
             assert found is not None
             drawing.points(
-                ax, arm.name, place, found, color=colour_of(drawing.data, arm.name), marker="o", markersize=3
+                ax, arm.name, metric, place, found, color=colour_of(drawing.data, arm.name), marker="o", markersize=3
             )
         ax.axhline(0, color=MUTED, linewidth=0.8)
         ax.set_title(title)
@@ -157,7 +158,16 @@ def signal(drawing: Drawing) -> str:
             if found is None:
                 continue
             longest = max(longest, int(np.flatnonzero(np.isfinite(found)).max(initial=0)))
-            drawing.points(ax, f"{arm.name}, λ = {lam}", middle, found, color=colour, marker="o", markersize=3)
+            drawing.points(
+                ax,
+                f"λ = {lam}",
+                f"{arm.name}, by tokens to the end",
+                middle,
+                found,
+                color=colour,
+                marker="o",
+                markersize=3,
+            )
             theory = [np.mean(float(lam) ** np.arange(a, b)) for a, b in pairwise(DISTANCES)]
             ax.plot(middle[: longest + 1], theory[: longest + 1], color=colour, linestyle="--", linewidth=1)
         ax.set_xscale("log", base=2)
@@ -189,7 +199,7 @@ def pretraining(drawing: Drawing) -> str:
             steps = [row["step"] for row in history]
             for ax, key in zip(drawing.axes, ("held_out_loss", "explained_variance"), strict=True):
                 numbers = [np.nan if row[key] is None else row[key] for row in history]
-                drawing.points(ax, f"seed {run.seed}, {key}", steps, numbers, color=colour, marker="o", markersize=3)
+                drawing.points(ax, f"seed {run.seed}", key, steps, numbers, color=colour, marker="o", markersize=3)
     if not seen:
         return ""
     for ax, title in zip(drawing.axes, ("Held-out value loss", "Held-out explained variance"), strict=True):
