@@ -19,7 +19,16 @@ import torch
 from benchmarks.workload import log_normal_lengths, random_trajectories
 from common.config import VcppoConfig
 from learner.batch import Batch, Share
-from learner.engine import EngineOptions, TrainEngine, barrier, init_distributed, num_ranks, rank, shutdown_distributed
+from learner.engine import (
+    EngineOptions,
+    TrainEngine,
+    barrier,
+    end_process,
+    init_distributed,
+    num_ranks,
+    rank,
+    shutdown_distributed,
+)
 from learner.loop import Broadcaster, Phases, RlLoop
 from learner.models import load_critic, load_policy
 from learner.update import Models
@@ -56,3 +65,4 @@ def main(model: Path, rounds: int, result: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    end_process(0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from common.transport import use_keys
 from learner.batch import Share
 from learner.collect import BatchCollector, PromptIssuer
 from learner.distributed import lost_peer
-from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
+from learner.engine import EngineOptions, TrainEngine, broadcast_object, end_process, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
 from learner.export import export_policy, make_actor, make_policy
 from learner.loop import Broadcaster, RankZero, RlLoop
@@ -124,10 +123,14 @@ def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcast
     torch.manual_seed(config.run.seed)
     session = _open_session(config, stop, make_broadcaster)
     log.info("learner_ready", num_ranks=num_ranks())
-    if not _value_pretraining(session) or not _reinforcement_learning(session):
-        log.info("stopped", resumable=True)
-        return stop.exit_code
-    return 0
+    try:
+        if not _value_pretraining(session) or not _reinforcement_learning(session):
+            log.info("stopped", resumable=True)
+            return stop.exit_code
+        return 0
+    finally:
+        if session.metrics is not None:
+            session.metrics.close()
 
 
 def _check_ranks(config: VcppoConfig) -> None:
@@ -247,4 +250,4 @@ def _finish(session: Session, rank_zero: RankZero) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,15 @@ from common.errors import VcppoError
 from common.log import configure_logging
 from common.run_folder import RunFolder
 from learner.checkpoint import check_ranks, verify
-from learner.engine import EngineOptions, TrainEngine, init_distributed, num_ranks, rank, shutdown_distributed
+from learner.engine import (
+    EngineOptions,
+    TrainEngine,
+    end_process,
+    init_distributed,
+    num_ranks,
+    rank,
+    shutdown_distributed,
+)
 from learner.models import PolicyModel, load_policy, save_model
 from learner.whole_folder import written_whole
 
@@ -90,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -39,6 +38,7 @@ from learner.batch import Batch, Share
 from learner.engine import (
     EngineOptions,
     TrainEngine,
+    end_process,
     init_distributed,
     num_ranks,
     rank,
@@ -265,4 +265,4 @@ def measure(engine: TrainEngine, pairs: Sequence[Pair], share: Share) -> Quality
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -39,6 +38,7 @@ from learner.engine import (
     EngineOptions,
     TrainEngine,
     barrier,
+    end_process,
     init_distributed,
     num_ranks,
     rank,
@@ -283,4 +283,4 @@ def _as_trajectory(demonstration: Demonstration, tokenizer: Any) -> Trajectory:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

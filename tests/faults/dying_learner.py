@@ -17,6 +17,7 @@ from common.store import RunStore
 from learner import loop, resume
 from learner.__main__ import main
 from learner.checkpoint import CheckpointStore
+from learner.engine import end_process
 from learner.loop import RlLoop
 from learner.trained_log import TrainedLog
 from tests.integration.learner_process import NoMemberBroadcaster
@@ -80,4 +81,4 @@ def arm(boundary: str, step: int) -> None:
 
 if __name__ == "__main__":
     arm(sys.argv[1], int(sys.argv[2]))
-    sys.exit(main(sys.argv[3:], NoMemberBroadcaster))
+    end_process(main(sys.argv[3:], NoMemberBroadcaster))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from common.config import VcppoConfig
 from common.store import RunStore
 from learner.__main__ import main
 from learner.canary import CanaryProbe
-from learner.engine import TrainEngine
+from learner.engine import TrainEngine, end_process
 from learner.weight_transfer import POLICY_VERSION, BroadcastReport
 
 
@@ -34,4 +32,4 @@ class NoMemberBroadcaster:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None, NoMemberBroadcaster))
+    end_process(main(None, NoMemberBroadcaster))
