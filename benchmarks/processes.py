@@ -42,7 +42,7 @@ RANK_MODEL = {  # 2 million weights: a step of seconds
     "num_key_value_heads": 6, "intermediate_size": 576, "tie_word_embeddings": True, "max_position_embeddings": 2048,
 }  # fmt: skip
 RANK_DEADLINE_SECONDS = 240.0
-BARE_ROUNDS = 3
+BARE_ROUNDS = 2
 _ALONE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
