@@ -103,7 +103,7 @@ async def _roll_out(
         control.loaded(0)  # the weights in model.path are version 0
     else:
         log.info("waiting_for_weights", policy_version=int(version), waiting_for="learner")
-    server = ControlServer(config.generator.control_host)
+    server = ControlServer(config.generator.control_host, config.transport.receive_memory_mib)
     serving = asyncio.create_task(server.serve(control.handlers()))
     worker = RolloutWorker(
         config,

@@ -31,6 +31,7 @@ from common.errors import EXIT_OK, VcppoError
 from common.ledger import VOCABULARY_SIZE, BufferEntry, Member
 from common.log import configure_logging
 from common.log_budget import LineBudget
+from common.memory_guard import ResidentMemory
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore, StoreFull, StoreUnavailable
@@ -124,8 +125,7 @@ class Buffer:
         self._credits = config.rl.num_credits
         self._max_resident_mib = config.transport.receive_memory_mib
         self._next_cut_at = 0.0
-        # Kept open: a crowd of peers may use up all files.
-        self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115  (as long as the process)
+        self._memory = ResidentMemory()
         self._complaints = LineBudget(100, _METRICS_SECONDS)  # all of them are in the dead-letter stream
         self._give_up_at: float | None = None  # once we are told to stop while Redis is away
 
@@ -149,8 +149,7 @@ class Buffer:
 
     def _limit_memory(self) -> None:
         """What arrives without ever ending counts in no limit of ZeroMQ's: it is cut off here, and everyone with it."""
-        self._statm.seek(0)
-        resident = int(self._statm.read(100).split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        resident = self._memory.mib()
         if resident > self._max_resident_mib and time.monotonic() >= self._next_cut_at:
             self._next_cut_at = time.monotonic() + _CUT_SECONDS
             log.error(

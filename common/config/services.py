@@ -164,7 +164,8 @@ class TransportConfig(Section):
     """Larger messages are refused and dead-lettered."""
 
     receive_memory_mib: float = Field(default=2048.0, ge=256)
-    """A buffer that holds more than this cuts its connections: hostile peers end there, generators send again."""
+    """A buffer that holds more than this cuts its connections: hostile peers end there, generators send again. So does
+    a generator whose control port has made it grow by this much."""
 
     spool_memory_mib: float = Field(default=256.0, gt=0)
     """Unacknowledged trajectories above this go to the spool on disk."""

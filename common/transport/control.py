@@ -21,13 +21,16 @@ import numpy as np
 import structlog
 
 from common.errors import VcppoError
-from common.transport.sockets import KEYS_DIFFER, AsyncRouter, Dealer
+from common.memory_guard import MemoryGuard
+from common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer
 
 log = structlog.get_logger(__name__)
 
 _ARRAY = 1  # msgpack extension code
 _MAX_CALLS = 32  # running at once per server
 _MAX_ERROR = 4096
+_QUEUE = 8  # calls read ahead per peer
+_CHECK_SECONDS = 0.5  # how often, at least, the memory is looked at
 _MAX_LIST = 1 << 20  # msgpack makes room for what a list declares, before there is any of it
 # By their text: numpy evaluates what looks like a type with a shape, and raises nearly anything on the way.
 _DTYPES = frozenset(np.dtype(kind).newbyteorder("<").str for kind in "?bBhHiIlLqQefdg")
@@ -44,9 +47,15 @@ class ControlTimeout(ControlError):
 class ControlServer:
     """Answers calls on a port of its own choosing on `host`; `endpoint` names it. Make it in the event loop."""
 
-    def __init__(self, host: str) -> None:
-        self._router = AsyncRouter(host, "learner")
+    def __init__(self, host: str, receive_memory_mib: float = 2048.0) -> None:
+        """
+        Args:
+            receive_memory_mib: once callers have made the process grow by this much, all connections are cut.
+        """
+        self._router = AsyncRouter(f"tcp://{host}:*", "learner", CONTROL_BYTES, _QUEUE)
         self.endpoint = self._router.endpoint
+        self._memory = MemoryGuard(receive_memory_mib)
+        self._num_running = 0
 
     async def serve(self, handlers: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
         """Run the handler a call names, with the call's args as keywords, until cancelled.
@@ -57,12 +66,21 @@ class ControlServer:
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
-                    frames = await self._router.receive()
+                    frames = await self._router.next(_CHECK_SECONDS)
+                    if self._memory.is_exceeded(busy=self._num_running > 0):
+                        self._router.restart()
+                    if frames is None:
+                        continue
                     await places.acquire()
+                    self._num_running += 1
                     task = tasks.create_task(self._answer(frames, handlers))
-                    task.add_done_callback(lambda _: places.release())
+                    task.add_done_callback(lambda _: self._ended(places))
         finally:
             self._router.close()
+
+    def _ended(self, places: asyncio.Semaphore) -> None:
+        self._num_running -= 1
+        places.release()
 
     async def _answer(self, frames: list[bytes], handlers: Mapping[str, Callable[..., Awaitable[Any]]]) -> None:
         if len(frames) != 3 or len(frames[1]) > 64:
@@ -79,7 +97,7 @@ class ControlServer:
             log.warning("control_call_failed", method=method, error=str(error), exc_info=not _is_plain(error))
             text = f"{type(error).__name__}: {error}"[:_MAX_ERROR].encode(errors="replace").decode()
             reply = pack({"ok": False, "error": text})
-        await self._router.send([identity, call_id, reply])
+        self._router.send([identity, call_id, reply])
 
 
 class ControlClient:

@@ -28,7 +28,8 @@ HEARTBEAT_DEADLINE_SECONDS = 10.0
 MAX_FRAMES = 8
 """Frames of one message beyond this are read and thrown away."""
 _ACK_QUEUE = 10_000  # acks waiting for a slow peer; one that is dropped is made up for by the peer's resending
-_CONTROL_BYTES = 64 << 20
+CONTROL_BYTES = 64 << 20
+"""A frame of a control call is no larger."""
 _REFUSALS = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
@@ -101,7 +102,7 @@ class Dealer:
             self._socket.set(
                 zmq.RCVHWM, 0
             )  # a full queue and a heartbeat don't go together, see above; replies are small
-            self._socket.set(zmq.MAXMSGSIZE, _CONTROL_BYTES)
+            self._socket.set(zmq.MAXMSGSIZE, CONTROL_BYTES)
             self._socket.set(zmq.IMMEDIATE, 1)
             self._socket.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_SECONDS * 1000))
             self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_DEADLINE_SECONDS * 1000))
@@ -209,26 +210,22 @@ class Router:
             self._socket.close(0)
 
 
-class AsyncRouter:
-    """`Router` for asyncio, on a port of its own choosing."""
+class AsyncRouter(Router):
+    """`Router` for asyncio. Make it in the event loop."""
 
-    def __init__(self, host: str, peer: Role) -> None:
-        """`peer`: who is let in."""
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        _configure(self._socket)
-        _as_server(self._socket, peer)
-        self._socket.set(zmq.MAXMSGSIZE, _CONTROL_BYTES)
-        self.endpoint = _bind(self._socket, f"tcp://{host}:*")
+    def _listen(self, endpoint: str) -> None:
+        super()._listen(endpoint)
+        self._async = zmq.asyncio.Socket.from_socket(self._socket)
 
-    async def receive(self) -> list[bytes]:
-        frames: list[bytes] = await self._socket.recv_multipart()
-        return frames
-
-    async def send(self, frames: Sequence[bytes]) -> None:
-        await self._socket.send_multipart(frames)
+    async def next(self, seconds: float) -> list[bytes] | None:
+        """The next message; None when none came in time."""
+        if not await self._async.poll(int(seconds * 1000)):
+            return None
+        return self.receive()
 
     def close(self) -> None:
-        self._socket.close(0)
+        self._async.close(0)
+        super().close()
 
 
 def _new(kind: int) -> zmq.Socket[bytes]:
@@ -237,7 +234,7 @@ def _new(kind: int) -> zmq.Socket[bytes]:
     return socket
 
 
-def _configure(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
+def _configure(socket: zmq.Socket[bytes]) -> None:
     """Options of every socket."""
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.RECONNECT_IVL, 100)
@@ -252,7 +249,7 @@ def _as_client(socket: zmq.Socket[bytes], peer: Role) -> None:
         socket.set(zmq.CURVE_SERVERKEY, keys.peers[peer][0])
 
 
-def _as_server(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, peer: Role) -> None:
+def _as_server(socket: zmq.Socket[bytes], peer: Role) -> None:
     keys = _guard.keys
     if keys is not None:
         _guard.watch(socket.context)
@@ -262,7 +259,7 @@ def _as_server(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, peer: Role) -> No
         socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # nobody is let in while nobody decides
 
 
-def _bind(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> str:
+def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     """Bind; the endpoint as bound. Raises `TransportError` with a remedy."""
     try:
         socket.bind(endpoint)

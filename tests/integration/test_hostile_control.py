@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from random import Random
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 import zmq
 
 from common.ledger import Member
+from common.memory_guard import ResidentMemory
 from common.transport import ControlClient, ControlServer
 from common.transport.control import ControlError
 from learner.fan_out import silent
 from tests.fuzz import frames
 
 NUM_CALLS = 3000
+MEMORY_MIB = 64.0
 Handlers = Mapping[str, Callable[..., Awaitable[Any]]]
 
 
@@ -32,7 +35,7 @@ def serve() -> Iterator[Callable[[Handlers], str]]:
         failed: list[BaseException] = []
 
         async def body() -> None:
-            server = ControlServer("127.0.0.1")
+            server = ControlServer("127.0.0.1", MEMORY_MIB)
             endpoint.append(server.endpoint)
             ready.set()
             await server.serve(handlers)
@@ -98,6 +101,33 @@ def test_a_server_survives_any_call_and_answers_the_next(serve: Callable[[Handle
         with pytest.raises(ControlError, match=said) as caught:
             client.call(method, {}, 20.0)
         assert len(str(caught.value)) < 5000
+    client.close()
+
+
+def test_a_message_that_never_ends_is_cut_off(serve: Callable[[Handlers], str]) -> None:
+    """It grew a process to 1.5 GiB in a minute, and would have gone on."""
+    endpoint = serve({"update": echo})
+    context: zmq.Context[Any] = zmq.Context()
+    peer = context.socket(zmq.DEALER)
+    peer.set(zmq.LINGER, 0)
+    peer.set(zmq.RECONNECT_IVL, -1)  # cut off it stays away
+    peer.set(zmq.SNDTIMEO, 1000)
+    closed = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    peer.connect(endpoint)
+    before = ResidentMemory().mib()
+    peak, part = before, bytes(1 << 20)
+    deadline = time.monotonic() + 60
+    while not closed.poll(0) and time.monotonic() < deadline:
+        peer.send(part, zmq.SNDMORE)  # this message has no end; both ends are in this process
+        peak = max(peak, ResidentMemory().mib())
+    assert closed.poll(0)
+    assert peak - before < 40 * MEMORY_MIB
+    peer.disable_monitor()
+    closed.close(0)
+    peer.close(0)
+    context.term()
+    client = ControlClient(endpoint)
+    assert client.call("update", {"x": 1}, 20.0) == {"x": 1}
     client.close()
 
 
