@@ -14,10 +14,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test faults fuzz check bench lock clean
+.PHONY: help setup demo test bench-test faults compose-test fuzz check bench lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 setup: ## make the virtual environment from the locks (skipped when up to date)
 	@scripts/setup.sh $(DEVICE)
@@ -25,7 +25,7 @@ setup: ## make the virtual environment from the locks (skipped when up to date)
 demo: setup ## the whole pipeline on the CPU, real components, two generators; ends with a page of results
 	@$(VENV)/bin/vcppo demo
 
-test: setup ## all tests but faults and benchmarks: unit, conformance, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
+test: setup ## all tests but faults, compose and benchmarks: unit, conformance, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) --ignore=tests/integration/test_benchmarks.py tests/unit tests/conformance tests/integration tests/fuzz
 
 bench-test: setup ## every benchmark once, small: does it run, is it right?
@@ -33,6 +33,9 @@ bench-test: setup ## every benchmark once, small: does it run, is it right?
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/faults
+
+compose-test: setup ## the compose application on a docker engine: built, scaled, hurt, finished (skipped without one)
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/compose
 
 fuzz: setup ## hostile input for longer: FUZZ="wire --runs 1000000 --seed 0"
 	@$(PYTHON_BIN) -m tests.fuzz $(FUZZ)

@@ -160,6 +160,7 @@ class RunStore:
                 socket_timeout=_SOCKET_TIMEOUT_SECONDS,
                 socket_connect_timeout=3.0,
                 health_check_interval=0,
+                driver_info=None,  # CLIENT SETINFO, which Redis 7.0 does not know
                 retry=Retry(NoBackoff(), 0),  # `_call` retries, and logs that it does
                 **credentials.as_options(),
             )

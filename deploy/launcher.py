@@ -28,6 +28,8 @@ from common.transport.keys import make_keys
 from deploy import redis_server
 from deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
+from deploy.nodes import ENVIRONMENT as NODES_ENVIRONMENT
+from deploy.nodes import Nodes
 from deploy.processes import FINAL, ProcessFailed, ProcessSpec, Supervisor
 from deploy.run_config import RunError
 
@@ -213,15 +215,22 @@ class Launcher:
             may_finish=False,
         )
 
-    def learner_spec(self) -> ProcessSpec:
-        """The learner: plain with one rank, under torchrun with more."""
+    def learner_spec(self, nodes: Nodes | None = None) -> ProcessSpec:
+        """The learner: plain with one rank, under torchrun with more; with `nodes` this machine's part of it."""
         cores, plan, ranks = available_cores(), self._plan(), self.config.learner.num_ranks
-        torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "learner")
+        words = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "learner"]
+        if nodes is not None:
+            words = nodes.torchrun(self.config.run.name, ranks)
+        elif ranks == 1:
+            words = ["learner"]
         return ProcessSpec(
             name="learner",
             role="learner",
-            command=[*self._command(*(torchrun if ranks > 1 else ("learner",))), *self.overrides("learner")],
-            environment=thread_environment(self.config.learner.num_threads or plan.learner_threads, shared=plan.shared),
+            command=[*self._command(*words), *self.overrides("learner")],
+            environment={
+                **thread_environment(self.config.learner.num_threads or plan.learner_threads, shared=plan.shared),
+                **({} if nodes is None else NODES_ENVIRONMENT),
+            },
             cores=frozenset(cores[i] for i in plan.learner) if self.config.launcher.pin_cores else None,
             max_restarts=self.config.launcher.learner_restarts,
         )

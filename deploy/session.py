@@ -83,7 +83,7 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
     data = run or RunData(folder, config)
     sink = LogSink(folder.logs, config.run.name)
     logging_before = structlog.get_config()
-    _route_own_logs(sink)
+    route_own_logs(sink)
     terminal = sys.stdout.isatty()
     try:
         if mode == "follow":
@@ -107,18 +107,18 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
         structlog.configure(**logging_before)
 
 
-def _route_own_logs(sink: LogSink) -> None:
-    """The launcher's log lines go where its children's go."""
+def route_own_logs(sink: LogSink, service: str = "launcher") -> None:
+    """The log lines of the process that supervises others go where theirs go, under the name `service`."""
 
     def to_sink(logger: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-        sink.line("launcher", to_json(event))
+        sink.line(service, to_json(event))
         raise structlog.DropEvent
 
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            _identity(sink.run_id),
+            _identity(sink.run_id, service),
             structlog.processors.format_exc_info,
             to_sink,
         ],
@@ -126,9 +126,9 @@ def _route_own_logs(sink: LogSink) -> None:
     )
 
 
-def _identity(run_id: str) -> structlog.typing.Processor:
+def _identity(run_id: str, service: str) -> structlog.typing.Processor:
     def add(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {"time": timestamp(), "service": "launcher", "run_id": run_id, "logger": "deploy", **event}
+        return {"time": timestamp(), "service": service, "run_id": run_id, "logger": "deploy", **event}
 
     return add
 

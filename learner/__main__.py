@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcast
     """The process; ``make_broadcaster`` is a seam for tests without generators."""
     parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--until", choices=["value_pretraining"], help="end after this stage, before RL")
     parser.add_argument("overrides", nargs="*", help="section.field=value")
     given = parser.parse_args(arguments)
     try:
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcast
         configure_logging(config.logging, _service(config), config.run.name)
         watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(_service(config)))
         watchdog.stage("start")
-        return _run(config, StopRequest(), make_broadcaster)
+        return _run(config, StopRequest(), make_broadcaster, until=given.until)
     except VcppoError as error:
         log.critical("fatal", error=str(error))
         return error.exit_code
@@ -115,7 +116,7 @@ def _service(config: VcppoConfig) -> str:
     return f"learner-{found}" if config.learner.num_ranks > 1 and found > 0 else "learner"
 
 
-def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcaster) -> int:
+def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcaster, *, until: str | None = None) -> int:
     if config.learner.num_threads:
         torch.set_num_threads(config.learner.num_threads)
     init_distributed(config.learner.device)
@@ -124,7 +125,7 @@ def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcast
     session = _open_session(config, stop, make_broadcaster)
     log.info("learner_ready", num_ranks=num_ranks())
     try:
-        if not _value_pretraining(session) or not _reinforcement_learning(session):
+        if not _value_pretraining(session) or (until is None and not _reinforcement_learning(session)):
             log.info("stopped", resumable=True)
             return stop.exit_code
         return 0

