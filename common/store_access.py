@@ -42,12 +42,13 @@ def connect_store(
 def credentials(config: VcppoConfig) -> Credentials:
     """Of `config.redis`. Raises ConfigError when the password can't be read."""
     redis = config.redis
-    return Credentials(redis.username, _password(redis.password_file), redis.ca_file)
+    return Credentials(redis.username, _password(redis.password_file, redis.url or ""), redis.ca_file)
 
 
-def _password(file: str | None) -> str | None:
+def _password(file: str | None, url: str) -> str | None:
     if file is None:
-        return os.environ.get(PASSWORD_VARIABLE) or None
+        # A Unix socket is the embedded server's, which has no password and refuses those who bring one.
+        return None if url.startswith("unix:") else os.environ.get(PASSWORD_VARIABLE) or None
     try:
         password = Path(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

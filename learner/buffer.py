@@ -27,7 +27,8 @@ import structlog
 
 from common import watchdog
 from common.config import VcppoConfig, load_config
-from common.errors import EXIT_OK, VcppoError
+from common.config.checks import is_local
+from common.errors import EXIT_OK, ConfigError, VcppoError
 from common.ledger import VOCABULARY_SIZE, BufferEntry, Member
 from common.log import configure_logging
 from common.log_budget import LineBudget
@@ -80,6 +81,11 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("buffer"))
+    if not (config.uses_curve or config.security.curve == "never" or is_local(endpoint)):
+        raise ConfigError(
+            f"--endpoint {endpoint}: others can reach it, but transport.endpoints = {config.transport.endpoints} are"
+            " this machine's alone, so there are no keys: set security.curve=always, or never to let everybody in"
+        )
     use_keys(config, "buffer")
     receiver = TrajectoryReceiver(endpoint, config.transport)
     try:

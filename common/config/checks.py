@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from common.trajectory import DEFAULT_LIMITS
 
@@ -239,21 +239,12 @@ def _generator_problems(config: VcppoConfig) -> Iterator[str]:
 def _network_problems(config: VcppoConfig) -> Iterator[str]:
     if config.broadcast.backend == "nccl" and config.learner.device == "cpu":
         yield "broadcast.backend = nccl: can't run with learner.device = cpu: set it to auto or gloo"
-    url = config.redis.url
-    if url is not None and url.partition(":")[0] not in ("redis", "rediss", "unix"):
-        yield f"redis.url = {url!r}: must begin with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0"
-    if url is not None and urlsplit(url).password:
-        yield (
-            "redis.url: holds a password, which would show in ps, logs and config.yaml: put it into a file and"
-            " name that in redis.password_file, or into the environment's VCPPO_REDIS_PASSWORD"
-        )
-    if config.redis.ca_file is not None and not (url or "").startswith("rediss://"):
-        yield f"redis.ca_file = {config.redis.ca_file!r} is of no use: redis.url must begin with rediss://"
+    yield from _redis_problems(config)
     endpoints = config.transport.endpoints
     for endpoint in endpoints:
         if not _is_endpoint(endpoint):
             yield f"transport.endpoints: {endpoint!r} is not an endpoint: write tcp://host:port (1-65535) or ipc://path"
-        elif url is None and not _is_local(endpoint):
+        elif config.redis.url is None and not is_local(endpoint):
             yield (
                 f"transport.endpoints: {endpoint!r} is elsewhere, but redis.url = null starts a Redis that only"
                 " this machine reaches: set redis.url, or use tcp://127.0.0.1:port"
@@ -262,9 +253,29 @@ def _network_problems(config: VcppoConfig) -> Iterator[str]:
         yield f"transport.endpoints: {endpoint!r} is given twice: two buffers can't share a port: keep one"
 
 
+def _redis_problems(config: VcppoConfig) -> Iterator[str]:
+    url = config.redis.url
+    try:
+        parts = urlsplit(url or "")
+        holds_password = bool(parts.password) or "password" in parse_qs(parts.query)
+        _ = parts.port  # ValueError when it is none
+    except ValueError as error:  # the URL is left out: half an address may still hold a password
+        yield f"redis.url is no URL ({error}): write it as redis://host:port/0"
+        return
+    if url is not None and parts.scheme not in ("redis", "rediss", "unix"):
+        yield f"redis.url = {url!r}: must begin with redis://, rediss:// or unix://, e.g. redis://127.0.0.1:6379/0"
+    if holds_password:
+        yield (
+            "redis.url: holds a password, which would show in ps, logs and config.yaml: put it into a file and"
+            " name that in redis.password_file, or into the environment's VCPPO_REDIS_PASSWORD"
+        )
+    if config.redis.ca_file is not None and parts.scheme != "rediss":
+        yield f"redis.ca_file = {config.redis.ca_file!r} is of no use: redis.url must begin with rediss://"
+
+
 def is_loopback_only(config: VcppoConfig) -> bool:
     """Whether nothing but this machine can reach the ports."""
-    return all(map(_is_local, [*config.transport.endpoints, f"tcp://{config.generator.control_host}"]))
+    return all(map(is_local, [*config.transport.endpoints, f"tcp://{config.generator.control_host}"]))
 
 
 def _is_endpoint(endpoint: str) -> bool:
@@ -277,7 +288,8 @@ def _is_endpoint(endpoint: str) -> bool:
         return False
 
 
-def _is_local(endpoint: str) -> bool:
+def is_local(endpoint: str) -> bool:
+    """Whether nothing but this machine can reach what listens there."""
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if parts.scheme == "ipc" or host == "localhost":

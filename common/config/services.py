@@ -127,7 +127,8 @@ class RedisConfig(Section):
     """Of an ACL user; null: Redis' default user."""
 
     password_file: str | None = None
-    """File that holds the password. null: the environment's VCPPO_REDIS_PASSWORD, if set."""
+    """File that holds the password. null: the environment's VCPPO_REDIS_PASSWORD, if set, but for unix:// URLs: the
+    embedded server has none."""
 
     ca_file: str | None = None
     """Certificate authority of a rediss:// server; null: the system's."""

@@ -22,7 +22,7 @@ import structlog
 
 from common.errors import VcppoError
 from common.memory_guard import MemoryGuard
-from common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer
+from common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer, has_key_before
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +42,10 @@ class ControlError(VcppoError):
 
 class ControlTimeout(ControlError):
     """No answer by the deadline."""
+
+
+class _Refused(ControlError):
+    """The handshake failed."""
 
 
 class ControlServer:
@@ -114,12 +118,15 @@ class ControlClient:
         deadline = time.monotonic() + deadline_seconds
         call_id = uuid.uuid4().bytes
         request = [call_id, pack({"method": method, "args": dict(args or {})})]
-        socket = self._idle_socket() or Dealer(self.endpoint, "generator")
-        try:
-            reply = self._exchange(socket, request, deadline)
-        except BaseException:
-            socket.close()
-            raise
+        for key_before in (False, True):
+            socket = self._idle_socket() or Dealer(self.endpoint, "generator", key_before=key_before)
+            try:
+                reply = self._exchange(socket, request, deadline)
+                break
+            except BaseException as error:
+                socket.close()
+                if key_before or not isinstance(error, _Refused) or not has_key_before("generator"):
+                    raise
         if reply is None:
             text = "no answer" if socket.was_connected else "nobody answers there"
             if socket.was_refused:
@@ -169,7 +176,7 @@ class ControlClient:
                     return _parse_reply(frames[1], self.endpoint)
             if socket.is_disconnected():
                 if socket.was_refused:
-                    raise ControlError(f"{self.endpoint}: refused: {KEYS_DIFFER}")
+                    raise _Refused(f"{self.endpoint}: refused: {KEYS_DIFFER}")
                 raise ControlError(f"{self.endpoint}: the connection was lost, its process may have died")
             remaining = deadline - time.monotonic()
             if remaining <= 0:

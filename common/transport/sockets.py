@@ -19,6 +19,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from common.errors import VcppoError
+from common.log_budget import LineBudget
 from common.transport.keys import Keys, Role
 
 log = structlog.get_logger(__name__)
@@ -51,6 +52,7 @@ class _Guard:
     def __init__(self) -> None:
         self.keys: Keys | None = None
         self._lock = threading.Lock()
+        self._complaints = LineBudget(20, 60.0)  # a stranger tries several times a second
         self._authenticators: dict[int, ThreadAuthenticator] = {}  # one per context: ZeroMQ allows no more
 
     def watch(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -67,8 +69,8 @@ class _Guard:
     def callback(self, domain: Role, key: bytes) -> bool:
         """pyzmq's interface of a credentials provider; `key` in Z85."""
         known = self.keys is not None and key in self.keys.peers.get(domain, ())
-        if not known:
-            log.warning("peer_refused", wanted=domain, public_key=key.decode(errors="replace"),
+        if not known and (held_back := self._complaints.take()) is not None:
+            log.warning("peer_refused", wanted=domain, public_key=key.decode(errors="replace"), held_back=held_back,
                         remedy="give it the keys of this run (security.keys)")  # fmt: skip
         return known
 
@@ -81,21 +83,29 @@ def identify(keys: Keys | None) -> None:
     _guard.keys = keys
 
 
+def has_key_before(peer: Role) -> bool:
+    """Whether the peer's keys were rotated: one that was not yet restarted still has the key from before."""
+    return _guard.keys is not None and len(_guard.keys.peers[peer]) > 1
+
+
 class Dealer:
     """The connecting side: one peer, whose loss shows in `is_disconnected`."""
 
-    def __init__(self, endpoint: str, peer: Role, identity: bytes = b"", queue: int = 64) -> None:
+    def __init__(
+        self, endpoint: str, peer: Role, identity: bytes = b"", queue: int = 64, *, key_before: bool = False
+    ) -> None:
         """
         Args:
             endpoint: e.g. ``tcp://host:5755``.
             peer: who must answer there, and be able to show it.
+            key_before: it is to show the key it had before the last rotation (see `has_key_before`).
             identity: how the peer's ROUTER names us; empty: it makes one up.
             queue: messages accepted by `send` that are not yet on the wire. None are before the peer answers.
         """
         self.endpoint = endpoint
         self._socket = _new(zmq.DEALER)
         try:
-            _as_client(self._socket, peer)
+            _as_client(self._socket, peer, int(key_before))
             if identity:
                 self._socket.set(zmq.ROUTING_ID, identity)
             self._socket.set(zmq.SNDHWM, queue)
@@ -241,12 +251,12 @@ def _configure(socket: zmq.Socket[bytes]) -> None:
     socket.set(zmq.RECONNECT_IVL_MAX, 2000)
 
 
-def _as_client(socket: zmq.Socket[bytes], peer: Role) -> None:
+def _as_client(socket: zmq.Socket[bytes], peer: Role, key: int) -> None:
     keys = _guard.keys
     if keys is not None:
         socket.set(zmq.CURVE_PUBLICKEY, keys.public)
         socket.set(zmq.CURVE_SECRETKEY, keys.secret)
-        socket.set(zmq.CURVE_SERVERKEY, keys.peers[peer][0])
+        socket.set(zmq.CURVE_SERVERKEY, keys.peers[peer][key])
 
 
 def _as_server(socket: zmq.Socket[bytes], peer: Role) -> None:

@@ -253,6 +253,8 @@ def test_a_process_that_can_not_go_on_says_why_in_one_line(buffer: BufferProcess
     assert buffer.stop() == 0
     assert "no Redis at redis://127.0.0.1:1/0" in fatal_error(buffer, "redis.url=redis://127.0.0.1:1/0")
     assert "redis.url is not set" in fatal_error(buffer, "redis.url=null")
+    buffer.endpoint = "tcp://0.0.0.0:0"  # all the world may come, and transport.endpoints speak of loopback only
+    assert "--endpoint tcp://0.0.0.0:0: others can reach it" in fatal_error(buffer)
 
 
 def fatal_error(buffer: BufferProcess, *overrides: str) -> str:

@@ -19,6 +19,7 @@ from common.transport.keys import load_keys, make_keys, rotate_keys
 from common.transport.sockets import identify
 from deploy.keys import USER
 from tests.integration.conftest import RedisServer
+from tests.integration.tls import self_signed, tls_in_front_of
 
 CONFIG = TransportConfig(ack_deadline_seconds=1.0)
 SHORT = 1.5  # seconds in which nothing may arrive
@@ -98,6 +99,10 @@ def send(receiver: TrajectoryReceiver, keys: Path | str, spool: Path, message: s
     return process.returncode, arrived
 
 
+async def a_secret() -> str:
+    return "the weights"
+
+
 def test_a_known_generator_delivers_and_strangers_do_not(tmp_path: Path, keys: Path) -> None:
     identify(load_keys(keys, "buffer"))
     receiver = TrajectoryReceiver("tcp://127.0.0.1:*", CONFIG)
@@ -160,13 +165,10 @@ def test_only_the_learner_is_answered_on_the_control_port(tmp_path: Path, keys: 
     make_keys(tmp_path / "others")
     (tmp_path / "others" / "generator.key").write_bytes((keys / "generator.key").read_bytes())
 
-    async def secret() -> str:
-        return "the weights"
-
     async def asked() -> list[subprocess.CompletedProcess[str]]:
         identify(load_keys(keys, "generator"))
         server = ControlServer("127.0.0.1")
-        serving = asyncio.create_task(server.serve({"secret": secret}))
+        serving = asyncio.create_task(server.serve({"secret": a_secret}))
         try:
             return [
                 await asyncio.to_thread(run, CALL, server.endpoint, folder, role)
@@ -187,6 +189,24 @@ def test_only_the_learner_is_answered_on_the_control_port(tmp_path: Path, keys: 
     for stranger in strangers:
         assert stranger.returncode == 7, stranger
         assert "the weights" not in stranger.stdout
+
+
+def test_the_learner_reaches_a_generator_with_the_key_before(tmp_path: Path, keys: Path) -> None:
+    """Generators are restarted one by one after a rotation: until then they show the key they have."""
+
+    async def asked() -> subprocess.CompletedProcess[str]:
+        identify(load_keys(keys, "generator"))
+        server = ControlServer("127.0.0.1")
+        serving = asyncio.create_task(server.serve({"secret": a_secret}))
+        rotate_keys(keys, ["generator"])
+        try:
+            return await asyncio.to_thread(run, CALL, server.endpoint, keys, "learner")
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    done = asyncio.run(asked())
+    assert (done.returncode, done.stdout) == (0, "the weights\n"), done
 
 
 def test_a_learner_says_that_keys_differ(tmp_path: Path, keys: Path) -> None:
@@ -261,3 +281,19 @@ def test_the_user_may_do_what_the_store_does_and_nothing_else(guarded: RedisServ
         with pytest.raises(Exception, match=r"(?i)no permissions|NOPERM"):
             client.execute_command(*command.split())
     assert client.execute_command("SET", "vcppo:probe", "1")
+
+
+def test_redis_over_tls_only_with_the_authority_that_vouches_for_it(guarded: RedisServer, tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path, "store")
+    stranger, _ = self_signed(tmp_path, "stranger")
+    with tls_in_front_of(guarded.port, certificate, key) as port:
+        url = f"rediss://127.0.0.1:{port}/0"
+        store = RunStore.connect(url, "run", 3.0, credentials=Credentials(USER, PASSWORD, str(certificate)))
+        store.set_value("stage", "rl")
+        assert store.get_value("stage") == "rl"
+        store.close()
+        for authority in (str(stranger), None):
+            with pytest.raises(StoreError, match="certificate verify failed"):
+                RunStore.connect(url, "run", 1.0, credentials=Credentials(USER, PASSWORD, authority))
+        with pytest.raises(StoreError):
+            RunStore.connect(f"redis://127.0.0.1:{port}/0", "run", 1.0, credentials=Credentials(USER, PASSWORD))

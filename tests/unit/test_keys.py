@@ -90,9 +90,17 @@ def test_curve_is_on_by_default_where_others_reach_the_ports(endpoint: str, host
     assert any("security.curve" in line for line in config_warnings(off)) is wanted
 
 
-def test_a_password_in_the_url_is_refused() -> None:
+@pytest.mark.parametrize("url", ["redis://user:hunter2@store:6379/0", "redis://store:6379/0?password=hunter2"])
+def test_a_password_in_the_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"redis\.url: holds a password.*redis\.password_file") as caught:
-        config(redis={"url": "redis://user:hunter2@store:6379/0"})
+        config(redis={"url": url})
+    assert "hunter2" not in str(caught.value).split("[type=")[0]
+
+
+@pytest.mark.parametrize("url", ["redis://[::1", "redis://:hunter2@store:port/0"])
+def test_half_a_url_is_refused_by_the_name_of_its_field(url: str) -> None:
+    with pytest.raises(ValueError, match=r"redis\.url is no URL \(.*\): write it as redis://host:port/0") as caught:
+        config(redis={"url": url})
     assert "hunter2" not in str(caught.value).split("[type=")[0]
 
 
@@ -105,7 +113,8 @@ def test_the_password_comes_from_a_file_or_the_environment(tmp_path: Path, monke
     monkeypatch.delenv("VCPPO_REDIS_PASSWORD", raising=False)
     assert credentials(config()).password is None
     monkeypatch.setenv("VCPPO_REDIS_PASSWORD", "from the environment")
-    assert credentials(config()).password == "from the environment"
+    assert credentials(config(redis={"url": "redis://store/0"})).password == "from the environment"
+    assert credentials(config(redis={"url": "unix:///run/redis.sock"})).password is None  # the embedded server
     file = tmp_path / "password"
     file.write_text("from a file\n")
     found = credentials(
