@@ -137,6 +137,7 @@ class Experiment:
         config, folder = run.cold_start, RunFolder(run.cold_start.run.path)
         with exclusive(folder.path):
             _check_settings(folder, config)
+            write_config(config)
             if not (folder.cold_start / "config.json").exists():
                 self._stage(config, "cold start", run_sft)
             if read_result(folder.eval / "cold_start.json", "cold start") is None:

@@ -19,6 +19,7 @@ from deploy.evaluate import EvalResult, read_result
 from deploy.run_data import Row, RunData, read_json, series
 
 BOOTSTRAP_SEED = 0
+COLD_START = "cold start"
 Float64Array = NDArray[np.float64]
 
 
@@ -143,7 +144,7 @@ class SuiteData:
     """Everything the page of a suite shows.
 
     Attributes:
-        cold_starts: evaluation of each seed's starting policy.
+        cold_start: each seed's starting policy as an arm; None: the runs belong to no suite.
         unfinished: names of runs that are left out.
         missing: arms of the suite of which no run is finished.
     """
@@ -151,14 +152,16 @@ class SuiteData:
     name: str
     description: str
     arms: tuple[ArmData, ...]
-    cold_starts: dict[int, EvalResult]
+    cold_start: ArmData | None
     unfinished: tuple[str, ...]
     missing: tuple[str, ...]
     wanted_seeds: dict[str, int]
     seconds: float
 
     def arm(self, name: str) -> ArmData | None:
-        return next((arm for arm in self.arms if arm.name == name), None)
+        """By name; `COLD_START` is one too."""
+        known = [*self.arms, *([self.cold_start] if self.cold_start is not None else [])]
+        return next((arm for arm in known if arm.name == name), None)
 
     @property
     def num_runs(self) -> int:
@@ -184,7 +187,7 @@ def load_suite_data(folders: Sequence[RunFolder], suite_folder: Path | None) -> 
         name=suite.get("name") or "comparison",
         description=suite.get("description", ""),
         arms=found,
-        cold_starts=_cold_starts(suite_folder) if suite_folder else {},
+        cold_start=_cold_start(suite_folder, found) if suite_folder else None,
         unfinished=tuple(unfinished),
         missing=tuple(name for name in order if not arms[name]),
         wanted_seeds=wanted,
@@ -192,14 +195,15 @@ def load_suite_data(folders: Sequence[RunFolder], suite_folder: Path | None) -> 
     )
 
 
-def load_run(folder: RunFolder) -> SeedRun:
+def load_run(folder: RunFolder, model: str = "export") -> SeedRun:
+    """A run and the evaluations of `model`."""
     data = RunData.load(folder)
     benchmarks = {
         path.parent.name: result
-        for path in sorted(folder.eval.glob("*/export.json"))
+        for path in sorted(folder.eval.glob(f"*/{model}.json"))
         if (result := read_result(path, path.parent.name)) is not None
     }
-    result, rates = read_result(folder.eval / "export.json", "after RL"), _rates(folder.eval / "export.jsonl")
+    result, rates = read_result(folder.eval / f"{model}.json", model), _rates(folder.eval / f"{model}.jsonl")
     return SeedRun(data.config.run.name, data.config.run.seed, data, result, rates, benchmarks)
 
 
@@ -237,13 +241,13 @@ def _stacked(rows: Iterable[tuple[float, ...]]) -> Float64Array | None:
     return np.array(kept) if kept and len({len(row) for row in kept}) == 1 else None
 
 
-def _cold_starts(folder: Path) -> dict[int, EvalResult]:
-    found = {}
-    for path in sorted(folder.glob("cold_start-seed*/eval/cold_start.json")):
-        result = read_result(path, "cold start")
-        if result is not None:
-            found[int(path.parent.parent.name.removeprefix("cold_start-seed"))] = result
-    return found
+def _cold_start(folder: Path, arms: Sequence[ArmData]) -> ArmData | None:
+    """Of the seeds some arm has."""
+    seeds = {seed for arm in arms for seed in arm.seeds}
+    folders = [RunFolder(path.parent) for path in sorted(folder.glob("cold_start-seed*/config.yaml"))]
+    runs = [load_run(each, "cold_start") for each in folders]
+    kept = tuple(run for run in runs if run.result is not None and run.seed in seeds)
+    return ArmData(COLD_START, kept) if kept else None
 
 
 def _preparation(folder: Path) -> float:

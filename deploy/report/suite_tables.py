@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deploy.display import clock, number
-from deploy.report.suite_data import ArmData, SeedRun, SuiteData, difference
+from deploy.report.suite_data import COLD_START, ArmData, SeedRun, SuiteData, difference
 
 
 class Table(NamedTuple):
@@ -37,7 +37,8 @@ PAPER_TABLES: tuple[tuple[str, tuple[PaperRow, ...]], ...] = (
     )),
     ("Table 2: ablations (paper: 8k context)", (
         PaperRow("GRPO", "grpo_group_mean", "35.8 / 63.0"),
-        PaperRow("PPO", "ppo", "5.6 / 36.7 · 38.7 · 7.3"),
+        PaperRow("PPO, critic rising along the response", "ppo", "5.6 / 36.7 · 38.7 · 7.3"),
+        PaperRow("PPO, critic low on all unfinished text", "ppo_rm_complete_beats_prefix", "the same"),
         PaperRow("VC-PPO without decoupled GAE", "without_decoupled_gae", "29.4 / 66.7 · 46.9 · 9.9"),
         PaperRow("VC-PPO without value pretraining", "without_value_pretraining", "not in the paper"),
         PaperRow("VC-PPO", "vc_ppo", "41.9 / 76.6 · 48.6 · 11.4"),
@@ -72,7 +73,10 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim("VC-PPO is better than PPO with a critic from a reward model", "vc_ppo", "ppo"),
+    Claim("PPO ends below its cold start (critic rising along the response)", COLD_START, "ppo"),
+    Claim("PPO ends below its cold start (critic low on unfinished text)", COLD_START, "ppo_rm_complete_beats_prefix"),
+    Claim("VC-PPO is better than PPO (critic rising along the response)", "vc_ppo", "ppo"),
+    Claim("VC-PPO is better than PPO (critic low on unfinished text)", "vc_ppo", "ppo_rm_complete_beats_prefix"),
     Claim("Value pretraining helps", "vc_ppo", "without_value_pretraining"),
     Claim("Decoupled GAE helps", "vc_ppo", "without_decoupled_gae"),
     Claim("VC-PPO is better than GRPO", "vc_ppo", "grpo_group_mean"),
@@ -115,13 +119,8 @@ def results(data: SuiteData) -> Table:
     headings = ("arm", "pass@1, %", "95 % interval", "median seed", "lowest – highest seed", "length",
                 "explained variance, last step", "lowest accuracy of any step, %", "seeds")  # fmt: skip
     rows = []
-    if data.cold_starts:
-        accuracies = [each.pass_at_1 for each in data.cold_starts.values()]
-        lengths = [each.mean_length for each in data.cold_starts.values() if each.mean_length is not None]
-        median = per_cent(float(np.median(accuracies)))
-        rows.append(["cold start", per_cent(float(np.mean(accuracies))), "–", median, spread(accuracies),
-                     f"{np.mean(lengths):.0f}", "–", "–", str(len(accuracies))])  # fmt: skip
-    for arm in data.arms:
+    first = [data.cold_start] if data.cold_start is not None else []
+    for arm in [*first, *data.arms]:
         mean, interval, between, length, seeds = _figures(arm)
         quality = arm.curve("explained_variance/token")
         steps = arm.curve("reward/accuracy")

@@ -13,7 +13,7 @@ from common.run_folder import RunFolder
 from deploy.cli import main
 from deploy.report import suite_figures
 from deploy.report.suite import MARK, write_suite_report
-from deploy.report.suite_data import ArmData, SeedRun, arm_of, difference, load_run, load_suite_data
+from deploy.report.suite_data import ArmData, SeedRun, arm_of, difference, load_run, load_suite_data, runs_in
 from deploy.report.suite_figures import FIGURES
 from deploy.report.suite_tables import claims, left_out, paper_tables, spread
 from deploy.run_config import RunError
@@ -23,7 +23,9 @@ from tests.unit.fake_run import make_run
 NUM_PROBLEMS = 200
 
 
-def finished(root: Path, arm: str, seed: int, num_right: int, *, more: dict[str, object] | None = None) -> RunFolder:
+def finished(
+    root: Path, arm: str, seed: int, num_right: int, *, more: dict[str, object] | None = None, model: str = "export"
+) -> RunFolder:
     """A run of 30 steps whose policy is right on its first `num_right` problems."""
     folder = make_run(root, f"{arm}-seed{seed}")
     text = folder.config.read_text()
@@ -32,9 +34,9 @@ def finished(root: Path, arm: str, seed: int, num_right: int, *, more: dict[str,
     (folder.export / "config.json").write_text("{}")
     share = num_right / NUM_PROBLEMS
     result = {"pass_at_1": share, "mean_length": 100.0, "num_problems": NUM_PROBLEMS, "k": 1, "pass_at_k": share}
-    (folder.eval / "export.json").write_text(json.dumps(result))
+    (folder.eval / f"{model}.json").write_text(json.dumps(result))
     lines = [{"index": i, "outcomes": ["correct" if i < num_right else "wrong"]} for i in range(NUM_PROBLEMS)]
-    (folder.eval / "export.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder.eval / f"{model}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if more:
         path = folder.metrics_file("learner")
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -49,6 +51,7 @@ def suite(tmp_path: Path) -> Path:
     for seed, (ours, plain) in enumerate(((180, 20), (176, 40))):
         finished(folder, "vc_ppo", seed, ours, more=signals)
         finished(folder, "ppo", seed, plain, more=signals)
+        finished(folder, "cold_start", seed, 90, model="cold_start")
     finished(folder, "without_decoupled_gae", 0, 178)
     make_run(folder, "grpo_group_mean-seed0", num_steps=3)
     arms = ["vc_ppo", "ppo", "without_decoupled_gae", "grpo_group_mean", "length_adaptive"]
@@ -76,11 +79,12 @@ def test_the_page_its_figures_and_their_data(suite: Path, capsys: pytest.Capture
     assert rows["vc_ppo"]["pass@1, %"] == "89.0"
     assert rows["vc_ppo"]["lowest – highest seed"] == "88.0 – 90.0"
     assert rows["ppo"]["seeds"] == "2"
+    assert rows["cold start"]["pass@1, %"] == "45.0"
     assert "grpo_group_mean" not in rows
 
 
 def test_what_is_not_there_is_said(suite: Path) -> None:
-    folders = [RunFolder(path) for path in sorted(suite.iterdir()) if path.is_dir()]
+    folders = runs_in(suite)
     texts = list(left_out(load_suite_data(folders, suite)))
     assert "without_decoupled_gae (1 of 2 seeds)" in texts[0]
     assert "grpo_group_mean, length_adaptive" in texts[1]
@@ -88,10 +92,11 @@ def test_what_is_not_there_is_said(suite: Path) -> None:
 
 
 def test_claims_are_judged_by_interval_and_every_seed(suite: Path) -> None:
-    folders = [RunFolder(path) for path in sorted(suite.iterdir()) if path.is_dir()]
+    folders = runs_in(suite)
     data = load_suite_data(folders, suite)
     verdicts = {row[0]: row[4] for row in claims(data).rows}
-    assert verdicts["VC-PPO is better than PPO with a critic from a reward model"] == "yes"
+    assert verdicts["PPO ends below its cold start (critic rising along the response)"] == "yes"
+    assert verdicts["VC-PPO is better than PPO (critic rising along the response)"] == "yes"
     assert verdicts["Decoupled GAE helps"] == "does not show at this scale"
     assert verdicts["VC-PPO is better than GRPO"] == "not run"
     (first, *_) = paper_tables(data)
