@@ -33,7 +33,8 @@ from common.log import configure_logging
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.tasks import Demonstration, Task, encode_prompt, load_task
-from common.trajectory import Trajectory, VersionSpan
+from common.trajectory import Trajectory
+from learner.demonstrations import as_trajectory
 from learner.engine import (
     EngineOptions,
     TrainEngine,
@@ -214,7 +215,7 @@ def _train(config: VcppoConfig, task: Task, tokenizer: Any, engine: TrainEngine,
             watchdog.stage("sft_step")
             seed = derive_seed(config.run.seed, "sft", step.number)
             demonstrations = task.demonstrations(seed, step.phase.batch_size, step.phase.style)
-            batch = [_as_trajectory(demonstration, tokenizer) for demonstration in demonstrations]
+            batch = [_encode(demonstration, tokenizer) for demonstration in demonstrations]
             engine.set_learning_rate(step.learning_rate)
             loss, grad_norm = _train_step(engine, batch, config.learner.micro_batch_tokens)
             losses.append(loss)
@@ -258,28 +259,10 @@ def _train_step(engine: TrainEngine, batch: Sequence[Trajectory], token_budget: 
     return float(sum_over_ranks(np.array([total]))[0]), grad_norm
 
 
-def _as_trajectory(demonstration: Demonstration, tokenizer: Any) -> Trajectory:
-    """A demonstration as if the policy had sampled it: packing is the same for both."""
-    prompt = encode_prompt(tokenizer, demonstration.prompt)
+def _encode(demonstration: Demonstration, tokenizer: Any) -> Trajectory:
     ids = tokenizer(demonstration.response, add_special_tokens=False)["input_ids"]
     response = np.asarray([*ids, tokenizer.eos_token_id], np.int32)
-    return Trajectory(
-        id="demonstration",
-        prompt_id="demonstration",
-        group_id="demonstration",
-        sample_index=0,
-        task="",
-        prompt_token_ids=prompt,
-        response_token_ids=response,
-        action_mask=np.ones(len(response), np.bool_),
-        behaviour_log_probs=np.zeros(len(response), np.float32),
-        version_spans=(VersionSpan(0, len(response)),),
-        finish_reason="stop",
-        reward=0.0,
-        outcome="correct",
-        generator_id="",
-        issue_version=0,
-    )
+    return as_trajectory(encode_prompt(tokenizer, demonstration.prompt), response)
 
 
 if __name__ == "__main__":
