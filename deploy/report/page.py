@@ -46,6 +46,8 @@ table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums 
 th { text-align:left; font-weight:600; color:var(--muted); font-size:13px }
 td,th { padding:6px 14px 6px 0; border-bottom:1px solid var(--line); vertical-align:top }
 td.n,th.n { text-align:right }
+td.n { white-space:nowrap }
+.note { color:var(--muted); font-size:13px; margin:8px 0 26px }
 code { font:13px/1.4 ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace }
 details summary { cursor:pointer; color:var(--accent); margin:8px 0 }
 .columns { display:grid; grid-template-columns:repeat(auto-fit,minmax(320px,1fr)); gap:8px 44px }

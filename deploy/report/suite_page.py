@@ -92,7 +92,7 @@ def _html(block: Block) -> str:
         "<tr>" + "".join(f"<td{' class=n' if i else ''}>{escape(text)}</td>" for i, text in enumerate(row)) + "</tr>"
         for row in block.rows
     )
-    note = f"<p class=lead>{escape(block.note)}</p>" if block.note else ""
+    note = f"<p class=note>{escape(block.note)}</p>" if block.note else ""
     return f"<h3>{escape(block.title)}</h3><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{note}"
 
 

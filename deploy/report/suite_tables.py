@@ -174,7 +174,8 @@ def _claim(data: SuiteData, claim: Claim) -> list[str]:
         return [claim.text, "–", "–", "–", "not run"]
     low, high = (f"{100 * each:+.1f}" for each in found.interval)
     seeds = ", ".join(f"{100 * each:+.1f}" for each in found.by_seed)
-    return [claim.text, f"{100 * found.mean:+.1f}", f"{low} to {high}", seeds, VERDICTS[found.verdict]]
+    verdict = VERDICTS[found.verdict] + (", one seed only" if len(found.by_seed) == 1 else "")
+    return [claim.text, f"{100 * found.mean:+.1f}", f"{low} to {high}", seeds, verdict]
 
 
 def collapse(data: SuiteData) -> Table | None:
