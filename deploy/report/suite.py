@@ -98,14 +98,15 @@ def _write_tables(page: Sequence[Block], folder: Path) -> None:
 
 
 def _write_markdown(path: Path, title: str, page: Sequence[Block], pictures: Sequence[Picture]) -> None:
-    """What stands above the mark in an existing file is the author's and stays."""
+    """What stands above the mark in an existing file is the author's and stays, its title included."""
     images = path.parent / "images" / path.stem
     images.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (images / f"{picture.name}.png").write_bytes(picture.png)
     text = as_markdown(title, page, f"images/{path.stem}")
     before, mark, _ = path.read_text(encoding="utf-8").partition(MARK) if path.exists() else ("", "", "")
-    write_whole(path, f"{before}{MARK}\n\n{text}" if mark else text)
+    _, _, body = text.partition("\n\n")
+    write_whole(path, f"{before}{MARK}\n\n{body}" if mark else text)
 
 
 MARK = "<!-- made by vcppo report from here on -->"

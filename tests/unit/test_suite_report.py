@@ -135,11 +135,12 @@ def test_runs_without_a_suite_are_grouped_by_name(tmp_path: Path) -> None:
 
 def test_words_above_the_mark_stay(tmp_path: Path) -> None:
     run, page = finished(tmp_path, "mine", 0, 100), tmp_path / "results.md"
-    page.write_text(f"Written by hand.\n{MARK}\nold")
+    page.write_text(f"Written by hand.\n{MARK}\noutdated")
     write_suite_report([run.path, run.path], tmp_path / "out", page)
     text = page.read_text()
     assert text.startswith("Written by hand.\n")
-    assert "old" not in text
+    assert "# Results: " not in text, "the page has a title of its own"
+    assert "outdated" not in text
     assert "| mine |" in text
 
 
