@@ -38,7 +38,7 @@ _CHECKED = 6  # sequences
 def run(settings: Settings) -> list[Figure]:
     """Both types, against both ways of padding."""
     config = _shape(settings)
-    lengths = log_normal_lengths(settings.size(32, 6), longest=settings.size(1220, 600))
+    lengths = log_normal_lengths(settings.size(24, 6), longest=settings.size(1220, 600))
     trajectories = random_trajectories(lengths, config.vocab_size)
     figures = []
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):

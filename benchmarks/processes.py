@@ -1,10 +1,10 @@
 """More processes: 1, 2, 4 generators and 1, 2 learner ranks. Is it a straight line?
 
 Generators: synchronous runs of the demo with random weights (see `benchmarks.real_run`) on two cores; CPU seconds of
-all generator processes over the tokens they made, engines' start-up left out. With more of them each has a smaller part
-of the batch, so what a generator costs beside its tokens shows. The pause of a weight update is reported beside it.
-Beside them stand vLLM's own engines: as many `LLM.generate` at once, one process each and nothing around it, so that
-what two cores lose when both are busy is not taken for ours.
+all generator processes over the tokens they made, engines' start-up left out. The batch grows with their number, 32
+responses for each, so that every engine has the same to do: split among more of them, one batch would leave each with
+fewer sequences at a time, and an engine's step costs about the same for few as for many. The pause of a weight update
+is reported beside it.
 
 Ranks: steps of one batch (see `benchmarks.rank_worker`), each rank on a core of its own; core-seconds, that is wall
 seconds times ranks, with two over with one. 1 is a straight line.
@@ -18,32 +18,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 
 from benchmarks.figures import NO_KNEE, Figure, at_most, seconds_text
-from benchmarks.generation import llm_arguments
 from benchmarks.harness import Settings, tree_cpu_seconds
 from benchmarks.real_run import ROOT, RealRun
-from benchmarks.rig import demo_architecture, demo_settings, make_prompts, write_model
-from benchmarks.vllm_peer import VllmPeer
+from benchmarks.rig import write_model
 from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
 NUM_GENERATORS = (1, 2, 4)
-NUM_STEPS = 10
+NUM_STEPS = 11
 WARM_UP_STEPS = 3
+RESPONSES_EACH = 32
 RANK_MODEL = {  # 2 million weights: a step of seconds
     "model_type": "llama", "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 6, "intermediate_size": 576, "tie_word_embeddings": True, "max_position_embeddings": 2048,
 }  # fmt: skip
 RANK_DEADLINE_SECONDS = 240.0
-BARE_ROUNDS = 2
-_ALONE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
 class CpuWatch:
@@ -87,39 +81,19 @@ def _generators(settings: Settings, folder: Path) -> list[Figure]:
     for number in numbers:
         name = f"generators-{number}"
         watch = CpuWatch(runs.folder(name))
-        overrides = [f"generator.num_generators={number}", "rl.max_staleness=0", f"rl.num_steps={num_steps}"]
+        overrides = [
+            f"generator.num_generators={number}", f"rl.batch_size={number * RESPONSES_EACH}", "rl.max_staleness=0",
+            f"rl.num_steps={num_steps}",
+        ]  # fmt: skip
         data = runs.up(name, *overrides, on_tick=watch)
         costs[number] = watch.seconds_per_token(data)
         pauses[number] = statistics.median(row["time/pause"] for row in data.rl[WARM_UP_STEPS:-1])
-    bare = {} if settings.quick else _bare_engines(folder, numbers)
-    return [figure for number in numbers for figure in _figures(number, costs, pauses, bare)]
-
-
-def _bare_engines(folder: Path, numbers: Sequence[int]) -> dict[int, float]:
-    """CPU seconds a token of so many vLLM engines at work at once, without anything of ours."""
-    cores = sorted(os.sched_getaffinity(0))
-    model = write_model(folder / "bare", demo_architecture(), "float32")
-    config = demo_settings(folder, "bare-run", model, generator={"max_in_flight": 32})
-    prompts = make_prompts(config, 64, config.sampling.max_response_tokens)
-    with ExitStack() as stack:
-        places = [cores[i % len(cores)] for i in range(numbers[-1])]
-        peers = [stack.enter_context(VllmPeer(llm_arguments(config), core, _ALONE)) for core in places]
-        for peer in peers:
-            peer.wait_ready()
-        pool = stack.enter_context(ThreadPoolExecutor(len(peers)))
-        costs: dict[int, list[float]] = {number: [] for number in numbers}
-        for _ in range(BARE_ROUNDS + 1):
-            for number in numbers:
-                before = sum(peer.cpu_seconds() for peer in peers)
-                made = list(pool.map(lambda peer: peer.generate(prompts, log_probs=True), peers[:number]))
-                used = sum(peer.cpu_seconds() for peer in peers) - before
-                costs[number].append(used / sum(each.num_tokens for each in made))
-    return {number: statistics.median(samples[1:]) for number, samples in costs.items()}
+    return [figure for number in numbers for figure in _figures(number, costs, pauses)]
 
 
 def _ranks(settings: Settings, folder: Path) -> list[Figure]:
     model = write_model(folder / "ranks", RANK_MODEL, "float32")
-    rounds = settings.rounds(5)
+    rounds = settings.rounds(3)
     one, two = (_rank_seconds(number, model, rounds, folder / f"ranks-{number}.json") for number in (1, 2))
     return [
         Figure.of(
@@ -139,11 +113,10 @@ def _rank_seconds(num_ranks: int, model: Path, rounds: int, result: Path) -> lis
     return seconds
 
 
-def _figures(number: int, costs: dict[int, float], pauses: dict[int, float], bare: dict[int, float]) -> list[Figure]:
-    growth = costs[number] / costs[1]
-    figures = [
+def _figures(number: int, costs: dict[int, float], pauses: dict[int, float]) -> list[Figure]:
+    return [
         Figure(
-            f"generator CPU per token, {number} generators", "1 generator", growth,
+            f"generator CPU per token, {number} generators", "1 generator", costs[number] / costs[1],
             goal=at_most(NO_KNEE) if number > 1 else None, absolute=f"{costs[number] * 1e6:.0f} µs",
         ),
         Figure(
@@ -152,11 +125,3 @@ def _figures(number: int, costs: dict[int, float], pauses: dict[int, float], bar
             note="on two cores: generators load their weights in turn" if number == max(costs) else "",
         ),
     ]  # fmt: skip
-    if number > 1:
-        figures.append(
-            Figure(
-                f"generator CPU per token, {number} generators: growth", "the growth of as many bare vLLM engines",
-                growth / (bare[number] / bare[1]), absolute=f"bare engines: {bare[number] * 1e6:.0f} µs",
-            )
-        )  # fmt: skip
-    return figures

@@ -49,7 +49,7 @@ def run(settings: Settings) -> list[Figure]:
         model = write_model(folder / "model", demo_architecture(), "float32")
         if not settings.quick:
             Alone(_config(folder, "warm", model), cores[0], {}, one_process=True).wait()
-        for index in range(settings.rounds(3)):
+        for index in range(settings.rounds(2)):
             ours, theirs = (cores[0], cores[-1]) if index % 2 else (cores[-1], cores[0])
             found = _round(_config(folder, f"round-{index}", model), ours, theirs, settings.quick)
             for what, value in found.items():

@@ -138,7 +138,7 @@ def _demo(rig: Rig, num_updates: int) -> list[Figure]:
         started.append(time.monotonic())
         reports.append(learner.update())
     pauses = [report.pause_seconds for report in reports]
-    lost = _lost_per_update(_tokens_by_version(rig), started)
+    lost, uncertain = _lost_per_update(_tokens_by_version(rig), started)
     learner.broadcaster.close()
     for spec in rig.launcher.generator_specs():
         rig.end(spec.name)  # they would go on with what is queued
@@ -152,7 +152,8 @@ def _demo(rig: Rig, num_updates: int) -> list[Figure]:
             "the pause",
             lost / pause,
             goal=at_most(2),
-            absolute=seconds_text(max(lost, 0.0)),
+            absolute=f"{1e3 * lost:.0f} ± {1e3 * uncertain:.0f} ms",
+            note="± one standard error of the fit; below 0 it is noise",
         ),
     ]
 
@@ -169,15 +170,24 @@ def _tokens_by_version(rig: Rig) -> Counter[int]:
     return counts
 
 
-def _lost_per_update(tokens: Counter[int], started: list[float]) -> float:
-    """Seconds. ``started[i]``: when the update to version i + 2 began. The mean of a fit for each set of weights."""
+def _lost_per_update(tokens: Counter[int], started: list[float]) -> tuple[float, float]:
+    """Seconds, and their standard error. ``started[i]``: when the update to version i + 2 began.
+
+    The mean of a fit for each set of weights, of which each has a rate of its own.
+    """
     periods = np.diff(started)
     counts = np.asarray([tokens[version] for version in range(2, 2 + len(periods))])
-    lost = []
+    lost, variances = [], []
     for parity in (0, 1):
-        rate, offset = np.polyfit(periods[parity::2], counts[parity::2], 1)
+        periods_of, counts_of = periods[parity::2], counts[parity::2]
+        rate, offset = np.polyfit(periods_of, counts_of, 1)
+        residuals = counts_of - (rate * periods_of + offset)
+        spread = float(residuals @ residuals) / max(1, len(counts_of) - 2)
+        middle = float(np.mean(periods_of))
+        at_zero = 1 / len(counts_of) + middle**2 / float(((periods_of - middle) ** 2).sum())
         lost.append(-offset / rate)
-    return float(np.mean(lost))
+        variances.append(spread * at_zero / rate**2)
+    return float(np.mean(lost)), float(np.sqrt(sum(variances)) / 2)
 
 
 def _large(rig: Rig, num_rounds: int) -> list[Figure]:
