@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.figures import Figure, at_least, at_most, seconds_text
+from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.gloo_peer import GlooPeer
 from benchmarks.harness import Settings
 from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
