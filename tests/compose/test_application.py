@@ -9,16 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.compose.rig import RUN, Application, application
+from tests.compose.rig import RUN, Application, Record, application
 
 pytestmark = [pytest.mark.timeout(1800)]
+DEBUG = "logging.level=debug"  # each move of a trajectory is a line
 SERVICES = ("redis", "buffer", "generator", "learner")
 
 
 @pytest.fixture(scope="module")
 def app(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     log_file = tmp_path_factory.mktemp("compose") / "lines.jsonl"
-    with application("story", image, log_file, GENERATORS="1", LEARNER_THREADS="1") as made:
+    with application("story", image, log_file, GENERATORS="1", LEARNER_THREADS="1", SET=DEBUG) as made:
         yield made
 
 
@@ -103,6 +104,24 @@ def test_only_what_must_talk_can(app: Application) -> None:
     assert app.compose("ps", "--format", "{{.Ports}}").replace("6379/tcp", "").strip() == ""  # nothing published
 
 
+def test_one_trajectorys_life_is_in_the_logs(app: Application) -> None:
+    app.wait("a commit", lambda: app.records("prompts_committed"))
+    committed = app.records("prompts_committed")[0]["prompt_ids"][0]
+    lines = app.compose("logs", "--no-color")
+    life = read(app.cli("logs", "--json", "--trajectory", committed, stdin=lines))
+    assert {(record["service"].partition("-")[0], record["event"]) for record in life} >= {
+        ("learner", "prompts_issued"), ("generator", "prompts_leased"), ("generator", "trajectory_sent"),
+        ("buffer", "trajectories_appended"), ("learner", "prompts_claimed"), ("learner", "trajectories_trained"),
+        ("learner", "prompts_committed"),
+    }  # fmt: skip
+    only = read(app.cli("logs", "--json", "--service", "buffer", "--level", "info", stdin=lines))
+    assert {(record["service"], record["level"]) for record in only} == {("buffer", "info")}
+
+
+def read(lines: str) -> list[Record]:
+    return [json.loads(line) for line in lines.splitlines()]
+
+
 def test_three_generators_and_one_again(app: Application) -> None:
     app.up("prometheus", PROMETHEUS_PORT="0")
     app.wait("Prometheus to find the buffer, the generator and the learner", lambda: num_scraped(app) == 3, 60)
@@ -184,7 +203,7 @@ def test_down_loses_nothing(app: Application) -> None:
 
 def test_it_is_finished_by_another_up(app: Application) -> None:
     last_step = app.records("step")[-1]["policy_version"]
-    app.up(SET=f"rl.num_steps={last_step + 3}")
+    app.up(SET=f"{DEBUG} rl.num_steps={last_step + 3}")
     app.wait("the end of the run", lambda: app.records("run_complete"), 360)
     app.compose("wait", "learner")  # exits as the learner does
     assert "exact" in app.cli("ledger", "--run", RUN)
