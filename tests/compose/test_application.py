@@ -105,10 +105,10 @@ def test_only_what_must_talk_can(app: Application) -> None:
 
 
 def test_one_trajectorys_life_is_in_the_logs(app: Application) -> None:
-    app.wait("a commit", lambda: app.records("prompts_committed"))
-    committed = app.records("prompts_committed")[0]["prompt_ids"][0]
+    prompt = app.records("trajectories_trained")[0]["trajectory_ids"][0].partition("@")[0]
+    app.wait("its commit", lambda: any(prompt in each["prompt_ids"] for each in app.records("prompts_committed")))
     lines = app.compose("logs", "--no-color")
-    life = read(app.cli("logs", "--json", "--trajectory", committed, stdin=lines))
+    life = read(app.cli("logs", "--json", "--trajectory", prompt, stdin=lines))
     assert {(record["service"].partition("-")[0], record["event"]) for record in life} >= {
         ("learner", "prompts_issued"), ("generator", "prompts_leased"), ("generator", "trajectory_sent"),
         ("buffer", "trajectories_appended"), ("learner", "prompts_claimed"), ("learner", "trajectories_trained"),
