@@ -34,6 +34,7 @@ class Drawing:
     """A figure in the making, and the rows it is made of."""
 
     data: SuiteData
+    figure: Figure
     axes: Sequence[Axes]
     rows: list[Row] = field(default_factory=list)
 
@@ -114,8 +115,14 @@ def _curves(drawing: Drawing, arms: Sequence[ArmData], metrics: Sequence[str]) -
         else:
             ax.set_ylim(max(-1.0, ax.get_ylim()[0]), 1.02)
             ax.axhline(0, color=MUTED, linewidth=0.8)
-    drawing.axes[0].legend(loc="best", title="arm (seeds)", title_fontsize=8)
-    return "Lines are means over seeds, bands reach from the lowest seed to the highest."
+    _legend_below(drawing)
+    return "Number of seeds in brackets. Lines are means over seeds, bands reach from the lowest seed to the highest."
+
+
+def _legend_below(drawing: Drawing) -> None:
+    """One for both axes: with many arms it would cover the curves."""
+    handles, labels = drawing.axes[0].get_legend_handles_labels()
+    drawing.figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
 
 def by_position(drawing: Drawing) -> str:
@@ -138,7 +145,7 @@ def by_position(drawing: Drawing) -> str:
         ax.set_title(title)
         ax.set_xlabel("position in the response")
         ax.xaxis.set_major_formatter(PercentFormatter(100, decimals=0))
-    drawing.axes[0].legend(loc="best", title="critic of", title_fontsize=8)
+    _legend_below(drawing)
     return (
         "Mean over seeds, before any RL update. Positive advantages for early tokens whatever they say, falling with"
         " position, are the bias of the paper's figure 2."
@@ -226,7 +233,7 @@ FIGURES: dict[str, tuple[str, Draw]] = {
 def draw(name: str, data: SuiteData) -> tuple[Figure, str, list[Row]] | None:
     """(figure, caption, its rows); None when the runs have no data for it."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.5, 3.9), layout="constrained")
-        drawing = Drawing(data, list(figure.subplots(1, 2).flat))
+        figure = Figure(figsize=(11.5, 4.3), layout="constrained")
+        drawing = Drawing(data, figure, list(figure.subplots(1, 2).flat))
         caption = FIGURES[name][1](drawing)
         return (figure, caption, drawing.rows) if caption and drawing.rows else None
