@@ -5,6 +5,7 @@ VENV ?= .venv
 PYTHON_BIN := $(VENV)/bin/python
 PYTEST_ARGS ?=
 BENCH ?=
+FAULTS ?= tests/faults
 FUZZ ?= wire --runs 1000000 --seed 0
 
 # Nothing this project starts reports home.
@@ -32,7 +33,7 @@ bench-test: setup ## every benchmark once, small: does it run, is it right?
 	@$(PYTHON_BIN) -m pytest -n 2 $(PYTEST_ARGS) tests/integration/test_benchmarks.py
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
-	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/faults
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) $(FAULTS)
 
 compose-test: setup ## the compose application on a docker engine: built, scaled, hurt, finished (skipped without one)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/compose
