@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+# In the folder of value pretraining.
+RECORD_FILE = "trajectories.msgpack"
+DECISION_FILE = "decision.json"
+CRITIC_FOLDER = "critic"
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:

@@ -34,7 +34,8 @@ from common.config import VcppoConfig, load_config
 from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from common.run_folder import RunFolder
 from common.transport.keys import ROLES as ROLES_WITH_KEYS
-from common.transport.keys import Role, make_keys
+from common.transport.keys import Role, make_keys, private_files
+from common.whole_file import write_whole
 from deploy.cores import available_cores, malloc_environment, thread_environment
 from deploy.keys import ACL_FILE, PASSWORD_FILE, USER, make_redis_access
 from deploy.launcher import Launcher
@@ -158,10 +159,9 @@ def share_keys(keys: Path) -> None:
 
 
 def _copy(source: Path, target: Path, mode: int) -> None:
-    temporary = target.with_suffix(".new")
-    temporary.write_text(source.read_text())
-    temporary.chmod(mode)
-    temporary.replace(target)
+    with private_files():
+        write_whole(target, source.read_text())
+    target.chmod(mode)
 
 
 def _prepared(run: str, overrides: Sequence[str]) -> VcppoConfig:

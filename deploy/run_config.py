@@ -72,6 +72,11 @@ def changes(before: VcppoConfig, now: VcppoConfig) -> list[Change]:
     ]
 
 
+def harmful_changes(folder: RunFolder, now: VcppoConfig) -> str:
+    """What differs from the run's config and would change what is learnt, as text; empty: nothing."""
+    return "; ".join(str(change) for change in changes(load_config(folder.config), now) if not change.harmless)
+
+
 def write_config(config: VcppoConfig) -> Path:
     """Write ``<run>/config.yaml``, or check that it says the same. Returns its path.
 
@@ -81,13 +86,12 @@ def write_config(config: VcppoConfig) -> Path:
         RunError: the run exists with another config, by field.
     """
     folder = RunFolder(config.run.path)
-    if folder.config.exists() and folder.metrics_file("learner").exists():
-        harmful = [change for change in changes(load_config(folder.config), config) if not change.harmless]
-        if harmful:
-            raise RunError(
-                f"run {config.run.name!r} exists in {folder.path} with another config: " + "; ".join(map(str, harmful))
-                + ". Resume it with the same values, or choose another run.name."
-            )  # fmt: skip
+    has_learnt = folder.config.exists() and folder.metrics_file("learner").exists()
+    if has_learnt and (harmful := harmful_changes(folder, config)):
+        raise RunError(
+            f"run {config.run.name!r} exists in {folder.path} with another config: {harmful}."
+            " Resume it with the same values, or choose another run.name."
+        )
     folder.create()
     write_whole(folder.config, dump_config(config))
     return folder.config

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import VcppoConfig, load_config
-from common.run_folder import RunFolder
+from common.run_folder import DECISION_FILE, RunFolder
 
 Row = dict[str, Any]
 LEDGER_STATES = ("issued", "queued", "leased", "buffered", "claimed", "trained", "rejected", "expired")
@@ -100,7 +100,7 @@ class RunData:
     @property
     def decision(self) -> Row | None:
         """What value pretraining decided; None before."""
-        return read_json(self.folder.value_pretraining / "decision.json")
+        return read_json(self.folder.value_pretraining / DECISION_FILE)
 
     @property
     def finished(self) -> bool:

@@ -20,12 +20,11 @@ import torch
 
 from common import watchdog
 from common.config import VcppoConfig, load_config
-from common.config.yaml_text import one_line
 from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
 from common.ledger import VOCABULARY_SIZE
 from common.log import configure_logging
 from common.metrics import MetricsWriter, open_metrics
-from common.run_folder import RunFolder
+from common.run_folder import CRITIC_FOLDER, RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
 from common.tasks import encode_prompt, load_task
@@ -35,14 +34,14 @@ from learner.collect import BatchCollector, PromptIssuer
 from learner.distributed import lost_peer
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, end_process, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
-from learner.export import export_policy, make_actor, make_policy
+from learner.export import export_policy, load_tokenizer, make_actor, make_policy
 from learner.loop import Broadcaster, RankZero, RlLoop
 from learner.models import load_critic, vocabulary_size
 from learner.prompts import PromptSource
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
 from learner.update import Models
-from learner.value_pretraining import CRITIC_FOLDER, is_done, run_value_pretraining
+from learner.value_pretraining import is_done, run_value_pretraining
 from learner.weight_transfer import WeightBroadcaster
 
 log = structlog.get_logger(__name__)
@@ -155,15 +154,7 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
 
 
 def _prompt_source(config: VcppoConfig) -> PromptSource:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
-        raise VcppoError(
-            f"model.path = {config.model.path!r}: no tokenizer can be loaded from it ({one_line(error)}); "
-            "give a model folder such as the one `vcppo sft` writes, or a Hugging Face id"
-        ) from error
+    tokenizer = load_tokenizer(config)
     return PromptSource(config, load_task(config.task), lambda prompt: encode_prompt(tokenizer, prompt))
 
 

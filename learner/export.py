@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from common.config import VcppoConfig, load_config
+from common.config.yaml_text import one_line
 from common.errors import VcppoError
 from common.log import configure_logging
 from common.run_folder import RunFolder
+from common.whole_folder import written_whole
 from learner.checkpoint import check_ranks, verify
 from learner.engine import (
     EngineOptions,
@@ -26,7 +29,6 @@ from learner.engine import (
     shutdown_distributed,
 )
 from learner.models import PolicyModel, load_policy, save_model
-from learner.whole_folder import written_whole
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +45,19 @@ def make_policy(config: VcppoConfig) -> PolicyModel:
     )
 
 
+def load_tokenizer(config: VcppoConfig) -> Any:
+    """The policy's tokenizer, at ``model.path``. Raises VcppoError when there is none to be had."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
+        raise VcppoError(
+            f"model.path = {config.model.path!r}: no tokenizer can be loaded from it ({one_line(error)}); "
+            "give a model folder such as the one `vcppo sft` writes, or a Hugging Face id"
+        ) from error
+
+
 def make_actor(config: VcppoConfig) -> TrainEngine:
     """The actor's engine, from ``model.path``."""
     options = EngineOptions.from_config(config)
@@ -57,13 +72,10 @@ def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None
     state = actor.gather_full_state_dict()
     if rank() != 0:
         return
-    from transformers import AutoTokenizer
-
     assert isinstance(actor.module, PolicyModel)
     with written_whole(folder) as staging:
         save_model(actor.module, staging, state)
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-        tokenizer.save_pretrained(staging)
+        load_tokenizer(config).save_pretrained(staging)
     log.info("policy_exported", folder=str(folder))
 
 

@@ -9,13 +9,10 @@ leaves open. Like the cold start it is skipped when it is there, and made again 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,17 +20,14 @@ import numpy as np
 import structlog
 import torch
 from torch.nn import functional
-from transformers import AutoTokenizer
 
 from common import watchdog
-from common.config import VcppoConfig, load_config
-from common.config.yaml_text import one_line
-from common.errors import EXIT_OK, VcppoError
-from common.json_file import read_json_object
-from common.log import configure_logging
+from common.config import VcppoConfig
+from common.errors import VcppoError
 from common.metrics import open_metrics
 from common.run_folder import RunFolder
 from common.tasks import load_task
+from common.whole_folder import written_whole
 from learner.batch import Batch, Share
 from learner.engine import (
     EngineOptions,
@@ -42,21 +36,22 @@ from learner.engine import (
     init_distributed,
     num_ranks,
     rank,
-    shutdown_distributed,
     sum_over_ranks,
 )
 from learner.explained_variance import mean_by_position
+from learner.export import load_tokenizer
 from learner.models import CriticModel, load_critic, save_model
 from learner.packing import build_packed, plan_micro_batches
 from learner.preference_pairs import DemonstrationPairs, Pair, PairSource, Prefixes, RolloutPairs
 from learner.prompts import derive_seed
+from learner.stage import Product, fingerprinted, run_stage
 from learner.trajectory_file import TrajectoryFile
 from learner.update import compute_values
-from learner.whole_folder import written_whole
 
 log = structlog.get_logger(__name__)
 
 MARKER = "reward_model.json"
+PRODUCT = Product("reward_model", "a reward model of ours", MARKER, "set reward_model.output")
 _RECIPE_VERSION = 1  # raise it when the same config starts to give other weights
 _LOG_EVERY = 25  # steps
 _NUM_MEASURED = 128  # fresh pairs
@@ -79,23 +74,7 @@ class Quality(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the reward model of the config's run unless it is there. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m learner.reward_model", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        configure_logging(config.logging, "reward_model", config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("reward_model"))
-        watchdog.stage("start")
-        reward_model(config)
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    finally:
-        watchdog.stop()
-        shutdown_distributed()
-    return EXIT_OK
+    return run_stage("reward_model", __doc__, reward_model, arguments)
 
 
 def reward_model(config: VcppoConfig) -> Path:
@@ -106,8 +85,7 @@ def reward_model(config: VcppoConfig) -> Path:
     """
     output = config.reward_model.output or RunFolder(config.run.path).reward_model
     inputs = fingerprint(config)
-    if _is_done(output, inputs):
-        log.info("reward_model_present", path=str(output), hash=inputs["hash"])
+    if PRODUCT.is_there(output, inputs):
         return output
     began = time.monotonic()
     init_distributed(config.learner.device)
@@ -132,7 +110,7 @@ def reward_model(config: VcppoConfig) -> Path:
 def fingerprint(config: VcppoConfig) -> dict[str, Any]:
     """Everything the reward model depends on, and the hash of it under ``hash``; files by their size."""
     rollouts, weights = config.reward_model.rollouts, Path(config.model.path) / "model.safetensors"
-    inputs: dict[str, Any] = {
+    inputs = {
         "recipe_version": _RECIPE_VERSION,
         "reward_model": config.reward_model.model_dump(mode="json", exclude={"output"}),
         "rollouts_bytes": rollouts.stat().st_size if rollouts is not None and rollouts.exists() else None,
@@ -142,23 +120,7 @@ def fingerprint(config: VcppoConfig) -> dict[str, Any]:
         "style": _style(config),
         "seed": config.run.seed,
     }  # fmt: skip
-    text = json.dumps(inputs, sort_keys=True, default=str)
-    return {**inputs, "hash": blake2b(text.encode(), digest_size=16).hexdigest()}
-
-
-def _is_done(output: Path, inputs: dict[str, Any]) -> bool:
-    if not output.exists():
-        return False
-    if not (output / MARKER).exists():
-        raise VcppoError(
-            f"{output} exists and is not a reward model of ours (no {MARKER}): move it away, or set reward_model.output"
-        )
-    remedy = f"move {output} away, and the reward model is made again"
-    if read_json_object(output / MARKER, remedy).get("hash") == inputs["hash"]:
-        return True
-    log.warning("reward_model_outdated", path=str(output), reason="made from another config; it is made again")
-    shutil.rmtree(output)
-    return False
+    return fingerprinted(inputs)
 
 
 def _style(config: VcppoConfig) -> dict[str, object]:
@@ -176,11 +138,7 @@ def pair_source(config: VcppoConfig) -> PairSource:
         file = TrajectoryFile(settings.rollouts)
         file.close()
         return RolloutPairs(file.trajectories, prefixes)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
-        raise VcppoError(f"model.path = {config.model.path!r}: no tokenizer ({one_line(error)})") from error
-    return DemonstrationPairs(load_task(config.task), tokenizer, _style(config), prefixes)
+    return DemonstrationPairs(load_task(config.task), load_tokenizer(config), _style(config), prefixes)
 
 
 def _engine(config: VcppoConfig) -> TrainEngine:

@@ -9,13 +9,11 @@ the stage is skipped when it has been done, and done again when its config has c
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +24,8 @@ from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from common import watchdog
-from common.config import SftPhase, VcppoConfig, load_config
-from common.errors import EXIT_OK, VcppoError
-from common.json_file import read_json_object
-from common.log import configure_logging
+from common.config import SftPhase, VcppoConfig
+from common.errors import VcppoError
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.tasks import Demonstration, Task, encode_prompt, load_task
@@ -43,17 +39,18 @@ from learner.engine import (
     init_distributed,
     num_ranks,
     rank,
-    shutdown_distributed,
     sum_over_ranks,
 )
 from learner.models import PolicyModel, load_policy, save_model
 from learner.packing import build_packed, plan_micro_batches
 from learner.prompts import derive_seed
+from learner.stage import Product, fingerprinted, run_stage
 from learner.starting_point import starting_point
 
 log = structlog.get_logger(__name__)
 
 MARKER = "cold_start.json"
+PRODUCT = Product("cold_start", "a cold start", MARKER, "set sft.output to another folder")
 _RECIPE_VERSION = 1  # raise it when the same config starts to give other weights
 _WARMUP_STEPS = 20
 _ADAM_BETA2 = 0.95  # a short run with a high learning rate must forget its first gradients
@@ -70,24 +67,8 @@ class _Step(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the cold start of the config's run unless it is there. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m learner.sft", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        configure_logging(config.logging, "sft", config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("sft"))
-        watchdog.stage("start")
-        transformers_logging.disable_progress_bar()
-        cold_start(config)
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    finally:
-        watchdog.stop()
-        shutdown_distributed()
-    return EXIT_OK
+    transformers_logging.disable_progress_bar()
+    return run_stage("sft", __doc__, cold_start, arguments)
 
 
 def cold_start(config: VcppoConfig) -> Path:
@@ -104,7 +85,6 @@ def cold_start(config: VcppoConfig) -> Path:
         raise VcppoError(f"sft.output = {output} is the run folder itself: leave it out, or name a folder of its own")
     inputs = fingerprint(config)
     if _is_done(output, inputs):
-        log.info("cold_start_present", path=str(output), hash=inputs["hash"])
         return output
     init_distributed(config.learner.device)
     _make(config, output, inputs)
@@ -114,7 +94,7 @@ def cold_start(config: VcppoConfig) -> Path:
 def fingerprint(config: VcppoConfig) -> dict[str, Any]:
     """Everything the cold start depends on, and the hash of it under ``hash``."""
     task = load_task(config.task)
-    inputs: dict[str, Any] = {
+    inputs = {
         "recipe_version": _RECIPE_VERSION,
         "sft": config.sft.model_dump(mode="json", exclude={"output"}),
         "task": {"name": config.task.name, "options": config.task.options, "version": task.version},
@@ -122,23 +102,12 @@ def fingerprint(config: VcppoConfig) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "max_grad_norm": config.rl.max_grad_norm,
     }
-    text = json.dumps(inputs, sort_keys=True, default=str)
-    return {**inputs, "hash": blake2b(text.encode(), digest_size=16).hexdigest()}
+    return fingerprinted(inputs)
 
 
 def _is_done(output: Path, inputs: dict[str, Any]) -> bool:
-    marker = output / MARKER
-    if not output.exists() or not any(output.iterdir()):
-        return False
-    if not marker.exists():
-        raise VcppoError(
-            f"{output} exists and is not a cold start (no {MARKER}): move it away, or set sft.output to another folder"
-        )
-    remedy = f"move {output} away, and the cold start is made again"
-    if read_json_object(marker, remedy).get("hash") == inputs["hash"]:
-        return True
-    log.warning("cold_start_outdated", path=str(output), reason="made from another config; it is made again")
-    return False
+    is_empty = output.is_dir() and not any(output.iterdir())  # somebody's place for it
+    return not is_empty and PRODUCT.is_there(output, inputs)
 
 
 def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:

@@ -29,10 +29,11 @@ from common.config import VcppoConfig
 from common.errors import EXIT_REFUSED, VcppoError
 from common.json_file import read_json_object
 from common.metrics import MetricsWriter
-from common.run_folder import RunFolder
+from common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RunFolder
 from common.store import RunStore
 from common.trajectory import Trajectory
 from common.whole_file import write_whole
+from common.whole_folder import written_whole
 from learner.advantages import Truncation, place_ends
 from learner.batch import Batch, Share, micro_batches
 from learner.collect import PromptIssuer
@@ -47,13 +48,8 @@ from learner.trajectory_file import TrajectoryFile
 from learner.update import compute_values
 from learner.value_gate import Gate, Measurement
 from learner.value_recording import Recorder, record, share_record
-from learner.whole_folder import written_whole
 
 log = structlog.get_logger(__name__)
-
-RECORD_FILE = "trajectories.msgpack"
-DECISION_FILE = "decision.json"
-CRITIC_FOLDER = "critic"
 
 
 class GateFailed(VcppoError):

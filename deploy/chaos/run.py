@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,7 @@ from deploy.chaos.schedule import Kind, schedule
 from deploy.chaos.storm import Storm
 from deploy.chaos.watch import Watch
 from deploy.demo import run_sft
-from deploy.launcher import Launcher
+from deploy.launcher import Launcher, free_endpoint
 from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.processes import Interrupted
 from deploy.run_config import exclusive, write_config
@@ -48,17 +47,11 @@ def chaos_config(path: Path, overrides: Sequence[str], seed: int) -> VcppoConfig
         f"transport.max_message_mib={message_mib}",
         f"transport.spool_memory_mib={message_mib}",
         f"transport.spool_disk_mib={message_mib / 2}",
-        f"transport.endpoints=[{', '.join(_free_endpoint() for _ in given.transport.endpoints)}]",
+        f"transport.endpoints=[{', '.join(free_endpoint() for _ in given.transport.endpoints)}]",
     ]
     if not Path(given.model.path).expanduser().exists() and given.sft.phases:
         own.append(f"model.path={given.run.folder / name / 'cold_start'}")
     return load_config(path, [*overrides, *own])
-
-
-def _free_endpoint() -> str:
-    """Chaos is in nobody's way: its buffers listen where no other run does."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _free_name(folder: Path, base: str) -> str:

@@ -138,7 +138,7 @@ def _write_suite(suite: Suite) -> None:
 
 
 def _note_call(suite: Suite, seconds: float, done: Sequence[str]) -> None:
-    """How long this call took, for the report's wall time."""
+    """How long this call took, for the reader: runs' own stages do not add up to it when two calls share the work."""
     note = {"ended": time.time(), "seconds": round(seconds, 1), "done": list(done)}
     with (suite.path / "calls.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(note) + "\n")

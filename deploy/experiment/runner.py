@@ -6,16 +6,14 @@ continues after anything. Two of these on one suite share the work: a run anothe
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
-from common.config import VcppoConfig, load_config
+from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.run_folder import RunFolder
 from deploy.demo import run_reward_model, run_sft, run_up
@@ -23,8 +21,9 @@ from deploy.display import clock, number
 from deploy.evaluate import EvalResult, evaluate, read_result
 from deploy.experiment.shared import adopt, has_decided, publish_recording
 from deploy.experiment.suite import Run, Suite, recorded_at
+from deploy.launcher import free_endpoint
 from deploy.processes import Interrupted
-from deploy.run_config import RunError, RunInUse, changes, exclusive, write_config
+from deploy.run_config import RunError, RunInUse, exclusive, harmful_changes, write_config
 from deploy.run_data import RunData
 from deploy.session import Mode, Session, open_session
 
@@ -180,13 +179,11 @@ class Experiment:
     def _stage(self, config: VcppoConfig, name: str, stage: Stage, note: str = "") -> None:
         """One stage of one run folder, its wall time noted there."""
         self.say(f"{config.run.name}: {name}{note}")
-        now = config.model_copy(update={"transport": config.transport.model_copy(update={"endpoints": [_endpoint()]})})
-        with self._session(now) as session, session.stage(name):
+        here = config.transport.model_copy(update={"endpoints": [free_endpoint()]})
+        now = config.model_copy(update={"transport": here})
+        with open_session(now, self.mode) as session, session.stage(name):
             write_config(now)  # processes read it; the endpoint is this start's
             stage(now, session)
-
-    def _session(self, config: VcppoConfig) -> AbstractContextManager[Session]:
-        return open_session(config, self.mode)
 
     def _say_result(self, run: Run, how_long: str) -> None:
         result, rows = export_eval(run), RunData.load(run.folder).rl
@@ -204,14 +201,11 @@ class Experiment:
 
 def _check_settings(folder: RunFolder, config: VcppoConfig) -> None:
     """What is there was made with these settings. Raises RunError, by field."""
-    if not folder.config.exists():
-        return
-    harmful = [change for change in changes(load_config(folder.config), config) if not change.harmless]
-    if harmful:
+    if folder.config.exists() and (harmful := harmful_changes(folder, config)):
         raise RunError(
-            f"{folder.path} was made with other settings: " + "; ".join(map(str, harmful))
-            + ". Give the suite another name or --folder, or remove that folder."
-        )  # fmt: skip
+            f"{folder.path} was made with other settings: {harmful}."
+            " Give the suite another name or --folder, or remove that folder."
+        )
 
 
 def _evaluation(models: dict[str, Path]) -> Stage:
@@ -230,10 +224,3 @@ def _is_held(run: Run) -> bool:
             return False
     except RunInUse:
         return True
-
-
-def _endpoint() -> str:
-    """A free port of this machine: suites may run side by side."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"

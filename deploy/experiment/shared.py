@@ -10,11 +10,13 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE
 from common.whole_file import write_whole
+from common.whole_folder import written_whole
 from deploy.experiment.suite import Run
 from deploy.run_data import read_json
 
-RECORD_FILE, DECISION_FILE, CRITIC_FOLDER, NOTE = "trajectories.msgpack", "decision.json", "critic", "adopted.json"
+NOTE = "adopted.json"
 
 
 def has_decided(run: Run) -> bool:
@@ -38,16 +40,14 @@ def adopt(run: Run, others: Iterable[Run]) -> Run | None:
     donor, source = donors[0], donors[0].folder.value_pretraining
     decision = read_json(source / DECISION_FILE) or {}
     same = donor.critic == run.critic and bool(decision.get("passed"))
-    staging = target.with_name(f".{target.name}.staging")
-    shutil.rmtree(staging, ignore_errors=True)  # of a crash
-    staging.mkdir(parents=True)
-    shutil.copyfile(source / RECORD_FILE, staging / RECORD_FILE)
-    if same:
-        shutil.copytree(source / CRITIC_FOLDER, staging / CRITIC_FOLDER)
-        shutil.copyfile(source / DECISION_FILE, staging / DECISION_FILE)
     note = {"from": donor.config.run.name, "what": "recording and critic" if same else "recording"}
-    write_whole(staging / NOTE, json.dumps(note) + "\n")
-    staging.rename(target)
+    with written_whole(target) as staging:
+        staging.mkdir(parents=True)
+        shutil.copyfile(source / RECORD_FILE, staging / RECORD_FILE)
+        if same:
+            shutil.copytree(source / CRITIC_FOLDER, staging / CRITIC_FOLDER)
+            shutil.copyfile(source / DECISION_FILE, staging / DECISION_FILE)
+        write_whole(staging / NOTE, json.dumps(note) + "\n")
     return donor
 
 

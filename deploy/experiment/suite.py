@@ -15,7 +15,7 @@ arms:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -206,15 +206,6 @@ def _reward_model(suite: Suite, arm: Arm, seed: int, overrides: Sequence[str]) -
 def recorded_at(suite: Suite, seed: int) -> Path:
     """Where the rollouts for this seed's reward models are put once some arm has recorded them."""
     return suite.path / f"cold_start-seed{seed}" / "recorded.msgpack"
-
-
-def needed_by(runs: Sequence[Run]) -> Iterator[VcppoConfig]:
-    """Each cold start once."""
-    seen: set[str] = set()
-    for run in runs:
-        if run.cold_start.run.name not in seen:
-            seen.add(run.cold_start.run.name)
-            yield run.cold_start
 
 
 def _digest(parts: object) -> str:

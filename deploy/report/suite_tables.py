@@ -106,12 +106,22 @@ def paper_tables(data: SuiteData) -> Iterator[Table]:
             yield Table(title, headings, cells)
 
 
+def interval(bounds: tuple[float, float] | None) -> str:
+    return "–" if bounds is None else f"{per_cent(bounds[0])} – {per_cent(bounds[1])}"
+
+
 def _figures(arm: ArmData | None) -> list[str]:
     if arm is None:
         return ["not run", "–", "–", "–", "0"]
-    interval = "–" if arm.interval is None else f"{per_cent(arm.interval[0])} – {per_cent(arm.interval[1])}"
     mean_length = f"{np.mean(arm.lengths):.0f}" if arm.lengths else "–"
-    return [per_cent(float(np.mean(arm.pass_at_1))), interval, spread(arm.pass_at_1), mean_length, str(len(arm.runs))]
+    return [per_cent(float(np.mean(arm.pass_at_1))), interval(arm.interval), spread(arm.pass_at_1), mean_length,
+            str(len(arm.runs))]  # fmt: skip
+
+
+def _lowest_accuracy(arm: ArmData) -> str:
+    """Of any step of any seed."""
+    steps = arm.curve("reward/accuracy")
+    return "–" if steps is None else per_cent(float(steps.low.min()))
 
 
 def results(data: SuiteData) -> Table:
@@ -121,13 +131,11 @@ def results(data: SuiteData) -> Table:
     rows = []
     first = [data.cold_start] if data.cold_start is not None else []
     for arm in [*first, *data.arms]:
-        mean, interval, between, length, seeds = _figures(arm)
+        mean, within, between, length, seeds = _figures(arm)
         quality = arm.curve("explained_variance/token")
-        steps = arm.curve("reward/accuracy")
         rows.append([
-            arm.name, mean, interval, per_cent(float(np.median(arm.pass_at_1))), between, length,
-            "–" if quality is None else f"{quality.mean[-1]:.2f}",
-            "–" if steps is None else per_cent(float(steps.low.min())), seeds,
+            arm.name, mean, within, per_cent(float(np.median(arm.pass_at_1))), between, length,
+            "–" if quality is None else f"{quality.mean[-1]:.2f}", _lowest_accuracy(arm), seeds,
         ])  # fmt: skip
     return Table("All arms", headings, rows, note=RESULTS_NOTE)
 
@@ -141,7 +149,7 @@ RESULTS_NOTE = (
 def by_seed(data: SuiteData) -> Table:
     """Every run: nothing is hidden in a mean."""
     rows = [
-        [run.name, per_cent(run.result.pass_at_1), f"{per_cent(run.result.low)} – {per_cent(run.result.high)}",
+        [run.name, per_cent(run.result.pass_at_1), interval((run.result.low, run.result.high)),
          number(run.result.mean_length, "{:.0f}"), _quality(run), clock(run.seconds)]
         for arm in data.arms for run in arm.runs if run.result is not None
     ]  # fmt: skip
@@ -191,13 +199,11 @@ def collapse(data: SuiteData) -> Table | None:
     rows = []
     for arm in arms:
         values = arm.list_at("values/by_position", 1)
-        quality, lengths, steps = (
-            arm.curve(name) for name in ("explained_variance/token", "length/mean", "reward/accuracy")
-        )
+        quality, lengths = arm.curve("explained_variance/token"), arm.curve("length/mean")
         ends = ["–", "–"] if values is None else [f"{values[0]:+.2f}", f"{values[-1]:+.2f}"]
         rows.append([
             arm.name, *ends, "–" if quality is None else f"{quality.mean[0]:.2f}",
-            "–" if steps is None else per_cent(float(steps.low.min())),
+            _lowest_accuracy(arm),
             "–" if lengths is None else f"{lengths.low.min():.0f}", per_cent(float(np.mean(arm.pass_at_1))),
             str(len(arm.runs)),
         ])  # fmt: skip

@@ -14,29 +14,14 @@ from common.errors import VcppoError
 from learner.models import load_critic
 from learner.reward_model import MARKER, reward_model
 from learner.sft import cold_start
+from tests.integration.tiny import tiny_run
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> VcppoConfig:
     path = tmp_path / "config.yaml"
-    tree = {
-        "run": {"name": "rm-test", "folder": str(tmp_path)},
-        "model": {"path": str(tmp_path / "rm-test" / "cold_start"), "dtype": "float32"},
-        "task": {"options": {"num_operations": 1, "num_digits": 1, "max_multiplier": 2}},
-        "sft": {
-            "architecture": {
-                "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-                "num_key_value_heads": 1, "intermediate_size": 64, "tie_word_embeddings": True,
-                "max_position_embeddings": 128, "initializer_range": 0.1,
-            },
-            "phases": [{"steps": 10, "batch_size": 16, "learning_rate": 0.01}],
-        },
-        "reward_model": {"prefix_fraction": 1.0, "steps": 40, "batch_size": 16, "learning_rate": 5e-3},
-        "sampling": {"max_response_tokens": 64},
-        "generator": {"max_model_len": 128},
-        "learner": {"micro_batch_tokens": 256, "device": "cpu"},
-        "logging": {"tensorboard": False},
-    }  # fmt: skip
+    tree = tiny_run(tmp_path, "rm-test")
+    tree["reward_model"] = {"prefix_fraction": 1.0, "steps": 40, "batch_size": 16, "learning_rate": 5e-3}
     path.write_text(yaml.safe_dump(tree))
     return load_config(path)
 

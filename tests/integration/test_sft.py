@@ -18,40 +18,19 @@ from common.errors import VcppoError
 from common.metrics import read_metrics
 from common.tasks import load_task
 from learner.sft import MARKER, cold_start, fingerprint, main
+from tests.integration.tiny import tiny_run
 
-ARCHITECTURE = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 64,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.1,
-}
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
-    tree = {
-        "run": {"name": "sft-test", "folder": str(tmp_path)},
-        "model": {"path": str(tmp_path / "sft-test" / "cold_start"), "dtype": "float32"},
-        "task": {"options": {"num_operations": 1, "num_digits": 1, "max_multiplier": 2}},
-        "sft": {
-            "architecture": ARCHITECTURE,
-            "phases": [
-                {"steps": 15, "batch_size": 16, "learning_rate": 0.01},
-                {"steps": 5, "batch_size": 16, "learning_rate": 0.001, "style": {"long_sloppy": 1.0}},
-            ],
-        },
-        "sampling": {"max_response_tokens": 64},
-        "generator": {"max_model_len": 128},
-        "learner": {"micro_batch_tokens": 256, "device": "cpu"},
-        "logging": {"tensorboard": False},
-    }
+    tree = tiny_run(tmp_path, "sft-test")
+    tree["sft"]["phases"] = [
+        {"steps": 15, "batch_size": 16, "learning_rate": 0.01},
+        {"steps": 5, "batch_size": 16, "learning_rate": 0.001, "style": {"long_sloppy": 1.0}},
+    ]
     path.write_text(yaml.safe_dump(tree))
     return path
 
@@ -146,7 +125,7 @@ def test_fatal_is_one_line(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The other tests of this process go on using its process group, which DeepSpeed joins only once.
-    monkeypatch.setattr("learner.sft.shutdown_distributed", lambda: None)
+    monkeypatch.setattr("learner.stage.shutdown_distributed", lambda: None)
     assert main(["--config", str(config_file), "sft.phases=[]", "logging.format=json"]) == 1
     (fatal,) = [line for line in capsys.readouterr().out.splitlines() if '"fatal"' in line]
     assert "sft.phases is empty" in json.loads(fatal)["error"]
