@@ -50,16 +50,20 @@ BENCHMARKS = (
     Benchmark("processes", 2, "1 to 4 generators, 1 to 2 learner ranks: is it a straight line?"),
     Benchmark("growth", 2, "1k to 32k tokens, 10² to 10⁵ buffered trajectories: is it a straight line?"),
     Benchmark("soak", 2, "memory of every process over half an hour of training", by_name_only=True),
+    Benchmark("compose_scaling", 2, "docker compose --scale 1 → 2 → 4 → 1: throughput follows?", by_name_only=True),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen benchmarks one after the other. Returns the exit code."""
     known = {benchmark.name: benchmark for benchmark in BENCHMARKS}
+    slow = [benchmark.name for benchmark in BENCHMARKS if benchmark.by_name_only]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all but soak ({', '.join(known)})")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all but {' and '.join(slow)}"
+    )
     parser.add_argument("--quick", action="store_true", help="small and once: does it run, is it right? Keeps nothing")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--inside", metavar="FILE", help=argparse.SUPPRESS)  # in the process of one benchmark

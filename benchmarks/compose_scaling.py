@@ -1,0 +1,108 @@
+"""Throughput under docker compose while generators are added and taken away: `python -m benchmarks compose_scaling`.
+
+`docker compose up --scale generator=N` for N = 1, 2, 4, 1 on a running application (the demo's model with random
+weights, so that every response is cut by length and every step is the same work). Two cores do not hold four engines
+beside a learner, so each generator has a sixth of a core: what is measured is whether the application makes use of
+a generator that joins, and does without one that leaves. A figure is tokens trained a second, with N relative to N
+times those with the first one alone. Wants a Docker engine and the time of a build; by name only.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.figures import Figure, at_least
+from benchmarks.harness import Settings
+from benchmarks.real_run import DEMO
+from tests.compose.rig import Application, Record, application, build, no_engine
+
+SCALES = (1, 2, 4, 1)
+STEPS = 6
+SHARE_OF_A_CORE = "0.16"
+IMAGE = f"vcppo:benchmark-{os.getpid()}"
+SETTINGS = (
+    "sft.phases=[{steps: 1, batch_size: 1, learning_rate: 1.0e-9}]",
+    "value_pretraining.num_trajectories=0", "critic.init=policy", "rl.num_steps=1000000", "rl.batch_size=64",
+    "rl.actor_learning_rate=1e-9", "rl.critic_learning_rate=1e-9", "learner.checkpoint_every=1000",
+    "generator.max_in_flight=16",
+)  # fmt: skip
+
+
+def run(settings: Settings) -> list[Figure]:
+    """One application, scaled while it runs. Raises RuntimeError without an engine."""
+    scales = SCALES[: settings.size(len(SCALES), 2)]
+    num_steps = settings.size(STEPS, 2)
+    with _image(), tempfile.TemporaryDirectory() as folder, _running(Path(folder)) as app:
+        rates = [_rate(app, count, num_steps) for count in scales]
+    alone = statistics.median(rates[0])
+    return [
+        _figure(turn, count, samples, alone) for turn, (count, samples) in enumerate(zip(scales, rates, strict=True))
+    ]
+
+
+def _figure(turn: int, count: int, samples: list[float], alone: float) -> Figure:
+    again = ", again" if turn and count == 1 else ""
+    return Figure.of(
+        f"tokens trained a second, {count} generator{'s' if count > 1 else ''}{again}, under compose",
+        f"{count} × those with the first one alone",
+        [sample / (count * alone) for sample in samples],
+        goal=at_least(0.8) if turn else None,
+        absolute=f"{statistics.median(samples):,.0f} tokens/s",
+        note=f"each generator on {SHARE_OF_A_CORE} of a core" if not turn else "",
+    )
+
+
+@contextmanager
+def _image() -> Iterator[None]:
+    if reason := no_engine():
+        raise RuntimeError(f"compose_scaling wants a Docker engine: {reason}")
+    build(IMAGE)
+    try:
+        yield
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", "--no-prune", IMAGE], check=True, capture_output=True)
+
+
+@contextmanager
+def _running(folder: Path) -> Iterator[Application]:
+    chosen = {
+        "CONFIG": str(DEMO),
+        "GENERATORS": "1",
+        "LEARNER_THREADS": "1",
+        "SET": " ".join(f'"{each}"' for each in SETTINGS),
+    }
+    with application("scaling", IMAGE, folder / "lines.jsonl", **chosen) as app:
+        app.up()
+        yield app
+
+
+def _rate(app: Application, count: int, num_steps: int) -> list[float]:
+    """Tokens a second of each of `num_steps` steps, from the first that `count` generators had all weights for."""
+    mark = len(app.lines)
+    app.up("--no-recreate", "--scale", f"generator={count}")
+    app.wait(
+        f"{count} generators in a broadcast",
+        lambda: any(len(each["members"]) == count for each in app.records("weights_broadcast", mark)),
+        seconds=400,
+    )
+    app.docker("update", "--cpus", SHARE_OF_A_CORE, *app.containers("generator"))  # engines come up on a whole one
+    mark = len(app.lines)
+    app.wait("steps to measure", lambda: len(app.records("step", mark)) >= num_steps + 2, seconds=400)
+    steps = app.records("step", mark)[1 : num_steps + 2]  # the first began on the number before
+    return [_num_tokens(step) / (_seconds(step) - _seconds(before)) for before, step in pairwise(steps)]
+
+
+def _num_tokens(step: Record) -> float:
+    return float(step["tokens_per_second"]) * float(step["seconds"])
+
+
+def _seconds(step: Record) -> float:
+    return datetime.fromisoformat(step["time"]).timestamp()
