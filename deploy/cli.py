@@ -134,10 +134,16 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from deploy.report import write_report
+    from deploy.report.records import pack
     from deploy.report.suite import is_suite, write_suite_report
-    from deploy.run_config import latest_run, open_run
+    from deploy.run_config import RunError, latest_run, open_run
 
     runs = arguments.run
+    if arguments.records is not None:
+        suite = is_suite(runs[0]) if len(runs) == 1 else None
+        if suite is None:
+            raise RunError(f"--records packs one suite's records, and {' '.join(runs) or 'the latest run'} is none")
+        pack(suite, arguments.records)
     if len(runs) > 1 or (runs and is_suite(runs[0])):
         print(write_suite_report(runs, arguments.output, arguments.markdown))
     else:
@@ -337,10 +343,16 @@ def _add_report(commands: Commands) -> None:
                   "vcppo report runs/run\n"
                   "vcppo report runs/quick            a suite of `vcppo experiment`: the paper's figures and tables\n"
                   "vcppo report runs/a-seed0 runs/a-seed1 runs/b-seed0 --output compared    by name\n"
-                  "vcppo report runs/paper --markdown docs/results.md")  # fmt: skip
+                  "vcppo report runs/paper --markdown docs/results.md --records paper.tar.xz")  # fmt: skip
     report.add_argument("run", nargs="*", metavar="RUN", help="run folders or names, or a suite; default: the latest")
     report.add_argument("--output", type=Path, metavar="DIR", help="of several runs: where page, figures and data go")
     report.add_argument("--markdown", type=Path, metavar="FILE", help="of several runs: also a Markdown page")
+    report.add_argument(
+        "--records",
+        type=Path,
+        metavar="FILE",
+        help="of a suite: also its records as .tar.xz, without weights and logs; unpacked it is a suite again",
+    )
 
 
 def _add_plan(commands: Commands) -> None:

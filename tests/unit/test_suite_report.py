@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,32 @@ def test_the_page_its_figures_and_their_data(suite: Path, capsys: pytest.Capture
     assert rows["ppo"]["seeds"] == "2"
     assert rows["cold start"]["pass@1, %"] == "45.0"
     assert "grpo_group_mean" not in rows
+
+
+def test_the_same_page_is_made_from_the_records(
+    suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (suite / "vc_ppo-seed0" / "export" / "model.safetensors").write_bytes(bytes(1000))
+    archive = tmp_path / "s.tar.xz"
+    assert main(["report", str(suite), "--records", str(archive)]) == 0
+    with tarfile.open(archive) as file:
+        assert not any("safetensors" in name or "/logs/" in name for name in file.getnames())
+        file.extractall(tmp_path / "elsewhere", filter="data")
+    again = tmp_path / "elsewhere" / "s"
+    assert main(["report", str(again)]) == 0
+    for name in ("report.md", "all_arms.csv", "figure_4_accuracy.csv"):
+        assert (again / "report" / name).read_text() == (suite / "report" / name).read_text()
+    capsys.readouterr()
+
+    before = archive.read_bytes()
+    assert main(["report", str(again), "--records", str(archive)]) == 0
+    assert archive.read_bytes() == before
+
+
+def test_records_are_of_a_suite(suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(suite / "vc_ppo-seed0"), "--records", str(tmp_path / "x.tar.xz")]) == 2
+    assert "--records packs one suite's records" in capsys.readouterr().err
+    assert not (tmp_path / "x.tar.xz").exists()
 
 
 def test_what_is_not_there_is_said(suite: Path) -> None:
