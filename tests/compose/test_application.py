@@ -116,6 +116,9 @@ def test_one_trajectorys_life_is_in_the_logs(app: Application) -> None:
     }  # fmt: skip
     only = read(app.cli("logs", "--json", "--service", "buffer", "--level", "info", stdin=lines))
     assert {(record["service"], record["level"]) for record in only} == {("buffer", "info")}
+    version = read(app.cli("logs", "--json", "--policy-version", "2", stdin=lines))
+    assert {"weights_broadcast", "step"} <= {record["event"] for record in version}
+    assert {record["policy_version"] for record in version} == {2}
 
 
 def read(lines: str) -> list[Record]:
