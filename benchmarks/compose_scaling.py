@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, at_least
 from benchmarks.harness import Settings
-from benchmarks.real_run import DEMO
+from benchmarks.rig import DEMO
 from tests.compose.rig import Application, Record, application, build, no_engine
 
 SCALES = (1, 2, 4, 1)

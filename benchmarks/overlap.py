@@ -40,7 +40,7 @@ def run(settings: Settings) -> list[Figure]:
 
 
 def _sizes(settings: Settings) -> list[str]:
-    return ["rl.batch_size=32"] if settings.quick else []
+    return ["rl.batch_size=32", "sampling.max_response_tokens=24"] if settings.quick else []
 
 
 def _steps(data: RunData) -> list[Row]:

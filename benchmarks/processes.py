@@ -75,7 +75,8 @@ def run(settings: Settings) -> list[Figure]:
 
 def _generators(settings: Settings, folder: Path) -> list[Figure]:
     numbers = NUM_GENERATORS[: settings.size(len(NUM_GENERATORS), 1)]
-    num_steps = settings.size(NUM_STEPS, 8)
+    num_steps = settings.size(NUM_STEPS, 20)
+    shorter = ["sampling.max_response_tokens=24"] if settings.quick else []
     runs = RealRun(folder)
     costs, pauses = {}, {}
     for number in numbers:
@@ -83,7 +84,7 @@ def _generators(settings: Settings, folder: Path) -> list[Figure]:
         watch = CpuWatch(runs.folder(name))
         overrides = [
             f"generator.num_generators={number}", f"rl.batch_size={number * RESPONSES_EACH}", "rl.max_staleness=0",
-            f"rl.num_steps={num_steps}",
+            f"rl.num_steps={num_steps}", *shorter,
         ]  # fmt: skip
         data = runs.up(name, *overrides, on_tick=watch)
         costs[number] = watch.seconds_per_token(data)
@@ -92,7 +93,8 @@ def _generators(settings: Settings, folder: Path) -> list[Figure]:
 
 
 def _ranks(settings: Settings, folder: Path) -> list[Figure]:
-    model = write_model(folder / "ranks", RANK_MODEL, "float32")
+    smaller = {"num_hidden_layers": 1} if settings.quick else {}
+    model = write_model(folder / "ranks", RANK_MODEL | smaller, "float32")
     rounds = settings.rounds(3)
     one, two = (_rank_seconds(number, model, rounds, folder / f"ranks-{number}.json") for number in (1, 2))
     return [

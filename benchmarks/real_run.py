@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.rig import DEMO, demo_architecture, write_model
 from common.config import load_config
 from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "deploy" / "configs" / "demo.yaml"
 STOPPED = 1  # what `vcppo up` ends with when its learner was stopped from outside
 _TICK_SECONDS = 1.0
 _STOP_SECONDS = 60.0
@@ -34,7 +34,7 @@ class RealRun:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.model = root / "model" / "cold_start"
+        self.model = root / "model"
         with socket.create_server(("127.0.0.1", 0)) as server:
             endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         self._always = [
@@ -43,7 +43,7 @@ class RealRun:
             "generator.max_in_flight=32",
             "rl.actor_learning_rate=1e-9", "rl.critic_learning_rate=1e-9", "launcher.learner_restarts=0",
         ]  # fmt: skip
-        self._vcppo("sft", "run.name=model", "sft.phases=[{steps: 1, batch_size: 1, learning_rate: 1.0e-9}]")
+        write_model(self.model, demo_architecture(), "float32")
 
     def folder(self, name: str) -> RunFolder:
         return RunFolder(self.root / name)
@@ -58,13 +58,7 @@ class RealRun:
             stops_early: `on_tick` ends the run by stopping its learner; that is no failure then.
         """
         good = (0, STOPPED) if stops_early else (0,)
-        self._vcppo("up", f"run.name={name}", *overrides, on_tick=on_tick, good=good)
-        return RunData.load(self.folder(name))
-
-    def _vcppo(
-        self, command: str, *overrides: str, on_tick: Callable[[], None] | None = None, good: tuple[int, ...] = (0,)
-    ) -> None:
-        words = [sys.executable, "-m", "deploy.cli", command, *self._always, *overrides]
+        words = [sys.executable, "-m", "deploy.cli", "up", *self._always, f"run.name={name}", *overrides]
         load_config(DEMO, words[6:])  # a wrong setting fails here, by name
         with subprocess.Popen(
             words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_whole_machine()
@@ -76,7 +70,8 @@ class RealRun:
                 up.wait(_STOP_SECONDS)
                 raise
         if up.returncode not in good:
-            raise RunFailed(f"vcppo {command} ended with {up.returncode}:\n{output[-2000:].decode(errors='replace')}")
+            raise RunFailed(f"vcppo up ended with {up.returncode}:\n{output[-2000:].decode(errors='replace')}")
+        return RunData.load(self.folder(name))
 
 
 def _follow(up: subprocess.Popen[bytes], on_tick: Callable[[], None] | None) -> bytes:
