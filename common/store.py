@@ -8,7 +8,8 @@ The life of a prompt; each arrow is one atomic, repeatable Lua script (``common/
     queued|leased ─expire─▶ expired          leased|buffered|claimed ─reject─▶ rejected
 
 A trajectory is accepted exactly when its prompt is queued or leased: so each prompt is trained once,
-whoever resends what. Settled prompts leave nothing behind but their id, the newest 65,536 of them.
+whoever resends what. Settled prompts leave nothing behind but their id: the newest 8,192 of them, or four times the
+most that were ever unsettled at once, if that is more.
 
 Waiting is ``XREAD BLOCK`` on two short notification streams: a generator waits for prompts, the learner
 for trajectories; nobody polls. All calls are synchronous and may be made from any thread. A call that
@@ -245,7 +246,7 @@ class RunStore:
         """Buffer trajectories, each exactly once.
 
         ``accepted``: its prompt was queued or leased. ``duplicate``: that prompt has its trajectory, or is
-        settled. ``unknown``: it was never issued (or settled very long ago). ``mismatch``: it was issued in another
+        settled. ``unknown``: it was never issued, or settled long ago. ``mismatch``: it was issued in another
         group or at another version than the trajectory says. Batched by bytes.
         """
         results: list[str] = []

@@ -89,7 +89,18 @@ def redis_spec(
         "maxmemory-policy": "noeviction", "maxmemory": str(int((maxmemory_mib or 0) * 2**20)),
     }  # fmt: skip
     command = [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
-    return ProcessSpec(name=name, role="redis", command=command, is_ready=_is_ready, may_finish=False)
+    return ProcessSpec(
+        name=name, role="redis", command=command, environment=_environment(), is_ready=_is_ready, may_finish=False
+    )
+
+
+def _environment() -> dict[str, str]:
+    """glibc's malloc, where Redis is built on it, gives large blocks back to the kernel; what the user set stays.
+
+    Rewriting the append-only file takes buffers of 10 MiB. Once one was freed, malloc by default takes the next from
+    its heap and keeps what was touched of it: a fixed threshold, its own first one, keeps them out of there.
+    """
+    return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}
 
 
 def _is_ready(record: Record) -> bool:

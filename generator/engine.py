@@ -334,13 +334,16 @@ def transfer_backend(config: VcppoConfig) -> str:
 
 
 def _set_environment(config: VcppoConfig) -> None:
-    """vLLM's switches that are environment variables; what the user set stays."""
+    """Switches of vLLM and below it that are environment variables; what the user set stays."""
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the launcher's to give (taskset)
         "OMP_NUM_THREADS": "1",
+        # Kernels, one for each shape of weight and number of tokens in a step, of up to 0.3 MiB. oneDNN's own 1,024
+        # take half an hour to collect and are hardly asked for: vLLM itself keeps those of the last sizes of a step.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if config.generator.enforce_eager:

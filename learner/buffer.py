@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 _POLL_SECONDS = 0.5
 _METRICS_SECONDS = 10.0
 _UNUSABLE = {
-    "unknown": "was never issued in this run",
+    "unknown": "was never issued in this run, or was settled long ago",
     "mismatch": "was issued in another group or at another version than the trajectory says",
 }
 _COUNTS = ("received", "bytes", "accepted", "duplicate", "unknown", "refused")

@@ -7,8 +7,10 @@ local claimed, claim_steps = KEYS[11], KEYS[12]
 local counters, settled = KEYS[13], KEYS[14]
 local issued_stream, appended_stream, dead_letters, no_key = KEYS[15], KEYS[16], KEYS[17], KEYS[18]
 
--- Settled prompts are remembered this far back, so that issuing or sending one again is seen.
-local SETTLED_KEPT = 65536
+-- Settled prompts are remembered this far back, so that issuing or sending one again is seen: this many times the most
+-- that were ever open or claimed at once, and this many at least. See settle().
+local SETTLED_PER_UNSETTLED = 4
+local SETTLED_KEPT_AT_LEAST = 8192
 local DEAD_LETTERS_KEPT = 10000
 -- A notification stream only has to show that something happened after a given entry.
 local NOTIFICATIONS_KEPT = 16
@@ -73,15 +75,31 @@ local function add_in_order(set, sequence, ids)
 end
 
 -- any state -> `counter` (trained, rejected or expired): nothing of these prompts, each named once, is kept but the id.
+-- And that of the newest only. Who repeats himself does so soon: a sender within its window after a lost ack, a learner
+-- with the one issue its crash cut short; between the two a commit may settle all that is claimed, and a rejection
+-- or two what is open. Hence a multiple of these and no fixed number: it holds for a batch of any size, memory stops
+-- growing within minutes and is always a fraction of what the unsettled take. A sender silent for longer is told
+-- `unknown` instead of `duplicate`: refused, with a dead letter. Neither is accepted: for that its prompt must be queued
+-- or leased.
 local function settle(ids, counter)
   if #ids == 0 then return end
-  for _, key in ipairs({queue, leases, buffered, claimed}) do call_many('ZREM', key, ids) end
+  local unsettled = 0  -- only settling makes them fewer: looking before it misses no maximum
+  for _, key in ipairs({queue, leases, buffered, claimed}) do
+    unsettled = unsettled + redis.call('ZCARD', key)
+    call_many('ZREM', key, ids)
+  end
   for _, key in ipairs({owners, attempts, prompts, order, facts, arrivals, payloads, claim_steps}) do
     call_many('HDEL', key, ids)
   end
   redis.call('HINCRBY', counters, counter, #ids)
   add_in_order(settled, 'settle_sequence', ids)
-  redis.call('ZREMRANGEBYRANK', settled, 0, -SETTLED_KEPT - 1)
+  local most = tonumber(redis.call('HGET', counters, 'most_unsettled') or 0)
+  if unsettled > most then
+    most = unsettled
+    redis.call('HSET', counters, 'most_unsettled', most)
+  end
+  local kept = math.max(SETTLED_KEPT_AT_LEAST, SETTLED_PER_UNSETTLED * most)
+  redis.call('ZREMRANGEBYRANK', settled, 0, -kept - 1)
 end
 
 -- Leases past their deadline: leased -> queued, or rejected when that happened `most` times.

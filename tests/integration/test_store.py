@@ -86,6 +86,36 @@ def test_repeating_a_call_changes_nothing_more(store: RunStore) -> None:
     assert store.ledger() == Ledger(issued=2, trained=1, rejected=1)
 
 
+def settle(store: RunStore, numbers: range, at_once: int = 512) -> None:
+    """Issue and expire these prompts, so many at a time."""
+    for first in range(numbers.start, numbers.stop, at_once):
+        prompts = [a_prompt(number) for number in numbers[first - numbers.start :][:at_once]]
+        assert store.issue(prompts) == len(prompts)
+        assert len(store.expire([prompt.id for prompt in prompts], "test")) == len(prompts)
+
+
+def test_memory_stops_growing_however_many_prompts_are_settled(redis_process: RedisServer) -> None:
+    store = redis_process.store()
+    empty = store.memory().used
+    settle(store, range(0, 20_000))
+    after_minutes = store.memory().used
+    assert after_minutes - empty < 2 * 2**20
+    settle(store, range(20_000, 40_000))
+    grown = store.memory().used - after_minutes
+    assert grown < 2**18  # an id takes 100 bytes: 20,000 more of them would be 2 MiB
+    assert store.append([an_entry("p39000"), an_entry("p0000")]) == ["duplicate", "unknown"]
+    assert store.ledger() == Ledger(issued=40_000, expired=40_000)
+
+
+def test_settled_prompts_are_remembered_for_longer_where_more_are_in_flight(store: RunStore) -> None:
+    """A commit may settle more at once than are remembered at least: their copies can still be on the wire."""
+    settle(store, range(0, 5_000), at_once=5_000)
+    settle(store, range(5_000, 20_000))
+    assert store.append([an_entry("p0000"), an_entry("p19999")]) == ["duplicate"] * 2
+    settle(store, range(20_000, 25_000))
+    assert store.append([an_entry("p4999"), an_entry("p5000")]) == ["unknown", "duplicate"]
+
+
 def test_claim_is_all_or_nothing(store: RunStore) -> None:
     store.issue([a_prompt(n) for n in range(3)])
     store.append([an_entry("p0000"), an_entry("p0001")])

@@ -220,6 +220,12 @@ class TestRedisServer:
         assert spec.command[spec.command.index("--port") + 1] == "0"
         assert not redis_server.is_running(data)
 
+    def test_what_the_user_set_for_malloc_stays(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+        assert "mmap_threshold" in redis_server.redis_spec(data).environment["GLIBC_TUNABLES"]
+        monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+        assert "GLIBC_TUNABLES" not in redis_server.redis_spec(data).environment
+
     def test_redis_7_data_under_redis_6_is_refused(self, data: Path) -> None:
         (data / "appendonlydir").mkdir(parents=True)
         version = subprocess.run(
