@@ -341,9 +341,9 @@ def _set_environment(config: VcppoConfig) -> None:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the launcher's to give (taskset)
         "OMP_NUM_THREADS": "1",
-        # Kernels, one for each shape of weight and number of tokens in a step, of up to 0.3 MiB. oneDNN's own 1,024
-        # take half an hour to collect and are hardly asked for: vLLM itself keeps those of the last sizes of a step.
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+        # Kernels, one for each shape of weight and number of tokens in a step, of 0.3 MiB. oneDNN's own 1,024 take half
+        # an hour to collect, and most are never asked for again: vLLM itself keeps those of the last sizes of a step.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if config.generator.enforce_eager:
