@@ -25,7 +25,8 @@ from benchmarks.rig import DEMO
 from tests.compose.rig import Application, Record, application, build, no_engine
 
 SCALES = (1, 2, 4, 1)
-STEPS = 6
+WINDOWS = 4
+STEPS_A_WINDOW = 3  # steps take turns: what one batch leaves in flight, the next has already
 SHARE_OF_A_CORE = "0.16"
 IMAGE = f"vcppo:benchmark-{os.getpid()}"
 SETTINGS = (
@@ -39,9 +40,9 @@ SETTINGS = (
 def run(settings: Settings) -> list[Figure]:
     """One application, scaled while it runs. Raises RuntimeError without an engine."""
     scales = SCALES[: settings.size(len(SCALES), 2)]
-    num_steps = settings.size(STEPS, 2)
+    num_windows = settings.size(WINDOWS, 1)
     with _image(), tempfile.TemporaryDirectory() as folder, _running(Path(folder)) as app:
-        rates = [_rate(app, count, num_steps) for count in scales]
+        rates = [_rates(app, count, num_windows) for count in scales]
     alone = statistics.median(rates[0])
     return [
         _figure(turn, count, samples, alone) for turn, (count, samples) in enumerate(zip(scales, rates, strict=True))
@@ -84,8 +85,8 @@ def _running(folder: Path) -> Iterator[Application]:
         yield app
 
 
-def _rate(app: Application, count: int, num_steps: int) -> list[float]:
-    """Tokens a second of each of `num_steps` steps, from the first that `count` generators had all weights for."""
+def _rates(app: Application, count: int, num_windows: int) -> list[float]:
+    """Tokens a second in windows of steps, from the first that `count` generators had all weights for."""
     mark = len(app.lines)
     app.up("--no-recreate", "--scale", f"generator={count}")
     app.wait(
@@ -95,14 +96,18 @@ def _rate(app: Application, count: int, num_steps: int) -> list[float]:
     )
     app.docker("update", "--cpus", SHARE_OF_A_CORE, *app.containers("generator"))  # engines come up on a whole one
     mark = len(app.lines)
-    app.wait("steps to measure", lambda: len(app.records("step", mark)) >= num_steps + 2, seconds=400)
-    steps = app.records("step", mark)[1 : num_steps + 2]  # the first began on the number before
-    return [_num_tokens(step) / (_seconds(step) - _seconds(before)) for before, step in pairwise(steps)]
+    needed = 1 + num_windows * STEPS_A_WINDOW
+    app.wait("steps to measure", lambda: len(app.records("step", mark)) > needed, seconds=400)
+    steps = app.records("step", mark)[1 : 1 + needed]  # the first began with the number before
+    bounds = range(0, needed, STEPS_A_WINDOW)
+    return [_rate(steps[first : last + 1]) for first, last in pairwise(bounds)]
 
 
-def _num_tokens(step: Record) -> float:
-    return float(step["tokens_per_second"]) * float(step["seconds"])
+def _rate(steps: list[Record]) -> float:
+    """From the end of the first to the end of the last."""
+    num_tokens = sum(float(step["tokens_per_second"]) * float(step["seconds"]) for step in steps[1:])
+    return num_tokens / (_end(steps[-1]) - _end(steps[0]))
 
 
-def _seconds(step: Record) -> float:
+def _end(step: Record) -> float:
     return datetime.fromisoformat(step["time"]).timestamp()
