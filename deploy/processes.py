@@ -80,7 +80,8 @@ class Supervisor:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Stop what runs. Raises Interrupted where a signal came too late for any `wait` and nothing else is wrong."""
         try:
             self.stop([list(self.children)])
         finally:
@@ -91,11 +92,20 @@ class Supervisor:
             for end in (self._wake_read, self._wake_write):
                 os.close(end)
             self._orphans.close()
+        if kind is None:
+            self._raise_signals()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number != signal.SIGCHLD:
             self._signals.append(number)
+
+    def _raise_signals(self) -> None:
+        """Each is raised once; what came with it is heard with it."""
+        if self._signals:
+            name = signal.Signals(self._signals[0]).name
+            self._signals.clear()
+            raise Interrupted(f"stopped by {name}")
 
     # ---- what callers do
 
@@ -125,8 +135,7 @@ class Supervisor:
     def wait(self, condition: Callable[[], bool]) -> None:
         """Follow the children until `condition()`. Raises ProcessFailed, DeadlineExceeded or Interrupted."""
         while not condition():
-            if self._signals:
-                raise Interrupted(f"stopped by {signal.Signals(self._signals[0]).name}")
+            self._raise_signals()
             self._turn(float("inf"))
             for child in list(self.children.values()):
                 self._judge(child)
@@ -140,14 +149,19 @@ class Supervisor:
             child.popen.terminate()
 
     def stop(self, order: Sequence[Sequence[str]]) -> None:
-        """SIGTERM the groups of `order` one after the other; what outlives its deadline is killed, by name."""
-        self._signals.clear()
+        """SIGTERM the groups of `order` one after the other; what outlives its deadline is killed, by name.
+
+        A signal from now on ends the patience; the next `wait`, or leaving the supervisor, raises it.
+        """
+        heard = len(self._signals)
         for group in order:
             children = [self.children[name] for name in group if name in self.children]
             for child in children:
                 self.retire(child.spec.name)
             deadline = time.monotonic() + self.stop_deadline_seconds
-            while any(child.alive for child in children) and time.monotonic() < deadline and not self._signals:
+            while (
+                any(child.alive for child in children) and time.monotonic() < deadline and len(self._signals) == heard
+            ):
                 self._turn(deadline)
             for child in children:
                 if child.alive:

@@ -314,6 +314,32 @@ raise SystemExit(0 if number == 2 else 1)
             supervisor.wait(at_once(lambda: os.kill(os.getpid(), signal.SIGTERM)))
         assert caught.value.exit_code == 130
 
+    def test_a_signal_while_stopping_hastens_it_and_is_not_lost(self, tmp_path: Path) -> None:
+        """It ends the children at once, and reaches whoever would have gone on after them."""
+        code = (
+            "import os, signal\n"
+            f"signal.signal(signal.SIGTERM, lambda *_: os.kill({os.getpid()}, signal.SIGTERM))\n"  # its parent, too
+            + READY + "\nwhile True: signal.pause()"
+        )  # fmt: skip
+        supervisor = Supervisor(LogSink(tmp_path / "logs", "t"), stop_deadline_seconds=30.0)
+
+        def block() -> None:
+            with supervisor:
+                supervisor.start(ProcessSpec("deaf", [sys.executable, "-c", code]))
+                supervisor.wait_ready(["deaf"])
+
+        began = time.monotonic()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            block()
+        assert supervisor.children["deaf"].exit_code == -signal.SIGKILL
+        assert time.monotonic() - began < 25
+
+    def test_a_signal_that_was_heard_is_raised_once(self, tmp_path: Path) -> None:
+        with Supervisor(LogSink(tmp_path / "logs", "t"), stop_deadline_seconds=5.0) as supervisor:
+            supervisor.start(ProcessSpec("a", python(READY + SLEEP)))
+            with pytest.raises(Interrupted):
+                supervisor.wait(at_once(lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
     def test_stop_is_in_order_and_by_sigterm(self, supervisor: Supervisor, tmp_path: Path) -> None:
         code = (
             "import signal, sys, time\n"
