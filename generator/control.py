@@ -15,6 +15,7 @@ update by a new membership epoch with policy version -1. The same after ``broadc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -91,6 +92,12 @@ class WeightControl:
         self.policy_version = UNSYNCED
         self.epoch = max(time.time_ns(), self.epoch + 1)
         self.changed.set()
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Until `changed` is set, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.changed.wait()
 
     async def watch_silence(self) -> None:
         """For ever: a learner that pauses us and falls silent must not keep our prompts. Ends by cancellation."""

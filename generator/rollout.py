@@ -304,7 +304,7 @@ class RolloutWorker:
                 log.warning("store_unreachable", seconds=round(silent, 1), error=str(error))
                 if silent > self._config.redis.patience_seconds:
                     raise
-            await _wait(self._control.changed.wait, generator.heartbeat_seconds)
+            await self._control.wait_for_change(generator.heartbeat_seconds)
 
     async def _beat(self) -> None:
         if self._engine.is_dead:
@@ -370,14 +370,6 @@ class RolloutWorker:
     async def _leftover(self, unfinished: list[str]) -> None:
         assert self._leasing is not None
         unfinished.extend(prompt.id for prompt in await self._leasing)
-
-
-async def _wait(wait: Callable[[], Awaitable[Any]], seconds: float) -> None:
-    """Until it happens, or the time is over."""
-    try:
-        await asyncio.wait_for(wait(), seconds)
-    except TimeoutError:
-        return
 
 
 async def _tolerate(what: str, call: Callable[[], Awaitable[Any]]) -> None:

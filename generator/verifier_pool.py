@@ -53,8 +53,8 @@ class VerifierPool:
         request = request_line(number, answer, response, finish_reason)
         child = await self._idle.get()
         try:
-            asked = self._ask(child, request, number)
-            verdict, detail = await asyncio.wait_for(asked, self._config.verifier_timeout_seconds)
+            async with asyncio.timeout(self._config.verifier_timeout_seconds):
+                verdict, detail = await self._ask(child, request, number)
         except TimeoutError:
             return await self._replace(child, "timeout", f"no verdict in {self._config.verifier_timeout_seconds:g} s")
         except (OSError, ValueError, EOFError) as error:
@@ -83,7 +83,8 @@ class VerifierPool:
         self._children.add(child)
         try:
             config = self._config.model_dump_json().encode() + b"\n"
-            await asyncio.wait_for(self._ask(child, config, READY), _START_SECONDS)
+            async with asyncio.timeout(_START_SECONDS):
+                await self._ask(child, config, READY)
         except (TimeoutError, OSError, ValueError, EOFError) as error:
             await self._end(child)
             raise VerifierError(

@@ -174,7 +174,8 @@ def run(folder: Path, redis: RedisServer, body: Callable[[Bench], Awaitable[None
             await body(bench)
         finally:
             bench.worker.stop()
-            await asyncio.wait_for(working, 30)
+            async with asyncio.timeout(30):
+                await working
             await bench.verifiers.close()
         return bench
 

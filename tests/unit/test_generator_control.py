@@ -120,7 +120,7 @@ def test_silence_after_a_pause_asks_for_new_weights() -> None:
         watch = asyncio.create_task(control.watch_silence())
         control.changed.clear()
         await call("pause")
-        await asyncio.wait_for(control.changed.wait(), 5.0)
+        await control.wait_for_change(5.0)
         assert control.policy_version == UNSYNCED
         watch.cancel()
 
@@ -145,5 +145,35 @@ def test_calls_run_one_at_a_time_but_status_answers_at_once() -> None:
         leave.set()
         await asyncio.gather(pausing, starting)
         assert engine.calls[-1] == "start_weight_update"
+
+    run(body)
+
+
+def test_a_cancelled_wait_ends_even_when_what_it_waits_for_comes_at_that_moment() -> None:
+    """Else a heartbeat would go on for ever and a generator told to stop never leave (seen: killed after its grace)."""
+
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        control.changed.clear()
+        waiting = asyncio.create_task(control.wait_for_change(30.0))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        control.changed.set()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    run(body)
+
+
+def test_a_wait_for_a_change_ends_with_it_or_with_its_time() -> None:
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        control.changed.clear()
+        await control.wait_for_change(0.01)
+        assert not control.changed.is_set()
+        waiting = asyncio.create_task(control.wait_for_change(30.0))
+        await asyncio.sleep(0)
+        control.need_sync("a test")
+        async with asyncio.timeout(5.0):
+            await waiting
 
     run(body)

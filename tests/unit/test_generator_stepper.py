@@ -56,7 +56,8 @@ def run(body: Callable[[Stepper, FakeEngine], Awaitable[None]]) -> FakeEngine:
         engine, stepper = FakeEngine(), Stepper()
         await stepper.start(lambda: engine)
         try:
-            await asyncio.wait_for(body(stepper, engine), 20)
+            async with asyncio.timeout(20):
+                await body(stepper, engine)
         finally:
             stepper.stop(lambda made: setattr(made, "ended", True))
         return engine
