@@ -68,9 +68,22 @@ def register() -> None:
 
     if "gloo" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("gloo", "generator.gloo_engine", "GlooWeightTransferEngine")
+    _ask_for_amx()
     owner = os.environ.get(OWNER_VARIABLE)
     if owner is not None and int(owner) != os.getpid():
         _die_with_parent()
+
+
+def _ask_for_amx() -> None:
+    """Linux lets a process use AMX's tiles once it has asked; before, they are an illegal instruction.
+
+    vLLM 0.32's attention for bfloat16 takes them for granted where the CPU has them, and lives by some product of
+    oneDNN's, which does ask, coming first.
+    """
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
 
 
 def _die_with_parent() -> None:
