@@ -1,7 +1,7 @@
 """Throughput under docker compose while generators are added and taken away: `python -m benchmarks compose_scaling`.
 
 `docker compose up --scale generator=N` for N = 1, 2, 4, 1 on a running application (the demo's model with random
-weights, so that every response is cut by length and every step is the same work). Two cores do not hold four engines
+weights that stay as they are, so every step is much the same work). Two cores do not hold four engines
 beside a learner, so each generator has a sixth of a core: what is measured is whether the application makes use of
 a generator that joins, and does without one that leaves. A figure is tokens trained a second, with N relative to N
 times those with the first one alone. Wants a Docker engine and the time of a build; by name only.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +21,12 @@ from pathlib import Path
 from benchmarks.figures import Figure, at_least
 from benchmarks.harness import Settings
 from benchmarks.rig import DEMO
-from tests.compose.rig import Application, Record, application, build, no_engine
+from tests.compose.rig import Application, Record, application, built_image, no_engine
 
 SCALES = (1, 2, 4, 1)
 WINDOWS = 4
 STEPS_A_WINDOW = 3  # steps take turns: what one batch leaves in flight, the next has already
 SHARE_OF_A_CORE = "0.16"
-IMAGE = f"vcppo:benchmark-{os.getpid()}"
 SETTINGS = (
     "sft.phases=[{steps: 1, batch_size: 1, learning_rate: 1.0e-9}]",
     "value_pretraining.num_trajectories=0", "critic.init=policy", "rl.num_steps=1000000", "rl.batch_size=64",
@@ -41,7 +39,10 @@ def run(settings: Settings) -> list[Figure]:
     """One application, scaled while it runs. Raises RuntimeError without an engine."""
     scales = SCALES[: settings.size(len(SCALES), 2)]
     num_windows = settings.size(WINDOWS, 1)
-    with _image(), tempfile.TemporaryDirectory() as folder, _running(Path(folder)) as app:
+    if reason := no_engine():
+        raise RuntimeError(f"compose_scaling wants a Docker engine: {reason}")
+    image = f"vcppo:benchmark-{os.getpid()}"
+    with built_image(image), tempfile.TemporaryDirectory() as folder, _running(image, Path(folder)) as app:
         rates = [_rates(app, count, num_windows) for count in scales]
     alone = statistics.median(rates[0])
     return [
@@ -62,38 +63,22 @@ def _figure(turn: int, count: int, samples: list[float], alone: float) -> Figure
 
 
 @contextmanager
-def _image() -> Iterator[None]:
-    if reason := no_engine():
-        raise RuntimeError(f"compose_scaling wants a Docker engine: {reason}")
-    build(IMAGE)
-    try:
-        yield
-    finally:
-        subprocess.run(["docker", "image", "rm", "--force", "--no-prune", IMAGE], check=True, capture_output=True)
-
-
-@contextmanager
-def _running(folder: Path) -> Iterator[Application]:
+def _running(image: str, folder: Path) -> Iterator[Application]:
     chosen = {
         "CONFIG": str(DEMO),
         "GENERATORS": "1",
         "LEARNER_THREADS": "1",
         "SET": " ".join(f'"{each}"' for each in SETTINGS),
     }
-    with application("scaling", IMAGE, folder / "lines.jsonl", **chosen) as app:
+    with application("scaling", image, folder / "lines.jsonl", **chosen) as app:
         app.up()
         yield app
 
 
 def _rates(app: Application, count: int, num_windows: int) -> list[float]:
     """Tokens a second in windows of steps, from the first that `count` generators had all weights for."""
-    mark = len(app.lines)
     app.up("--no-recreate", "--scale", f"generator={count}")
-    app.wait(
-        f"{count} generators in a broadcast",
-        lambda: any(len(each["members"]) == count for each in app.records("weights_broadcast", mark)),
-        seconds=400,
-    )
+    app.wait_for_generators(count)
     app.docker("update", "--cpus", SHARE_OF_A_CORE, *app.containers("generator"))  # engines come up on a whole one
     mark = len(app.lines)
     needed = 1 + num_windows * STEPS_A_WINDOW

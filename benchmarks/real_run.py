@@ -28,8 +28,8 @@ class RunFailed(RuntimeError):
 class RealRun:
     """Runs under one temporary folder that share one set of random weights.
 
-    With random weights nearly every response is cut by length, and steps of size 1e-9 keep it so: each step is the
-    same work, whatever the settings compared do to learning.
+    Steps of size 1e-9 leave the weights as they are, and with them the lengths of responses: each step is much the same
+    work, whatever the settings compared do to learning.
     """
 
     def __init__(self, root: Path) -> None:

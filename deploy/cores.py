@@ -81,6 +81,10 @@ def malloc_environment() -> dict[str, str]:
     For generators: a weight update allocates each layer anew, twice, and each step its logits. When what is freed goes
     back to the kernel, or 4 KiB pages are asked for, page faults take as long as receiving and loading do.
     """
-    settings = {"hugetlb": 1, "arena_max": 1, "mmap_threshold": 1 << 30, "trim_threshold": 1 << 32}
+    return glibc_malloc(hugetlb=1, arena_max=1, mmap_threshold=1 << 30, trim_threshold=1 << 32)
+
+
+def glibc_malloc(**settings: int) -> dict[str, str]:
+    """Environment with these tunables of glibc's malloc; none of them where the user has set any."""
     tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in settings.items())
     return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": tunables}

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from common.errors import VcppoError
+from deploy.cores import glibc_malloc
 from deploy.log_lines import Record
 from deploy.processes import ProcessSpec
 
@@ -90,17 +91,22 @@ def redis_spec(
     }  # fmt: skip
     command = [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
     return ProcessSpec(
-        name=name, role="redis", command=command, environment=_environment(), is_ready=_is_ready, may_finish=False
+        name=name,
+        role="redis",
+        command=command,
+        environment=_malloc_environment(),
+        is_ready=_is_ready,
+        may_finish=False,
     )
 
 
-def _environment() -> dict[str, str]:
+def _malloc_environment() -> dict[str, str]:
     """glibc's malloc, where Redis is built on it, gives large blocks back to the kernel; what the user set stays.
 
     Rewriting the append-only file takes buffers of 10 MiB. Once one was freed, malloc by default takes the next from
     its heap and keeps what was touched of it: a fixed threshold, its own first one, keeps them out of there.
     """
-    return {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072"}
+    return glibc_malloc(mmap_threshold=128 * 2**10)
 
 
 def _is_ready(record: Record) -> bool:

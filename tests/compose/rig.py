@@ -31,11 +31,16 @@ def no_engine() -> str | None:
     return None
 
 
-def build(image: str) -> None:
-    """The CPU image from the tree as it is. The network is the host's, so that pip's configuration holds."""
-    command = ["docker", "build", "--network", "host", "--file", "deploy/Dockerfile", "--tag", image, "."]
+@contextmanager
+def built_image(name: str) -> Iterator[str]:
+    """The CPU image from the tree as it is; gone afterwards. The network is the host's: pip's configuration holds."""
+    command = ["docker", "build", "--network", "host", "--file", "deploy/Dockerfile", "--tag", name, "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    try:
+        yield name
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", "--no-prune", name], check=True, capture_output=True)
 
 
 class Application:
@@ -149,6 +154,18 @@ class Application:
         """Until so many more steps are trained from now."""
         mark = len(self.lines)
         self.wait(f"{num_steps} more steps", lambda: len(self.records("step", mark)) >= num_steps, seconds)
+
+    def wait_for_generators(self, count: int) -> frozenset[str]:
+        """Until a broadcast from now on reached exactly `count` generators. Returns their ids."""
+        mark = len(self.lines)
+
+        def reached() -> frozenset[str] | None:
+            members = [frozenset(record["members"]) for record in self.records("weights_broadcast", mark)]
+            return next((each for each in members if len(each) == count), None)
+
+        found = self.wait(f"{count} generators in a broadcast", reached, seconds=360)
+        assert found is not None
+        return found
 
     # ---- state
 

@@ -23,22 +23,6 @@ def app(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Applic
         yield made
 
 
-def members(app: Application, since: int) -> list[set[str]]:
-    """Who took part in each weight broadcast."""
-    return [set(record["members"]) for record in app.records("weights_broadcast", since)]
-
-
-def wait_for_generators(app: Application, count: int) -> set[str]:
-    """Until a broadcast reached exactly `count` generators."""
-    mark = len(app.lines)
-    app.wait(
-        f"{count} generators in a broadcast",
-        lambda: any(len(each) == count for each in members(app, mark)),
-        seconds=360,
-    )
-    return next(each for each in members(app, mark) if len(each) == count)
-
-
 def counts(app: Application) -> dict[str, int]:
     """The ledger by state; `vcppo ledger` exits with 1 unless it is exact."""
     text = app.cli("ledger", "--run", RUN)
@@ -66,7 +50,7 @@ def trained_by(app: Application) -> set[str]:
 def test_it_comes_up_and_trains(app: Application) -> None:
     app.up()
     app.trains(3, seconds=600)
-    assert len(wait_for_generators(app, 1)) == 1
+    assert len(app.wait_for_generators(1)) == 1
     user = app.compose("exec", "-T", "generator", "id", "-u").strip()
     assert user == "10001"
     app.wait("health", lambda: app.compose("ps", "--format", "{{.Health}}").split() == ["healthy"] * 4, 60)
@@ -132,7 +116,7 @@ def test_three_generators_and_one_again(app: Application) -> None:
     first = set(app.containers("generator"))
 
     app.up("--no-recreate", "--scale", "generator=3")
-    three = wait_for_generators(app, 3)
+    three = app.wait_for_generators(3)
     app.wait("trained trajectories of all three", lambda: three <= trained_by(app))
     assert first <= set(app.containers("generator"))
     app.wait("Prometheus to find the new ones", lambda: num_scraped(app) == 5, 60)
@@ -143,7 +127,7 @@ def test_three_generators_and_one_again(app: Application) -> None:
     # On a clean stop what is leased goes back at once, with what the queue shows: nothing waits for a lease to run out.
     app.wait("both to leave", lambda: len(app.records("generator_leaving", mark)) == 2)
     assert not app.records("leases_expired", mark)
-    wait_for_generators(app, 1)
+    app.wait_for_generators(1)
     assert {service: app.started_at(service) for service in others} == others
     app.wait("Prometheus to forget them", lambda: num_scraped(app) == 3, 60)
     app.compose("rm", "--stop", "--force", "prometheus")
@@ -159,7 +143,7 @@ def test_a_killed_container(app: Application, service: str) -> None:
     app.up("--no-recreate")
     app.trains()
     if service == "generator":
-        wait_for_generators(app, 1)
+        app.wait_for_generators(1)
     if service == "learner":
         assert app.records("checkpoint_loaded", mark)
     assert counts(app)["trained"] >= before["trained"]

@@ -120,7 +120,8 @@ def test_silence_after_a_pause_asks_for_new_weights() -> None:
         watch = asyncio.create_task(control.watch_silence())
         control.changed.clear()
         await call("pause")
-        await control.wait_for_change(5.0)
+        async with asyncio.timeout(5.0):
+            await control.changed.wait()
         assert control.policy_version == UNSYNCED
         watch.cancel()
 
