@@ -150,7 +150,7 @@ def _smollm2(settings: Settings) -> Case:
     config = VcppoConfig.model_validate(
         {"model": {"path": "-", "dtype": "bfloat16"}, "algorithm": algorithm, "learner": {"micro_batch_tokens": 2048}}
     )
-    lengths = log_normal_lengths(settings.size(20, 4))
+    lengths = log_normal_lengths(settings.size(12, 4))
     return Case("SmolLM2-135M shape, bf16", architecture, config, lengths, 64, rounds=1, goal=at_least(50))
 
 

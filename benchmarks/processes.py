@@ -30,7 +30,7 @@ from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
 NUM_GENERATORS = (1, 2, 4)
-NUM_STEPS = 11
+NUM_STEPS = 9
 WARM_UP_STEPS = 3
 RESPONSES_EACH = 32
 RANK_MODEL = {  # 2 million weights: a step of seconds

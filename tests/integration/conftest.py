@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,12 @@ class RedisServer:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            with socket.socket() as client:
+            with suppress(OSError), socket.socket() as client:  # refused, or too busy to answer within a second: again
                 client.settimeout(1)
-                if client.connect_ex(("127.0.0.1", self.port)) == 0:
-                    client.sendall(b"PING\r\n")
-                    if client.recv(16).startswith((b"+PONG", b"-NOAUTH")):
-                        return
+                client.connect(("127.0.0.1", self.port))
+                client.sendall(b"PING\r\n")
+                if client.recv(16).startswith((b"+PONG", b"-NOAUTH")):
+                    return
             time.sleep(0.02)
         pytest.fail(f"redis-server on port {self.port} did not answer within 20 s")
 
