@@ -163,6 +163,11 @@ class SuiteData:
         known = [*self.arms, *([self.cold_start] if self.cold_start is not None else [])]
         return next((arm for arm in known if arm.name == name), None)
 
+    def absence(self, *names: str) -> str:
+        """Why there is nothing about these arms: nobody ran one yet, or the suite doesn't have it."""
+        known = {COLD_START, *self.wanted_seeds}
+        return "not run" if not self.wanted_seeds or known.issuperset(names) else "not in this suite"
+
     @property
     def num_runs(self) -> int:
         return sum(len(arm.runs) for arm in self.arms)

@@ -101,7 +101,7 @@ def paper_tables(data: SuiteData) -> Iterator[Table]:
     """Tables 1 to 4 with this suite's numbers beside the paper's; rows nobody ran say so."""
     headings = ("arm", PAPER_HEADING, "here: pass@1, %", "95 % interval", "lowest – highest seed", "length", "seeds")
     for title, rows in PAPER_TABLES:
-        cells = [[row.label, row.paper, *_figures(data.arm(row.arm))] for row in rows]
+        cells = [[row.label, row.paper, *_figures(data, row.arm)] for row in rows]
         if any(data.arm(row.arm) for row in rows):
             yield Table(title, headings, cells)
 
@@ -110,9 +110,10 @@ def interval(bounds: tuple[float, float] | None) -> str:
     return "–" if bounds is None else f"{per_cent(bounds[0])} – {per_cent(bounds[1])}"
 
 
-def _figures(arm: ArmData | None) -> list[str]:
+def _figures(data: SuiteData, name: str) -> list[str]:
+    arm = data.arm(name)
     if arm is None:
-        return ["not run", "–", "–", "–", "0"]
+        return [data.absence(name), "–", "–", "–", "0"]
     mean_length = f"{np.mean(arm.lengths):.0f}" if arm.lengths else "–"
     return [per_cent(float(np.mean(arm.pass_at_1))), interval(arm.interval), spread(arm.pass_at_1), mean_length,
             str(len(arm.runs))]  # fmt: skip
@@ -131,7 +132,7 @@ def results(data: SuiteData) -> Table:
     rows = []
     first = [data.cold_start] if data.cold_start is not None else []
     for arm in [*first, *data.arms]:
-        mean, within, between, length, seeds = _figures(arm)
+        mean, within, between, length, seeds = _figures(data, arm.name)
         quality = arm.curve("explained_variance/token")
         rows.append([
             arm.name, mean, within, per_cent(float(np.median(arm.pass_at_1))), between, length,
@@ -179,7 +180,7 @@ def _claim(data: SuiteData, claim: Claim) -> list[str]:
     better, worse = data.arm(claim.better), data.arm(claim.worse)
     found = difference(better, worse) if better is not None and worse is not None else None
     if found is None:
-        return [claim.text, "–", "–", "–", "not run"]
+        return [claim.text, "–", "–", "–", data.absence(claim.better, claim.worse)]
     low, high = (f"{100 * each:+.1f}" for each in found.interval)
     seeds = ", ".join(f"{100 * each:+.1f}" for each in found.by_seed)
     verdict = VERDICTS[found.verdict] + (", one seed only" if len(found.by_seed) == 1 else "")

@@ -126,6 +126,7 @@ def test_claims_are_judged_by_interval_and_every_seed(suite: Path) -> None:
     assert verdicts["VC-PPO is better than PPO (critic rising along the response)"] == "yes"
     assert verdicts["Decoupled GAE helps"] == "does not show at this scale, one seed only"
     assert verdicts["VC-PPO is better than GRPO"] == "not run"
+    assert verdicts["λ_actor = 0.95 is better than 0.9"] == "not in this suite"
     (first, *_) = paper_tables(data)
     assert first.rows[0][2] == "not run"
 
