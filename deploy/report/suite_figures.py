@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -29,6 +29,16 @@ DISTANCES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 327
 LAMBDAS = ("0.9", "0.95", "0.99", "1")
 
 
+LINES = ("-", "--", ":", "-.")
+
+
+class Look(NamedTuple):
+    """Colour and line style of an arm, by Matplotlib's names."""
+
+    colour: str
+    line: str
+
+
 @dataclass
 class Drawing:
     """A figure in the making, and the rows it is made of."""
@@ -38,14 +48,16 @@ class Drawing:
     axes: Sequence[Axes]
     rows: list[Row] = field(default_factory=list)
 
-    def curve(self, ax: Axes, arm: ArmData, metric: str, colour: str) -> None:
+    def curve(self, ax: Axes, arm: ArmData, metric: str, look: Look) -> None:
         """Mean over seeds, a band from the smallest to the largest."""
         found = arm.curve(metric)
         if found is None:
             return
-        ax.plot(found.steps, found.mean, color=colour, label=f"{arm.name} ({found.num_seeds})")
+        ax.plot(
+            found.steps, found.mean, color=look.colour, linestyle=look.line, label=f"{arm.name} ({found.num_seeds})"
+        )
         if found.num_seeds > 1:
-            ax.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.15, linewidth=0)
+            ax.fill_between(found.steps, found.low, found.high, color=look.colour, alpha=0.15, linewidth=0)
         for step, mean, low, high in zip(found.steps, found.mean, found.low, found.high, strict=True):
             self.rows.append(
                 {"arm": arm.name, "metric": metric, "step": step, "mean": float(mean), "lowest_seed": float(low),
@@ -59,12 +71,13 @@ class Drawing:
         self.rows += [{"curve": label, "what": what, "x": float(a), "y": float(b)} for a, b in kept]
 
 
-def colour_of(data: SuiteData, arm: str) -> str:
-    """The main arms have colours of their own; the others take what is left, in order."""
-    if arm in FIXED:
-        return FIXED[arm]
-    others = [each.name for each in data.arms if each.name not in FIXED]
-    return COLOURS[(len(FIXED) + others.index(arm)) % len(COLOURS)]
+def looks(arms: Sequence[ArmData]) -> dict[str, Look]:
+    """One for each arm of a figure: the main arms have colours of their own, the others take the rest, then dashed."""
+    others = [arm.name for arm in arms if arm.name not in FIXED]
+    left = COLOURS[len(FIXED) :]
+    return {name: Look(colour, "-") for name, colour in FIXED.items()} | {
+        name: Look(left[i % len(left)], LINES[i // len(left)]) for i, name in enumerate(others)
+    }
 
 
 def _chosen(data: SuiteData, names: Sequence[str]) -> list[ArmData]:
@@ -103,7 +116,7 @@ def _curves(drawing: Drawing, arms: Sequence[ArmData], metrics: Sequence[str]) -
         return ""
     for ax, metric in zip(drawing.axes, metrics, strict=True):
         for arm in arms:
-            drawing.curve(ax, arm, metric, colour_of(drawing.data, arm.name))
+            drawing.curve(ax, arm, metric, looks(arms)[arm.name])
         ax.set_title(TITLES[metric])
         ax.set_xlabel("learner step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -138,9 +151,8 @@ def by_position(drawing: Drawing) -> str:
         for arm in arms:
             found = arm.list_at(metric, 1)
             assert found is not None
-            drawing.points(
-                ax, arm.name, metric, place, found, color=colour_of(drawing.data, arm.name), marker="o", markersize=3
-            )
+            colour, line = looks(arms)[arm.name]
+            drawing.points(ax, arm.name, metric, place, found, color=colour, linestyle=line, marker="o", markersize=3)
         ax.axhline(0, color=MUTED, linewidth=0.8)
         ax.set_title(title)
         ax.set_xlabel("position in the response")
@@ -158,6 +170,8 @@ def signal(drawing: Drawing) -> str:
     if not shown:
         return ""
     middle = [np.sqrt(max(a, 1) * b) for a, b in pairwise(DISTANCES)]
+    for ax in drawing.axes[len(shown) :]:
+        ax.set_visible(False)
     for ax, arm in zip(drawing.axes, shown, strict=False):
         longest = 0
         for lam, colour in zip(LAMBDAS, (RED, ORANGE, TEAL, BLUE), strict=True):

@@ -15,7 +15,7 @@ from deploy.cli import main
 from deploy.report import suite_figures
 from deploy.report.suite import MARK, write_suite_report
 from deploy.report.suite_data import ArmData, SeedRun, arm_of, difference, load_run, load_suite_data, runs_in
-from deploy.report.suite_figures import FIGURES
+from deploy.report.suite_figures import FIGURES, FIXED, looks
 from deploy.report.suite_tables import claims, left_out, paper_tables, spread
 from deploy.run_config import RunError
 from learner.reward_signal import DISTANCES, LAMBDAS
@@ -129,6 +129,11 @@ def test_claims_are_judged_by_interval_and_every_seed(suite: Path) -> None:
     assert verdicts["λ_actor = 0.95 is better than 0.9"] == "not in this suite"
     (first, *_) = paper_tables(data)
     assert first.rows[0][2] == "not run"
+
+
+def test_no_two_arms_of_a_figure_look_alike() -> None:
+    arms = [arm_with(name) for name in (*FIXED, *(f"arm-{number}" for number in range(15)))]
+    assert len({looks(arms)[arm.name] for arm in arms}) == len(arms)
 
 
 def arm_with(name: str, *rates: list[float]) -> ArmData:
