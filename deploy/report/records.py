@@ -6,8 +6,12 @@ is a suite to `vcppo report`, and `vcppo experiment` takes its runs for finished
 
 from __future__ import annotations
 
+import io
+import re
 import tarfile
 from pathlib import Path
+
+from deploy.processes import REPOSITORY
 
 # Below a suite's folder. The export's config.json says that a run was finished.
 RECORDS = (
@@ -20,15 +24,21 @@ RECORDS = (
 def pack(suite: Path, archive: Path) -> None:
     """Write the records of the suite in `suite` to `archive` (.tar.xz), below its name.
 
-    The same records give the same bytes: no times, no users.
+    The same records give the same bytes: no times, no users. Where they were made stays private: paths are those of a
+    suite below runs/ of a checkout.
     """
+    places = {str(suite.parent): "runs", str(suite.resolve().parent): "runs", str(REPOSITORY): "."}
     paths = sorted({path for pattern in RECORDS for path in suite.glob(pattern)})
     archive.parent.mkdir(parents=True, exist_ok=True)
     staging = archive.with_name(f"{archive.name}.part")
     with tarfile.open(staging, "w:xz", preset=9) as file:
         for path in paths:
             entry = tarfile.TarInfo(f"{suite.resolve().name}/{path.relative_to(suite)}")
-            entry.size = path.stat().st_size
-            with path.open("rb") as content:
-                file.addfile(entry, content)
+            text = path.read_text(encoding="utf-8")
+            for place, here in places.items():
+                if place.startswith("/"):
+                    text = re.sub(rf"{re.escape(place)}(?![^/\"'\s])", here, text)  # not the start of a longer name
+            content = text.encode()
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
     staging.replace(archive)

@@ -138,12 +138,17 @@ def results(data: SuiteData) -> Table:
             arm.name, mean, within, per_cent(float(np.median(arm.pass_at_1))), between, length,
             "–" if quality is None else f"{quality.mean[-1]:.2f}", _lowest_accuracy(arm), seeds,
         ])  # fmt: skip
-    return Table("All arms", headings, rows, note=RESULTS_NOTE)
+    alike = len({tuple(arm.seeds) for arm in data.arms}) == 1
+    return Table("All arms", headings, rows, note=RESULTS_NOTE + ("" if alike else UNLIKE_NOTE))
 
 
 RESULTS_NOTE = (
     "pass@1 on held-out problems, mean over seeds. The interval is a bootstrap over problems (SciPy) of that mean; it"
     " says nothing of seeds, whose lowest and highest stand beside it."
+)
+UNLIKE_NOTE = (
+    " Not all arms have the same seeds, and a seed (its cold start, its draws) can matter as much as an arm: compare arms"
+    " by the paired differences."
 )
 
 

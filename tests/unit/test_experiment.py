@@ -191,5 +191,5 @@ def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["experiment", "quick", "--dry-run", "--folder", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "vc_ppo-seed0" in out
-    assert "ppo_rm_complete_beats_prefix-seed1" in out
+    assert "ppo_rm_complete_beats_prefix-seed0" in out
     assert list(tmp_path.iterdir()) == []

@@ -93,6 +93,8 @@ def test_the_same_page_is_made_from_the_records(
     with tarfile.open(archive) as file:
         assert not any("safetensors" in name or "/logs/" in name for name in file.getnames())
         file.extractall(tmp_path / "elsewhere", filter="data")
+    texts = [path.read_text() for path in (tmp_path / "elsewhere").rglob("*.*")]
+    assert not any(str(tmp_path) in text for text in texts)  # where it was made is nobody's business
     again = tmp_path / "elsewhere" / "s"
     assert main(["report", str(again)]) == 0
     for name in ("report.md", "all_arms.csv", "figure_4_accuracy.csv"):
