@@ -147,8 +147,8 @@ RESULTS_NOTE = (
     " says nothing of seeds, whose lowest and highest stand beside it."
 )
 UNLIKE_NOTE = (
-    " Not all arms have the same seeds, and a seed (its cold start, its draws) can matter as much as an arm: compare arms"
-    " by the paired differences."
+    " Not all arms have the same seeds, and a seed (its cold start, its draws) can matter as much as an arm: compare"
+    " arms by the paired differences."
 )
 
 
