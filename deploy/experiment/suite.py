@@ -2,7 +2,7 @@
 
 name: quick                      # runs go to <folder>/<name>/<arm>-seed<n>
 base: ../arms/base.yaml          # its cold start is every arm's, one a seed
-seeds: [0, 1, 2]
+seeds: [0, 1, 2]                 # cold_start_seed: 0 would start them all from seed 0's
 settings: {rl: {num_steps: 16}}  # laid over every arm alike
 arms:
   - config: ../arms/vc_ppo.yaml  # its name is the file's; paths are relative to the suite
@@ -59,6 +59,8 @@ class Suite(BaseModel):
     base: Path
     folder: Path = Path("runs")
     seeds: tuple[int, ...] = Field(min_length=1)
+    cold_start_seed: int | None = None
+    """Every seed's runs start from this seed's cold start; None: each from its own."""
     settings: dict[str, object] = Field(default_factory=dict)
     arms: tuple[Arm, ...] = Field(min_length=1)
 
@@ -66,6 +68,11 @@ class Suite(BaseModel):
     def path(self) -> Path:
         """Where its runs are."""
         return self.folder / self.name
+
+    def cold_start(self, seed: int) -> tuple[str, int]:
+        """Name and seed of the cold start that this seed's runs begin with."""
+        made_with = seed if self.cold_start_seed is None else self.cold_start_seed
+        return f"cold_start-seed{made_with}", made_with
 
 
 @dataclass(frozen=True)
@@ -169,10 +176,10 @@ def _all_seeds(suite: Suite) -> list[int]:
 
 def _run(suite: Suite, arm: Arm, seed: int, overrides: Sequence[str]) -> Run:
     shared = as_overrides(suite.settings)
-    cold_name = f"cold_start-seed{seed}"
+    cold_name, cold_seed = suite.cold_start(seed)
     cold_folder = suite.path / cold_name / "cold_start"
     mine = [f"run.folder={suite.path}", f"run.seed={seed}", f"model.path={cold_folder}", f"sft.output={cold_folder}"]
-    cold_start = load_config(suite.base, [*shared, *overrides, *mine, f"run.name={cold_name}"])
+    cold_start = load_config(suite.base, [*shared, *overrides, *mine, f"run.seed={cold_seed}", f"run.name={cold_name}"])
     own = [*shared, *as_overrides(arm.settings), *overrides, *mine]
     reward_model = None
     if arm.reward_model is not None:
@@ -205,7 +212,8 @@ def _reward_model(suite: Suite, arm: Arm, seed: int, overrides: Sequence[str]) -
 
 def recorded_at(suite: Suite, seed: int) -> Path:
     """Where the rollouts for this seed's reward models are put once some arm has recorded them."""
-    return suite.path / f"cold_start-seed{seed}" / "recorded.msgpack"
+    cold_name, cold_seed = suite.cold_start(seed)
+    return suite.path / cold_name / ("recorded.msgpack" if seed == cold_seed else f"recorded-seed{seed}.msgpack")
 
 
 def _digest(parts: object) -> str:

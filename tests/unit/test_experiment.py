@@ -60,6 +60,17 @@ def test_runs_are_arms_by_seeds_from_one_cold_start(suite: Suite, tmp_path: Path
     assert [run.config.run.name for run in plan_runs(suite, ["vc_ppo"], [1])] == ["vc_ppo-seed1"]
 
 
+def test_one_cold_start_may_be_every_seeds(tmp_path: Path) -> None:
+    arms = f"- {{config: {ARMS}/vc_ppo.yaml}}\n- {{config: {ARMS}/ppo.yaml, reward_model: {{rollouts: recorded}}}}\n"
+    runs = plan_runs(load_suite(suite_file(tmp_path, arms, "cold_start_seed: 1\n")))
+    assert [run.seed for run in runs] == [run.config.run.seed for run in runs] == [0, 0, 1, 1]
+    assert {run.cold_start.run.name for run in runs} == {"cold_start-seed1"}
+    assert {run.cold_start.run.seed for run in runs} == {1}
+    assert {run.config.model.path for run in runs} == {str(tmp_path / "s" / "cold_start-seed1" / "cold_start")}
+    models = [run.reward_model for run in runs if run.reward_model is not None]
+    assert len({model.reward_model.rollouts for model in models}) == len({model.run.name for model in models}) == 2
+
+
 def test_what_runs_share(suite: Suite) -> None:
     runs = by_name(plan_runs(suite))
     vc, coupled, fewer = (runs[f"{n}-seed0"] for n in ("vc_ppo", "without_decoupled_gae", "value_pretraining_0.25"))
