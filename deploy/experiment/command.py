@@ -24,7 +24,7 @@ trajectories and the pretrained critic. The same command again skips finished ru
 second one beside it takes runs the first has not begun. Suites: a YAML file, or a name in deploy/configs/suites/.
 """
 EXAMPLES = """\
-vcppo experiment quick                       QUICKTIME; then: vcppo report runs/quick
+vcppo experiment quick                       12 minutes on one core; then: vcppo report runs/quick
 vcppo experiment --quick                     the same
 vcppo experiment paper --dry-run             what would run, what is shared, what is there
 vcppo experiment paper --arm vc_ppo --arm ppo --seed 0

@@ -20,6 +20,7 @@ from deploy.run_data import Row, RunData, read_json, series
 
 BOOTSTRAP_SEED = 0
 COLD_START = "cold start"
+NOT_ASKED = "not in this suite"
 Float64Array = NDArray[np.float64]
 
 
@@ -166,7 +167,7 @@ class SuiteData:
     def absence(self, *names: str) -> str:
         """Why there is nothing about these arms: nobody ran one yet, or the suite doesn't have it."""
         known = {COLD_START, *self.wanted_seeds}
-        return "not run" if not self.wanted_seeds or known.issuperset(names) else "not in this suite"
+        return "not run" if not self.wanted_seeds or known.issuperset(names) else NOT_ASKED
 
     @property
     def num_runs(self) -> int:

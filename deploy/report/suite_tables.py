@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deploy.display import clock, number
-from deploy.report.suite_data import COLD_START, ArmData, SeedRun, SuiteData, difference
+from deploy.report.suite_data import COLD_START, NOT_ASKED, ArmData, SeedRun, SuiteData, difference
 
 
 class Table(NamedTuple):
@@ -98,11 +98,15 @@ def spread(numbers: Sequence[float], pattern: str = "{:.1f}", factor: float = 10
 
 
 def paper_tables(data: SuiteData) -> Iterator[Table]:
-    """Tables 1 to 4 with this suite's numbers beside the paper's; rows nobody ran say so."""
+    """Tables 1 to 4 with this suite's numbers beside the paper's; rows nobody ran say so.
+
+    A table of which the suite has VC-PPO only compares nothing, and is left out.
+    """
     headings = ("arm", PAPER_HEADING, "here: pass@1, %", "95 % interval", "lowest – highest seed", "length", "seeds")
     for title, rows in PAPER_TABLES:
         cells = [[row.label, row.paper, *_figures(data, row.arm)] for row in rows]
-        if any(data.arm(row.arm) for row in rows):
+        others = (row.arm for row in rows if row.arm != "vc_ppo")
+        if any(data.arm(row.arm) for row in rows) and any(data.absence(arm) != NOT_ASKED for arm in others):
             yield Table(title, headings, cells)
 
 
