@@ -46,20 +46,14 @@ Contenders = dict[str, Callable[[list[Prompt]], Generated]]
 
 def run(settings: Settings) -> list[Figure]:
     core = max(os.sched_getaffinity(0))
-    demo = Case("demo model", demo_architecture(), "float32", 32, settings.size(256, 32), 152, settings.rounds(5))
+    demo = Case("demo model", demo_architecture(), "float32", 32, settings.size(256, 32), 152, settings.rounds(3))
     if settings.quick:
         return _figures(demo, _measure(demo, core, one_process=True))
-    found = {n: _measure(demo._replace(in_flight=n, num_rounds=2), core, with_peer=False) for n in (16, 64)}
-    found[32] = _measure(demo, core)
     large = Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 32, 32, 48, 2)
-    return [
-        *_figures(demo, found[32]),
-        *(_scaling(demo, n, found) for n in (16, 64)),
-        *_figures(large, _measure(large, core)),
-    ]
+    return [*_figures(demo, _measure(demo, core)), *_figures(large, _measure(large, core))]
 
 
-def _measure(case: Case, core: int, *, with_peer: bool = True, one_process: bool = False) -> dict[str, list[float]]:
+def _measure(case: Case, core: int, *, one_process: bool = False) -> dict[str, list[float]]:
     """Tokens per second of each contender, a sample a round. `one_process`: `LLM` starts in half the time."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -76,18 +70,18 @@ def _measure(case: Case, core: int, *, with_peer: bool = True, one_process: bool
         (spec,) = rig.launcher.generator_specs()  # a core of its own, as with one for the learner beside it
         os.sched_setaffinity(0, {_another_core(core)})  # what only watches is not to be counted
         rig.start(spec, [core])
-        contenders: Contenders = {"ours": lambda prompts: _ours(rig, prompts)}
-        if with_peer:
-            environment = {**spec.environment, "TORCHDYNAMO_DISABLE": "1"}  # as `generator.engine` has it in eager mode
-            if one_process:
-                environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            peer = stack.enter_context(VllmPeer(llm_arguments(config), _another_core(core), environment))
-            contenders["plain"] = peer.generate
-            contenders["log_probs"] = lambda prompts: peer.generate(prompts, log_probs=True)
+        environment = {**spec.environment, "TORCHDYNAMO_DISABLE": "1"}  # as `generator.engine` has it in eager mode
+        if one_process:
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        peer = stack.enter_context(VllmPeer(llm_arguments(config), _another_core(core), environment))
+        contenders: Contenders = {
+            "ours": lambda prompts: _ours(rig, prompts),
+            "plain": peer.generate,
+            "log_probs": lambda prompts: peer.generate(prompts, log_probs=True),
+        }
         rig.wait(lambda: rig.store.members("generator") != [], "the generator registered")
-        if with_peer:
-            peer.wait_ready()
-            peer.move_to(core)
+        peer.wait_ready()
+        peer.move_to(core)
         return _rounds(case, config, contenders)
 
 
@@ -153,11 +147,3 @@ def _figures(case: Case, rates: dict[str, list[float]]) -> list[Figure]:
         figure("LLM.generate", "plain", goal=at_least(95)),
         figure("LLM.generate with log-probs, without text", "log_probs"),
     ]
-
-
-def _scaling(case: Case, in_flight: int, rates: dict[int, dict[str, list[float]]]) -> Figure:
-    usual = statistics.median(rates[case.in_flight]["ours"])
-    values = [rate / usual for rate in rates[in_flight]["ours"]]
-    what = f"generator tokens/s, {case.name}, {in_flight} in flight"
-    absolute = f"{statistics.median(rates[in_flight]['ours']):,.0f} tokens/s"
-    return Figure.of(what, f"{case.in_flight} in flight", values, absolute=absolute)

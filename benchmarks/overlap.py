@@ -18,7 +18,7 @@ from benchmarks.harness import Settings
 from benchmarks.real_run import RealRun
 from deploy.run_data import Row, RunData
 
-NUM_STEPS = 16
+NUM_STEPS = 12
 WARM_UP_STEPS = 3  # compilation, caches, and a first batch that nothing overlaps
 
 

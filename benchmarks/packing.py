@@ -1,6 +1,6 @@
 """Forward and backward of a policy's loss over responses of log-normal lengths, packed against padded.
 
-All three ways run transformers' own model with the learner's log-prob head, on 32 sequences (mean 295 tokens, longest
+All three ways run transformers' own model with the learner's log-prob head, on 24 sequences (mean 295 tokens, longest
 1,220), and give the gradient of the sum of their log-probs over their number:
 
 - packed: `learner.packing` and our attention, as the learner trains;

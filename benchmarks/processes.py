@@ -1,4 +1,4 @@
-"""More processes: 1, 2, 4 generators and 1, 2 learner ranks. Is it a straight line?
+"""More processes: 1 and 4 generators and 1, 2 learner ranks. Is it a straight line?
 
 Generators: synchronous runs of the demo with random weights (see `benchmarks.real_run`) on two cores; CPU seconds of
 all generator processes over the tokens they made, engines' start-up left out. The batch grows with their number, 32
@@ -29,7 +29,7 @@ from benchmarks.rig import write_model
 from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
-NUM_GENERATORS = (1, 2, 4)
+NUM_GENERATORS = (1, 4)
 NUM_STEPS = 9
 WARM_UP_STEPS = 3
 RESPONSES_EACH = 32
