@@ -27,7 +27,7 @@ def pack(suite: Path, archive: Path) -> None:
     The same records give the same bytes: no times, no users. Where they were made stays private: paths are those of a
     suite below runs/ of a checkout.
     """
-    places = {str(suite.parent): "runs", str(suite.resolve().parent): "runs", str(REPOSITORY): "."}
+    places = {suite.absolute().parent: "runs", suite.resolve().parent: "runs", REPOSITORY: "."}
     paths = sorted({path for pattern in RECORDS for path in suite.glob(pattern)})
     archive.parent.mkdir(parents=True, exist_ok=True)
     staging = archive.with_name(f"{archive.name}.part")
@@ -36,8 +36,7 @@ def pack(suite: Path, archive: Path) -> None:
             entry = tarfile.TarInfo(f"{suite.resolve().name}/{path.relative_to(suite)}")
             text = path.read_text(encoding="utf-8")
             for place, here in places.items():
-                if place.startswith("/"):
-                    text = re.sub(rf"{re.escape(place)}(?![^/\"'\s])", here, text)  # not the start of a longer name
+                text = re.sub(rf"{re.escape(str(place))}(?![^/\"'\s])", here, text)  # not the start of a longer name
             content = text.encode()
             entry.size = len(content)
             file.addfile(entry, io.BytesIO(content))

@@ -114,9 +114,10 @@ TITLES = {"reward/accuracy": "Accuracy", "length/mean": "Response length, tokens
 def _curves(drawing: Drawing, arms: Sequence[ArmData], metrics: Sequence[str]) -> str:
     if not arms:
         return ""
+    look = looks(arms)
     for ax, metric in zip(drawing.axes, metrics, strict=True):
         for arm in arms:
-            drawing.curve(ax, arm, metric, looks(arms)[arm.name])
+            drawing.curve(ax, arm, metric, look[arm.name])
         ax.set_title(TITLES[metric])
         ax.set_xlabel("learner step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -143,7 +144,7 @@ def by_position(drawing: Drawing) -> str:
     arms = [arm for arm in _starts(drawing.data) if arm.list_at("values/by_position", 1) is not None]
     if not arms:
         return ""
-    place = np.arange(10) * 10 + 5
+    place, look = np.arange(10) * 10 + 5, looks(arms)
     for ax, metric, title in zip(
         drawing.axes, ("values/by_position", "advantages/by_position"),
         ("Values at step 1", "Advantages at step 1, before whitening"), strict=True,
@@ -151,7 +152,7 @@ def by_position(drawing: Drawing) -> str:
         for arm in arms:
             found = arm.list_at(metric, 1)
             assert found is not None
-            colour, line = looks(arms)[arm.name]
+            colour, line = look[arm.name]
             drawing.points(ax, arm.name, metric, place, found, color=colour, linestyle=line, marker="o", markersize=3)
         ax.axhline(0, color=MUTED, linewidth=0.8)
         ax.set_title(title)
