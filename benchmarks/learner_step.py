@@ -42,7 +42,7 @@ from learner.packing import pack
 from learner.update import Models
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
-_PRODUCT_SIZE = 2048
+_PRODUCT_SIZE, _QUICK_PRODUCT_SIZE = 2048, 512
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run(settings: Settings) -> list[Figure]:
     init_distributed("cpu")
     figures, bars = [], {}
     for case in (_demo(settings), _smollm2(settings)):
-        flops, steps = _measure(case)
+        flops, steps = _measure(case, settings.size(_PRODUCT_SIZE, _QUICK_PRODUCT_SIZE))
         efficiency = [100.0 * flops / step.product_speed / step.seconds for step in steps]
         middle = sorted(steps, key=lambda step: step.seconds)[len(steps) // 2]
         bars[case.name] = (middle.phases, flops / middle.product_speed)
@@ -150,7 +150,7 @@ def _smollm2(settings: Settings) -> Case:
     config = VcppoConfig.model_validate(
         {"model": {"path": "-", "dtype": "bfloat16"}, "algorithm": algorithm, "learner": {"micro_batch_tokens": 2048}}
     )
-    lengths = log_normal_lengths(settings.size(12, 4))
+    lengths = log_normal_lengths(settings.size(12, 4), longest=settings.size(1220, 400))
     return Case("SmolLM2-135M shape, bf16", architecture, config, lengths, 64, rounds=1, goal=at_least(50))
 
 
@@ -165,7 +165,7 @@ def _demo(settings: Settings) -> Case:
     return Case("demo model, fp32", demo_architecture(), config, lengths, 16, rounds=settings.rounds(5))
 
 
-def _measure(case: Case) -> tuple[float, list[Measured]]:
+def _measure(case: Case, product_size: int) -> tuple[float, list[Measured]]:
     """Model FLOPs of one step, and each of its rounds. A first step, on one micro-batch, warms up: memory included."""
     dtype = EngineOptions.from_config(case.config).torch_dtype
     with tempfile.TemporaryDirectory() as folder:
@@ -175,12 +175,12 @@ def _measure(case: Case) -> tuple[float, list[Measured]]:
     share = Share(0, 1, case.config.learner.micro_batch_tokens)
     loop = RlLoop(case.config, models, share, cast(Broadcaster, None), None)
     batch = Batch(random_trajectories(case.lengths, shape.vocab_size, case.prompt), 0)
-    first_pack = pack(case.lengths, share.micro_batch_tokens)[0]
-    loop.train(Batch([batch.trajectories[i] for i in first_pack], 0), Phases())
-    steps, speed = [], _product_speed(dtype)
+    smallest = pack(case.lengths, share.micro_batch_tokens)[-1]
+    loop.train(Batch([batch.trajectories[i] for i in smallest], 0), Phases())
+    steps, speed = [], _product_speed(dtype, product_size)
     for _ in range(case.rounds):
         phases = _one_step(loop, batch)
-        after = _product_speed(dtype)
+        after = _product_speed(dtype, product_size)
         steps.append(Measured(phases, (speed + after) / 2))
         speed = after
     algorithm = case.config.algorithm
@@ -229,13 +229,13 @@ def _one_step(loop: RlLoop, batch: Batch) -> dict[str, float]:
     return {name: seconds[name] for name in PHASES}
 
 
-def _product_speed(dtype: torch.dtype) -> float:
+def _product_speed(dtype: torch.dtype, size: int) -> float:
     """FLOP/s of torch.mm: the median of five."""
-    left, right = (torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE).to(dtype) for _ in range(2))
-    out = torch.empty(_PRODUCT_SIZE, _PRODUCT_SIZE, dtype=dtype)
+    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype)
     seconds = []
     for _ in range(6):
         started = time.process_time()
         torch.mm(left, right, out=out)
         seconds.append(time.process_time() - started)
-    return 2 * _PRODUCT_SIZE**3 / statistics.median(seconds[1:])
+    return 2 * size**3 / statistics.median(seconds[1:])

@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.workload import log_normal_lengths, random_trajectories
 from common.config import VcppoConfig
+from common.end_process import end_process
 from learner.batch import Batch, Share
 from learner.engine import (
     EngineOptions,
     TrainEngine,
     barrier,
-    end_process,
     init_distributed,
     num_ranks,
     rank,

@@ -17,7 +17,6 @@ from deploy.run_data import RunData
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # what `vcppo up` ends with when its learner was stopped from outside
-_TICK_SECONDS = 1.0
 _STOP_SECONDS = 60.0
 
 
@@ -49,12 +48,17 @@ class RealRun:
         return RunFolder(self.root / name)
 
     def up(
-        self, name: str, *overrides: str, on_tick: Callable[[], None] | None = None, stops_early: bool = False
+        self,
+        name: str,
+        *overrides: str,
+        on_tick: Callable[[], None] | None = None,
+        tick_seconds: float = 1.0,
+        stops_early: bool = False,
     ) -> RunData:
         """Bring run `name` up and follow it to its end. Raises RunFailed with its last lines.
 
         Args:
-            on_tick: called about once a second.
+            on_tick: called about every `tick_seconds`.
             stops_early: `on_tick` ends the run by stopping its learner; that is no failure then.
         """
         good = (0, STOPPED) if stops_early else (0,)
@@ -64,7 +68,7 @@ class RealRun:
             words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_whole_machine()
         ) as up:
             try:
-                output = _follow(up, on_tick)
+                output = _follow(up, on_tick, tick_seconds)
             except BaseException:
                 up.send_signal(signal.SIGINT)
                 up.wait(_STOP_SECONDS)
@@ -74,10 +78,10 @@ class RealRun:
         return RunData.load(self.folder(name))
 
 
-def _follow(up: subprocess.Popen[bytes], on_tick: Callable[[], None] | None) -> bytes:
+def _follow(up: subprocess.Popen[bytes], on_tick: Callable[[], None] | None, tick_seconds: float) -> bytes:
     while True:
         try:
-            return up.communicate(timeout=_TICK_SECONDS)[0]
+            return up.communicate(timeout=tick_seconds)[0]
         except subprocess.TimeoutExpired:
             if on_tick is not None:
                 on_tick()

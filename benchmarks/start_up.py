@@ -4,16 +4,17 @@
   request and canary done, verifiers running, buffer and Redis connected.
 - Learner: `python -m learner` on the same run, with that generator there, until its first prompts are issued: actor
   and critic under DeepSpeed, its end of the weight transfer loaded.
-- vLLM alone: ``LLM(...)`` with the generator's engine arguments and environment, until it has made one token; as it
-  comes (engine and worker are processes of their own), and all in one process, as ours is on a CPU.
+- vLLM alone: ``LLM(...)`` with the generator's engine arguments and environment, until it has made one token, all in
+  one process, as ours is on a CPU. (As it comes, engine and worker processes of their own, it takes twice as long.)
 
-One core each. Generator and vLLM in one process start at the same moment on different cores; then the learner and vLLM
-as it comes. They change places every round. Files are in the page cache: a first, unmeasured start puts them there.
+One core each. Generator and vLLM start at the same moment on different cores, and change places every round; then the
+learner. Files are in the page cache: they are imported once before.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.figures import Figure, at_most, seconds_text
 from benchmarks.generation import llm_arguments
@@ -31,7 +32,7 @@ from benchmarks.rig import DEADLINE_SECONDS, Rig, demo_architecture, demo_settin
 from common.config import VcppoConfig
 from deploy.processes import REPOSITORY
 
-ALONE = ("one process", "as it comes")
+_IMPORTS = "import deepspeed, vllm.entrypoints.llm, vllm.v1.worker.cpu_worker"
 _SCRIPT = """
 import json, sys, time
 from vllm import LLM, SamplingParams
@@ -41,31 +42,40 @@ print("ready", time.monotonic(), file=sys.stderr, flush=True)
 """
 
 
+class Round(NamedTuple):
+    """Seconds of each start."""
+
+    generator: float
+    learner: float
+    alone: float
+
+
 def run(settings: Settings) -> list[Figure]:
     cores = sorted(os.sched_getaffinity(0))
-    seconds: dict[str, list[float]] = {"generator": [], "learner": [], **{kind: [] for kind in ALONE}}
+    rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "model", demo_architecture(), "float32")
         if not settings.quick:
-            Alone(_config(folder, "warm", model), cores[0], {}, one_process=True).wait()
+            subprocess.run([sys.executable, "-c", _IMPORTS], check=True, timeout=DEADLINE_SECONDS, cwd=REPOSITORY)
         for index in range(settings.rounds(2)):
             ours, theirs = (cores[0], cores[-1]) if index % 2 else (cores[-1], cores[0])
-            found = _round(_config(folder, f"round-{index}", model), ours, theirs, settings.quick)
-            for what, value in found.items():
-                seconds[what].append(value)
+            rounds.append(_round(_config(folder, f"round-{index}", model), ours, theirs, settings.quick))
+    alone = [each.alone for each in rounds]
+    figures = [_figure("generator", [each.generator for each in rounds], alone)]
+    if not settings.quick:
+        figures.append(_figure("learner", [each.learner for each in rounds], alone))
+    return figures
 
-    def figure(who: str, against: str) -> Figure:
-        values = [mine / theirs for mine, theirs in zip(seconds[who], seconds[against], strict=True)]
-        return Figure.of(
-            f"start-up of a {who}, demo model",
-            f"vLLM's engine alone, {against}",
-            values,
-            goal=at_most(1.15),
-            absolute=seconds_text(statistics.median(seconds[who])),
-        )
 
-    return [figure(who, against) for who in ("generator", "learner") for against in ALONE if seconds[against]]
+def _figure(who: str, seconds: list[float], alone: list[float]) -> Figure:
+    return Figure.of(
+        f"start-up of a {who}, demo model",
+        "vLLM's engine alone",
+        [mine / theirs for mine, theirs in zip(seconds, alone, strict=True)],
+        goal=at_most(1.15),
+        absolute=seconds_text(statistics.median(seconds)),
+    )
 
 
 def _config(folder: Path, name: str, model: Path) -> VcppoConfig:
@@ -79,40 +89,35 @@ def _config(folder: Path, name: str, model: Path) -> VcppoConfig:
     )
 
 
-def _round(config: VcppoConfig, generator_core: int, other_core: int, quick: bool) -> dict[str, float]:
-    """Seconds of each; `quick` leaves out the longest."""
-    seconds: dict[str, float] = {}
+def _round(config: VcppoConfig, generator_core: int, other_core: int, quick: bool) -> Round:
+    """`quick` leaves the learner out, which `overlap` starts too."""
     with Rig(config) as rig:
         (spec,) = rig.launcher.generator_specs()
-        alone = Alone(config, other_core, spec.environment, one_process=True)
+        alone = Alone(config, other_core, spec.environment)
         began = time.monotonic()
         rig.start(spec, [generator_core])
         rig.wait(lambda: rig.store.members("generator") != [], "the generator registered")
-        seconds["generator"] = time.monotonic() - began
-        seconds["one process"] = alone.wait()
-        other = None if quick else Alone(config, generator_core, spec.environment, one_process=False)
+        generator = time.monotonic() - began
+        alone_seconds = alone.wait()
+        if quick:
+            return Round(generator, math.nan, alone_seconds)
         began = time.monotonic()
         rig.start(rig.launcher.learner_spec(), [other_core])
         rig.wait(lambda: rig.store.ledger().as_dict()["issued"] > 0, "the learner issued prompts")
-        seconds["learner"] = time.monotonic() - began
-        for name in ("learner", spec.name):  # they would go on to work beside vLLM
-            rig.end(name)
-        if other is not None:
-            seconds["as it comes"] = other.wait()
-    return seconds
+        return Round(generator, time.monotonic() - began, alone_seconds)
 
 
 class Alone:
     """vLLM's engine, starting."""
 
-    def __init__(self, config: VcppoConfig, core: int, environment: Mapping[str, str], one_process: bool) -> None:
+    def __init__(self, config: VcppoConfig, core: int, environment: Mapping[str, str]) -> None:
         self._began = time.monotonic()
         quiet: dict[str, Any] = {
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "TORCHDYNAMO_DISABLE": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if one_process else "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SCRIPT, json.dumps(llm_arguments(config))],

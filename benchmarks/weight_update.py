@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from learner.weight_transfer import BroadcastReport, CanaryProbe, WeightBroadcas
 _PROMPT_LENGTH, _NUM_PROBED = 16, 64
 _NUM_PROMPTS = 12_000  # more than two generators finish in the time
 _INTERVALS = (0.4, 0.4, 2.0, 2.0)  # seconds between updates, in turn: each set of weights runs for both
+_QUICK_INTERVALS = (0.1, 0.1, 0.3, 0.3)
 
 
 def run(settings: Settings) -> list[Figure]:
@@ -50,9 +52,9 @@ def run(settings: Settings) -> list[Figure]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         demo = stack.enter_context(_rig(folder, "demo", demo_architecture(), "float32", settings.size(2, 1)))
         if settings.quick:
-            return _demo(demo, num_updates=6)
+            return _demo(demo, num_updates=6, intervals=_QUICK_INTERVALS)
         large = stack.enter_context(_rig(folder, "large", SMOLLM2_135M, "bfloat16", 1))
-        return _demo(demo, num_updates=25) + _large(large, num_rounds=9)
+        return _demo(demo, num_updates=21, intervals=_INTERVALS) + _large(large, num_rounds=9)
 
 
 def _rig(folder: Path, name: str, architecture: dict[str, Any], dtype: str, num_generators: int) -> Rig:
@@ -124,7 +126,7 @@ class Learner:
         return CanaryProbe(self._tokens, _PROMPT_LENGTH, log_probs.float().numpy())
 
 
-def _demo(rig: Rig, num_updates: int) -> list[Figure]:
+def _demo(rig: Rig, num_updates: int, intervals: Sequence[float]) -> list[Figure]:
     rig.start_generators()
     learner = Learner(rig)
     rig.store.issue(make_prompts(rig.config, _NUM_PROMPTS, rig.config.sampling.max_response_tokens))
@@ -133,7 +135,7 @@ def _demo(rig: Rig, num_updates: int) -> list[Figure]:
     started: list[float] = []
     reports: list[BroadcastReport] = []
     for index in range(num_updates):
-        end = time.monotonic() + _INTERVALS[index % len(_INTERVALS)]
+        end = time.monotonic() + intervals[index % len(intervals)]
         rig.wait(lambda end=end: time.monotonic() >= end, "the interval")  # type: ignore[misc]
         started.append(time.monotonic())
         reports.append(learner.update())

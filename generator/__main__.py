@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -16,6 +15,7 @@ import structlog
 
 from common import watchdog
 from common.config import VcppoConfig, load_config
+from common.end_process import end_process
 from common.errors import EXIT_OK, VcppoError
 from common.log import configure_logging
 from common.metrics import MetricsWriter, open_metrics
@@ -140,4 +140,4 @@ async def _stop_worker(stopping: asyncio.Event, worker: RolloutWorker) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

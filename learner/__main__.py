@@ -20,6 +20,7 @@ import torch
 
 from common import watchdog
 from common.config import VcppoConfig, load_config
+from common.end_process import end_process
 from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
 from common.ledger import VOCABULARY_SIZE
 from common.log import configure_logging
@@ -32,7 +33,7 @@ from common.transport import use_keys
 from learner.batch import Share
 from learner.collect import BatchCollector, PromptIssuer
 from learner.distributed import lost_peer
-from learner.engine import EngineOptions, TrainEngine, broadcast_object, end_process, init_distributed, num_ranks, rank
+from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
 from learner.export import export_policy, load_tokenizer, make_actor, make_policy
 from learner.loop import Broadcaster, RankZero, RlLoop

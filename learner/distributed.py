@@ -5,12 +5,10 @@ Collectives carry msgpack or numbers, never pickles.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import sys
 from datetime import timedelta
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import msgpack
 import numpy as np
@@ -94,20 +92,6 @@ def barrier() -> None:
 def shutdown_distributed() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def end_process(code: int) -> NoReturn:
-    """End a process that had a process group, with ``code``, and leave the interpreter standing.
-
-    DeepSpeed and its engines keep the group, so gloo's worker threads outlive `shutdown_distributed`. One that drops
-    the last reference to a tensor while the interpreter is torn down asks for its lock, and the process aborts: a rank
-    that had done all its work said 134 instead of 0, one time in 25 (pytorch/pytorch#179291). Whatever must be on disk
-    has to be closed before.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def broadcast_bytes(data: bytes | None) -> bytes:

@@ -14,6 +14,7 @@ import structlog
 
 from common.config import VcppoConfig, load_config
 from common.config.yaml_text import one_line
+from common.end_process import end_process
 from common.errors import VcppoError
 from common.log import configure_logging
 from common.run_folder import RunFolder
@@ -22,7 +23,6 @@ from learner.checkpoint import check_ranks, verify
 from learner.engine import (
     EngineOptions,
     TrainEngine,
-    end_process,
     init_distributed,
     num_ranks,
     rank,

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from common import watchdog
 from common.config import VcppoConfig
+from common.end_process import end_process
 from common.errors import VcppoError
 from common.metrics import open_metrics
 from common.run_folder import RunFolder
@@ -32,7 +33,6 @@ from learner.batch import Batch, Share
 from learner.engine import (
     EngineOptions,
     TrainEngine,
-    end_process,
     init_distributed,
     num_ranks,
     rank,

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from common import watchdog
 from common.config import SftPhase, VcppoConfig
+from common.end_process import end_process
 from common.errors import VcppoError
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
@@ -35,7 +36,6 @@ from learner.engine import (
     EngineOptions,
     TrainEngine,
     barrier,
-    end_process,
     init_distributed,
     num_ranks,
     rank,

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from common.end_process import end_process
 from common.store import RunStore
 from learner import loop, resume
 from learner.__main__ import main
 from learner.checkpoint import CheckpointStore
-from learner.engine import end_process
 from learner.loop import RlLoop
 from learner.trained_log import TrainedLog
 from tests.integration.learner_process import NoMemberBroadcaster

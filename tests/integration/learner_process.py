@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from common.config import VcppoConfig
+from common.end_process import end_process
 from common.store import RunStore
 from learner.__main__ import main
 from learner.canary import CanaryProbe
-from learner.engine import TrainEngine, end_process
+from learner.engine import TrainEngine
 from learner.weight_transfer import POLICY_VERSION, BroadcastReport
 
 

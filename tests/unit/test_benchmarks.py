@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ import pytest
 from benchmarks import page
 from benchmarks.figures import Figure, at_least, at_most, seconds_text
 from benchmarks.harness import Timing, measure, peak_of, ratios
+from benchmarks.processes import CpuWatch
+from common.run_folder import RunFolder
 
 
 def test_goals() -> None:
@@ -76,3 +80,28 @@ def test_a_page_without_its_marks_is_refused(tmp_path: Path, monkeypatch: pytest
 )
 def test_seconds_read_well(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
+
+
+def test_cpu_of_generators_is_counted_a_token_after_the_warm_up(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run").create()
+    watch = CpuWatch(folder)
+    watch()  # nothing is there yet
+    started = [
+        {"event": "process_started", "process": name, "pid": pid}
+        for name, pid in (("generator-0", os.getpid()), ("learner", 2**22 + 1))
+    ]  # the learner's is not asked for
+    folder.log_file("launcher").write_text("".join(f"{json.dumps(event)}\n" for event in started))
+
+    def reading(num_steps: int) -> None:
+        folder.metrics_file("learner").write_text('{"time/step": 1.0}\n' * num_steps)
+        watch()
+
+    reading(1)
+    reading(3)
+    before = time.process_time()
+    while time.process_time() < before + 0.2:
+        pass
+    reading(5)
+    assert [steps for steps, _ in watch.readings] == [1, 3, 5]
+    rows = [{"tokens/step": 10.0 * 2**step} for step in range(5)]
+    assert watch.seconds_per_token(rows) == pytest.approx(0.2 / (80 + 160), abs=0.1 / 240)

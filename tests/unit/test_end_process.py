@@ -1,4 +1,4 @@
-"""A process that had a process group ends with its own code, whatever the interpreter's end would do."""
+"""A process ends with its own code, whatever the interpreter's end would do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import atexit, logging, os, sys
 from logging.handlers import MemoryHandler
-from learner.distributed import end_process
+from common.end_process import end_process
 
 logging.getLogger().addHandler(MemoryHandler(1000, target=logging.StreamHandler(sys.stderr)))
 atexit.register(os.abort)  # what gloo's threads do to us there
