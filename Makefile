@@ -30,7 +30,7 @@ test: setup ## all tests but faults, compose and benchmarks: unit, conformance, 
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) --ignore=tests/integration/test_benchmarks.py tests/unit tests/conformance tests/integration tests/fuzz
 
 bench-test: setup ## every benchmark once, small: does it run, is it right?
-	@$(PYTHON_BIN) -m pytest -n 2 --maxschedchunk 1 $(PYTEST_ARGS) tests/integration/test_benchmarks.py
+	@$(PYTHON_BIN) -m pytest -n 3 --maxschedchunk 1 $(PYTEST_ARGS) tests/integration/test_benchmarks.py
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) $(FAULTS)
