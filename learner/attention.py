@@ -6,16 +6,17 @@ forward. No mask is ever built: transformers makes none for an implementation wi
 
 On a CPU the cost is the sum of squared segment lengths, not the square of the pack. Float32 goes through torch's own
 kernel, neighbouring segments of one length in one call; bfloat16 through `learner.segment_attention`, up to three times
-as fast. On CUDA `torch.nn.attention.varlen.varlen_attn` does the same in one kernel (written on torch's documented
-interface; NOT RUN here, there being no GPU).
+as fast, but for long segments on a CPU with AMX, which torch's kernel uses better. On CUDA
+`torch.nn.attention.varlen.varlen_attn` does the same in one kernel (written on torch's documented interface; NOT RUN
+here, there being no GPU).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
+from functools import cache, cached_property
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from learner.packing import PackedBatch
 from learner.segment_attention import Group, plan, segment_attention
 
 PACKED_ATTENTION = "vcppo_packed"
+FUSED_FROM = 384  # tokens of a segment, from where torch's bfloat16 kernel is the faster one with AMX, both ways
 _REFUSED = ("softcap", "s_aux", "position_bias")
 
 
@@ -50,11 +52,28 @@ class Segments:
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
         """(length, count) of neighbours of one length."""
-        return [(length, sum(1 for _ in run)) for length, run in groupby(self.lengths)]
+        return _runs(self.lengths)
+
+    @cached_property
+    def num_fused(self) -> int:
+        """How many segments torch's own kernel takes in bfloat16; a pack has its longest first."""
+        if not _has_amx():
+            return 0
+        return sum(1 for _ in takewhile(lambda length: length >= FUSED_FROM, self.lengths))
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        return plan(self.lengths)
+        """Of the segments after `num_fused`."""
+        return plan(self.lengths[self.num_fused :])
+
+
+def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    return [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
+
+
+@cache
+def _has_amx() -> bool:
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def attention_arguments(batch: PackedBatch) -> dict[str, Any]:
@@ -98,8 +117,22 @@ def packed_attention(
     elif query.dtype == torch.float32:
         out = _by_runs(q, k, v, packed_segments.runs, scale, window)
     else:
-        out = segment_attention(q, k, v, packed_segments.groups, scale, window)
+        out = _bfloat16(q, k, v, packed_segments, scale, window)
     return out[None], None
+
+
+def _bfloat16(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
+    """``[N, Hq, D]``; which kernel a segment goes through depends on its length alone, so log-probs can be compared."""
+    num_fused = sum(segments.lengths[: segments.num_fused])
+    sizes = [num_fused, len(q) - num_fused]
+    (long_q, q), (long_k, k), (long_v, v) = (x.split(sizes) for x in (q, k, v))
+    outputs = []
+    if num_fused:
+        runs = _runs(segments.lengths[: segments.num_fused])
+        outputs.append(_by_runs(long_q, long_k, long_v, runs, scale, window))
+    if len(q):
+        outputs.append(segment_attention(q, k, v, segments.groups, scale, window))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _by_runs(

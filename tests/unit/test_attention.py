@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from common.errors import VcppoError
+from learner import attention
 from learner import segment_attention as module
 from learner.attention import Segments, packed_attention
 from learner.segment_attention import Group, plan, segment_attention
@@ -79,6 +80,27 @@ def test_tiles_and_padding_change_nothing(lengths, window, dtype, tolerance, til
     for mine, theirs in zip((got, *grads), (want, *expected), strict=True):
         assert mine.dtype == dtype
         assert (mine - theirs).norm() <= tolerance * theirs.norm() + 1e-6
+
+
+@pytest.mark.parametrize("lengths", [[40, 40, 33, 12, 5], [40, 33], [12, 5]])  # two kernels, only torch's, only ours
+@pytest.mark.parametrize("window", [None, 20])
+def test_long_segments_through_torchs_kernel_change_nothing(lengths, window, monkeypatch) -> None:
+    monkeypatch.setattr(attention, "_has_amx", lambda: True)
+    monkeypatch.setattr(attention, "FUSED_FROM", 32)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, sum(lengths), 16).bfloat16().requires_grad_() for heads in (6, 2, 2))
+    segments = Segments(tuple(lengths), torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32))
+    assert segments.num_fused == sum(length >= 32 for length in lengths)
+    got, _ = packed_attention(
+        torch.nn.Identity(), q, k, v, None, scaling=0.25, sliding_window=window, packed_segments=segments
+    )
+    want = reference(*(x[0].transpose(0, 1) for x in (q, k, v)), lengths, window)[None]
+    upstream = torch.randn_like(got)
+    grads = torch.autograd.grad(got, (q, k, v), upstream)
+    expected = torch.autograd.grad(want, (q, k, v), upstream.double())
+    for mine, theirs in zip((got, *grads), (want, *expected), strict=True):
+        assert mine.dtype == torch.bfloat16
+        assert (mine - theirs).norm() <= 2**-7 * theirs.norm()
 
 
 def test_a_plan_holds_every_token_once_and_pads_little() -> None:
