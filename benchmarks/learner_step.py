@@ -3,8 +3,10 @@
 `learner.loop.RlLoop.train` on a real batch with real DeepSpeed engines: values, old log-probs, advantages, then actor
 and critic updates. Model FLOPs (`workload.ModelFlops`): 2 a weight and token for values and for old log-probs, 6 for
 each update, plus causal attention and the output layer. Their time at the speed of `torch.mm` of the same type,
-2,048 x 2,048 x 2,048, measured between the steps on the same core, over the time the step takes, is the figure. All in
-CPU seconds of the one thread that computes, so that what else runs on the machine counts less.
+square, of size 2,048 (float32: 1,024), over the time the step takes, is the figure. The product runs before every
+forward and backward of the updates, its time left out, for on a shared machine its speed can halve from one second to
+the next; the median counts. All in CPU seconds of the one thread that computes, so that what else runs on the machine
+counts less.
 
 Models: SmolLM2-135M's shape in bfloat16, one optimizer step over its batch; and the demo's own model, float32, with the
 demo's settings. Time by phase goes to docs/images/learner_step.png.
@@ -42,7 +44,8 @@ from learner.packing import pack
 from learner.update import Models
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
-_PRODUCT_SIZE, _QUICK_PRODUCT_SIZE = 2048, 512
+_PRODUCT_SIZE = {torch.bfloat16: 2048, torch.float32: 1024}
+_QUICK_PRODUCT_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -58,20 +61,51 @@ class Case:
     goal: Goal | None = None
 
 
+class Product:
+    """torch.mm of one type, now and then."""
+
+    def __init__(self, dtype: torch.dtype, size: int) -> None:
+        self._left, self._right = (torch.randn(size, size).to(dtype) for _ in range(2))
+        self._out = torch.empty_like(self._left)
+        self._flops = 2 * size**3
+        self._samples: list[float] = []
+
+    def run(self) -> None:
+        started = time.process_time()
+        torch.mm(self._left, self._right, out=self._out)
+        self._samples.append(time.process_time() - started)
+
+    @property
+    def seconds(self) -> float:
+        """All it has taken."""
+        return sum(self._samples)
+
+    def forget(self) -> None:
+        self._samples.clear()
+
+    @property
+    def speed(self) -> float:
+        """FLOP/s, the median."""
+        return self._flops / statistics.median(self._samples)
+
+
 class TimedEngine(TrainEngine):
     """Adds up the seconds of each kind of call."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, product: Product, *args: Any, **kwargs: Any) -> None:
         self.seconds = dict.fromkeys(("forward", "backward", "optimizer"), 0.0)
+        self._product = product
         super().__init__(*args, **kwargs)
 
     def forward(self, *args: Any) -> Any:
+        self._product.run()
         started = time.process_time()
         output = super().forward(*args)
         self.seconds["forward"] += time.process_time() - started
         return output
 
     def accumulate(self, loss: Tensor) -> None:
+        self._product.run()
         started = time.process_time()
         super().accumulate(loss)
         self.seconds["backward"] += time.process_time() - started
@@ -84,25 +118,29 @@ class TimedEngine(TrainEngine):
 
 
 class CpuPhases(Phases):
-    """In CPU seconds."""
+    """In CPU seconds, without the product's."""
 
-    def __init__(self) -> None:
+    def __init__(self, product: Product) -> None:
         super().__init__()
-        self._cpu_started = time.process_time()
+        self._product = product
+        self._cpu_started = self._now()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        started = time.process_time()
+        started = self._now()
         yield
-        self.seconds[name] = time.process_time() - started
+        self.seconds[name] = self._now() - started
 
     def finish(self) -> dict[str, float]:
-        return {**self.seconds, "step": time.process_time() - self._cpu_started}
+        return {**self.seconds, "step": self._now() - self._cpu_started}
+
+    def _now(self) -> float:
+        return time.process_time() - self._product.seconds
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one step by phase (`step_picture.PHASES`), and the speed of the matrix product around it, FLOP/s."""
+    """Seconds of one step by phase (`step_picture.PHASES`), and the speed of the matrix product meanwhile, FLOP/s."""
 
     phases: dict[str, float]
     product_speed: float
@@ -118,7 +156,8 @@ def run(settings: Settings) -> list[Figure]:
     init_distributed("cpu")
     figures, bars = [], {}
     for case in (_demo(settings), _smollm2(settings)):
-        flops, steps = _measure(case, settings.size(_PRODUCT_SIZE, _QUICK_PRODUCT_SIZE))
+        dtype = EngineOptions.from_config(case.config).torch_dtype
+        flops, steps = _measure(case, Product(dtype, settings.size(_PRODUCT_SIZE[dtype], _QUICK_PRODUCT_SIZE)))
         efficiency = [100.0 * flops / step.product_speed / step.seconds for step in steps]
         middle = sorted(steps, key=lambda step: step.seconds)[len(steps) // 2]
         bars[case.name] = (middle.phases, flops / middle.product_speed)
@@ -165,24 +204,22 @@ def _demo(settings: Settings) -> Case:
     return Case("demo model, fp32", demo_architecture(), config, lengths, 16, rounds=settings.rounds(5))
 
 
-def _measure(case: Case, product_size: int) -> tuple[float, list[Measured]]:
+def _measure(case: Case, product: Product) -> tuple[float, list[Measured]]:
     """Model FLOPs of one step, and each of its rounds. A first step, on one micro-batch, warms up: memory included."""
-    dtype = EngineOptions.from_config(case.config).torch_dtype
     with tempfile.TemporaryDirectory() as folder:
         path = write_model(Path(folder) / "model", case.architecture, case.config.model.dtype)
         shape: Any = AutoConfig.from_pretrained(path)
-        models = _engines(case.config, path)
+        models = _engines(case.config, path, product)
     share = Share(0, 1, case.config.learner.micro_batch_tokens)
     loop = RlLoop(case.config, models, share, cast(Broadcaster, None), None)
     batch = Batch(random_trajectories(case.lengths, shape.vocab_size, case.prompt), 0)
     smallest = pack(case.lengths, share.micro_batch_tokens)[-1]
     loop.train(Batch([batch.trajectories[i] for i in smallest], 0), Phases())
-    steps, speed = [], _product_speed(dtype, product_size)
+    steps = []
     for _ in range(case.rounds):
-        phases = _one_step(loop, batch)
-        after = _product_speed(dtype, product_size)
-        steps.append(Measured(phases, (speed + after) / 2))
-        speed = after
+        product.forget()
+        phases = _one_step(loop, batch, product)
+        steps.append(Measured(phases, product.speed))
     algorithm = case.config.algorithm
     flops = ModelFlops.of(shape).step(
         case.lengths,
@@ -193,7 +230,7 @@ def _measure(case: Case, product_size: int) -> tuple[float, list[Measured]]:
     return flops, steps
 
 
-def _engines(config: VcppoConfig, path: Path) -> Models:
+def _engines(config: VcppoConfig, path: Path, product: Product) -> Models:
     options = EngineOptions.from_config(config)
     policy = load_policy(
         path,
@@ -203,17 +240,17 @@ def _engines(config: VcppoConfig, path: Path) -> Models:
     )
     critic = load_critic(path, dtype=options.torch_dtype)
     return Models(
-        TimedEngine(policy, learning_rate=config.rl.actor_learning_rate, options=options),
-        TimedEngine(critic, learning_rate=config.rl.critic_learning_rate, options=options),
+        TimedEngine(product, policy, learning_rate=config.rl.actor_learning_rate, options=options),
+        TimedEngine(product, critic, learning_rate=config.rl.critic_learning_rate, options=options),
     )
 
 
-def _one_step(loop: RlLoop, batch: Batch) -> dict[str, float]:
+def _one_step(loop: RlLoop, batch: Batch, product: Product) -> dict[str, float]:
     """Seconds by phase; "rest" is what lies between the others: packing, advantages, losses, statistics."""
     actor, critic = cast(TimedEngine, loop.models.actor), cast(TimedEngine, loop.models.critic)
     for engine in (actor, critic):
         engine.seconds = dict.fromkeys(engine.seconds, 0.0)
-    phases = CpuPhases()
+    phases = CpuPhases(product)
     loop.train(batch, phases)
     total = phases.finish()
     seconds = {
@@ -227,15 +264,3 @@ def _one_step(loop: RlLoop, batch: Batch) -> dict[str, float]:
     }
     seconds["rest"] = total["step"] - sum(seconds.values())
     return {name: seconds[name] for name in PHASES}
-
-
-def _product_speed(dtype: torch.dtype, size: int) -> float:
-    """FLOP/s of torch.mm: the median of five."""
-    left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, dtype=dtype)
-    seconds = []
-    for _ in range(6):
-        started = time.process_time()
-        torch.mm(left, right, out=out)
-        seconds.append(time.process_time() - started)
-    return 2 * size**3 / statistics.median(seconds[1:])
