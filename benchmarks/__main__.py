@@ -42,6 +42,7 @@ BENCHMARKS = (
     Benchmark("transport", 2, "generator to learner through ZeroMQ and Redis against Redis streams"),
     Benchmark("log_probs", 1, "log-probs and entropy without the logits against with them"),
     Benchmark("packing", 1, "packed forward and backward against padded and length-sorted"),
+    Benchmark("attention", 1, "our bfloat16 attention against torch's kernel, by length of the segments"),
     Benchmark("learner_step", 1, "a whole learner step against the machine's own matrix product"),
     Benchmark("generation", 1, "a generator's tokens per second against vLLM's LLM.generate"),
     Benchmark("weight_update", 2, "pause to resume, and bytes per second, against memcpy and gloo's broadcast"),

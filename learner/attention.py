@@ -57,7 +57,7 @@ class Segments:
     @cached_property
     def num_fused(self) -> int:
         """How many segments torch's own kernel takes in bfloat16; a pack has its longest first."""
-        if not _has_amx():
+        if not has_amx():
             return 0
         return sum(1 for _ in takewhile(lambda length: length >= FUSED_FROM, self.lengths))
 
@@ -72,7 +72,8 @@ def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 @cache
-def _has_amx() -> bool:
+def has_amx() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in tiles."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
@@ -115,7 +116,7 @@ def packed_attention(
     if query.is_cuda:
         out = _varlen(q, k, v, packed_segments, scale, window)
     elif query.dtype == torch.float32:
-        out = _by_runs(q, k, v, packed_segments.runs, scale, window)
+        out = by_runs(q, k, v, packed_segments.runs, scale, window)
     else:
         out = _bfloat16(q, k, v, packed_segments, scale, window)
     return out[None], None
@@ -129,13 +130,13 @@ def _bfloat16(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float,
     outputs = []
     if num_fused:
         runs = _runs(segments.lengths[: segments.num_fused])
-        outputs.append(_by_runs(long_q, long_k, long_v, runs, scale, window))
+        outputs.append(by_runs(long_q, long_k, long_v, runs, scale, window))
     if len(q):
         outputs.append(segment_attention(q, k, v, segments.groups, scale, window))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _by_runs(
+def by_runs(
     q: Tensor, k: Tensor, v: Tensor, runs: Sequence[tuple[int, int]], scale: float, window: int | None
 ) -> Tensor:
     """One scaled_dot_product_attention per run of equal lengths. ``[N, Hq, D]``."""

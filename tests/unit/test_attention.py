@@ -85,7 +85,7 @@ def test_tiles_and_padding_change_nothing(lengths, window, dtype, tolerance, til
 @pytest.mark.parametrize("lengths", [[40, 40, 33, 12, 5], [40, 33], [12, 5]])  # two kernels, only torch's, only ours
 @pytest.mark.parametrize("window", [None, 20])
 def test_long_segments_through_torchs_kernel_change_nothing(lengths, window, monkeypatch) -> None:
-    monkeypatch.setattr(attention, "_has_amx", lambda: True)
+    monkeypatch.setattr(attention, "has_amx", lambda: True)
     monkeypatch.setattr(attention, "FUSED_FROM", 32)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, sum(lengths), 16).bfloat16().requires_grad_() for heads in (6, 2, 2))
