@@ -4,9 +4,10 @@ Tokens: CPU seconds per token, of encoding + decoding and of the whole path of `
 buffer, Redis, learner; all processes), at each length over that at the shortest. A fixed part per trajectory makes it
 fall with the length; where it rises, something grows faster than the trajectory.
 
-Buffered: a store filled to 10², 10³, 10⁴, 10⁵ trajectories, then what a run does with it, Redis and client together:
-appending, claiming and committing a batch (the same batch whatever lies there) and the ledger should cost what they
-cost at 10²; looking at all that is outstanding, and Redis' memory, as much an entry as at 10².
+Buffered: stores filled to 10², 10³, 10⁴, 10⁵ trajectories, each with a Redis of its own, then what a run does with
+them in turn, Redis and client together: appending, claiming and committing a batch (the same batch whatever lies
+there) and the ledger should cost what they cost at 10²; looking at all that is outstanding, and Redis' memory, as much
+an entry as at 10².
 
 1 to 4 generators and 1 to 2 learner ranks: `benchmarks.processes`. Asserted: what arrives is what was sent; the ledger
 is exact and counts what was filled in.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -44,9 +46,7 @@ def run(settings: Settings) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         with DataPath(Path(folder), "lengths") as path:
             carried = _carried(path, lengths, settings.size(ROUND_TOKENS, 2**16), settings.rounds(5))
-        with DataPath(Path(folder), "fills") as path:
-            empty = path.store.memory().used
-            kept = {fill: _at_fill(path, fill, empty, settings.rounds(9)) for fill in fills}
+        kept = _at_fills(Path(folder), fills, settings.rounds(9))
     coded = measure(_codecs(lengths), settings.rounds(9))
     per_token = {length: [seconds / length for seconds in coded[str(length)].cpu] for length in lengths}
     return [
@@ -77,32 +77,38 @@ def _carried(path: DataPath, lengths: tuple[int, ...], num_tokens: int, rounds: 
     return {length: samples[1:] for length, samples in costs.items()}
 
 
-def _at_fill(path: DataPath, fill: int, empty: int, rounds: int) -> Costs:
-    """Fill the store up to `fill` buffered trajectories, then time what a step does with one more batch.
-
-    empty: bytes Redis held before the first.
-    """
+def _at_fills(folder: Path, fills: tuple[int, ...], rounds: int) -> dict[int, Costs]:
+    """What one more batch costs in stores with so many buffered; they take turns."""
     template = make_trajectory("rl-0", SHORT)
-    while (missing := fill - path.store.ledger().buffered) > 0:
-        path.store.append(_entries(path, min(missing, _FILL_CHUNK), template))
-    costs: Costs = {
-        "append of a batch": [],
-        "claim + commit of a batch": [],
-        "the ledger": [],
-        "outstanding, an entry": [],
+    kept: dict[int, Costs] = {fill: {} for fill in fills}
+    with ExitStack() as stack:
+        paths = {fill: stack.enter_context(DataPath(folder, f"fill-{fill}")) for fill in fills}
+        for fill, path in paths.items():
+            empty = path.store.memory().used
+            while (missing := fill - path.store.ledger().buffered) > 0:
+                path.store.append(_entries(path, min(missing, _FILL_CHUNK), template))
+            kept[fill]["Redis' memory, an entry"] = [(path.store.memory().used - empty) / fill]
+        for _ in range(rounds):
+            for fill, path in paths.items():
+                for operation, cost in _one_more_batch(path, fill, template).items():
+                    kept[fill].setdefault(operation, []).append(cost)
+        for fill, path in paths.items():
+            ledger = path.store.ledger()
+            assert ledger.is_exact, ledger
+            assert ledger.buffered == fill, ledger
+    return kept
+
+
+def _one_more_batch(path: DataPath, fill: int, template: Trajectory) -> dict[str, float]:
+    """CPU seconds of each operation."""
+    entries = _entries(path, BATCH, template)
+    ids = [entry.prompt_id for entry in entries]
+    return {
+        "append of a batch": _cpu(path, partial(path.store.append, entries)),
+        "outstanding, an entry": _cpu(path, path.store.outstanding) / (fill + BATCH),
+        "claim + commit of a batch": _cpu(path, partial(_train, path, ids)),
+        "the ledger": _cpu(path, path.store.ledger, times=20),
     }
-    for _ in range(rounds):
-        entries = _entries(path, BATCH, template)
-        ids = [entry.prompt_id for entry in entries]
-        costs["append of a batch"].append(_cpu(path, partial(path.store.append, entries)))
-        costs["outstanding, an entry"].append(_cpu(path, path.store.outstanding) / (fill + BATCH))
-        costs["claim + commit of a batch"].append(_cpu(path, partial(_train, path, ids)))
-        costs["the ledger"].append(_cpu(path, path.store.ledger, times=20))
-    ledger = path.store.ledger()
-    assert ledger.is_exact, ledger
-    assert ledger.buffered == fill, ledger
-    costs["Redis' memory, an entry"] = [(path.store.memory().used - empty) / fill]
-    return costs
 
 
 def _entries(path: DataPath, count: int, template: Trajectory) -> list[BufferEntry]:
