@@ -1,6 +1,6 @@
 """Which kernel attends to bfloat16 segments on this CPU: `learner.segment_attention` against torch's own, by length.
 
-2,048 tokens in segments of one length, 9 heads of 64 over 3 (SmolLM2-135M's), and what a learner step has of each
+2,048 tokens (or as many as whole segments fit) in segments of one length, 9 heads of 64 over 3 (SmolLM2-135M's), and what a learner step has of each
 layer: two passes forward only (values, old log-probs) and two with their backward (actor, critic). `learner.attention`
 sends segments from `FUSED_FROM` tokens through torch's kernel where there is AMX; this is what it rests on.
 """
@@ -27,7 +27,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def run(settings: Settings) -> list[Figure]:
     """A figure a length."""
-    return [_figure(length, settings) for length in LENGTHS[: settings.size(len(LENGTHS), 2)]]
+    return [_figure(length, settings) for length in LENGTHS[: settings.size(len(LENGTHS), 3)]]
 
 
 def _figure(length: int, settings: Settings) -> Figure:
@@ -35,10 +35,10 @@ def _figure(length: int, settings: Settings) -> Figure:
     groups = plan([length] * count)
     torch.manual_seed(0)
     q, k, v = (
-        torch.randn(NUM_TOKENS, heads, HEAD_SIZE).bfloat16().requires_grad_()
+        torch.randn(count * length, heads, HEAD_SIZE).bfloat16().requires_grad_()
         for heads in (NUM_HEADS, NUM_KEY_HEADS, NUM_KEY_HEADS)
     )
-    upstream = torch.randn(NUM_TOKENS, NUM_HEADS, HEAD_SIZE).bfloat16()
+    upstream = torch.randn(count * length, NUM_HEADS, HEAD_SIZE).bfloat16()
     kernels: dict[str, Kernel] = {
         "ours": lambda q, k, v: segment_attention(q, k, v, groups, scale),
         "torch": lambda q, k, v: by_runs(q, k, v, [(length, count)], scale, None),
