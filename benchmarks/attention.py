@@ -28,7 +28,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def run(settings: Settings) -> list[Figure]:
     """A figure a length."""
-    return [_figure(length, settings) for length in LENGTHS[: settings.size(len(LENGTHS), 3)]]
+    return [_figure(length, settings) for length in LENGTHS[: settings.size(len(LENGTHS), 1)]]
 
 
 def _figure(length: int, settings: Settings) -> Figure:

@@ -47,7 +47,15 @@ Contenders = dict[str, Callable[[list[Prompt]], Generated]]
 
 def run(settings: Settings) -> list[Figure]:
     core = max(os.sched_getaffinity(0))
-    demo = Case("demo model", demo_architecture(), "float32", 32, settings.size(192, 32), 152, settings.rounds(3))
+    demo = Case(
+        "demo model",
+        demo_architecture(),
+        "float32",
+        32,
+        settings.size(192, 32),
+        settings.size(152, 40),
+        settings.rounds(3),
+    )
     if settings.quick:
         return _figures(demo, _measure(demo, core, one_process=True))
     large = Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 32, 32, 48, 2, log_probs=False)

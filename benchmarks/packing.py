@@ -33,15 +33,16 @@ TOKEN_BUDGET = 4096  # of a micro-batch, padding included
 ARRIVAL_BATCH = 8  # transformers' and TRL's default per device
 MAX_GRADIENT_DIFFERENCE = 1e-4  # of float32, by norm
 _CHECKED = 6  # sequences
+TYPES = ((torch.float32, "fp32"), (torch.bfloat16, "bf16"))
 
 
 def run(settings: Settings) -> list[Figure]:
-    """Both types, against both ways of padding."""
+    """Both types (`--quick`: the first), against both ways of padding."""
     config = _shape(settings)
     lengths = log_normal_lengths(settings.size(24, 6), longest=settings.size(1220, 600))
     trajectories = random_trajectories(lengths, config.vocab_size)
     figures = []
-    for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+    for dtype, name in TYPES[: settings.size(len(TYPES), 1)]:
         if dtype == torch.float32:
             _same_gradients(_ways(config, dtype, trajectories[:_CHECKED]))
         ways = _ways(config, dtype, trajectories)
