@@ -54,7 +54,7 @@ def _figure(length: int, settings: Settings) -> Figure:
 
     timings = measure(
         {name: lambda kernel=kernel: step(kernel) for name, kernel in kernels.items()},  # type: ignore[misc]
-        settings.rounds(3),
+        settings.rounds(2),
         single_calls=True,
     )
     chosen = "torch's" if has_amx() and length >= FUSED_FROM else "ours"

@@ -54,7 +54,7 @@ def run(settings: Settings) -> list[Figure]:
 
     # The loop takes some thousand times as long: fewer rounds for it, each beside rounds of ours.
     near = measure({"ours": lambda: ours(sample), "copy": copy}, settings.rounds(60))
-    far = measure({"ours": lambda: ours(sample), "loops": loops}, settings.rounds(7))
+    far = measure({"ours": lambda: ours(sample), "loops": loops}, settings.rounds(5))
     what = f"GAE, packed, both λ, {num_sequences} × {length:,} tokens"
     return [
         Figure.of(

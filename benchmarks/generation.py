@@ -52,7 +52,7 @@ def run(settings: Settings) -> list[Figure]:
         demo_architecture(),
         "float32",
         32,
-        settings.size(192, 32),
+        settings.size(144, 32),
         settings.size(152, 40),
         settings.rounds(3),
     )

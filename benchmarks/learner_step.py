@@ -201,7 +201,7 @@ def _demo(settings: Settings) -> Case:
         {"model": {"path": "-", "dtype": "float32"}} | {name: demo[name] for name in sections}
     )
     lengths = [16 + (120 if i % 2 else 27) for i in range(settings.size(config.rl.batch_size, 16))]
-    return Case("demo model, fp32", demo_architecture(), config, lengths, 16, rounds=settings.rounds(5))
+    return Case("demo model, fp32", demo_architecture(), config, lengths, 16, rounds=settings.rounds(3))
 
 
 def _measure(case: Case, product: Product) -> tuple[float, list[Measured]]:

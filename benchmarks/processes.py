@@ -98,7 +98,7 @@ def _generators(folder: Path) -> list[Figure]:
 def _ranks(settings: Settings, folder: Path) -> list[Figure]:
     smaller = {"num_hidden_layers": 1} if settings.quick else {}
     model = write_model(folder / "ranks", RANK_MODEL | smaller, "float32")
-    rounds = settings.rounds(3)
+    rounds = settings.rounds(2)
     two = _rank_seconds(2, model, rounds, folder / "ranks-2.json")
     one = two if settings.quick else _rank_seconds(1, model, rounds, folder / "ranks-1.json")
     return [

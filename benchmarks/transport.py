@@ -58,8 +58,8 @@ def run(settings: Settings) -> list[Figure]:
     short = Load(500, settings.size(2048, 64), settings.size(256, 32))
     with tempfile.TemporaryDirectory() as folder:
         with DataPath(Path(folder)) as path, peer_redis(Path(folder) / "peer") as peer:
-            of_long = measure_costs(path, peer, long, settings.rounds(5))
-            of_short = measure_costs(path, peer, short, settings.rounds(5))
+            of_long = measure_costs(path, peer, long, settings.rounds(4))
+            of_short = measure_costs(path, peer, short, settings.rounds(4))
             assert path.store.ledger().is_exact
     return [
         Figure.of(_what(long), "", [cpu * 1e3 for cpu in of_long.ours], unit="ms", goal=at_most(1.0)),

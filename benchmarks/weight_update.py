@@ -54,7 +54,7 @@ def run(settings: Settings) -> list[Figure]:
         if settings.quick:
             return _demo(demo, num_updates=6, intervals=_QUICK_INTERVALS)
         large = stack.enter_context(_rig(folder, "large", SMOLLM2_135M, "bfloat16", 1))
-        return _demo(demo, num_updates=21, intervals=_INTERVALS) + _large(large, num_rounds=9)
+        return _demo(demo, num_updates=17, intervals=_INTERVALS) + _large(large, num_rounds=7)
 
 
 def _rig(folder: Path, name: str, architecture: dict[str, Any], dtype: str, num_generators: int) -> Rig:
