@@ -52,23 +52,22 @@ class Segments:
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
         """(length, count) of neighbours of one length."""
-        return _runs(self.lengths)
+        return [(length, sum(1 for _ in run)) for length, run in groupby(self.lengths)]
 
     @cached_property
+    def fused_runs(self) -> list[tuple[int, int]]:
+        """The first of `runs`, which torch's own kernel takes in bfloat16; a pack has its longest first."""
+        return list(takewhile(lambda run: run[0] >= FUSED_FROM, self.runs)) if has_amx() else []
+
+    @property
     def num_fused(self) -> int:
-        """How many segments torch's own kernel takes in bfloat16; a pack has its longest first."""
-        if not has_amx():
-            return 0
-        return sum(1 for _ in takewhile(lambda length: length >= FUSED_FROM, self.lengths))
+        """How many segments `fused_runs` hold."""
+        return sum(count for _, count in self.fused_runs)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
         """Of the segments after `num_fused`."""
         return plan(self.lengths[self.num_fused :])
-
-
-def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    return [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
 
 
 @cache
@@ -124,13 +123,12 @@ def packed_attention(
 
 def _bfloat16(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
     """``[N, Hq, D]``; which kernel a segment goes through depends on its length alone, so log-probs can be compared."""
-    num_fused = sum(segments.lengths[: segments.num_fused])
-    sizes = [num_fused, len(q) - num_fused]
+    num_fused_tokens = sum(length * count for length, count in segments.fused_runs)
+    sizes = [num_fused_tokens, len(q) - num_fused_tokens]
     (long_q, q), (long_k, k), (long_v, v) = (x.split(sizes) for x in (q, k, v))
     outputs = []
-    if num_fused:
-        runs = _runs(segments.lengths[: segments.num_fused])
-        outputs.append(by_runs(long_q, long_k, long_v, runs, scale, window))
+    if num_fused_tokens:
+        outputs.append(by_runs(long_q, long_k, long_v, segments.fused_runs, scale, window))
     if len(q):
         outputs.append(segment_attention(q, k, v, segments.groups, scale, window))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
