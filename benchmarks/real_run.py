@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.rig import DEMO, demo_architecture, write_model
 from common.config import load_config
+from common.ports import free_endpoint
 from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
@@ -34,10 +34,9 @@ class RealRun:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.model = root / "model"
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         self._always = [
-            "-c", str(DEMO), f"run.folder={root}", f"model.path={self.model}", f"transport.endpoints=[{endpoint}]",
+            "-c", str(DEMO), f"run.folder={root}", f"model.path={self.model}",
+            f"transport.endpoints=[{free_endpoint()}]",
             "value_pretraining.num_trajectories=0", "critic.init=policy", "learner.checkpoint_every=1000",
             "generator.max_in_flight=32",
             "rl.actor_learning_rate=1e-9", "rl.critic_learning_rate=1e-9", "launcher.learner_restarts=0",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import yaml
 
 from common.config import VcppoConfig, dump_config
+from common.ports import free_port
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.tasks import load_task
@@ -189,12 +189,6 @@ def _settle(cores: Sequence[int], niceness: int) -> None:
     if cores:
         os.sched_setaffinity(0, cores)
     os.nice(niceness)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _demo_task() -> Any:

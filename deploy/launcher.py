@@ -51,12 +51,6 @@ def check_model(config: VcppoConfig) -> None:
         )
 
 
-def free_endpoint() -> str:
-    """At a port of this machine where no other run listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
 def check_endpoint_free(endpoint: str) -> None:
     """Raises RunError when a TCP endpoint of `transport.endpoints` is taken."""
     match = re.fullmatch(r"tcp://(\*|\[[^\]]+\]|[^:]+):(\d+)", endpoint)

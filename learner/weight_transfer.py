@@ -31,11 +31,12 @@ import torch
 from common import watchdog
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from common.ports import free_port
 from common.store import Member, RunStore
 from common.transport import ControlClient
 from learner.canary import CanaryError, CanaryJudge, CanaryProbe, CanaryVerdict
 from learner.distributed import broadcast_object, rank
-from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, free_port, silent
+from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, silent
 from learner.membership import Life, Membership, dismiss, tell
 
 __all__ = [

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple
+
+from common.ports import free_port
 
 _CHUNK_BYTES = 1 << 16
 _CALL_SECONDS = 10.0
@@ -35,8 +36,7 @@ class Link:
 
     def __init__(self, name: str, target: Address) -> None:
         self.name, self.target = name, target
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()

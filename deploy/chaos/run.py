@@ -12,6 +12,7 @@ from rich.console import Console
 
 from common.config import VcppoConfig, load_config
 from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
+from common.ports import free_endpoint
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.chaos.evidence import Check, checks, collect, process_checks
@@ -22,7 +23,7 @@ from deploy.chaos.schedule import Kind, schedule
 from deploy.chaos.storm import Storm
 from deploy.chaos.watch import Watch
 from deploy.demo import run_sft
-from deploy.launcher import Launcher, free_endpoint
+from deploy.launcher import Launcher
 from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.processes import Interrupted
 from deploy.run_config import exclusive, write_config

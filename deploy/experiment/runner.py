@@ -15,13 +15,13 @@ from rich.console import Console
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from common.ports import free_endpoint
 from common.run_folder import RunFolder
 from deploy.demo import run_reward_model, run_sft, run_up
 from deploy.display import clock, number
 from deploy.evaluate import EvalResult, evaluate, read_result
 from deploy.experiment.shared import adopt, has_decided, publish_recording
 from deploy.experiment.suite import Run, Suite, recorded_at
-from deploy.launcher import free_endpoint
 from deploy.processes import Interrupted
 from deploy.run_config import RunError, RunInUse, exclusive, harmful_changes, write_config
 from deploy.run_data import RunData

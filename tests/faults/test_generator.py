@@ -18,11 +18,12 @@ import yaml
 
 from common.ledger import BufferEntry, Ledger
 from common.metrics import read_metrics
+from common.ports import free_port
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.trajectory import Prompt
 from common.wire import encode_trajectory
-from tests.integration.conftest import RedisServer, free_port
+from tests.integration.conftest import RedisServer
 from tests.integration.scripted import fabricate
 from tests.integration.test_weight_broadcast import make_model
 

@@ -21,8 +21,9 @@ import yaml
 from common.config import load_config
 from common.errors import EXIT_REFUSED
 from common.ledger import Ledger
+from common.ports import free_port
 from tests.faults.test_generator import prompts
-from tests.integration.conftest import RedisServer, free_port
+from tests.integration.conftest import RedisServer
 from tests.integration.test_weight_broadcast import make_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import free_port
+from common.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """

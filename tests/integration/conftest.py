@@ -13,15 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from common.ports import free_port
 from common.store import Credentials, RunStore
 from deploy.keys import USER, acl_text
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def redis_binary() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import urllib.request
 from collections.abc import Sequence
@@ -21,21 +20,6 @@ def scrape(port: int) -> list[Sample]:
         for family in text_string_to_metric_families(text)
         for each in family.samples
     ]
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that are free now."""
-    for first in range(23_400, 32_000, count):
-        servers = []
-        try:
-            servers = [socket.create_server(("127.0.0.1", first + place)) for place in range(count)]
-            return first
-        except OSError:
-            continue
-        finally:
-            for server in servers:
-                server.close()
-    raise OSError(f"no {count} neighbouring ports are free")
 
 
 class Scraper:

@@ -18,11 +18,12 @@ import yaml
 
 from common.config import RlConfig, TransportConfig
 from common.ledger import VOCABULARY_SIZE, Ledger
+from common.ports import free_port
 from common.store import RunStore
 from common.trajectory import Prompt, Trajectory, VersionSpan
 from common.transport import TrajectorySender
 from common.wire import encode_trajectory
-from tests.integration.scraper import free_ports, scrape
+from tests.integration.scraper import scrape
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RedisServer
@@ -65,7 +66,7 @@ class BufferProcess:
             "logging": {"format": "json", "tensorboard": False},
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-        self.endpoint = "tcp://127.0.0.1:0"
+        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
         self.process: subprocess.Popen[str] | None = None
         self.lines: list[dict[str, Any]] = []
 
@@ -164,7 +165,7 @@ def test_it_serves_its_counts_and_redis_state(
 ) -> None:
     store.issue([a_prompt(n) for n in range(3)])
     store.dead_letter("test", "by hand", "nobody")
-    port = free_ports(1)
+    port = free_port()
     buffer.start(f"metrics.prometheus_port={port}", "metrics.prometheus_host=127.0.0.1", "rl.max_staleness=2")
     eventually(lambda: any(name == "vcppo_store_up" for name, _, _ in scrape(port)))
     seen = {(name, labels.get("state")): value for name, labels, value in scrape(port)}

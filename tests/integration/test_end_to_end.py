@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,10 +24,11 @@ import pytest
 
 from common.config import load_config
 from common.metrics import read_metrics
+from common.ports import free_endpoint, free_port
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.run_data import RunData
-from tests.integration.scraper import Scraper, free_ports
+from tests.integration.scraper import Scraper
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -43,13 +43,11 @@ class Run:
 
     def __init__(self, root: Path) -> None:
         self.folder = RunFolder(root / "runs" / "smoke")
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
         self.settings = [
             "-c", str(SMOKE), f"run.folder={root / 'runs'}", f"model.path={self.folder.cold_start}",
-            f"transport.endpoints=[{endpoint}]",
+            f"transport.endpoints=[{free_endpoint()}]",
         ]  # fmt: skip
-        self.metrics_port = free_ports(4)  # buffer, learner, two generators
+        self.metrics_port = free_port(count=4)  # buffer, learner, two generators
         self.scraper = Scraper(range(self.metrics_port, self.metrics_port + 4))
         self.killed: subprocess.CompletedProcess[str] | None = None
         self.finished: subprocess.CompletedProcess[str] | None = None

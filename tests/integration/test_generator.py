@@ -19,6 +19,7 @@ import yaml
 
 from common.config import VcppoConfig
 from common.metrics import MetricsWriter, read_metrics
+from common.ports import free_port
 from common.store import RunStore
 from common.tasks import load_task
 from common.trajectory import Prompt, Trajectory, VersionSpan
@@ -28,7 +29,7 @@ from generator.control import WeightControl
 from generator.engine import EngineError, Rollout
 from generator.rollout import RolloutWorker
 from generator.verifier_pool import VerifierPool
-from tests.integration.conftest import RedisServer, free_port
+from tests.integration.conftest import RedisServer
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from common.config import dump_config
+from common.ports import free_endpoint, free_port
 from common.store import RunStore
 from common.trajectory import Prompt
 from deploy import redis_server
@@ -109,14 +110,12 @@ class TestBadInput:
             self.fails(vcppo("up", "-c", str(config_file), f"transport.endpoints=[{endpoint}]"), endpoint)
 
     def test_no_redis(self, config_file: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         self.fails(vcppo("up", "-c", str(config_file), f"redis.url=redis://127.0.0.1:{port}/0"), f"127.0.0.1:{port}")
 
     def test_a_process_that_can_not_start_stops_the_run_by_name(self, config_file: Path, tmp_path: Path) -> None:
         """The model folder passes the first look and is no model: the generator or the learner says so."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        endpoint = free_endpoint()
         started = time.monotonic()
         done = vcppo("up", "-c", str(config_file), f"transport.endpoints=[{endpoint}]", timeout=200)
         assert done.returncode in (1, 2)

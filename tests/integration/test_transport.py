@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from common.config import TransportConfig
+from common.ports import free_endpoint
 from common.transport import (
     ControlClient,
     ControlError,
@@ -28,12 +29,11 @@ from common.transport import (
 from common.transport.sockets import Dealer
 
 CONFIG = TransportConfig(ack_deadline_seconds=0.5, max_message_mib=0.125, credit_window=8)
-ANYWHERE = "tcp://127.0.0.1:0"
 
 
 @pytest.fixture
 def receiver() -> Iterator[TrajectoryReceiver]:
-    made = TrajectoryReceiver(ANYWHERE, CONFIG)
+    made = TrajectoryReceiver(free_endpoint(), CONFIG)
     yield made
     made.close()
 
@@ -170,7 +170,7 @@ def test_a_peer_that_hangs_up_at_once_is_not_called_without_pause(tmp_path: Path
 
 
 def test_the_next_buffer_takes_over(receiver: TrajectoryReceiver, tmp_path: Path) -> None:
-    other = TrajectoryReceiver(ANYWHERE, CONFIG)
+    other = TrajectoryReceiver(free_endpoint(), CONFIG)
     sender = a_sender(tmp_path, receiver.endpoint, other.endpoint)
     sender.send("first", b"x")
     take(receiver, 1)
@@ -198,7 +198,7 @@ def test_with_no_buffer_the_spool_survives_the_process(tmp_path: Path) -> None:
     sender.close()
     with pytest.raises(TransportError, match="closed"):
         sender.send("m9", b"")
-    receiver = TrajectoryReceiver(ANYWHERE, CONFIG)
+    receiver = TrajectoryReceiver(free_endpoint(), CONFIG)
     second = a_sender(tmp_path, receiver.endpoint)
     received = take(receiver, 9)
     assert [one.message_id for one in received] == [f"m{number}" for number in range(9)]

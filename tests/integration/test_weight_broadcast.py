@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import pytest
 import yaml
 
 from common.config import TaskConfig
+from common.ports import free_port
 from common.store import RunStore
 from common.tasks import load_task
 
@@ -27,12 +27,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 # float32 on both sides: what is left is the order of summation. bfloat16 rounds every activation to 8 bits.
 TOLERANCE = {"tied": 1e-3, "untied": 1e-3, "bfloat16": 0.05}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_model(folder: Path, tied: bool) -> None:
@@ -137,7 +131,7 @@ class Bench:
             str(free_port()),
         ]
         self.start(name, [sys.executable, *torchrun, str(HERE / "broadcast_learner.py"), str(spec)])
-        code = self.processes[name].wait(400)
+        code = self.processes[name].wait(700)
         assert code == 0, f"{self.log(name, 60)}\n--- generator\n{self.log('tied-0')}"
         seen: list[dict[str, Any]] = json.loads(output.read_text())
         sys.stdout.write(json.dumps(seen, indent=1))

@@ -15,6 +15,7 @@ import pytest
 
 from common.config import dump_config, load_config
 from common.errors import ConfigError
+from common.ports import free_endpoint, free_port
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.cli import _parse, main
@@ -33,11 +34,9 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     path = tmp_path / "run.yaml"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     text = dump_config(config_of(Path("runs"), "r"))
     assert "tcp://127.0.0.1:5755" in text
-    path.write_text(text.replace("tcp://127.0.0.1:5755", endpoint))
+    path.write_text(text.replace("tcp://127.0.0.1:5755", free_endpoint()))
     return path
 
 
@@ -104,8 +103,7 @@ class TestErrors:
             self.fails(words, 2, "transport.endpoints", endpoint, capsys=capsys)
 
     def test_no_redis_at_the_url(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         words = ["up", "-c", str(config_file), f"redis.url=redis://127.0.0.1:{port}/0"]
         self.fails(words, 1, f"127.0.0.1:{port}", capsys=capsys)
 
