@@ -12,8 +12,7 @@ whoever resends what. Settled prompts leave nothing behind but their id: the new
 most that were ever unsettled at once, if that is more.
 
 Waiting is ``XREAD BLOCK`` on two short notification streams: a generator waits for prompts, the learner
-for trajectories; nobody polls. All calls are synchronous and may be made from any thread. A call that
-finds Redis gone retries with backoff, says so in the log, and raises `StoreUnavailable` when it stays away.
+for trajectories; nobody polls. A Redis that is away or full is `common.redis_connection`'s to bear with.
 Keys are ``vcppo:{<run_id>}:<name>``; the braces keep a run in one slot of a Redis cluster.
 """
 
@@ -21,20 +20,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, cast
 
 import msgpack
-import redis
 import structlog
-from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
-from redis.connection import PythonRespSerializer
-from redis.retry import Retry
 
-from common.errors import VcppoError
 from common.ledger import AppendResult, BufferEntry, DeadLetter, Ledger, Member, Outstanding
+from common.redis_connection import (
+    Credentials,
+    Memory,
+    RedisConnection,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from common.store_codec import (
     DEAD_LETTER_BYTES,
     FACT_KEYS,
@@ -49,7 +50,6 @@ from common.store_codec import (
     issue_args,
     member_from,
     outstanding_from,
-    redact,
     scripts,
     texts,
 )
@@ -59,6 +59,7 @@ from common.wire import decode_prompt
 __all__ = [
     "AppendResult",
     "BufferEntry",
+    "Credentials",
     "DeadLetter",
     "Ledger",
     "Member",
@@ -73,70 +74,21 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 STORE_SCHEMA_VERSION = "1"
-NEARLY_FULL = 0.9  # of maxmemory
 MAX_LEASE_EXPIRIES = 5
 """A prompt whose leases expire this often kills its generators: it is rejected."""
-_BLOCK_SECONDS = 5.0  # longest single XREAD BLOCK; below the socket's own timeout
-_SOCKET_TIMEOUT_SECONDS = 15.0
-# Arguments above this are sent from where they are. Replies are read by hiredis, but its packer would copy a batch of
-# payloads into one command, which costs more than all the rest of an append.
-_LARGE_BYTES = 6000
 _GUESSED_BYTES = 4096  # of a payload, to size a batch
-
-T = TypeVar("T")
-
-
-class StoreError(VcppoError):
-    """The store refused: the text says what and why."""
-
-
-class StoreUnavailable(StoreError):
-    """Redis can't be reached, or is out of memory; trying again later may help."""
-
-
-class StoreFull(StoreUnavailable):
-    """Redis is at its maxmemory: committing what is trained makes room."""
-
-
-class Credentials(NamedTuple):
-    """How to be let in. Everything None: as Redis' default user, without TLS' own authority."""
-
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None  # of a rediss:// server; None: the system's
-
-    def __repr__(self) -> str:  # never the password
-        return f"Credentials(username={self.username!r})"
-
-    def as_options(self) -> dict[str, str]:
-        options = {"username": self.username, "password": self.password, "ssl_ca_certs": self.ca_file}
-        return {name: value for name, value in options.items() if value is not None}
-
-
-class Memory(NamedTuple):
-    """Redis' memory, bytes; `limit` 0: none."""
-
-    used: int
-    limit: int
-
-    @property
-    def is_short(self) -> bool:
-        """Near its limit: nothing more should be issued until something is committed."""
-        return self.limit > 0 and self.used >= NEARLY_FULL * self.limit
 
 
 class RunStore:
     """One run's key space. Make it with `connect`."""
 
-    def __init__(self, client: redis.Redis, url: str, run_id: str, patience_seconds: float = 30.0) -> None:
-        self._client = client
-        self._url = url
+    def __init__(self, connection: RedisConnection, run_id: str) -> None:
+        self._redis = connection
         self._prefix = f"vcppo:{{{run_id}}}:"
         self._keys = [self._prefix + name for name in LEDGER_KEYS]
         self._member_keys = [self._prefix + name for name in MEMBER_KEYS]
-        self._scripts = {name: client.register_script(source) for name, source in scripts().items()}
-        self._patience_seconds = patience_seconds
         self._append_cursor = "0-0"
+        connection.register(scripts())
 
     @classmethod
     def connect(
@@ -153,35 +105,16 @@ class RunStore:
         Later calls bear with a Redis that is away for `patience_seconds`. Raises `StoreError` naming the
         URL and the remedy, also when the run was written with another schema version.
         """
-        try:
-            client = redis.Redis.from_url(
-                url,
-                protocol=2,
-                command_packer=PythonRespSerializer(_LARGE_BYTES, _encode),
-                socket_timeout=_SOCKET_TIMEOUT_SECONDS,
-                socket_connect_timeout=3.0,
-                health_check_interval=0,
-                driver_info=None,  # CLIENT SETINFO, which Redis 7.0 does not know
-                retry=Retry(NoBackoff(), 0),  # `_call` retries, and logs that it does
-                **credentials.as_options(),
-            )
-        except ValueError as error:
-            raise StoreError(f"redis.url: {redact(url)!r}: {error}") from error
-        store = cls(client, url, run_id, deadline_seconds)
-        try:
-            store._call("connect", client.ping)
-        except StoreUnavailable as error:
-            raise StoreError(
-                f"no Redis at {redact(url)} after {deadline_seconds:g} s ({error.__cause__}); start one there, "
-                "set redis.url, or leave redis.url empty and let `vcppo up` start it"
-            ) from error
-        store._patience_seconds = patience_seconds
+        connection = RedisConnection.connect(
+            url, deadline_seconds, patience_seconds=patience_seconds, credentials=credentials
+        )
+        store = cls(connection, run_id)
         store._check_schema()
-        store._check_eviction()
+        connection.refuse_eviction()
         return store
 
     def close(self) -> None:
-        self._client.close()
+        self._redis.close()
 
     # ------------------------------------------------------------------ learner: issue
 
@@ -236,7 +169,7 @@ class RunStore:
 
     def lease_owners(self) -> dict[str, str]:
         """Prompt id -> the generator that holds its lease: whom a wait is on."""
-        owners = self._call("lease_owners", lambda: self._client.hgetall(self._prefix + "owners"))
+        owners = self._redis.call("lease_owners", lambda client: client.hgetall(self._prefix + "owners"))
         pairs = cast(dict[bytes, bytes], owners).items()
         return {prompt_id.decode(): owner.decode() for prompt_id, owner in pairs}
 
@@ -275,12 +208,13 @@ class RunStore:
     def dead_letters(self, count: int = 100) -> list[DeadLetter]:
         """The newest `count` dead letters, newest first."""
         key = self._prefix + "dead_letters"
-        rows: Any = self._call("dead_letters", lambda: self._client.xrevrange(key, count=count))
+        rows: Any = self._redis.call("dead_letters", lambda client: client.xrevrange(key, count=count))
         return [dead_letter_from(row_id, fields) for row_id, fields in rows]
 
     def num_dead_letters(self) -> int:
         """How many of them are kept."""
-        return int(self._call("num_dead_letters", lambda: self._client.xlen(self._prefix + "dead_letters")))
+        key = self._prefix + "dead_letters"
+        return int(self._redis.call("num_dead_letters", lambda client: client.xlen(key)))
 
     # ------------------------------------------------------------------ learner: batches
 
@@ -295,12 +229,14 @@ class RunStore:
 
     def outstanding(self) -> list[Outstanding]:
         """Every prompt that is issued and not settled, in issue order, at one instant."""
-        with self._client.pipeline(transaction=True) as pipe:
+
+        def queue(pipeline: Any) -> None:
             for name in STATE_KEYS.values():
-                pipe.zrange(self._prefix + name, 0, -1)
+                pipeline.zrange(self._prefix + name, 0, -1)
             for name in FACT_KEYS:
-                pipe.hgetall(self._prefix + name)
-            reply = self._call("outstanding", lambda: _again(pipe))
+                pipeline.hgetall(self._prefix + name)
+
+        reply = self._redis.transaction("outstanding", queue)
         return outstanding_from(reply[: len(STATE_KEYS)], reply[len(STATE_KEYS) :])
 
     def wait_for_append(self, timeout_seconds: float) -> bool:
@@ -347,10 +283,12 @@ class RunStore:
 
     def claimed(self) -> dict[int, list[str]]:
         """step -> prompt ids in the order they were claimed: what a learner that crashed must replay."""
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.zrange(self._prefix + "claimed", 0, -1)
-            pipe.hgetall(self._prefix + "claim_steps")
-            ids, steps = self._call("claimed", lambda: _again(pipe))
+
+        def queue(pipeline: Any) -> None:
+            pipeline.zrange(self._prefix + "claimed", 0, -1)
+            pipeline.hgetall(self._prefix + "claim_steps")
+
+        ids, steps = self._redis.transaction("claimed", queue)
         return claims_from(ids, steps)
 
     def payloads(self, prompt_ids: Sequence[str]) -> list[bytes]:
@@ -368,8 +306,7 @@ class RunStore:
 
     def memory(self) -> Memory:
         """How full Redis is."""
-        facts: Any = self._call("memory", lambda: self._client.info("memory"))
-        return Memory(int(facts["used_memory"]), int(facts["maxmemory"]))
+        return self._redis.memory()
 
     def ledger(self) -> Ledger:
         """The accounts at this instant."""
@@ -402,7 +339,7 @@ class RunStore:
         self._run_on(self._member_keys, "set_value", name, value)
 
     def get_value(self, name: str) -> str | None:
-        value = self._call("get_value", lambda: self._client.hget(self._prefix + "values", name))
+        value = self._redis.call("get_value", lambda client: client.hget(self._prefix + "values", name))
         return None if value is None else cast(bytes, value).decode()
 
     # ------------------------------------------------------------------ plumbing
@@ -411,41 +348,10 @@ class RunStore:
         return self._run_on(self._keys, script, *args)
 
     def _run_on(self, keys: list[str], script: str, *args: str | bytes | int) -> Any:
-        return self._call(script, lambda: self._scripts[script](keys=keys, args=args))
-
-    def _call(self, what: str, do: Callable[[], T]) -> T:
-        """`do`, again with backoff while Redis can't be reached."""
-        started = time.monotonic()
-
-        def failed(error: Exception, failures: int) -> None:
-            waited = time.monotonic() - started
-            if isinstance(error, redis.AuthenticationError):  # redis-py counts it as a broken connection
-                raise StoreError(
-                    f"Redis at {redact(self._url)} does not let us in ({error}): give redis.username and"
-                    " redis.password_file, or the environment's VCPPO_REDIS_PASSWORD"
-                ) from error
-            if waited > self._patience_seconds:
-                raise StoreUnavailable(f"Redis at {redact(self._url)} is away since {waited:.0f} s: {error}") from error
-            if failures in (1, 4) or failures % 10 == 0:
-                log.warning("waiting_for_redis", url=redact(self._url), call=what, seconds=waited, error=str(error))
-
-        retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), -1, (redis.ConnectionError, redis.TimeoutError))
-        try:
-            return retry.call_with_retry(do, failed, with_failure_count=True)
-        except redis.RedisError as error:
-            if "OOM command" in str(error):  # also from within a script, where it has no class of its own
-                raise StoreFull(
-                    f"Redis at {redact(self._url)} is at its maxmemory ({what}): raise it (redis.maxmemory_mib), or "
-                    "checkpoint more often (learner.checkpoint_every)"
-                ) from error
-            raise StoreError(f"Redis at {redact(self._url)} refused {what}: {error}") from error
+        return self._redis.run(script, keys, args)
 
     def _wait(self, stream: str, after: str | bytes, seconds: float) -> str | None:
-        """The newest id of `stream` once there is one above `after`; None after `seconds` (at most 5) without."""
-        milliseconds = max(1, int(min(seconds, _BLOCK_SECONDS) * 1000))
-        key = self._prefix + stream
-        reply: Any = self._call("wait", lambda: self._client.xread({key: after}, block=milliseconds))
-        return cast(bytes, reply[0][1][-1][0]).decode() if reply else None
+        return self._redis.newest_after(self._prefix + stream, after, seconds)
 
     def _fetch(self, prompt_ids: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
         """Payloads in batches of about `FLUSH_BYTES`, given their sizes (or a guess)."""
@@ -453,7 +359,7 @@ class RunStore:
         found: list[bytes | None] = []
         for batch in batches(zip(prompt_ids, sizes, strict=True)):
             ids = [prompt_id for prompt_id, _ in batch]
-            found += cast(list[bytes | None], self._call("payloads", partial(self._client.hmget, key, ids)))
+            found += self._redis.hash_fields("payloads", key, ids)
         for prompt_id, payload in zip(prompt_ids, found, strict=True):
             if payload is None:
                 raise StoreError(
@@ -464,26 +370,18 @@ class RunStore:
     def _check_schema(self) -> None:
         key = self._prefix + "schema"
 
-        def agree() -> bytes:
-            found = self._client.get(key)  # first: a full Redis refuses to write what is there already
+        def agree(client: Any) -> bytes:
+            found = client.get(key)  # first: a full Redis refuses to write what is there already
             if found is None:
-                self._client.set(key, STORE_SCHEMA_VERSION, nx=True)
-                found = self._client.get(key)
+                client.set(key, STORE_SCHEMA_VERSION, nx=True)
+                found = client.get(key)
             return cast(bytes, found)
 
-        found = self._call("schema", agree).decode()
+        found = self._redis.call("schema", agree).decode()
         if found != STORE_SCHEMA_VERSION:
             raise StoreError(
-                f"the run's keys {self._prefix}* at {redact(self._url)} have schema version {found}, this program "
+                f"the run's keys {self._prefix}* at {self._redis.address} have schema version {found}, this program "
                 f"has {STORE_SCHEMA_VERSION}; use the version that wrote them, or another run.name"
-            )
-
-    def _check_eviction(self) -> None:
-        policy = _evicts(self._call("memory", lambda: self._client.info("memory")))
-        if policy:
-            raise StoreError(
-                f"Redis at {redact(self._url)} throws keys away when it is full (maxmemory-policy {policy}): prompts "
-                "and trajectories would be lost; set it to noeviction"
             )
 
 
@@ -491,23 +389,3 @@ def _trace(event: str, **fields: object) -> None:
     """A debug line, where logging is set up to want one: these hold long lists."""
     if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
         log.debug(event, **fields)
-
-
-def _encode(argument: str | bytes | float) -> bytes:
-    return argument if isinstance(argument, bytes) else str(argument).encode()
-
-
-def _evicts(facts: Any) -> str:
-    """The eviction policy, if Redis would throw keys away when it is full; else empty."""
-    policy = str(facts.get("maxmemory_policy", "noeviction"))
-    return policy if int(facts["maxmemory"]) and policy != "noeviction" else ""
-
-
-def _again(pipe: Any) -> Any:
-    """Execute a pipeline, keeping its commands when Redis is away, so that it can be executed again."""
-    commands = list(pipe.command_stack)
-    try:
-        return pipe.execute()
-    except (redis.ConnectionError, redis.TimeoutError):
-        pipe.command_stack = commands
-        raise

@@ -2,7 +2,7 @@
 
 A Unix socket, because no port can then be in use and no other user of the machine can reach the store (its folder is
 ours alone). It lies under the system's temporary folder, since socket paths are limited to about 100 bytes.
-Redis itself is only spoken to by `common.store`; here it is a process with a socket.
+Redis itself is only spoken to by `common.redis_connection`; here it is a process with a socket.
 """
 
 from __future__ import annotations

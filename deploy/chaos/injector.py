@@ -18,7 +18,7 @@ from deploy.processes import Child, ProcessSpec, Supervisor
 
 # Deadlines of the code that are no settings.
 ZMTP_HEARTBEAT_SECONDS = 10.0  # common.transport.sockets.HEARTBEAT_DEADLINE_SECONDS
-REDIS_SOCKET_SECONDS = 15.0  # common.store
+REDIS_SOCKET_SECONDS = 15.0  # common.redis_connection
 CUT_SECONDS = 3.0
 
 

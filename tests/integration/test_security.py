@@ -267,7 +267,7 @@ def test_redis_lets_nobody_else_in(guarded: RedisServer, username: str | None, p
 
 def test_the_user_may_do_what_the_store_does_and_nothing_else(guarded: RedisServer) -> None:
     store = connect(guarded, USER, PASSWORD)
-    client = store._client
+    client = store._redis._client
     for command in (
         "KEYS *",
         "FLUSHALL",

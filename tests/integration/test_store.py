@@ -426,11 +426,11 @@ def test_waiting_for_all_of_some_is_not_woken_by_others(store: RunStore) -> None
     assert store.wait_for_all(["p0000"], 0)
     assert not store.wait_for_all(["p0000", "p0001", "p0002"], 0)
     stream = f"{store._prefix}appended"
-    newest = store._client.xrevrange(stream, count=1)
+    newest = store._redis._client.xrevrange(stream, count=1)
     store.append([an_entry("p0003")])  # one of two that could end the wait at the earliest
-    assert store._client.xrevrange(stream, count=1) == newest
+    assert store._redis._client.xrevrange(stream, count=1) == newest
     store.append([an_entry("p0004")])  # now it might be over: it looks, and waits for two more
-    assert store._client.xrevrange(stream, count=1) != newest
+    assert store._redis._client.xrevrange(stream, count=1) != newest
     assert not store.wait_for_all(["p0001", "p0002"], 0.05)
     store.append([an_entry("p0001")])
     done, seconds = woken(lambda: store.wait_for_all(["p0001", "p0002"], 8), lambda: store.append([an_entry("p0002")]))

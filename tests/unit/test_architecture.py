@@ -26,7 +26,7 @@ FORBIDDEN = {
 }
 # library -> the only files that may import it
 CONFINED = {
-    "redis": ("common/store.py",),
+    "redis": ("common/redis_connection.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine.py",),
     "vllm": (

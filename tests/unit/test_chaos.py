@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import store
+from common import redis_connection
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.ledger import DeadLetter, Ledger, Outstanding
@@ -197,7 +197,7 @@ class TestConfig:
         assert freeze_seconds("generator", config) >= config.generator.lease_seconds
         assert freeze_seconds("generator", config) >= config.broadcast.deadline_seconds
         assert freeze_seconds("buffer", config) >= config.transport.ack_deadline_seconds
-        assert freeze_seconds("redis", config) >= store._SOCKET_TIMEOUT_SECONDS
+        assert freeze_seconds("redis", config) >= redis_connection.SOCKET_TIMEOUT_SECONDS
         assert freeze_seconds("buffer", config) >= sockets.HEARTBEAT_DEADLINE_SECONDS
 
 
