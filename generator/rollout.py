@@ -3,12 +3,11 @@
     lease ─▶ engine.generate ─▶ verify ─▶ gate ─▶ encode ─▶ TrajectorySender
       ▲ waits for: a free place, the gate (weights in order), room in the spool, an issued prompt
 
-Three loops run side by side: *lease* fills free places; one task per prompt takes it through; *heartbeat* renews
-leases and the member entry, and writes metrics. A place is a sequence in vLLM: it is free again once the rollout is
-there, so judging and sending cost no tokens; as many prompts as there are places may wait for these. A few prompts are
-leased ahead, so that a freed place need not wait for the store. A lease is kept until the store says it is no longer
-ours, which is so once the trajectory is appended: between send and append nobody else can take the prompt. A prompt
-whose lease is gone while it is still in flight (expired, or dropped by the learner) is abandoned at once.
+Side by side: *lease* fills free places; one task per prompt takes it through; `generator.heartbeat` renews leases. A
+place is a sequence in vLLM: it is free again once the rollout is there, so judging and sending cost no tokens; as many
+prompts as there are places may wait for these. A few prompts are leased ahead, so that a freed place need not wait for
+the store. A lease is kept until the store says it is no longer ours, which is so once the trajectory is appended:
+between send and append nobody else can take the prompt.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,13 +25,15 @@ from common import watchdog
 from common.config import VcppoConfig
 from common.errors import EXIT_REFUSED, VcppoError
 from common.metrics import MetricsWriter
-from common.store import Member, RunStore, StoreError
+from common.store import RunStore, StoreError
 from common.tasks import decode_response
 from common.trajectory import Prompt, Trajectory
 from common.transport import TrajectorySender
 from common.wire import encode_trajectory
 from generator.control import UNSYNCED, WeightControl
 from generator.engine import Engine, EngineError, Rollout
+from generator.heartbeat import Heartbeat
+from generator.in_flight import InFlight
 from generator.liveness import Liveness
 from generator.verifier_pool import VerifierPool
 
@@ -48,16 +48,6 @@ class Dismissed(VcppoError):
     """The learner does not want this generator any more: a new start would end the same way."""
 
     exit_code = EXIT_REFUSED
-
-
-@dataclass
-class _Counters:
-    """Since the last metrics line."""
-
-    since: float
-    num_tokens: int = 0
-    num_rollouts: int = 0
-    queue_wait: float = 0.0  # seconds with free places and no prompt to lease
 
 
 class RolloutWorker:
@@ -81,24 +71,29 @@ class RolloutWorker:
         self._id = generator_id
         self._engine = engine
         self._control = control
-        self._endpoint = control_endpoint
         self._store = store
         self._sender = sender
         self._verifiers = verifiers
         self._tokenizer = tokenizer
-        self._metrics = metrics
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._generating: set[asyncio.Task[None]] = set()  # those of `_tasks` that have, or wait for, a place in vLLM
         self._places = asyncio.Semaphore(config.generator.max_in_flight)
         self._num_ahead = min(_MOST_AHEAD, config.generator.max_in_flight // 8)
-        self._leased: set[str] = set()
-        self._place_freed = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._counters = _Counters(time.monotonic())
-        self._num_heartbeats = 0
         self._leasing: asyncio.Future[list[Prompt]] | None = None
         self._failure: Exception | None = None
         self._liveness = Liveness()
+        self._in_flight = InFlight(on_end=self._liveness.progress)
+        self._heartbeat = Heartbeat(
+            config,
+            generator_id,
+            engine=engine,
+            control=control,
+            control_endpoint=control_endpoint,
+            store=store,
+            sender=sender,
+            metrics=metrics,
+            in_flight=self._in_flight,
+            liveness=self._liveness,
+        )
         # Ids of two lives of one generator must differ: the same prompt may come back after a crash.
         self._life = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
         control.drop_in_flight = self.drop_in_flight
@@ -115,7 +110,7 @@ class RolloutWorker:
 
     async def run(self) -> None:
         """Raises VcppoError when vLLM died or the store stayed away for longer than redis.patience_seconds."""
-        loops = [asyncio.create_task(loop()) for loop in (self._lease_loop, self._heartbeat_loop)]
+        loops = [asyncio.create_task(loop()) for loop in (self._lease_loop, self._heartbeat.run)]
         loops.append(asyncio.create_task(self._control.watch_silence()))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -140,10 +135,10 @@ class RolloutWorker:
         while True:
             await self._control.running.wait()
             most = self._config.generator.max_in_flight
-            free = min(most + self._num_ahead - len(self._generating), 2 * most - len(self._tasks))
+            free = min(most + self._num_ahead - self._in_flight.num_generating, 2 * most - len(self._in_flight))
             if free <= self._num_ahead // 2:  # one trip to the store for several
-                self._place_freed.clear()
-                await self._place_freed.wait()
+                self._in_flight.place_freed.clear()
+                await self._in_flight.place_freed.wait()
             elif self._sender.is_full:
                 await self._wait_for_spool()
             else:
@@ -166,15 +161,11 @@ class RolloutWorker:
         prompts = await asyncio.shield(self._leasing)
         self._leasing = None
         if not prompts:
-            self._counters.queue_wait += time.monotonic() - began
+            self._heartbeat.counters.queue_wait += time.monotonic() - began
         if await self._missed_a_version(prompts):
             return
         for prompt in prompts:
-            self._leased.add(prompt.id)
-            task = asyncio.create_task(self._take_through(prompt), name=prompt.id)
-            task.add_done_callback(self._finished)  # runs even if the task is cancelled before it began
-            self._tasks[prompt.id] = task
-            self._generating.add(task)
+            self._in_flight.start(prompt.id, self._take_through(prompt))
 
     async def _missed_a_version(self, prompts: list[Prompt]) -> bool:
         """Prompts issued for weights we were never sent: hand them back and ask for an update, unless we have.
@@ -206,16 +197,6 @@ class RolloutWorker:
             self._failure = error
             self._stopping.set()
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._free_place(task)
-        if self._tasks.get(task.get_name()) is task:  # a prompt handed back may be with us again
-            del self._tasks[task.get_name()]
-        self._liveness.progress()
-
-    def _free_place(self, task: asyncio.Task[None]) -> None:
-        self._generating.discard(task)
-        self._place_freed.set()
-
     async def _generate(self, prompt: Prompt) -> Rollout | None:
         """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
         try:
@@ -226,15 +207,13 @@ class RolloutWorker:
             if self._engine.is_dead:
                 raise
             await asyncio.to_thread(self._store.reject, prompt.id, str(error))
-            self._leased.discard(prompt.id)
+            self._in_flight.leased.discard(prompt.id)
             log.warning("prompt_rejected", prompt_id=prompt.id, reason=str(error))
             return None
 
     async def _roll_out(self, prompt: Prompt) -> None:
         rollout = await self._generate(prompt)
-        task = asyncio.current_task()
-        assert task is not None
-        self._free_place(task)
+        self._in_flight.free_place(asyncio.current_task())
         if rollout is None:
             return
         if rollout.finish_reason == "abort" or not len(rollout.token_ids):
@@ -247,8 +226,8 @@ class RolloutWorker:
         await self._control.gate.wait()  # a canary may still find the weights wrong
         trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)
         self._sender.send(trajectory.id, encode_trajectory(trajectory))
-        self._counters.num_tokens += len(rollout.token_ids)
-        self._counters.num_rollouts += 1
+        self._heartbeat.counters.num_tokens += len(rollout.token_ids)
+        self._heartbeat.counters.num_rollouts += 1
         log.debug("trajectory_sent", trajectory_id=trajectory.id, outcome=verdict.outcome)
 
     def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
@@ -274,90 +253,19 @@ class RolloutWorker:
 
     async def drop_in_flight(self) -> None:
         """Cancel every rollout and hand its prompt back: what is in flight can't be trusted."""
-        ids = list(self._tasks)
-        await self._cancel(ids)
+        ids = await self._in_flight.cancel(self._in_flight.prompt_ids)
         await self._return_leases(ids)
         log.warning("in_flight_dropped", count=len(ids))
 
-    async def _cancel(self, prompt_ids: list[str]) -> None:
-        tasks = [self._tasks[name] for name in prompt_ids if name in self._tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
     async def _return_leases(self, prompt_ids: list[str]) -> None:
-        self._leased.difference_update(prompt_ids)
+        self._in_flight.leased.difference_update(prompt_ids)
         await asyncio.to_thread(self._store.return_leases, self._id, prompt_ids)
-
-    # Heartbeat
-
-    async def _heartbeat_loop(self) -> None:
-        generator = self._config.generator
-        answered = time.monotonic()
-        while True:
-            self._control.changed.clear()
-            try:
-                await self._beat()
-                answered = time.monotonic()
-            except StoreError as error:
-                silent = time.monotonic() - answered
-                log.warning("store_unreachable", seconds=round(silent, 1), error=str(error))
-                if silent > self._config.redis.patience_seconds:
-                    raise
-            await self._control.wait_for_change(generator.heartbeat_seconds)
-
-    async def _beat(self) -> None:
-        if self._engine.is_dead:
-            raise EngineError("vLLM's engine died: see its log lines above")
-        watchdog.stage("heartbeat", loop="heartbeat", waiting_for=["redis"])
-        self._liveness.look(len(self._tasks), gate_open=self._control.gate.is_set())
-        generator = self._config.generator
-        await asyncio.to_thread(self._store.register_member, self.member(), 3 * generator.heartbeat_seconds)
-        if self._leased:
-            gone = await asyncio.to_thread(
-                self._store.renew_leases, self._id, sorted(self._leased), generator.lease_seconds
-            )
-            self._leased.difference_update(gone)
-            lost = [name for name in gone if name in self._tasks]
-            if lost:
-                log.warning("leases_lost", prompt_ids=lost)
-                await self._cancel(lost)
-        self._write_metrics()
-
-    def member(self) -> Member:
-        """This generator's entry in the store."""
-        return Member(
-            id=self._id,
-            role="generator",
-            control_endpoint=self._endpoint,
-            policy_version=self._control.policy_version,
-            epoch=self._control.epoch,
-            info={"num_workers": self._config.generator.tensor_parallel_size, "pid": os.getpid()},
-        )
-
-    def _write_metrics(self) -> None:
-        counters, now = self._counters, time.monotonic()
-        self._counters = _Counters(now)
-        self._num_heartbeats += 1
-        version = self._control.policy_version
-        values: dict[str, float | list[float] | None] = {
-            "generator/tokens": float(counters.num_tokens),
-            "generator/tokens_per_second": counters.num_tokens / max(now - counters.since, 1e-9),
-            "generator/rollouts": float(counters.num_rollouts),
-            "generator/in_flight": float(len(self._generating)),
-            "generator/queue_wait": counters.queue_wait,
-            "generator/paused": self._control.total_paused_seconds,
-            "generator/unacked": float(self._sender.num_unacked),
-            "generator/policy_version": None if version == UNSYNCED else float(version),
-        }
-        self._metrics.write(self._num_heartbeats, values)
 
     # Leaving
 
     async def _leave(self) -> None:
         """Hand back unfinished prompts at once, give the sender time to be acked, unregister."""
-        unfinished = list(self._tasks)
-        await self._cancel(unfinished)
+        unfinished = await self._in_flight.cancel(self._in_flight.prompt_ids)
         if self._leasing is not None:
             await _tolerate("lease", lambda: self._leftover(unfinished))
         await _tolerate("return_leases", lambda: self._return_leases(unfinished))
