@@ -105,9 +105,13 @@ def _memory(field: str) -> int:
 
 
 def _repeats(call: Callable[[], object]) -> int:
-    """How many calls fill one sample."""
-    seconds, _ = _sample(call, 1)
-    return max(1, round(_SAMPLE_SECONDS / max(seconds, 1e-9)))
+    """How many calls fill one sample. Tried with more and more of them: a first call, caches cold, says nothing."""
+    repeats = 1
+    while True:
+        seconds, _ = _sample(call, repeats)
+        if seconds * repeats >= _SAMPLE_SECONDS:
+            return repeats
+        repeats = min(2 * repeats, max(repeats + 1, round(_SAMPLE_SECONDS / max(seconds, 1e-9))))
 
 
 def _sample(call: Callable[[], object], repeats: int) -> tuple[float, float]:

@@ -36,7 +36,7 @@ from common.run_folder import RunFolder
 from common.transport.keys import ROLES as ROLES_WITH_KEYS
 from common.transport.keys import Role, make_keys, private_files
 from common.whole_file import write_whole
-from deploy.cores import available_cores, malloc_environment, thread_environment
+from deploy.cores import available_cores, thread_environment
 from deploy.keys import ACL_FILE, PASSWORD_FILE, USER, make_redis_access
 from deploy.launcher import Launcher
 from deploy.log_lines import JSON_LOGS, LogSink, Screen, timestamp
@@ -221,7 +221,7 @@ def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
         spec,
         name=name,
         command=[*command, f"generator.control_host={own_address()}", *overrides],
-        environment={**spec.environment, **_threads(1), **malloc_environment()},
+        environment={**spec.environment, **_threads(1)},
         cores=None,
         niceness=0,
     )

@@ -46,6 +46,20 @@ def test_contenders_take_turns() -> None:
     assert turns[-6:] == ["a", "b"] * 3
 
 
+def test_a_slow_first_call_does_not_make_a_sample_short() -> None:
+    durations = iter([0.0, 0.009])  # the one whose peak memory is taken, and the first that is timed
+    num_calls = 0
+
+    def call() -> None:
+        nonlocal num_calls
+        num_calls += 1
+        time.sleep(next(durations, 0.0005))
+
+    (timing,) = measure({"a": call}, rounds=1).values()
+    assert len(timing.wall) == 1
+    assert num_calls > 20  # trying: 1 + 1 + 2 + ...; and then a sample of some 17
+
+
 def test_peak_memory_is_seen() -> None:
     assert 60 < peak_of(lambda: np.ones(64 << 17)) / 2**20 < 80
 
