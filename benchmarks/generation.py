@@ -54,7 +54,7 @@ def run(settings: Settings) -> list[Figure]:
         32,
         settings.size(144, 32),
         settings.size(152, 40),
-        settings.rounds(3),
+        settings.rounds(2),
     )
     if settings.quick:
         return _figures(demo, _measure(demo, core, one_process=True))

@@ -31,7 +31,7 @@ from common.run_folder import RunFolder
 from deploy.run_data import Row
 
 NUM_GENERATORS = (1, 4)
-NUM_STEPS = 8
+NUM_STEPS = 7
 WARM_UP_STEPS = 3
 RESPONSES_EACH = 32
 RANK_MODEL = {  # 2 million weights: a step of seconds
