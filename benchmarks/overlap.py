@@ -3,9 +3,9 @@
 One generator and one learner, each on a core of its own, random weights: every step is the same work (see
 `benchmarks.real_run`). In the synchronous run the learner waits while the batch is generated and the generator while it
 is learnt from, so its phases give both sides' own times: *generate* is the wait for the batch, *learn* the rest of the
-step. Asynchronous, a step can't be shorter than the slower of the two. Model and batch are the demo's. With 48 sequences
-in flight both sides take about as long (with 24, where the two cores are whole ones), which is where overlap can gain
-most: 2 ×.
+step. Asynchronous, a step can't be shorter than the slower of the two. Model and batch are the demo's. With 48
+sequences in flight both sides take about as long (with 24, where the two cores are whole ones), which is where overlap
+can gain most: 2 ×.
 """
 
 from __future__ import annotations
