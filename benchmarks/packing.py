@@ -55,7 +55,7 @@ def _shape(settings: Settings) -> LlamaConfig:
     """Like SmolLM2's, narrower and with fewer layers, so that a full run takes a minute."""
     return LlamaConfig(
         hidden_size=settings.size(384, 64),
-        num_hidden_layers=2,
+        num_hidden_layers=settings.size(3, 2),
         num_attention_heads=settings.size(6, 2),
         num_key_value_heads=settings.size(2, 1),
         intermediate_size=settings.size(1024, 128),
