@@ -21,7 +21,7 @@ MONITORING = ROOT / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "vcppo.json").read_text(encoding="utf-8"))
 WRITERS = (
     "learner/step_metrics.py", "learner/store_metrics.py", "learner/value_pretraining.py", "learner/value_recording.py",
-    "learner/sft.py", "generator/rollout.py", "learner/buffer.py",
+    "learner/sft.py", "generator/heartbeat.py", "learner/buffer.py",
 )  # fmt: skip
 CURVES = {"advantages/by_position", "values/by_position", "explained_variance/by_position"}  # JSON lines only
 SUMS = {"policy/policy_loss", "policy/clipped", "policy/ratio", "critic/value_loss"}  # within the learner's update
