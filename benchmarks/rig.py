@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from common.config import VcppoConfig, dump_config
-from common.ports import free_port
+from common.ports import free_endpoint
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.tasks import load_task
@@ -78,7 +78,7 @@ def demo_settings(folder: Path, name: str, model: Path, /, **changes: Mapping[st
     tree |= {
         "run": {"name": name, "folder": str(folder)},
         "model": {"path": str(model), "dtype": "float32"},
-        "transport": {"endpoints": [f"tcp://127.0.0.1:{free_port()}"]},
+        "transport": {"endpoints": [free_endpoint()]},
         "logging": {"tensorboard": False, "format": "json"},
     }
     for section, values in changes.items():

@@ -186,18 +186,21 @@ class RedisConnection:
 
     def memory(self) -> Memory:
         """How full Redis is."""
-        facts: Any = self.call("memory", lambda client: client.info("memory"))
+        facts = self._memory_facts()
         return Memory(int(facts["used_memory"]), int(facts["maxmemory"]))
 
     def refuse_eviction(self) -> None:
         """Raises `StoreError` if Redis would throw keys away when it is full."""
-        facts: Any = self.call("memory", lambda client: client.info("memory"))
+        facts = self._memory_facts()
         policy = str(facts.get("maxmemory_policy", "noeviction"))
         if int(facts["maxmemory"]) and policy != "noeviction":
             raise StoreError(
                 f"Redis at {self.address} throws keys away when it is full (maxmemory-policy {policy}): prompts "
                 "and trajectories would be lost; set it to noeviction"
             )
+
+    def _memory_facts(self) -> Any:
+        return self.call("memory", lambda client: client.info("memory"))
 
 
 def _encode(argument: str | bytes | float) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.config import VcppoConfig
+from common.redis_connection import SOCKET_TIMEOUT_SECONDS as REDIS_SOCKET_SECONDS
 from deploy.chaos.proxy import Links
 from deploy.chaos.schedule import Fault
 from deploy.chaos.watch import Watch
@@ -18,7 +19,6 @@ from deploy.processes import Child, ProcessSpec, Supervisor
 
 # Deadlines of the code that are no settings.
 ZMTP_HEARTBEAT_SECONDS = 10.0  # common.transport.sockets.HEARTBEAT_DEADLINE_SECONDS
-REDIS_SOCKET_SECONDS = 15.0  # common.redis_connection
 CUT_SECONDS = 3.0
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from common.ledger import BufferEntry, Ledger
 from common.metrics import read_metrics
-from common.ports import free_port
+from common.ports import free_endpoint
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.trajectory import Prompt
@@ -47,7 +47,7 @@ class Processes:
             "learner": {"micro_batch_tokens": 64},
             "sampling": {"max_response_tokens": 16},
             "redis": {"url": redis.url},
-            "transport": {"endpoints": [f"tcp://127.0.0.1:{free_port()}"], "ack_deadline_seconds": 1.0},
+            "transport": {"endpoints": [free_endpoint()], "ack_deadline_seconds": 1.0},
             "logging": {"format": "json", "tensorboard": False},
         }  # fmt: skip
         self.folder = RunFolder(folder / "run").create()

@@ -21,7 +21,7 @@ import yaml
 from common.config import load_config
 from common.errors import EXIT_REFUSED
 from common.ledger import Ledger
-from common.ports import free_port
+from common.ports import free_endpoint
 from tests.faults.test_generator import prompts
 from tests.integration.conftest import RedisServer
 from tests.integration.test_weight_broadcast import make_model
@@ -83,7 +83,7 @@ class Scene:
             "learner": {"micro_batch_tokens": 64, "device": "cpu"},
             "sampling": {"max_response_tokens": 16},
             "redis": {"url": redis.url},
-            "transport": {"endpoints": [f"tcp://127.0.0.1:{free_port()}"]},
+            "transport": {"endpoints": [free_endpoint()]},
             "broadcast": {"deadline_seconds": 30.0, "canary_tolerance": 0.01},
             "logging": {"format": "json", "tensorboard": False},
         }  # fmt: skip

@@ -18,7 +18,7 @@ import yaml
 
 from common.config import RlConfig, TransportConfig
 from common.ledger import VOCABULARY_SIZE, Ledger
-from common.ports import free_port
+from common.ports import free_endpoint, free_port
 from common.store import RunStore
 from common.trajectory import Prompt, Trajectory, VersionSpan
 from common.transport import TrajectorySender
@@ -66,7 +66,7 @@ class BufferProcess:
             "logging": {"format": "json", "tensorboard": False},
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.endpoint = free_endpoint()
         self.process: subprocess.Popen[str] | None = None
         self.lines: list[dict[str, Any]] = []
 

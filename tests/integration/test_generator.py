@@ -19,7 +19,7 @@ import yaml
 
 from common.config import VcppoConfig
 from common.metrics import MetricsWriter, read_metrics
-from common.ports import free_port
+from common.ports import free_endpoint, free_port
 from common.store import RunStore
 from common.tasks import load_task
 from common.trajectory import Prompt, Trajectory, VersionSpan
@@ -79,7 +79,7 @@ class Bench:
     """A worker with everything around it."""
 
     def __init__(self, folder: Path, redis: RedisServer) -> None:
-        endpoint = f"tcp://127.0.0.1:{free_port()}"
+        endpoint = free_endpoint()
         self.config = VcppoConfig.model_validate(
             {
                 "run": {"name": folder.name, "folder": str(folder)},

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from common.config import TaskConfig
-from common.ports import free_port
+from common.ports import free_endpoint, free_port
 from common.store import RunStore
 from common.tasks import load_task
 
@@ -67,7 +67,7 @@ def write_config(folder: Path, name: str, redis_url: str) -> Path:
             "engine_options": {"worker_extension_cls": "tests.integration.skip_repack.SkipRepack"},
         },
         "redis": {"url": redis_url},
-        "transport": {"endpoints": [f"tcp://127.0.0.1:{free_port()}"]},
+        "transport": {"endpoints": [free_endpoint()]},
         "broadcast": {"deadline_seconds": 30.0, "packed_buffer_mib": 0.05},
         "logging": {"tensorboard": False, "format": "json"},
     }
