@@ -8,12 +8,13 @@ the prompts are) is recognised by the store: the ids are the same.
 
 A prompt may leave no room for the response. `PromptSource` looks at all prompts of a finite task when it is made, and
 refuses them by name (``task.overlong: refuse``) or says how many are left out (``skip``). Where one comes up all the
-same, a substitute takes its place: a problem so far on in the task's sequence that no group has it as its own. Which one is a pure
-function of the group, too.
+same, a substitute takes its place: a problem so far on in the task's sequence that no group has it as its own. Which
+one is a pure function of the group, too.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -66,7 +67,9 @@ class PromptSource:
         PromptTooLong: some prompts leave no room for a response, and ``task.overlong`` is ``refuse``; or all do.
     """
 
-    def __init__(self, config: VcppoConfig, task: Task, encode: PromptEncoder, lengths: LengthsOf | None = None) -> None:
+    def __init__(
+        self, config: VcppoConfig, task: Task, encode: PromptEncoder, lengths: LengthsOf | None = None
+    ) -> None:
         self.num_passed_over = 0  # groups whose own problem was too long, of those made by this process
         self._config = config
         self._task = task
@@ -113,7 +116,9 @@ class PromptSource:
     def _choose(self, purpose: Purpose, group: int) -> _Chosen:
         """The group's own problem, or the first of its substitutes that has room."""
         seed = derive_seed(self._config.run.seed, purpose)
-        substitutes = range(_FIRST_SUBSTITUTE + group * MAX_SUBSTITUTES, _FIRST_SUBSTITUTE + (group + 1) * MAX_SUBSTITUTES)
+        substitutes = range(
+            _FIRST_SUBSTITUTE + group * MAX_SUBSTITUTES, _FIRST_SUBSTITUTE + (group + 1) * MAX_SUBSTITUTES
+        )
         shortest = None
         for number in (group, *substitutes):
             (problem,) = self._task.problems("train", seed, number, 1)
@@ -140,8 +145,12 @@ class PromptSource:
 
     def _look_through(self, lengths: LengthsOf) -> None:
         """All prompts of a finite task, before the first is issued."""
+        began = time.monotonic()
         found = measure_prompts(self._config, self._task, "train", lengths)
-        if found is None or not found.too_long:
+        if found is None:
+            return
+        log.info("prompts_looked_through", prompts=found.num_prompts, seconds=round(time.monotonic() - began, 1))
+        if not found.too_long:
             return
         if self._config.task.overlong == "refuse" or len(found.too_long) == found.num_prompts:
             raise PromptTooLong(f"{found.problem()}: {found.remedy()}")

@@ -17,6 +17,7 @@ LengthsOf = Callable[[Sequence[Text]], Sequence[int]]
 
 BATCH = 4096  # prompts that are made into text and tokens at once
 _NUM_NAMED = 10
+_SPARE = 32  # tokens: a template may write more around some text than around none
 
 
 class PromptRoom(NamedTuple):
@@ -43,7 +44,7 @@ class PromptLengths:
     Attributes:
         room: what a prompt may have.
         num_prompts: how many were looked at.
-        longest: tokens; 0 without any prompt.
+        longest: tokens, of those that were made into tokens; 0 without any.
         too_long: those beyond the room, longest first.
     """
 
@@ -91,23 +92,43 @@ def prompt_room(config: VcppoConfig) -> PromptRoom:
     return PromptRoom(limits[field] - response, field, limits[field], response)
 
 
-def measure_prompts(config: VcppoConfig, task: Task, split: Split, lengths: LengthsOf) -> PromptLengths | None:
+def measure_prompts(
+    config: VcppoConfig, task: Task, split: Split, lengths: LengthsOf, *, exact: bool = False
+) -> PromptLengths | None:
     """Lengths of a split's prompts, each problem once; None: there is no end to them.
 
-    100,000 short chat prompts take about 10 s on one core, most of it in the chat template (docs/check.md).
+    Args:
+        exact: make tokens of all of them. Else a prompt is left alone whose bytes are fewer than the tokens it may
+            have: a byte-level tokenizer never makes more tokens than there are bytes. What a tokenizer that enlarges
+            text gets past this, `PromptSource` meets later, and passes over.
     """
     size = task.size(split)
     if size is None:
         return None
     room, longest, found = prompt_room(config), 0, []
+    added: int | None = None
     for start, prompts in _batches(task, split, size):
-        for number, tokens in enumerate(lengths(prompts), start=start):
+        if added is None and not exact:
+            added = _added_tokens(prompts[0], lengths)
+        kept = [i for i, prompt in enumerate(prompts) if exact or _num_bytes(prompt) + (added or 0) > room.tokens]
+        for number, tokens in zip(kept, lengths([prompts[i] for i in kept]), strict=True):
             longest = max(longest, tokens)
             if tokens > room.tokens:
-                found.append((number, tokens))
+                found.append((start + number, tokens))
     found.sort(key=lambda each: (-each[1], each[0]))
     too_long = tuple(LongPrompt(number, task.where(split, 0, number), tokens) for number, tokens in found)
     return PromptLengths(split, room, size, longest, too_long)
+
+
+def _added_tokens(prompt: Text, lengths: LengthsOf) -> int:
+    """What the tokenizer and the chat template add to a prompt's own text, and a little more."""
+    empty: Text = "" if isinstance(prompt, str) else [{**message, "content": ""} for message in prompt]
+    return lengths([empty])[0] + _SPARE
+
+
+def _num_bytes(prompt: Text) -> int:
+    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    return sum(len(text.encode()) for text in texts)
 
 
 def _batches(task: Task, split: Split, size: int) -> Iterator[tuple[int, list[Text]]]:
