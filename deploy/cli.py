@@ -59,11 +59,13 @@ def _quiet_logging() -> None:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    from deploy.check.quick import BEFORE_UP, refuse_start
     from deploy.demo import run_up
     from deploy.run_config import exclusive, write_config
     from deploy.session import open_session
 
     config = _config(arguments)
+    refuse_start(config, BEFORE_UP)
     with exclusive(config.run.path):
         write_config(config)
         with open_session(config, "watch" if arguments.watch else "follow") as session, session.stage("up"):

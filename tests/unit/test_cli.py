@@ -33,6 +33,7 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
     path = tmp_path / "run.yaml"
     text = dump_config(config_of(Path("runs"), "r"))
     assert "tcp://127.0.0.1:5755" in text
