@@ -114,7 +114,7 @@ class TrainEngine:
         """
         init_distributed()
         deepspeed = _import_deepspeed()
-        module = module.to(options.torch_dtype)
+        _cast_parameters(module, options.torch_dtype)
         optimizer = torch.optim.AdamW(
             module.parameters(),
             lr=learning_rate,
@@ -249,6 +249,13 @@ class TrainEngine:
 def _hf_names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Parameters by Hugging Face name; a tied one is listed once, under its first name (the embedding)."""
     return [(name.removeprefix(_MODULE_PREFIX), parameter) for name, parameter in module.named_parameters()]
+
+
+def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters only. Buffers keep their type: rotary frequencies in bfloat16 would turn far tokens by whole angles."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _schedule(options: EngineOptions) -> Any:
