@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from learner.wire_weights import WireWeights
 
 # Settings that bend logits before the softmax; ignoring one would train on wrong log-probs.
 _LOGIT_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
-_RANDOM = ("drop", "jitter")  # in the name of a setting that makes a forward random
+# Attributes of modules that make a forward random. (PhiMoE's router_jitter_noise is no noise but a threshold.)
+_RANDOM = re.compile(r"drop|^(input_)?jitter_noise$")
 
 
 def from_pretrained(
@@ -34,6 +36,8 @@ def from_pretrained(
     with quiet_transformers():
         try:
             config = read_config(path, trust_remote_code)
+            if "num_labels" in kwargs:
+                config.num_labels = kwargs["num_labels"]
             _check_settings(path, config, max_tokens)
             check_weights(path, reader.auto_class, config, trust_remote_code)
             proved = prove(reader, config, str(path), trust_remote_code=trust_remote_code)
@@ -88,7 +92,7 @@ def prepare(model: PreTrainedModel, gradient_checkpointing: bool) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and any(part in name for part in _RANDOM):
+            if isinstance(value, float) and _RANDOM.search(name):
                 setattr(module, name, 0.0)
     if gradient_checkpointing:
         try:
@@ -108,6 +112,11 @@ def unusable(path: str | Path, error: Exception) -> str:
         return (
             f"model {path}: its attention is its own and can't be given packed sequences ({reason}); "
             f"{SUGGESTION}"
+        )
+    if "Unrecognized configuration class" in reason and "SequenceClassification" in reason:
+        return (
+            f"model {path}: transformers has no critic for this architecture (no ForSequenceClassification class): set "
+            "algorithm.advantage_estimator = leave_one_out or group_mean, which have none, or choose another model.path"
         )
     return (
         f"model path {str(path)!r} can't be loaded ({reason}); give a folder with config.json and safetensors, "

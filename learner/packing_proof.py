@@ -124,7 +124,8 @@ def _compare(
     if (gap := largest_gap(packed, expected)) > TOLERANCE:
         raise ModelRefused(
             f"model {path}: packed results of {config.model_type} differ from transformers' own by {gap:.2g} (its "
-            f"attention mask, its positions or its outputs have a form that packing does not reproduce); {SUGGESTION}"
+            "attention mask, its positions, its outputs or its training mode have a form that is not reproduced here); "
+            f"{SUGGESTION}"
         )
 
 

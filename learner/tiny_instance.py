@@ -39,8 +39,8 @@ def tiny_configs(config: Any, auto_class: Any, **how: Any) -> Iterator[Any]:
     for factor in _FACTORS:
         if factor > 1 and (width % factor or width // factor < _SMALL_WIDTH):
             continue
-        small = _narrowed(config, factor)
         try:
+            small = _narrowed(config, factor)
             with torch.device("meta"):
                 model = auto_class.from_config(small, **how)
             _shorten(small, _layers_needed(model, small))

@@ -76,6 +76,20 @@ _OWN: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0] * 4,
+        "vocab_size_per_layer_input": 64,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+    },
+    "glm4_moe_lite": {**_LATENT, "num_hidden_layers": 2},
+    "minicpm3": {**_LATENT, "head_dim": 16},
+    "youtu": _LATENT,
     "falcon_h1": {"mamba_d_ssm": 64, **_MAMBA},
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 8},
     "granitemoehybrid": {
@@ -112,10 +126,15 @@ _OWN: dict[str, dict[str, Any]] = {
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
     """The architecture's own config, made small."""
-    kind = type(AutoConfig.for_model(model_type))
     blank = AutoConfig.for_model(model_type)
-    fields = {name: value for name, value in _FIELDS.items() if hasattr(blank, name)}
+    kind = type(blank)
+    fields = {name: value for name, value in _FIELDS.items() if _takes(blank, name)}
     return kind(**{**fields, **_OWN.get(model_type, {}), **changes})
+
+
+def _takes(config: Any, name: str) -> bool:
+    own = getattr(type(config), name, None)
+    return hasattr(config, name) and not (isinstance(own, property) and own.fset is None)
 
 
 def tiny_model(model_type: str, **changes: Any) -> PreTrainedModel:
