@@ -1,23 +1,15 @@
-"""Lines of `vcppo check`: what a check found, and the JSON lines by which child programs report to the command.
+"""Lines of `vcppo check`: what a check is, and what it found.
 
 A check is a function of one context object. It returns or yields `Result`s. A check that raises is itself a failed
 line: nothing a check meets may end the command.
-
-A child program (`python -m learner.check`, `python -m generator.check`) writes one JSON object a line::
-
-    {"plan": [["model", "loads"], ...]}          all checks it will run, in order
-    {"begin": 0, "deadline": 120.0}              number of the check that starts now, and the seconds it may take
-    {"line": {...}}                              a `CheckLine`
-    {"end": 0}                                   the check is done
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import IO, Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 from common.config.yaml_text import one_line
 from common.errors import VcppoError
@@ -67,7 +59,7 @@ def skipped(text: str) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class CheckLine:
-    """One line of the command: a `Result`, where it belongs, and how long the check took until then."""
+    """One line of the command: a `Result`, where it belongs, and how long it took to find."""
 
     group: str
     name: str
@@ -113,6 +105,7 @@ class Check(Generic[ContextT]):
             found = self.run(context)
             for result in [found] if isinstance(found, Result) else found:
                 yield self.line(result, time.monotonic() - began)
+                began = time.monotonic()
         except NotPossible as error:
             yield self.line(skipped(str(error)), time.monotonic() - began)
         except VcppoError as error:  # its text names the field, the value and the remedy
@@ -124,18 +117,3 @@ class Check(Generic[ContextT]):
 
     def line(self, result: Result, seconds: float) -> CheckLine:
         return CheckLine(self.group, self.name, result.status, result.text, result.remedy, result.details, seconds)
-
-
-def report(checks: Sequence[Check[ContextT]], context: ContextT, out: IO[str], *, first: int = 0) -> None:
-    """A child program's whole work: run checks number `first` and on, writing each line as it is known."""
-
-    def write(message: dict[str, Any]) -> None:
-        out.write(json.dumps(message) + "\n")
-        out.flush()
-
-    write({"plan": [[check.group, check.name] for check in checks]})
-    for number, check in enumerate(checks[first:], start=first):
-        write({"begin": number, "deadline": check.deadline_seconds})
-        for line in check.lines(context):
-            write({"line": line.as_dict()})
-        write({"end": number})

@@ -21,7 +21,6 @@ log = structlog.get_logger(__name__)
 QUICK: tuple[Check[Setup], ...] = (
     Check("settings", "config", settings.warnings),
     Check("settings", "rewards", settings.rewards),
-    Check("settings", "evaluation", settings.evaluation),
     Check("machine", "torch", devices.torch),
     Check("machine", "devices", devices.gpus),
     Check("machine", "memory", devices.memory),

@@ -21,9 +21,9 @@ from learner.export import load_tokenizer, make_policy
 from learner.models import PolicyModel
 
 T = TypeVar("T")
-NUM_TEXTS = 6
+NUM_TEXTS = 4
 _GIB = 2**30
-_MAX_TEXT_TOKENS = 512
+_MAX_TEXT_TOKENS = 96
 
 
 class Context:
