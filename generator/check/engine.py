@@ -38,7 +38,9 @@ def responses(context: Context) -> Iterator[Result]:
         yield skipped("no prompt leaves room for a response")
         return
     chosen = [problems[i % len(problems)] for i in range(context.generate)]
-    engine, pool = Engine(config), VerifierPool(config.task)
+    # Compiling takes minutes and changes no response that matters here.
+    eager = config.generator.model_copy(update={"enforce_eager": True})
+    engine, pool = Engine(config.model_copy(update={"generator": eager})), VerifierPool(config.task)
     with asyncio.Runner() as runner:
         try:
             runner.run(_start(engine, pool))
