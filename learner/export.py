@@ -13,11 +13,12 @@ from typing import Any
 import structlog
 
 from common.config import VcppoConfig, load_config
-from common.config.yaml_text import one_line
 from common.end_process import end_process
 from common.errors import VcppoError
 from common.log import configure_logging
 from common.run_folder import RunFolder
+from common.tokenizer import load_tokenizer as tokenizer_of
+from common.tokenizer import save_tokenizer
 from common.whole_folder import written_whole
 from learner.checkpoint import check_ranks, verify
 from learner.engine import (
@@ -47,16 +48,8 @@ def make_policy(config: VcppoConfig) -> PolicyModel:
 
 
 def load_tokenizer(config: VcppoConfig) -> Any:
-    """The policy's tokenizer, at ``model.path``. Raises VcppoError when there is none to be had."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
-        raise VcppoError(
-            f"model.path = {config.model.path!r}: no tokenizer can be loaded from it ({one_line(error)}); "
-            "give a model folder such as the one `vcppo sft` writes, or a Hugging Face id"
-        ) from error
+    """The policy's tokenizer, at ``model.path``. Raises ModelError when there is none to be had."""
+    return tokenizer_of(config.model.path, config.model.trust_remote_code)
 
 
 def make_actor(config: VcppoConfig) -> TrainEngine:
@@ -76,7 +69,7 @@ def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None
     assert isinstance(actor.module, PolicyModel)
     with written_whole(folder) as staging:
         save_model(actor.module, staging, state)
-        load_tokenizer(config).save_pretrained(staging)
+        save_tokenizer(load_tokenizer(config), staging)
     log.info("policy_exported", folder=str(folder))
 
 
