@@ -153,7 +153,7 @@ def _check_rope(path: str | Path, config: Any, rope: dict[str, Any], max_tokens:
     if kind == "dynamic":
         raise ModelRefused(
             f"model {path}: rope_type=dynamic changes rotary frequencies with the length of a sequence, and vLLM "
-            "does it otherwise than transformers; choose another model.path, or a rope_type of fixed frequencies (yarn, linear)"
+            "does it otherwise than transformers; choose another model.path, or a fixed rope_type (yarn, linear)"
         )
     if kind != "longrope":
         return
