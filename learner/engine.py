@@ -242,7 +242,7 @@ class TrainEngine:
 
 
 def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
-    """Parameters only. Buffers keep their type: rotary frequencies in bfloat16 would turn far tokens by whole angles."""
+    """Parameters only. Buffers keep their type: rotary frequencies in bfloat16 would turn far tokens too far."""
     for parameter in module.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)

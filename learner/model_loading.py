@@ -108,11 +108,8 @@ def prepare(model: PreTrainedModel, gradient_checkpointing: bool) -> None:
 def unusable(path: str | Path, error: Exception) -> str:
     """Why this is no model, and what to give instead."""
     reason = one_line(error) or type(error).__name__
-    if isinstance(error, KeyError) and PACKED_ATTENTION in reason or "attn_implementation" in reason:
-        return (
-            f"model {path}: its attention is its own and can't be given packed sequences ({reason}); "
-            f"{SUGGESTION}"
-        )
+    if (isinstance(error, KeyError) and PACKED_ATTENTION in reason) or "attn_implementation" in reason:
+        return f"model {path}: its attention is its own and can't be given packed sequences ({reason}); {SUGGESTION}"
     if "Unrecognized configuration class" in reason and "SequenceClassification" in reason:
         return (
             f"model {path}: transformers has no critic for this architecture (no ForSequenceClassification class): set "
@@ -155,8 +152,8 @@ def _check_rope(path: str | Path, config: Any, rope: dict[str, Any], max_tokens:
     kind = rope.get("rope_type", rope.get("type"))
     if kind == "dynamic":
         raise ModelRefused(
-            f"model {path}: rope_type=dynamic changes rotary frequencies with the length of a sequence, in transformers "
-            "otherwise than in vLLM; choose another model.path, or a rope_type of fixed frequencies (yarn, linear)"
+            f"model {path}: rope_type=dynamic changes rotary frequencies with the length of a sequence, and vLLM "
+            "does it otherwise than transformers; choose another model.path, or a fixed rope_type (yarn, linear)"
         )
     if kind != "longrope":
         return
@@ -165,6 +162,6 @@ def _check_rope(path: str | Path, config: Any, rope: dict[str, Any], max_tokens:
     if max_tokens is None or max_tokens > limit:
         given = "" if max_tokens is None else f" generator.max_model_len = {max_tokens};"
         raise ModelRefused(
-            f"model {path}: rope_type=longrope has other rotary frequencies for sequences beyond {limit} tokens;{given} "
-            f"set generator.max_model_len to at most {limit}, or choose another model.path"
+            f"model {path}: rope_type=longrope has other rotary frequencies for sequences beyond {limit} tokens;"
+            f"{given} set generator.max_model_len to at most {limit}, or choose another model.path"
         )

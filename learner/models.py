@@ -24,7 +24,7 @@ from common.errors import VcppoError
 from common.trajectory import Trajectory
 from learner.attention import attention_arguments
 from learner.log_probs import chunked_log_probs
-from learner.model_loading import from_pretrained, prepare, read_config, refuse_missing, unusable
+from learner.model_loading import from_pretrained, prepare, read_config, refuse_missing
 from learner.packing import PackedBatch, build_packed
 from learner.packing_probe import probe
 from learner.packing_proof import SUGGESTION, ModelRefused, Reader
@@ -163,9 +163,7 @@ def load_critic(
         VcppoError: no such model, or it has no ``score`` head with one output.
     """
     source = path if init == "policy" else init
-    model, missing, proved = from_pretrained(
-        CRITIC, source, trust_remote_code, max_tokens, dtype=dtype, num_labels=1
-    )
+    model, missing, proved = from_pretrained(CRITIC, source, trust_remote_code, max_tokens, dtype=dtype, num_labels=1)
     new_head = any(name.startswith("score.") for name in missing)
     refuse_missing(source, [name for name in missing if not name.startswith("score.")])
     if init == "policy":
@@ -263,7 +261,8 @@ def _packed_values(critic: nn.Module, trajectories: Sequence[Trajectory]) -> lis
 @torch.no_grad()
 def _plain_log_probs(model: PreTrainedModel, token_ids: Tensor, prompt: int) -> Tensor:
     logits = model(input_ids=token_ids, use_cache=False).logits[0, prompt - 1 : -1].float()
-    return logits.log_softmax(-1).gather(1, token_ids[0, prompt:, None])[:, 0]
+    log_probs: Tensor = logits.log_softmax(-1).gather(1, token_ids[0, prompt:, None])[:, 0]
+    return log_probs
 
 
 @torch.no_grad()

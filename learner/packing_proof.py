@@ -86,7 +86,7 @@ def _plain_instance(reader: Reader, config: Any, how: dict[str, Any]) -> tuple[P
             randomise(model)
             with torch.no_grad():
                 values = [reader.plain(model, *token_ids(t)) for t in _trajectories(vocabulary)]
-        except Exception:  # noqa: BLE001, S112  (transformers' own code, at sizes it was not written for)
+        except Exception:  # noqa: BLE001  (transformers' own code, at sizes it was not written for)
             continue
         if all(bool(torch.isfinite(value).all()) for value in values):
             return model, values
@@ -111,8 +111,8 @@ def _compare(
         ) from error
     if (gap := largest_gap(packed, again)) > TOLERANCE:
         raise ModelRefused(
-            f"model {path}: {config.model_type} is random in training: two forwards differ by {gap:.2g}, so old and new "
-            "log-probs could not be compared; set dropout, jitter and noise to 0 in its config.json, or "
+            f"model {path}: {config.model_type} is random in training: two forwards differ by {gap:.2g}, so old and "
+            "new log-probs could not be compared; set dropout, jitter and noise to 0 in its config.json, or "
             f"{SUGGESTION}"
         )
     if (gap := largest_gap(alone, packed)) > TOLERANCE:

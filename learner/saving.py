@@ -102,7 +102,14 @@ def _repaired(given: GenerationConfig) -> Iterator[GenerationConfig]:
     yield sampling
     without_beams = deepcopy(sampling)
     plain = GenerationConfig()
-    for name in ("num_beams", "num_beam_groups", "early_stopping", "length_penalty", "diversity_penalty", "constraints"):
+    for name in (
+        "num_beams",
+        "num_beam_groups",
+        "early_stopping",
+        "length_penalty",
+        "diversity_penalty",
+        "constraints",
+    ):
         if hasattr(without_beams, name):
             setattr(without_beams, name, getattr(plain, name, None))
     yield without_beams

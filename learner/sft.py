@@ -30,6 +30,7 @@ from common.errors import VcppoError
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.tasks import Demonstration, Task, encode_prompt, load_task
+from common.tokenizer import warn_of_plain_loading
 from common.trajectory import Trajectory
 from learner.demonstrations import as_trajectory
 from learner.engine import (
@@ -125,6 +126,7 @@ def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
     seconds = time.monotonic() - began
     if rank() == 0:
         save_model(policy, partial, state)
+        warn_of_plain_loading(tokenizer, partial)
         _write_generation_config(partial, tokenizer)
         marker = {**inputs, "steps": len(steps), "final_loss": loss, "seconds": round(seconds, 1)}
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,9 @@ _SMALL_WIDTH = 64  # of hidden states: small enough
 _FACTORS = (64, 32, 16, 8, 4, 2, 1)
 _MAX_PARAMETERS = 60_000_000
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_WIDTHS = re.compile(r"(^d_|_size$|_size_mlp$|_dim$|_rank$|_width$|_dims$|^n_embd$|^n_inner$|^ffn_dim|_d_head$|_d_ssm$|_d_state$)")
+_WIDTHS = re.compile(
+    r"(^d_|_size$|_size_mlp$|_dim$|_rank$|_width$|_dims$|^n_embd$|^n_inner$|^ffn_dim|_d_head$|_d_ssm$|_d_state$)"
+)
 _NOT_WIDTHS = re.compile(r"(vocab|kernel|conv|window|chunk|patch|image|group_size|block_size|batch)")
 
 
@@ -46,7 +48,7 @@ def tiny_configs(config: Any, auto_class: Any, **how: Any) -> Iterator[Any]:
             _shorten(small, _layers_needed(model, small))
             with torch.device("meta"):
                 model = auto_class.from_config(small, **how)
-        except Exception:  # noqa: BLE001, S112  (a division that this architecture does not stand: the next factor)
+        except Exception:  # noqa: BLE001  (a division that this architecture does not stand: the next factor)
             continue
         if sum(parameter.numel() for parameter in model.parameters()) <= _MAX_PARAMETERS:
             yield small
