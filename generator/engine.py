@@ -22,13 +22,12 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import structlog
 
 from common.config import VcppoConfig
-from common.config.yaml_text import one_line
 from common.errors import VcppoError
 from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
 from generator.model_files import end_tokens, require_model
@@ -93,26 +92,6 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-class EngineFacts(NamedTuple):
-    """What vLLM makes of a model and its settings before it loads anything.
-
-    Attributes:
-        version: of vLLM.
-        architecture: the class it will run.
-        dtype: of weights, as vLLM resolved it.
-        max_model_len: longest sequence.
-        transfer: backend of weight updates.
-        is_fallback: it runs transformers' own code for want of an implementation of its own, which is slower.
-    """
-
-    version: str
-    architecture: str
-    dtype: str
-    max_model_len: int
-    transfer: str
-    is_fallback: bool
-
-
 class Engine:
     """vLLM with the calls a generator needs. Make it, `await start()`, and `shutdown()` at the end."""
 
@@ -141,29 +120,6 @@ class Engine:
         await self.set_version(0)
         await self._warm_up()
         log.info("engine_ready", model=self.model, seconds=round(time.monotonic() - began, 1))
-
-    def look(self) -> EngineFacts:
-        """Have vLLM resolve model and settings, without an engine. Raises EngineError with its reason."""
-        require_model(self.model)
-        _set_environment(self.config)
-        import vllm
-
-        register()
-        try:
-            found = vllm.EngineArgs(**self._arguments()).create_engine_config().model_config
-        except Exception as error:  # vLLM raises many kinds here
-            raise EngineError(
-                f"vLLM {vllm.__version__} refuses model {self.model} with these settings: {one_line(error)}"
-            ) from error
-        kind = str(found._model_info.architecture)
-        return EngineFacts(
-            version=vllm.__version__,
-            architecture=str(found.architecture),
-            dtype=str(found.dtype).removeprefix("torch."),
-            max_model_len=int(found.max_model_len),
-            transfer=transfer_backend(self.config),
-            is_fallback=kind.startswith("Transformers"),
-        )
 
     def _make(self) -> Any:
         """vLLM's engine; in its thread."""
