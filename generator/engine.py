@@ -35,6 +35,8 @@ from generator.stop_strings import StopStrings, watch
 
 log = structlog.get_logger(__name__)
 
+_USUAL_BATCH = 2048  # tokens a step, vLLM's least default
+
 
 class EngineError(VcppoError):
     """vLLM could not start or died; the text says with which model and why."""
@@ -175,6 +177,8 @@ class Engine:
             "disable_log_stats": True,
             "weight_transfer_config": {"backend": transfer_backend(self.config)},
         }
+        if generator.max_in_flight >= _USUAL_BATCH:  # vLLM wants a token a sequence in each step
+            arguments["max_num_batched_tokens"] = generator.max_in_flight + 1
         if on_cpu():
             arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
         else:

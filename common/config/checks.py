@@ -230,6 +230,26 @@ def _generator_problems(config: VcppoConfig) -> Iterator[str]:
             field = _ENGINE_FIELDS[name]
             remedy = f"set {field} instead" if field else "leave it out: vcppo sets it"
             yield f"generator.engine_options.{name} = {generator.engine_options[name]!r}: not to be set here: {remedy}"
+    yield from _batched_token_problems(config)
+
+
+def _batched_token_problems(config: VcppoConfig) -> Iterator[str]:
+    """vLLM refuses these at its start, in words that name none of our fields."""
+    generator = config.generator
+    tokens = generator.engine_options.get("max_num_batched_tokens")
+    if not isinstance(tokens, int):
+        return
+    name = f"generator.engine_options.max_num_batched_tokens = {tokens}"
+    if tokens <= generator.max_in_flight:
+        yield (
+            f"{name}: a step takes a token of each sequence, and there are up to generator.max_in_flight ="
+            f" {generator.max_in_flight} and one more: raise it to {generator.max_in_flight + 1} or more"
+        )
+    if generator.engine_options.get("enable_chunked_prefill") is False and tokens < generator.max_model_len:
+        yield (
+            f"{name}: with enable_chunked_prefill = false a prompt is taken in one step: raise it to"
+            f" generator.max_model_len = {generator.max_model_len} or more"
+        )
 
 
 def _network_problems(config: VcppoConfig) -> Iterator[str]:

@@ -197,6 +197,11 @@ GRPO = "algorithm.advantage_estimator=group_mean"
         (["generator.engine_options={generation_config: auto}"], ["generation_config", "leave it out"]),
         (["generator.engine_options={logits_processors: [x]}"], ["logits_processors", "another distribution"]),
         (["generator.engine_options={skip_tokenizer_init: false}"], ["skip_tokenizer_init", "leave it out"]),
+        (["generator.engine_options={max_num_batched_tokens: 64}"], ["max_num_batched_tokens = 64", "raise it to 65"]),
+        (
+            ["generator.engine_options={max_num_batched_tokens: 256, enable_chunked_prefill: false}"],
+            ["max_num_batched_tokens = 256", "generator.max_model_len = 512"],
+        ),
         (["sampling.stop=['']"], ["sampling.stop: ''", "leave it out"]),
         (["sampling.stop=[a, a]"], ["sampling.stop: 'a' is given twice"]),
         ([f"sampling.stop=[{', '.join(f's{i}' for i in range(17))}]"], ["sampling.stop: 17 strings", "at most 16"]),
