@@ -1,24 +1,26 @@
 """Is a mathematical answer the reference answer? See docs/dataset.md for the rules, with examples.
 
-Where the answer stands, from the surest place to the loosest: the last ``\\boxed{}``; a line ``#### …``; "the answer is …";
-the last formula or number. The last box alone counts, empty ones apart; a box that is never closed is no answer.
+Where the answer stands, from the surest place to the loosest: the last ``\\boxed{}``; a line ``#### …``; "the answer
+is …"; the last formula or number. The last box alone counts, empty ones apart; a box that is never closed is no answer.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from common.tasks.interface import Verdict
-from common.tasks.math_compare import same_answer
-from common.tasks.math_structure import group_of
-from common.tasks.math_text import boxes, is_balanced, normal_form
+from common.tasks.maths.compare import same_answer
+from common.tasks.maths.structure import group_of
+from common.tasks.maths.text import boxes, is_balanced, normal_form
 
 _MAX_SHOWN = 200
 _MAX_TAIL = 20_000  # characters of a response without a box that are searched, from its end
 _MAX_REFERENCE = 2000
 _MARKED = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
 _PHRASE = re.compile(
-    r"\banswers?\b(?:\s+(?:to|for)\s+[^.:\n]{1,80}?)?[\s*_]*(?:\bis\b|\bare\b|:|=|\bwould be\b|\bshould be\b|\bequals\b)[\s*:_]*",
+    r"\banswers?\b(?:\s+(?:to|for)\s+[^.:\n]{1,80}?)?[\s*_]*"
+    r"(?:\bis\b|\bare\b|:|=|\bwould be\b|\bshould be\b|\bequals\b)[\s*:_]*",
     re.IGNORECASE,
 )
 _END = re.compile(
@@ -138,5 +140,5 @@ def _joined_boxes(wanted: str, text: str) -> str | None:
     last = found[-len(group.parts) :]
     if len(last) < len(group.parts):
         return None
-    between = [text[a[1] : b[0]] for a, b in zip(last, last[1:], strict=False)]
+    between = [text[a[1] : b[0]] for a, b in itertools.pairwise(last)]
     return ",".join(box[2] for box in last) if all(_CONNECTED.match(each) for each in between) else None

@@ -31,20 +31,22 @@ _POINTS = [
     )
 ]
 _UNTAME = re.compile(
-    r"\\(?:sum|prod|int|iint|lim|limsup|liminf|bigcup|bigcap|begin)(?![A-Za-z])|!!|\d{4,}\s*!|[)}\]]\s*!"
+    r"\\(?:sum|prod|int|iint|lim|limsup|liminf|bigcup|bigcap|begin)(?![A-Za-z])|!!|\d{4,}\s*!|[)}\]]\s*!|:"
 )
 _POWER_OF_POWER = re.compile(r"\^\s*\{[^{}]*\d\s*\^|\^\s*\{[^{}]*!")
 _EXPONENT = re.compile(r"\^\s*\{?\s*[-+(]*\s*(\d+)")
 _WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}")
-_FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "gcd", "lcm", "mod", "arcsin", "arccos",
-              "arctan", "sinh", "cosh", "tanh", "det", "deg", "arg"}  # fmt: skip
+_FUNCTIONS = frozenset(
+    ("sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "max", "min", "gcd", "lcm", "mod", "det")
+)
+_FUNCTIONS |= {"arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "deg", "arg"}
 
 
 def is_tame(text: str) -> bool:
     """Can it be read and evaluated in bounded time? No towers of powers, no large factorials, no endless sums."""
     if len(text) > _MAX_LENGTH or _UNTAME.search(text) or _POWER_OF_POWER.search(text):
         return False
-    if any(len(digits) > 4 or int(digits) > _MAX_EXPONENT for digits in _EXPONENT.findall(text)):  # noqa: PLR2004
+    if any(len(digits) > 4 or int(digits) > _MAX_EXPONENT for digits in _EXPONENT.findall(text)):
         return False
     depth = deepest = 0
     for character in text:
@@ -72,7 +74,7 @@ def values(texts: Sequence[str]) -> list[list[tuple[Fraction, Fraction]]] | None
     parsed = [_parse(text) for text in texts]
     if any(each is None for each in parsed):
         return None
-    names = sorted({symbol.name for each in parsed for symbol in each.free_symbols})
+    names = sorted({symbol.name for each in parsed for symbol in each.free_symbols} - {"i"})
     if len(names) > len(_POINTS[0]):
         return None
     found: list[list[tuple[Fraction, Fraction]]] = [[] for _ in texts]
@@ -101,7 +103,7 @@ def _parse(text: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)  # without its own time-outs it warns in every child
     reading = LatexExtractionConfig(
         try_extract_without_anchor=True,
-        boxed_match_priority=-1,  # boxes are found by math_text.boxes; theirs joins neighbours
+        boxed_match_priority=-1,  # boxes are found by maths.text.boxes; theirs joins neighbours
         normalization_config=NormalizationConfig(
             basic_latex=True,
             units=False,  # theirs takes the t of 5t for a unit
@@ -124,15 +126,14 @@ def _parse(text: str) -> Any:
 
 
 def _evaluate(expression: Any, point: dict[str, Fraction]) -> tuple[Fraction, Fraction] | None:
-    from sympy import Rational
+    from sympy import I, Rational
 
     at = {
-        symbol: Rational(point[symbol.name].numerator, point[symbol.name].denominator)
+        symbol: I if symbol.name == "i" else Rational(point[symbol.name].numerator, point[symbol.name].denominator)
         for symbol in expression.free_symbols
     }
     try:
-        real, imaginary = expression.subs(at).evalf(_DIGITS).as_real_imag()
-        parts = [Rational(str(part.evalf(_DIGITS))) for part in (real, imaginary)]
-        return (Fraction(int(parts[0].p), int(parts[0].q)), Fraction(int(parts[1].p), int(parts[1].q)))
+        parts = [Rational(str(part.evalf(_DIGITS))) for part in expression.subs(at).evalf(_DIGITS).as_real_imag()]
+        return Fraction(int(parts[0].p), int(parts[0].q)), Fraction(int(parts[1].p), int(parts[1].q))
     except (ArithmeticError, ValueError, TypeError, AttributeError, NotImplementedError, RecursionError):
         return None  # no value there: infinite, undefined, or nothing that SymPy can evaluate

@@ -1,7 +1,7 @@
 """Exact values of answers that are plain arithmetic, and the units behind a number.
 
 Everything is a `Fraction`: integers are compared exactly at any size. A decimal stands for the digits it shows: it
-agrees with another value only if all its digits do, and there are at least six of them (0.333333 is one third, 0.33 is not).
+agrees with another value only if all its digits do, and there are at least six (0.333333 is one third, 0.33 is not).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 _MAX_BITS = 100_000
 _MAX_DEPTH = 40
 _MAX_LENGTH = 4000
-_MAX_FACTORIAL = 1000
+_MAX_FACTORIAL = 3000
 _MIN_DIGITS = 6
 _MIN_SIGNIFICANT = 3
 
@@ -22,8 +22,10 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4}(?![\d.]))?)|(?P<command>\\(?:frac|binom|cdot|times|div))(?![A-Za-z])"
     r"|(?P<sign>[-+/^!(){}\[\]]))"
 )
-_REPEATING = re.compile(r"(?P<sign>[-+]?)(?P<whole>\d*)\.(?P<once>\d*)(?:\\overline\{(?P<again>\d+)\}|\\dot\{(?P<dot>\d)\}"
-                        r"|\((?P<round>\d+)\)|\\bar\{(?P<bar>\d+)\})\Z")  # fmt: skip
+_REPEATING = re.compile(
+    r"(?P<sign>[-+]?)(?P<whole>\d*)\.(?P<once>\d*)"
+    r"(?:\\overline\{(?P<again>\d+)\}|\\dot\{(?P<dot>\d)\}|\((?P<round>\d+)\)|\\bar\{(?P<bar>\d+)\})\Z"
+)
 _DECIMAL = re.compile(r"[-+]?(?:\d+\.(?P<after>\d+)|\.(?P<only>\d+))(?P<dots>\.\.\.)?\Z")
 _SCIENTIFIC = re.compile(
     r"(?P<digits>[-+]?\d+\.\d+)\s*(?:\\times|\\cdot)\s*10\s*\^\s*\{\s*(?P<power>[-+]?\d{1,4})\s*\}\Z"
@@ -45,7 +47,7 @@ class Literal(NamedTuple):
 
 
 def exact_value(text: str) -> Fraction:
-    r"""Value of numbers, + - * / ^ ! and ``\frac``, ``\binom``, mixed numbers and repeating decimals. See `Unreadable`."""
+    r"""Value of numbers, + - * / ^ ! ``\frac`` ``\binom``, mixed numbers, repeating decimals. See `Unreadable`."""
     text = text.strip()
     if len(text) > _MAX_LENGTH:
         raise Unreadable(f"{len(text)} characters")
@@ -64,7 +66,7 @@ def exact_value(text: str) -> Fraction:
 
 
 def literal(text: str) -> Literal | None:
-    r"""`text` as a decimal with a fractional part (``-0.50``, ``6.02\times10^{23}``, ``0.333...``); None if it is none."""
+    r"""`text` as a decimal with a fractional part: ``-0.50``, ``6.02\times10^{23}``, ``0.333...``. None: it is none."""
     text = text.strip()
     if len(text) > _MAX_LENGTH:
         return None
@@ -81,10 +83,11 @@ def literal(text: str) -> Literal | None:
 
 
 def agrees(decimal: Literal, value: Fraction) -> bool:
-    """Is `decimal` the value `value`, rounded or cut off after at least six decimals or significant digits?"""
+    """Is `decimal` the value `value`, rounded or cut off, with at least six decimals or significant digits?"""
     if decimal.num_significant < _MIN_SIGNIFICANT or max(decimal.num_decimals, decimal.num_significant) < _MIN_DIGITS:
         return False
-    return abs(decimal.value - value) < decimal.last_place
+    is_cut_off = 0 <= abs(value) - abs(decimal.value) < decimal.last_place and (value < 0) == (decimal.value < 0)
+    return is_cut_off or abs(decimal.value - value) <= decimal.last_place / 2
 
 
 class Unit(NamedTuple):
@@ -94,30 +97,34 @@ class Unit(NamedTuple):
     factor: Fraction
 
 
-_UNITS: dict[str, tuple[str, Fraction]] = {}
-for _dimension, _members in {
-    "length": {
-        "mm millimeter millimetre": "0.001", "cm centimeter centimetre": "0.01", "dm decimeter": "0.1",
-        "m meter metre": "1", "km kilometer kilometre": "1000", "inch inche in": "0.0254", "foot feet ft": "0.3048",
-        "yard yd": "0.9144", "mile mi": "1609.344",
-    },
-    "time": {"ms millisecond": "0.001", "s sec second": "1", "min minute": "60", "h hr hour": "3600", "day": "86400",
-             "week wk": "604800"},
-    "month": {"month": "1", "year yr": "12", "decade": "120", "century": "1200"},
-    "mass": {"mg milligram": "0.001", "g gm gram": "1", "kg kilogram": "1000", "oz ounce": "28.349523125",
-             "lb pound": "453.59237"},
-    "volume": {"ml milliliter millilitre": "0.001", "l liter litre": "1", "gal gallon": "3.785411784",
-               "quart qt": "0.946352946", "pint": "0.473176473", "cup": "0.2365882365"},
-    "angle": {"degree deg": "1"},
-    "radian": {"radian rad": "1"},
-    "dollar": {"dollar usd buck": "1", "cent": "0.01"},
-    "euro": {"euro eur": "1"}, "gbp": {"gbp": "1"}, "yen": {"yen jpy": "1"}, "rupee": {"rupee": "1", "paise": "0.01"},
-    "watt": {"w watt": "1", "kw kilowatt": "1000"}, "volt": {"v volt": "1"}, "joule": {"j joule": "1", "kj kilojoule": "1000"},
-    "newton": {"n newton": "1"}, "hertz": {"hz hertz": "1", "khz": "1000", "mhz": "1000000"},
-}.items():  # fmt: skip
-    for _names, _factor in _members.items():
-        for _name in _names.split():
-            _UNITS[_name] = (_dimension, Fraction(_factor))
+# Singular names: dimension and size in the dimension's base unit.
+_TABLE = """
+length: mm millimeter millimetre 0.001; cm centimeter centimetre 0.01; dm decimeter 0.1; m meter metre 1
+length: km kilometer kilometre 1000; in inch inche 0.0254; ft foot feet 0.3048; yd yard 0.9144; mi mile 1609.344
+time: ms millisecond 0.001; s sec second 1; min minute 60; h hr hour 3600; day 86400; wk week 604800
+month: month 1; yr year 12; decade 120; century 1200
+mass: mg milligram 0.001; g gm gram 1; kg kilogram 1000; oz ounce 28.349523125; lb pound 453.59237
+volume: ml milliliter millilitre 0.001; l liter litre 1; gal gallon 3.785411784; qt quart 0.946352946
+volume: pint 0.473176473; cup 0.2365882365
+angle: degree deg 1
+radian: rad radian 1
+dollar: dollar usd buck 1; cent 0.01
+euro: eur euro 1
+sterling: gbp 1
+yen: jpy yen 1
+rupee: rupee 1; paise 0.01
+power: w watt 1; kw kilowatt 1000
+voltage: v volt 1
+energy: j joule 1; kj kilojoule 1000
+force: n newton 1
+frequency: hz hertz 1; khz 1000; mhz 1000000
+"""
+_UNITS = {
+    name: (line.partition(":")[0], Fraction(member.split()[-1]))
+    for line in _TABLE.strip().splitlines()
+    for member in line.partition(":")[2].split(";")
+    for name in member.split()[:-1]
+}
 _ABBREVIATIONS = {
     "mph": "mile per hour",
     "kmh": "km per hour",
@@ -129,36 +136,32 @@ _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 
 def unit_of(text: str) -> Unit | None:
-    """The unit that `text` names (``square miles``, ``km/h``, ``cm^{2}``); None if it names none that can be compared."""
+    """The unit that `text` names (``square miles``, ``km/h``, ``cm^{2}``); None: none that can be compared."""
     words = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("\\", " ").lower()
-    words = re.sub(r"[\^]\s*\{?([23])\}?", lambda m: " squared " if m[1] == "2" else " cubed ", words)
+    words = re.sub(r"\^\s*\{?([23])\}?", lambda m: " squared " if m[1] == "2" else " cubed ", words)
     words = re.sub(r"/|\ban?\b(?=\s+\w)", " per ", words).replace(".", "")
     for short, long in _ABBREVIATIONS.items():
         words = re.sub(rf"\b{short}\b", long, words)
     dimensions: dict[str, int] = {}
-    factor, direction, power, last = Fraction(1), 1, 1, ""
+    factor, direction, power = Fraction(1), 1, 1
+    last: tuple[str, Fraction] | None = None
     for word in words.split():
+        known = _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
         if word == "per":
             direction = -1
-        elif word in ("squared", "cubed") and last:
-            extra = _POWERS[word] - 1
-            dimensions[last] += direction * extra
-            factor *= _factor_of_last ** (direction * extra)
-        elif word in _POWERS:
+        elif word in ("square", "sq", "cubic", "cu"):
             power = _POWERS[word]
-        elif (known := _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))) is not None:
-            last, _factor_of_last = known
-            dimensions[last] = dimensions.get(last, 0) + direction * power
-            factor *= _factor_of_last ** (direction * power)
+        elif word in _POWERS and last is not None:  # squared, cubed: one power is counted already
+            dimensions[last[0]] += direction * (_POWERS[word] - 1)
+            factor *= last[1] ** (direction * (_POWERS[word] - 1))
+        elif known is not None:
+            last = known
+            dimensions[last[0]] = dimensions.get(last[0], 0) + direction * power
+            factor *= last[1] ** (direction * power)
             power = 1
         else:
             return None
     return Unit(tuple(sorted(dimensions.items())), factor) if dimensions else None
-
-
-def is_unit_word(word: str) -> bool:
-    """Is it a unit, written without a space behind its number, as in ``5cm``? Single letters are variables."""
-    return len(word) > 1 and unit_of(word) is not None
 
 
 def _repeating(match: re.Match[str]) -> Fraction:

@@ -1,7 +1,7 @@
 """The text of a mathematical answer in one normal form, and where in a response the answer stands.
 
-A person reads ``−½``, ``$-\\dfrac12$`` and ``-\\frac{1}{2}`` as one thing. `normal_form` brings them to one text; it knows
-nothing about values (`math_values`) or structure (`math_compare`). Everything here takes linear time.
+A person reads ``−½``, ``$-\\dfrac12$`` and ``-\\frac{1}{2}`` as one thing. `normal_form` brings them to one text; it
+knows nothing about values (`values`) or structure (`structure`). Everything here takes linear time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _SYMBOLS = {
     **dict.fromkeys("‘’ʼ", "'"),
     "÷": r"\div ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
     "≈": r"\approx ", "±": r"\pm ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "∘": r"^\circ ",
-    "º": r"^\circ ", "°": r"^\circ ", "′": "'", "⟨": r"\langle ", "⟩": r"\rangle ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
-    "…": "...", "⋯": "...", "∠": r"\angle ", "∶": ":", "⁄": "/", "∕": "/",
+    "º": r"^\circ ", "°": r"^\circ ", "′": "'", "⟨": r"\langle ", "⟩": r"\rangle ", "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",    "…": "...", "⋯": "...", "∠": r"\angle ", "∶": ":", "⁄": "/", "∕": "/",
 }  # fmt: skip
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[A-Za-z]|\\[A-Za-z]+))?")
@@ -31,7 +31,7 @@ _ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?
 _LOOKS = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|\\(?:displaystyle|textstyle|limits|rm|bf|it)(?![A-Za-z])|\\!"
 )
-_SPACES = re.compile(r"\\[,;:> ]|\\(?:q?quad|thinspace|enspace)(?![A-Za-z])|(?<!\\)~|\s+")
+_SPACES = re.compile(r"(?<!\\)\\[,;:> ]|\\(?:q?quad|thinspace|enspace)(?![A-Za-z])|(?<!\\)~|\s+")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|math(?:rm|bf|it|sf|tt|normal)|operatorname\*?|boldsymbol|bm|emph)"
     r"\s*\{"
@@ -70,7 +70,10 @@ _REPLACED = [
 _MONEY = re.compile(r"(-?)(?:\\\$|(?<!\\)\$)\s*(-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)|\\frac\{\d+\}\{\d+\})")
 _CURRENCIES = {"€": "euros", "£": "gbp", "¥": "yen"}
 _FOREIGN = re.compile(r"(-?)([€£¥])\s*(-?(?:\d[\d,]*(?:\.\d+)?|\.\d+))")
-_SAID = re.compile(r"^(?:(?:the|my|our)\s+)?(?:(?:final|correct|right)\s+)?answer\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+_SAID = re.compile(
+    r"^\s*(?P<text>\\text\{\s*)?(?:(?:the|my|our)\s+)?(?:(?:final|correct|right)\s+)?answer\s*(?:is|:|=)\s*:?\s*(?(text)\})",
+    re.IGNORECASE,
+)
 _MAX_ROUNDS = 8
 
 
@@ -111,7 +114,7 @@ def is_balanced(text: str) -> bool:
 
 
 def normal_form(answer: str) -> str:
-    """The answer without what only changes its looks: Unicode signs as LaTeX, spacing, delimiters, dialects of LaTeX."""
+    """The answer without what only changes its looks: signs as LaTeX, spacing, delimiters, dialects of LaTeX."""
     text = _without_delimiters(_as_ascii(answer).strip())
     text = _LOOKS.sub("", text)
     text = _MONEY.sub(r"\1\2\\text{ dollars}", text)
@@ -120,13 +123,15 @@ def normal_form(answer: str) -> str:
     text = _SPACES.sub(" ", text)
     text = _TEXT.sub(r"\\text{", text)
     text = _SAID.sub("", text)
+    if whole := re.fullmatch(r"\\text\{([^{}]*)\}", text.strip(" .,;:")):
+        text = whole[1]
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     return _trim(text)
 
 
 def key(normal: str) -> str:
-    """What two answers in normal form have in common if a person sees no difference: case, blanks, quotes don't count."""
+    """Equal for two answers in normal form that a person reads alike: case, blanks and quotes don't count."""
     text = normal
     for _ in range(_MAX_ROUNDS):
         inner = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)

@@ -1,6 +1,6 @@
 r"""How an answer is put together: lists, tuples, sets, intervals, matrices, relations.
 
-Works on text in normal form (`math_text.normal_form`). Splitting looks at the top level only, so parts are answers again.
+Works on text in normal form (`text.normal_form`). Splitting looks at the top level only, so parts are answers again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Group(NamedTuple):
     """Parts and what is around them.
 
     Attributes:
-        kind: ``list`` (no brackets), ``(``, ``[``, ``{`` (a set) or ``<``; ``interval`` is ``(`` or ``[`` with two parts.
+        kind: ``list`` (no brackets), ``(``, ``[``, ``{`` (a set) or ``<``.
         closing: ``)``, ``]``, ``}``, ``>``; empty for a list.
     """
 
@@ -57,7 +57,7 @@ class Relation(NamedTuple):
 
 
 def split_top(text: str, separators: str) -> list[str]:
-    """Parts between separators (single characters) that stand outside all brackets; unbalanced brackets are characters."""
+    """Parts between separators (single characters) that stand outside all brackets."""
     cuts = [at for at, depth in _depths(text) if depth == 0 and text[at] in separators]
     parts, start = [], 0
     for cut in cuts:
@@ -110,7 +110,7 @@ def relation_of(text: str) -> Relation | None:
 
 def is_name(text: str) -> bool:
     """Is it a name for something: ``x``, ``f(x)``, ``AB``, ``a_{1}``, ``\\angle ABC``, ``\\text{Area}``?"""
-    return bool(text) and len(text) <= 60 and _NAME.match(text) is not None  # noqa: PLR2004
+    return bool(text) and len(text) <= 60 and _NAME.match(text) is not None
 
 
 def plus_minus(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Are two answers the same? Both in normal form; the first is the reference.
 
-Text goes first (`math_text.key`), then exact arithmetic (`math_values`), structure (`math_structure`), and values of
-expressions last (`math_symbols`). What none of them can read is the same only if the text is.
+Text goes first (`text.key`), then exact arithmetic (`values`), structure (`structure`), and values of
+expressions last (`symbols`). What none of them can read is the same only if the text is.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple
 
-from common.tasks import math_symbols
-from common.tasks.math_structure import (
+from common.tasks.maths import symbols
+from common.tasks.maths.scalars import is_arithmetic, same_scalars
+from common.tasks.maths.structure import (
     NUM_SIDES,
     Group,
     Matrix,
@@ -25,8 +25,7 @@ from common.tasks.math_structure import (
     relation_of,
     union_of,
 )
-from common.tasks.math_text import key
-from common.tasks.math_values import Unit, Unreadable, agrees, exact_value, is_unit_word, literal, unit_of
+from common.tasks.maths.text import key
 
 _MAX_NESTING = 6
 _MAX_PARTS = 200
@@ -37,28 +36,8 @@ _HEDGE = re.compile(
     r"^(?:\\text\{\s*)?(?:about|approximately|around|roughly|exactly|only|\\approx|~)(?![A-Za-z])\s*\}?\s*",
     re.IGNORECASE,
 )
-_UNIT = re.compile(
-    r"(?P<body>.*?(?:[\d)}\]!.A-Za-z]|\s))(?P<unit>(?:\s*(?:\\text\{[^{}]*\}|/|[A-Za-z]+\.?))+(?:\s*\^\{[23]\})?)\Z",
-    re.DOTALL,
-)
-_PERCENT = re.compile(
-    r"\s*(?:%|\\text\{\s*(?:%|percent|per cent|percentage)\s*(?:points?)?\s*\}|(?<![A-Za-z])per\s?cent)\s*\Z",
-    re.IGNORECASE,
-)
-_BASE = re.compile(r"(?P<body>[0-9A-Fa-f.]+)\s*_\s*\{(?:\\text\{)?(?P<base>\d+|two|eight|ten|sixteen)\}?\}\Z")
-_RATIO = re.compile(r"(\d+(?:\.\d+)?)\s*:\s*(\d+(?:\.\d+)?)\Z")
 _TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?\s*(?:\\text\{\s*)?([ap])\.?\s*m\.?\s*\}?\Z", re.IGNORECASE)
 _CHOICE = re.compile(r"(?:\\text\{\s*)?\(?\s*(?:\\text\{\s*)?\(?\s*([A-Ja-j])\s*\)?\s*\}?\s*\)?\s*\}?\Z")
-_MIN_WORD = 3
-
-
-class Scalar(NamedTuple):
-    """One value with what hangs on it."""
-
-    body: str
-    unit: Unit | None
-    is_percent: bool
-    base: str | None
 
 
 def same_answer(reference: str, given: str, nesting: int = 0) -> bool:
@@ -71,7 +50,7 @@ def same_answer(reference: str, given: str, nesting: int = 0) -> bool:
 
 
 def _readings(text: str, reference: str | None = None) -> Iterator[str]:
-    """1,234 is a number, (3,125) a point: both readings are tried. 3,14 is a decimal where the reference has a point."""
+    """1,234 is a number, (3,125) a point: both are tried. 3,14 is a decimal where the reference has a point."""
     text = _HEDGE.sub("", text)
     without = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     yield without
@@ -96,7 +75,7 @@ def _same(reference: str, given: str, nesting: int) -> bool:
     verdict = _same_structures(reference, given, nesting)
     if verdict is not None:
         return verdict
-    return _same_scalars(reference, given)
+    return same_scalars(reference, given)
 
 
 def _same_pairs(reference: list[str], given: list[str], nesting: int) -> bool:
@@ -183,14 +162,14 @@ def _proportional(wanted: Relation, said: Relation) -> bool:
     operator, other = wanted.operators[0], said.operators[0]
     if other != operator and other != flip.get(operator):
         return False
-    found = math_symbols.values([f"({relation.sides[0]})-({relation.sides[1]})" for relation in (wanted, said)])
+    found = symbols.values([f"({relation.sides[0]})-({relation.sides[1]})" for relation in (wanted, said)])
     if found is None or len(found[0]) < NUM_SIDES:
         return False
     pairs = [(f, g) for (f, f_im), (g, g_im) in zip(*found, strict=True) if f_im == 0 == g_im]
     if len(pairs) < NUM_SIDES or any((f == 0) != (g == 0) for f, g in pairs) or not any(f for f, _ in pairs):
         return False
     f0, g0 = next((f, g) for f, g in pairs if f)
-    if not all(math_symbols.is_same_number((f * g0, Fraction(0)), (g * f0, Fraction(0))) for f, g in pairs):
+    if not all(symbols.is_same_number((f * g0, Fraction(0)), (g * f0, Fraction(0))) for f, g in pairs):
         return False
     if operator in ("=", r"\ne"):
         return True
@@ -217,16 +196,8 @@ def _same_structures(reference: str, given: str, nesting: int) -> bool | None:
         return same_answer(reference, said.parts[0], nesting + 1)
     if wanted is None or said is None:
         # A number with a note behind a comma is one answer; anything else with parts is not.
-        return None if wanted is None and said is not None and _is_arithmetic(given) else False
+        return None if wanted is None and said is not None and is_arithmetic(given) else False
     return _same_groups(wanted, said, nesting)
-
-
-def _is_arithmetic(text: str) -> bool:
-    try:
-        exact_value(text)
-    except Unreadable:
-        return False
-    return True
 
 
 def _set_parts(text: str) -> list[str]:
@@ -248,11 +219,7 @@ def _same_groups(wanted: Group, said: Group, nesting: int) -> bool:
     elif wanted.kind == "list":
         ordered = said.kind != "{"
     elif said.kind == "list":
-        if (
-            wanted.kind == "["
-            and len(wanted.parts) == NUM_SIDES
-            or wanted.closing != {"(": ")"}.get(wanted.kind, wanted.closing)
-        ):
+        if wanted.kind in "([" and wanted.kind + wanted.closing != "()" and len(wanted.parts) == NUM_SIDES:
             return False  # an interval needs its brackets
         ordered = wanted.kind != "{"
     elif {wanted.kind, said.kind} == {"(", "<"}:
@@ -311,105 +278,6 @@ def _match(wanted: Sequence[str], said: Sequence[str], nesting: int, *, ordered:
             return False
         del left[partner]
     return True
-
-
-# --- single values -----------------------------------------------------------------------------------------------
-
-
-def _same_scalars(reference: str, given: str) -> bool:
-    wanted, said = _scalar(reference), _scalar(given)
-    if wanted.base is not None and said.base is not None and wanted.base != said.base:
-        return False
-    factor = Fraction(1)
-    if wanted.unit is not None and said.unit is not None:
-        if wanted.unit.dimensions != said.unit.dimensions:
-            return False
-        factor = said.unit.factor / wanted.unit.factor
-    if wanted.is_percent == said.is_percent:
-        return _same_values(wanted.body, said.body, factor)
-    if wanted.unit is not None or said.unit is not None:
-        return False
-    percent, other = (wanted, said) if wanted.is_percent else (said, wanted)
-    return _same_values(other.body, percent.body, Fraction(1, 100)) or (
-        _same_values(other.body, percent.body, Fraction(1)) and not _is_below_one(other.body)
-    )
-
-
-def _scalar(text: str) -> Scalar:
-    """Takes unit, percent sign and base off, as far as they are there."""
-    text, is_percent = text.strip(), False
-    if match := _PERCENT.search(text):
-        text, is_percent = text[: match.start()], True
-    base = None
-    if match := _BASE.match(text):
-        text, base = (
-            match["body"],
-            {"two": "2", "eight": "8", "ten": "10", "sixteen": "16"}.get(match["base"], match["base"]),
-        )
-    unit = None
-    if match := _UNIT.match(text):
-        body, tail = match["body"].strip(), match["unit"].strip()
-        if _is_unit(body, tail, match["body"] != body or tail.startswith("\\text")):
-            text, unit = body, unit_of(tail)
-    if ratio := _RATIO.match(text):
-        text = rf"\frac{{{ratio[1]}}}{{{ratio[2]}}}"
-    return Scalar(text.strip(), unit, is_percent, base)
-
-
-def _is_unit(body: str, tail: str, is_apart: bool) -> bool:
-    """Are the letters behind a value its unit, and not variables? ``5 cm``, ``5cm``, ``5\\text{ apples}``, not ``5x``."""
-    if not re.search(r"\d", body) or re.search(r"(?<!\\text)\{[^}]*\Z", body):
-        return False
-    if tail.startswith("\\text"):
-        return True
-    words = re.findall(r"[A-Za-z]+", tail)
-    if not words or not re.search(r"[\d)}.]\Z", body):
-        return False
-    if is_unit_word(" ".join(words)) or unit_of(tail) is not None and is_apart:
-        return True
-    return is_apart and all(len(word) >= _MIN_WORD for word in words[:1]) and not re.search(r"\\", tail)
-
-
-def _is_below_one(body: str) -> bool:
-    try:
-        return abs(exact_value(body)) < 1
-    except Unreadable:
-        return False
-
-
-def _same_values(reference: str, given: str, factor: Fraction) -> bool:
-    """Is `reference` equal to `factor` times `given`?"""
-    wanted, said = _exact(reference), _exact(given)
-    if wanted is not None and said is not None:
-        if wanted == said * factor:
-            return True
-        return factor == 1 and _rounded(reference, given, wanted, said)
-    if key(reference) == key(given):
-        return factor == 1
-    found = math_symbols.values([reference, given])
-    if found is None:
-        return False
-    scaled = [(real * factor, imaginary * factor) for real, imaginary in found[1]]
-    if all(math_symbols.is_same_number(a, b) for a, b in zip(found[0], scaled, strict=True)):
-        return True
-    (a, a_im), (b, b_im) = found[0][0], found[1][0]
-    is_number = len(found[0]) == 1 and a_im == 0 == b_im and factor == 1
-    return is_number and _rounded(reference, given, a, b)
-
-
-def _exact(text: str) -> Fraction | None:
-    try:
-        return exact_value(text.removesuffix("...") if literal(text) else text)
-    except Unreadable:
-        found = literal(text)
-        return found.value if found is not None else None
-
-
-def _rounded(reference: str, given: str, wanted: Fraction, said: Fraction) -> bool:
-    decimals = literal(reference), literal(given)
-    return any(
-        decimal is not None and agrees(decimal, value) for decimal, value in zip(decimals, (said, wanted), strict=True)
-    )
 
 
 def _time(text: str) -> tuple[int, int, str] | None:
