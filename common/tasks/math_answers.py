@@ -6,8 +6,8 @@ is …"; the last formula or number. The last box alone counts, empty ones apart
 
 from __future__ import annotations
 
-import itertools
 import re
+from itertools import pairwise
 
 from common.tasks.interface import Verdict
 from common.tasks.maths.compare import same_answer
@@ -17,7 +17,8 @@ from common.tasks.maths.text import boxes, is_balanced, normal_form
 _MAX_SHOWN = 200
 _MAX_TAIL = 20_000  # characters of a response without a box that are searched, from its end
 _MAX_REFERENCE = 2000
-_MARKED = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
+_MAX_ANSWER = 4000  # a longer one is compared by nothing: no reference is so long
+_MARKED = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
     r"\banswers?\b(?:\s+(?:to|for)\s+[^.:\n]{1,80}?)?[\s*_]*"
     r"(?:\bis\b|\bare\b|:|=|\bwould be\b|\bshould be\b|\bequals\b)[\s*:_]*",
@@ -51,6 +52,8 @@ def judge(reference: str, text: str) -> Verdict:
     given = final_answer(text)
     if given is None:
         return Verdict("unparsable", None)
+    if len(given) > _MAX_ANSWER:
+        return Verdict("wrong", given[:_MAX_SHOWN])
     wanted = normal_form(reference_text(reference))
     is_right = same_answer(wanted, normal_form(given))
     if not is_right and (joined := _joined_boxes(wanted, text)) is not None:
@@ -64,7 +67,7 @@ def reference_problem(reference: str) -> str | None:
         return "is empty"
     if len(reference) > _MAX_REFERENCE:
         return f"has {len(reference)} characters: a whole solution, not an answer"
-    if re.search(r"^\s*####", reference, re.MULTILINE):
+    if _MARKED.search(reference):
         return "holds a whole solution (its last line begins with ####)"
     if not is_balanced(reference):
         return "has a brace without its partner"
@@ -78,7 +81,7 @@ def reference_problem(reference: str) -> str | None:
 def reference_text(reference: str) -> str:
     """Content of the last box of a reference that has one, else all of it."""
     found = boxes(reference) if "box" in reference else None
-    return found[-1][2] if found else reference
+    return found[-1].content(reference) if found else reference
 
 
 def final_answer(text: str) -> str | None:
@@ -86,14 +89,15 @@ def final_answer(text: str) -> str | None:
     found = boxes(text)
     if found is None:
         return None
-    for _, _, content in reversed(found):
-        if normal_form(content):
+    for box in reversed(found):
+        content = box.content(text)
+        if len(content) > _MAX_ANSWER or normal_form(content):
             return content
     if found:
         return None  # nothing but empty boxes
     tail = text[-_MAX_TAIL:]
     if marked := _MARKED.findall(tail):
-        return str(marked[-1])
+        return str(marked[-1]).strip()
     return _after_phrase(tail) or _last_formula_or_number(tail)
 
 
@@ -136,9 +140,9 @@ def _joined_boxes(wanted: str, text: str) -> str | None:
     group = group_of(wanted)
     if group is None or group.kind not in ("list", "{"):
         return None
-    found = [box for box in boxes(text) or [] if box[2].strip()]
+    found = [box for box in boxes(text) or [] if box.content(text).strip()]
     last = found[-len(group.parts) :]
     if len(last) < len(group.parts):
         return None
-    between = [text[a[1] : b[0]] for a, b in itertools.pairwise(last)]
-    return ",".join(box[2] for box in last) if all(_CONNECTED.match(each) for each in between) else None
+    between = [text[a.end : b.start] for a, b in pairwise(last)]
+    return ",".join(box.content(text) for box in last) if all(_CONNECTED.match(each) for each in between) else None

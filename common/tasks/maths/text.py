@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import NamedTuple
 
 _BOX = re.compile(r"\\{1,2}f?boxe?d?\s*\{|\\{1,2}boxed\s*(-?\d[\d.,/]*)|\\.|[{}]", re.DOTALL)
 
@@ -77,21 +78,34 @@ _SAID = re.compile(
 _MAX_ROUNDS = 8
 
 
-def boxes(text: str) -> list[tuple[int, int, str]] | None:
-    r"""Start, end and content of every closed ``\boxed{}`` or ``\fbox{}``, in the order they end, inner ones too.
+class Box(NamedTuple):
+    r"""Where a closed ``\boxed{}`` stands in its text: all of it, and what is in it."""
+
+    start: int
+    end: int
+    inner_start: int
+    inner_end: int
+
+    def content(self, text: str) -> str:
+        return text[self.inner_start : self.inner_end]
+
+
+def boxes(text: str) -> list[Box] | None:
+    r"""Every closed ``\boxed{}`` or ``\fbox{}``, in the order they end, inner ones too.
 
     None: the box that is opened last is never closed, so the answer is not there.
     """
-    found: list[tuple[int, int, str]] = []
+    found: list[Box] = []
     opened: list[tuple[int, int] | None] = []  # of each open brace: where its box starts, where its content does
     last_opened = -1
     for match in _BOX.finditer(text):
         token = match[0]
         if token == "}":
             if opened and (box := opened.pop()) is not None:
-                found.append((box[0], match.end(), text[box[1] : match.start()]))
+                found.append(Box(box[0], match.end(), box[1], match.start()))
         elif match[1]:
-            found.append((match.start(), match.end(), match[1].rstrip(".,/")))
+            end = match.start(1) + len(match[1].rstrip(".,/"))
+            found.append(Box(match.start(), end, match.start(1), end))
             last_opened = match.start()
         elif token.endswith("{") and "box" in token:
             opened.append((match.start(), match.end()))
@@ -199,8 +213,8 @@ def _without_delimiters(text: str) -> str:
                 text = inner
         found = boxes(text) if "box" in text else None
         if found:
-            start, end, content = found[-1]
-            text = text[:start] + content + text[end:]
+            box = found[-1]
+            text = text[: box.start] + box.content(text) + text[box.end :]
         if text == before:
             return text
     return text
