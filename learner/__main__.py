@@ -241,7 +241,9 @@ def _make_critic(config: VcppoConfig, folder: RunFolder) -> TrainEngine:
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
     )
-    return TrainEngine(critic, learning_rate=config.rl.critic_learning_rate, options=options)
+    return TrainEngine(
+        critic, learning_rate=config.rl.critic_learning_rate, options=options, rate_setting="rl.critic_learning_rate"
+    )
 
 
 def _finish(session: Session, rank_zero: RankZero) -> None:

@@ -94,7 +94,12 @@ class CriticPretrainer:
             trust_remote_code=config.model.trust_remote_code,
             gradient_checkpointing=config.learner.gradient_checkpointing,
         )
-        self.engine = TrainEngine(module, learning_rate=self._config.learning_rate, options=options)
+        self.engine = TrainEngine(
+            module,
+            learning_rate=self._config.learning_rate,
+            options=options,
+            rate_setting="value_pretraining.learning_rate",
+        )
         self._prompts: list[str] = []
         self._sums: list[Sums] = []  # of each measurement
 

@@ -106,12 +106,15 @@ class ParameterInfo(NamedTuple):
 class TrainEngine:
     """A `PolicyModel` or `CriticModel` with its optimizer. Every method is collective: call it on all ranks alike."""
 
-    def __init__(self, module: nn.Module, *, learning_rate: float, options: EngineOptions) -> None:
+    def __init__(
+        self, module: nn.Module, *, learning_rate: float, options: EngineOptions, rate_setting: str = "learning_rate"
+    ) -> None:
         """Move `module` to this rank's device, shard it as the ZeRO stage says, and take rank 0's weights everywhere.
 
         Args:
             module: its `hf_model` attribute is what `weight_source` names parameters after.
             learning_rate: peak of the schedule.
+            rate_setting: what the config calls it, for the error of a diverged run.
         """
         init_distributed()
         deepspeed = _import_deepspeed()
@@ -137,6 +140,7 @@ class TrainEngine:
         self._names = _hf_names(module)
         self._grad_norm = math.nan
         self._configured = configured
+        self._rate_setting = rate_setting
         self._scheduler = scheduler
         self.module = module
         self.options = options
@@ -189,8 +193,9 @@ class TrainEngine:
         norm = float(recorded) if recorded is not None else self._grad_norm
         if not math.isfinite(norm):
             raise VcppoError(
-                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; "
-                "lower the learning rate, or resume from the last checkpoint"
+                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; lower "
+                f"{self._rate_setting} (it was {self.learning_rate:.3g} here): the same command goes on with it from "
+                "what is on disk"
             )
         return norm
 

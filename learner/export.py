@@ -61,7 +61,12 @@ def load_tokenizer(config: VcppoConfig) -> Any:
 def make_actor(config: VcppoConfig) -> TrainEngine:
     """The actor's engine, from ``model.path``."""
     options = EngineOptions.from_config(config)
-    return TrainEngine(make_policy(config), learning_rate=config.rl.actor_learning_rate, options=options)
+    return TrainEngine(
+        make_policy(config),
+        learning_rate=config.rl.actor_learning_rate,
+        options=options,
+        rate_setting="rl.actor_learning_rate",
+    )
 
 
 def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None:

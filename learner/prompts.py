@@ -49,7 +49,7 @@ class PromptSource:
         """Of the first `count` problems of value pretraining, answers included: other data make another one."""
         found = blake2b(digest_size=16)
         for group in range(count):
-            problem = self._problem("value_pretraining", group)
+            (problem,) = self._task.problems("train", derive_seed(self._config.run.seed, "value_pretraining"), group, 1)
             found.update(json.dumps([problem.prompt, problem.answer], sort_keys=True, default=str).encode())
         return found.hexdigest()
 

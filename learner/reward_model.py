@@ -157,7 +157,12 @@ def _engine(config: VcppoConfig) -> TrainEngine:
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
     )
-    return TrainEngine(module, learning_rate=config.reward_model.learning_rate, options=options)
+    return TrainEngine(
+        module,
+        learning_rate=config.reward_model.learning_rate,
+        options=options,
+        rate_setting="reward_model.learning_rate",
+    )
 
 
 def _train(config: VcppoConfig, source: PairSource, engine: TrainEngine) -> None:

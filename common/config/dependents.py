@@ -56,11 +56,14 @@ DEPENDENTS: Mapping[str, Dependents] = {
     "model.trust_remote_code": _NOTHING,
     "task.": _EVERYTHING,
     "task.verifier_processes": _NOTHING,
+    "task.overlong": _GOES_ON,  # which prompts are passed over; those recorded stay
+    "task.options.require_isolation": _NOTHING,  # how programs are judged, not how well
     # A response judged under another limit may have another outcome.
     "task.verifier_timeout_seconds": Dependents(recording=True, critic=True, rl="goes_on"),
     "task.verifier_memory_mib": Dependents(recording=True, critic=True, rl="goes_on"),
     "sampling.": _EVERYTHING,
     "sft.": Dependents(cold_start=True),
+    "sft.output": _NOTHING,
     "reward_model.": Dependents(reward_model=True),
     "algorithm.": _GOES_ON,
     "algorithm.advantage_estimator": _BEGINS,

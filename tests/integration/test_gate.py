@@ -114,6 +114,6 @@ def test_a_recording_of_other_data_or_weights_is_recognised(
     (mine / "model.safetensors").write_bytes(weights)
     generate(again)
     again.finish(again.start())
-    assert not again.events("value_pretraining_decided") == []
+    assert again.events("value_pretraining_decided")
     # 48 responses were taken over: none of value pretraining was asked for again.
     assert again.store().ledger().trained == 8
