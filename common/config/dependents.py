@@ -144,6 +144,8 @@ def dependents_of(field: str) -> Dependents:
 def consequence(change: Change, begun: Begun) -> Consequence:
     """What a changed setting means for a run that has come so far."""
     uses = change.dependents
+    if change.before in ({}, None) and change.now in ({}, None):
+        return "nothing"  # an empty section that is now named by its fields
     if change.field == "generator.max_model_len":
         return _of_model_length(change, begun)
     if change.field == "value_pretraining.num_trajectories" and begun.recorded and not begun.rl:
