@@ -14,6 +14,7 @@ one is a pure function of the group, too.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -78,6 +79,18 @@ class PromptSource:
         self._room = prompt_room(config)
         self._chosen = lru_cache(maxsize=256)(self._choose)
         self._look_through(lengths or self._lengths)
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    def problems_digest(self, count: int) -> str:
+        """Of the first `count` problems of value pretraining, answers included: other data make another one."""
+        found = blake2b(digest_size=16)
+        for group in range(count):
+            (problem,) = self._task.problems("train", derive_seed(self._config.run.seed, "value_pretraining"), group, 1)
+            found.update(json.dumps([problem.prompt, problem.answer], sort_keys=True, default=str).encode())
+        return found.hexdigest()
 
     def prompts(self, purpose: Purpose, start: int, count: int, issue_version: int) -> list[Prompt]:
         """Prompts number ``start … start + count - 1``."""
