@@ -52,7 +52,7 @@ class RunData:
         rl: one row per learner step, in order; a step done again after a crash counts once, as done last.
         value_pretraining: one row per measurement, likewise.
         generators: rows by generator name.
-        new: learner rows of the last `refresh`; not those a step writes before its checkpoint, which are repeated.
+        new: learner rows of the last `refresh`; not those a step writes before its broadcast, which are repeated.
         num_recorded: trajectories recorded for value pretraining.
     """
 
