@@ -14,13 +14,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from common.json_file import JsonError, parse_json
 from common.pass_at_k import pass_figures
 from common.tasks import Problem
+from common.trajectory import Outcome
 from common.whole_file import write_whole
 
 Key = tuple[str, int]
@@ -42,6 +44,19 @@ class Sample:
     @property
     def key(self) -> Key:
         return self.problem, self.sample
+
+
+_OUTCOMES = get_args(Outcome)
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "problem": (str,),
+    "sample": (int,),
+    "outcome": (str,),
+    "extracted": (str, type(None)),
+    "finish_reason": (str,),
+    "length": (int,),
+    "seconds": (float, int),
+    "response": (str,),
+}
 
 
 @dataclass(slots=True)
@@ -150,10 +165,15 @@ def write_results(output: Path, figures: Mapping[str, Any], records: Sequence[Pr
 
 def _parse(line: str) -> Sample | None:
     try:
-        values = json.loads(line)
-    except ValueError:
+        values = parse_json(line)
+    except JsonError:
         return None
-    if not isinstance(values, dict) or values.keys() != {each.name for each in fields(Sample)}:
+    if not isinstance(values, dict) or values.keys() != _FIELD_TYPES.keys():
+        return None
+    if (
+        any(type(values[name]) not in kinds for name, kinds in _FIELD_TYPES.items())
+        or values["outcome"] not in _OUTCOMES
+    ):
         return None
     return Sample(**values)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from common.errors import MetricsError
+from common.json_file import JsonError, parse_json
 from common.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
 from common.run_folder import RunFolder
 
@@ -137,8 +138,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _parse(raw: str) -> dict[str, Any] | None:
     try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
+        line = parse_json(raw)
+    except JsonError:
         return None
     return line if isinstance(line, dict) else None
 

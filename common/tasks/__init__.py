@@ -17,6 +17,7 @@ from common.config import TaskConfig
 from common.tasks.interface import (
     ChatMessages,
     Demonstration,
+    Finding,
     Problem,
     Split,
     Task,
@@ -32,6 +33,7 @@ __all__ = [
     "BUILT_IN_TASKS",
     "ChatMessages",
     "Demonstration",
+    "Finding",
     "Problem",
     "Split",
     "Task",
