@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from common.errors import MetricsError
-from common.json_file import JsonError, parse_json
+from common.json_lines import open_to_append, parse_object
 from common.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
 from common.run_folder import RunFolder
 
@@ -50,10 +50,7 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, service: str, run_id: str, sinks: Sequence[Sink] = ()) -> None:
         self._identity = {"service": service, "run_id": run_id}
-        path = RunFolder(folder).metrics_file(service)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _close_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = open_to_append(RunFolder(folder).metrics_file(service))
         self._sinks = list(sinks)
         self._early: _Numbers | None = None
 
@@ -71,7 +68,7 @@ class MetricsWriter:
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         plain = {name: _plain(value) for name, value in values.items()}
         line = {"time": stamp, **self._identity, "step": step, **plain}
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
         scalars = {name: value for name, value in plain.items() if isinstance(value, float | int)}
         undefined = [name for name, value in plain.items() if value is None]
@@ -128,29 +125,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, raw in enumerate(text.split("\n"), start=1):
         if raw.strip():
-            line = _parse(raw)
+            line = parse_object(raw)
             if line is None:
                 log.warning("metrics_line_torn", path=str(path), line=number, text=raw[:80])
             else:
                 lines.append(line)
     return lines
-
-
-def _parse(raw: str) -> dict[str, Any] | None:
-    try:
-        line = parse_json(raw)
-    except JsonError:
-        return None
-    return line if isinstance(line, dict) else None
-
-
-def _close_torn_line(path: Path) -> None:
-    """End what a crashed predecessor left without a newline, so that our first line is not glued to it."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
 
 
 def _plain(value: Any) -> Any:
