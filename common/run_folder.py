@@ -87,6 +87,11 @@ class RunFolder:
         """JSON lines: step, trained prompt and trajectory ids, staleness."""
         return self.path / "trained.jsonl"
 
+    @property
+    def endpoints(self) -> Path:
+        """Where the buffers of the last launch listen, when the launcher chose (`common.transport.endpoints`)."""
+        return self.path / "endpoints.json"
+
     def create(self) -> RunFolder:
         """Make the folders every process writes to; existing ones are kept."""
         for folder in (self.path, self.metrics, self.logs, self.checkpoints, self.eval):

@@ -10,10 +10,10 @@ row than launcher.*_restarts allows.
 from __future__ import annotations
 
 import re
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import structlog
@@ -21,9 +21,11 @@ import structlog
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.ledger import Ledger
+from common.ports import free_port
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
+from common.transport.endpoints import check_endpoints, choose_endpoints, note_endpoints, why_not_free
 from common.transport.keys import make_keys
 from deploy import redis_server
 from deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
@@ -51,22 +53,20 @@ def check_model(config: VcppoConfig) -> None:
         )
 
 
-def check_endpoint_free(endpoint: str) -> None:
-    """Raises RunError when a TCP endpoint of `transport.endpoints` is taken."""
-    match = re.fullmatch(r"tcp://(\*|\[[^\]]+\]|[^:]+):(\d+)", endpoint)
-    if not match:
+def check_metrics_ports(config: VcppoConfig, num_processes: int) -> None:
+    """Raises RunError when one of the ports from `metrics.prometheus_port` on, one a process, is taken."""
+    first, host = config.metrics.prometheus_port, config.metrics.prometheus_host
+    if not first:
         return
-    host = {"*": ""}.get(match[1], match[1].strip("[]"))
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(match[2])))
-        except OSError as error:
+    shown = f"[{host}]" if ":" in host else host
+    for port in range(first, first + num_processes):
+        if (reason := why_not_free(f"tcp://{shown}:{port}")) is not None:
+            other = free_port(host, num_processes)
             raise RunError(
-                f"transport.endpoints: {endpoint} can't be used ({error.strerror}). Is another run up? "
-                f"Stop it, or choose another port: 'transport.endpoints=[tcp://{match[1]}:{int(match[2]) + 1}]'"
-            ) from None
+                f"metrics.prometheus_port = {first}: {num_processes} processes take a port each from there on, and"
+                f" {port} can't be used ({reason}). Is another run up? Set metrics.prometheus_port={other},"
+                " or 0 for none"
+            )
 
 
 class Launcher:
@@ -123,12 +123,13 @@ class Launcher:
     def _check(self) -> None:
         """What can be known to be wrong before anything is started."""
         check_model(self.config)
-        for endpoint in self.config.transport.endpoints:
-            check_endpoint_free(endpoint)
+        check_endpoints(self.config)
+        check_metrics_ports(self.config, len(self.endpoints) + 1 + self.config.generator.num_generators)
         if self.config.redis.url is not None:
             redis_server.check_reachable(self.config.redis.url)
 
     def _bring_up(self) -> None:
+        note_endpoints(self.config, self.endpoints)
         if self.config.uses_curve and (made := make_keys(self.config.keys_folder)):
             log.info("keys_made", roles=made, folder=str(self.config.keys_folder))
 
@@ -151,6 +152,11 @@ class Launcher:
 
     # ---- what is started
 
+    @cached_property
+    def endpoints(self) -> list[str]:
+        """Where buffers listen; chosen once a launch where none are set, so that a buffer started again is found."""
+        return choose_endpoints(self.config)
+
     def on_this_host(self, spec: ProcessSpec) -> ProcessSpec:
         """`spec`, with a metrics port of its own: buffers, generators and learner of one host can't share one."""
         first = self.config.metrics.prometheus_port
@@ -163,10 +169,12 @@ class Launcher:
         return [sys.executable, "-m", *words, "--config", str(self.folder.config)]
 
     def overrides(self, role: str) -> list[str]:
-        """Settings of processes of this role that are not the run's: the embedded server's address stays out of
-        config.yaml, being this machine's affair."""
+        """Settings of processes of this role that are not the run's: the embedded server's address and the port that
+        was chosen stay out of config.yaml, being this machine's affair."""
         del role
-        return [f"redis.url={self.redis_url}", JSON_LOGS]
+        is_chosen = self.config.transport.endpoints is None
+        chosen = [f"transport.endpoints=[{', '.join(self.endpoints)}]"] if is_chosen else []
+        return [f"redis.url={self.redis_url}", *chosen, JSON_LOGS]
 
     def redis_spec(self) -> ProcessSpec:
         """The embedded server."""
@@ -176,7 +184,7 @@ class Launcher:
 
     def buffer_specs(self) -> list[ProcessSpec]:
         """One buffer per endpoint."""
-        endpoints = self.config.transport.endpoints
+        endpoints = self.endpoints
         return [
             ProcessSpec(
                 name="buffer" if len(endpoints) == 1 else f"buffer-{index}",
