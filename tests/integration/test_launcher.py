@@ -20,6 +20,7 @@ from common.config import dump_config, load_config
 from common.json_lines import JsonLinesTail
 from common.ports import free_endpoint, free_port
 from common.store import RunStore
+from common.store_access import connect_store
 from common.trajectory import Prompt
 from common.transport import TrajectorySender
 from common.transport.endpoints import endpoints_of
@@ -137,8 +138,7 @@ class TestTwoRuns:
             sender.send("id", b"no trajectory, but received, judged and acknowledged")
             assert sender.drain(30)
             sender.close()
-            url = redis_server.url(tmp_path / "runs" / name / "redis")
-            assert RunStore.connect(url, name, 5).num_dead_letters() == 1
+            assert connect_store(config).num_dead_letters() == 1
         (tmp_path / "go").touch()
         assert [process.wait(60) for process in runs.values()] == [0, 0]
 
