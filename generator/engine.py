@@ -124,7 +124,7 @@ class Engine:
     def _make(self) -> Any:
         """vLLM's engine; in its thread."""
         _set_environment(self.config)
-        self._stop_tokens = end_tokens(self.model)
+        self._stop_tokens = end_tokens(self.model, self.config.model.trust_remote_code)
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 

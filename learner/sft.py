@@ -30,6 +30,7 @@ from common.errors import VcppoError
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.tasks import Demonstration, Task, encode_prompt, load_task
+from common.tokenizer import warn_of_plain_loading
 from common.trajectory import Trajectory
 from learner.demonstrations import as_trajectory
 from learner.engine import (
@@ -125,6 +126,7 @@ def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
     seconds = time.monotonic() - began
     if rank() == 0:
         save_model(policy, partial, state)
+        warn_of_plain_loading(tokenizer, partial)
         _write_generation_config(partial, tokenizer)
         marker = {**inputs, "steps": len(steps), "final_loss": loss, "seconds": round(seconds, 1)}
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -147,6 +149,7 @@ def _load(config: VcppoConfig, path: str) -> PolicyModel:
         dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,
     )
