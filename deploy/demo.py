@@ -19,6 +19,7 @@ from common.config import VcppoConfig, load_config
 from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from common.ledger import Ledger
 from common.run_folder import RunFolder
+from deploy import recorded_view
 from deploy.cores import available_cores, thread_environment
 from deploy.display import clock, number
 from deploy.evaluate import EvalResult, evaluate, gain, read_result
@@ -211,7 +212,7 @@ def result_table(data: RunData, before: EvalResult, after: EvalResult) -> Table:
         interval = f"95 %: {result.low:.3f} to {result.high:.3f}, {result.num_problems} held-out problems"
         table.add_row(f"accuracy, {result.name}", f"[bold]{result.pass_at_1:.3f}[/]  ({interval})")
     table.add_row("gain", f"{rise:+.3f}")
-    best, gate = number(decision.get("best_explained_variance")), number(decision.get("threshold"), "{:g}")
+    best, gate = recorded_view.figure(decision), number(decision.get("threshold"), "{:g}")
     passed = "passed" if decision.get("passed") else "not passed"
     table.add_row("critic", f"held-out explained variance {best}, gate {gate}: {passed}")
     table.add_row("weight broadcasts", str(data.num_broadcasts))

@@ -30,6 +30,7 @@ class RunData:
         generators: rows by generator name.
         new: learner rows of the last `refresh`; not those a step writes before its broadcast, which are repeated.
         num_recorded: trajectories recorded for value pretraining.
+        recorded: the newest row of the recording: outcomes, lengths, rewards; empty before.
     """
 
     folder: RunFolder
@@ -39,6 +40,7 @@ class RunData:
     generators: dict[str, list[Row]] = field(default_factory=dict)
     new: list[Row] = field(default_factory=list)
     num_recorded: int = 0
+    recorded: Row = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tails: dict[str, JsonLinesTail] = {}
@@ -56,10 +58,14 @@ class RunData:
         rows = self._read("learner")
         self.new = [row for row in rows if row.get("stage", "rl") != "rl" or "ledger/issued" in row]
         for row in rows:
-            self.num_recorded = int(max([self.num_recorded, *column([row], "vp/recorded")]))
+            if recorded := column([row], "vp/recorded"):
+                self.num_recorded = max(self.num_recorded, int(recorded[0]))
+                self.recorded = row
             steps = self._steps.get(row.get("stage", "rl"))
             # A row of value pretraining that only counts recordings is no step.
             measured = row.get("stage") != "value_pretraining" or "vp/held_out_explained_variance" in row
+            if measured and row.get("stage") == "value_pretraining" and row.get("step") == 0 and steps is not None:
+                steps.clear()  # the critic is trained again
             if measured and steps is not None:
                 steps[row["step"]] = {**steps.get(row["step"], {}), **row}
         self.rl = [row for _, row in sorted(self._steps["rl"].items())]

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from learner.configured_optimizer import Configured
 from learner.distributed import (
     barrier,
     broadcast_bytes,
@@ -97,12 +98,15 @@ class EngineOptions:
 class TrainEngine:
     """A `PolicyModel` or `CriticModel` with its optimizer. Every method is collective: call it on all ranks alike."""
 
-    def __init__(self, module: nn.Module, *, learning_rate: float, options: EngineOptions) -> None:
+    def __init__(
+        self, module: nn.Module, *, learning_rate: float, options: EngineOptions, rate_setting: str = "learning_rate"
+    ) -> None:
         """Move `module` to this rank's device, shard it as the ZeRO stage says, and take rank 0's weights everywhere.
 
         Args:
             module: its `hf_model` attribute is the transformers model whose weights `weight_source` walks.
             learning_rate: peak of the schedule.
+            rate_setting: what the config calls it, for the error of a diverged run.
         """
         init_distributed()
         deepspeed = _import_deepspeed()
@@ -114,6 +118,7 @@ class TrainEngine:
             weight_decay=options.weight_decay,
             fused=True,  # one pass over the weights: ten times as fast on a CPU as the loop of tensor operations
         )
+        configured = Configured.of(optimizer, options.max_grad_norm)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
         with _prints_to_log():
             self._engine, *_ = deepspeed.initialize(
@@ -127,6 +132,9 @@ class TrainEngine:
         self._hf_model: Any = module.hf_model
         self._wire = WireWeights(self._hf_model)
         self._grad_norm = math.nan
+        self._configured = configured
+        self._rate_setting = rate_setting
+        self._scheduler = scheduler
         self.module = module
         self.options = options
         self.num_ranks = num_ranks()
@@ -178,8 +186,9 @@ class TrainEngine:
         norm = float(recorded) if recorded is not None else self._grad_norm
         if not math.isfinite(norm):
             raise VcppoError(
-                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; "
-                "lower the learning rate, or resume from the last checkpoint"
+                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; lower "
+                f"{self._rate_setting} (it was {self.learning_rate:.3g} here): the same command goes on with it from "
+                "what is on disk"
             )
         return norm
 
@@ -215,7 +224,10 @@ class TrainEngine:
             self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
 
     def load(self, folder: str | Path) -> None:
-        """Continue exactly where `save` was called.
+        """Continue where `save` was called: weights, moments and step counts are the saved ones.
+
+        Learning rate, weight decay, betas and the clipping norm are those this engine was made with; what differs from
+        the saved ones is a log line. With the same settings the next step is the one that would have followed.
 
         Files are read with ``weights_only`` and a short list of DeepSpeed's own types: a checkpoint can't run code.
 
@@ -233,6 +245,9 @@ class TrainEngine:
             raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
         if loaded is None:
             raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
+        changed = self._configured.restore(self._engine.optimizer, self._scheduler)
+        if changed and rank() == 0:
+            log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
 
     def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         if self.options.zero_stage < 3 or not parameters:

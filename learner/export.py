@@ -74,7 +74,12 @@ def load_tokenizer(config: VcppoConfig) -> Any:
 def make_actor(config: VcppoConfig) -> TrainEngine:
     """The actor's engine, from ``model.path``."""
     options = EngineOptions.from_config(config)
-    return TrainEngine(make_policy(config), learning_rate=config.rl.actor_learning_rate, options=options)
+    return TrainEngine(
+        make_policy(config),
+        learning_rate=config.rl.actor_learning_rate,
+        options=options,
+        rate_setting="rl.actor_learning_rate",
+    )
 
 
 def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None:
@@ -129,7 +134,7 @@ def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> No
     """Verify and load a checkpoint, export its policy."""
     state = verify(checkpoint)
     init_distributed(config.learner.device)
-    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage)
+    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
     actor = make_actor(config)
     actor.load(checkpoint / "actor")
     export_policy(actor, config, output)

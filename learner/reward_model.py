@@ -158,7 +158,12 @@ def _engine(config: VcppoConfig) -> TrainEngine:
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
     )
-    return TrainEngine(module, learning_rate=config.reward_model.learning_rate, options=options)
+    return TrainEngine(
+        module,
+        learning_rate=config.reward_model.learning_rate,
+        options=options,
+        rate_setting="reward_model.learning_rate",
+    )
 
 
 def _train(config: VcppoConfig, source: PairSource, engine: TrainEngine) -> None:

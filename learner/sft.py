@@ -162,7 +162,12 @@ def _engine(config: VcppoConfig, policy: PolicyModel) -> TrainEngine:
         adam_beta2=_ADAM_BETA2,
         max_grad_norm=config.rl.max_grad_norm,
     )
-    return TrainEngine(policy, learning_rate=config.sft.phases[0].learning_rate, options=options)
+    return TrainEngine(
+        policy,
+        learning_rate=config.sft.phases[0].learning_rate,
+        options=options,
+        rate_setting="learning_rate in sft.phases",
+    )
 
 
 def _plan(phases: Sequence[SftPhase]) -> Iterator[_Step]:

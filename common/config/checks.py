@@ -5,6 +5,7 @@ A field's own range stands beside it in training.py and services.py; only relati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -101,7 +102,7 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
         yield (
             f"learner.batch_deadline_seconds = {config.learner.batch_deadline_seconds:g}: must be above"
             f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
-            " its prompts go back to the queue"
+            f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
         )
 
 
@@ -147,7 +148,10 @@ def _group_estimator_problems(config: VcppoConfig) -> Iterator[str]:
     ):
         value = getattr(algorithm, name)
         if value != unset:
-            yield f"algorithm.{name} = {value:g}: has no effect with {estimator}, which has no critic: leave it out"
+            yield (
+                f"algorithm.{name} = {value:g}: has no effect with {estimator}, which has no critic: set it to"
+                f" {'null' if unset is None else f'{unset:g}'}, or leave it out"
+            )
     if config.value_pretraining.num_trajectories:
         yield (
             f"value_pretraining.num_trajectories = {config.value_pretraining.num_trajectories}: {estimator} has no"
@@ -161,7 +165,7 @@ def _value_pretraining_problems(config: VcppoConfig) -> Iterator[str]:
         if config.critic.init == "value_pretrained":
             yield (
                 "critic.init = value_pretrained: needs value_pretraining.num_trajectories above 0 (it is 0):"
-                " set that to 4096, or critic.init to policy or to a folder"
+                f" set that to {-(-4096 // group_size) * group_size}, or critic.init to policy or to a folder"
             )
         return
     if stage.num_trajectories % group_size:
@@ -171,18 +175,30 @@ def _value_pretraining_problems(config: VcppoConfig) -> Iterator[str]:
         )
         return
     held_out = stage.num_held_out_groups(group_size)
+    num_training = stage.num_trajectories - held_out * group_size
     if held_out < 2:
+        num_groups = stage.num_trajectories // group_size
+        enough = f"raise it to {math.ceil(2000 / num_groups) / 1000:g}, or " if num_groups >= 4 else ""
         yield (
             f"value_pretraining.held_out_fraction = {stage.held_out_fraction:g}: holds out {held_out} of"
-            f" {stage.num_trajectories // group_size} prompts, explained variance needs 2: raise it or"
-            " value_pretraining.num_trajectories"
+            f" {num_groups} prompts, explained variance needs 2: {enough}{_enough_to_hold_out(config)}"
         )
-    num_training = stage.num_trajectories - held_out * group_size
-    if num_training < stage.batch_size:
+    elif num_training < stage.batch_size:
+        lower = f"lower it to {num_training} or less, or " if num_training else ""
         yield (
             f"value_pretraining.batch_size = {stage.batch_size}: only {num_training} trajectories are left to train on:"
-            " lower it or raise value_pretraining.num_trajectories"
+            f" {lower}{_enough_to_hold_out(config)}"
         )
+
+
+def _enough_to_hold_out(config: VcppoConfig) -> str:
+    """The number of trajectories with which two prompts are held out and one mini-batch is left, or the other way."""
+    stage, group_size = config.value_pretraining, config.rl.group_size
+    for groups in range(2, 1 << 16):
+        held_out = round(groups * stage.held_out_fraction)
+        if held_out >= 2 and (groups - held_out) * group_size >= stage.batch_size:
+            return f"raise value_pretraining.num_trajectories to {groups * group_size}"
+    return "set value_pretraining.held_out_fraction to 0.125"
 
 
 def _sft_problems(config: VcppoConfig) -> Iterator[str]:
@@ -201,7 +217,7 @@ def _length_problems(config: VcppoConfig) -> Iterator[str]:
     if config.sampling.max_response_tokens >= longest:
         yield (
             f"sampling.max_response_tokens = {config.sampling.max_response_tokens}: leaves no room for a prompt in"
-            f" generator.max_model_len = {longest}: raise the latter or lower the former"
+            f" generator.max_model_len = {longest}: raise the latter above it, or lower it below {longest}"
         )
     if config.learner.micro_batch_tokens < longest:
         yield (
@@ -212,12 +228,12 @@ def _length_problems(config: VcppoConfig) -> Iterator[str]:
     if config.transport.max_message_mib < needed_mib:
         yield (
             f"transport.max_message_mib = {config.transport.max_message_mib:g}: too small for generator.max_model_len ="
-            f" {longest} tokens: raise it to {needed_mib:.3g} or more"
+            f" {longest} tokens: raise it to {math.ceil(100 * needed_mib) / 100:g} or more"
         )
     if config.transport.spool_memory_mib < config.transport.max_message_mib:
         yield (
             f"transport.spool_memory_mib = {config.transport.spool_memory_mib:g}: must hold one message of"
-            f" transport.max_message_mib = {config.transport.max_message_mib:g}: raise it"
+            f" transport.max_message_mib = {config.transport.max_message_mib:g}: raise it to that or more"
         )
 
 
