@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from common.evaluation_inputs import differences
+from common.intervals import wilson
 from common.json_file import JsonError, parse_json
-from common.pass_at_k import mean_interval, pass_figures, wilson_interval
+from common.pass_at_k import mean_interval, pass_figures
 from common.tasks import Problem
 from common.trajectory import Outcome
 from common.whole_file import write_whole
@@ -188,7 +189,7 @@ def _rate(marks: Sequence[Sequence[bool]], seed: int) -> dict[str, Any]:
     """
     count, num = sum(map(sum, marks)), sum(map(len, marks))
     rates = [sum(each) / len(each) for each in marks]
-    interval = wilson_interval(count, num) if len(marks) == num else mean_interval(rates, seed)
+    interval = wilson(count, num) if len(marks) == num else mean_interval(rates, seed)
     return {"count": count, "of": num, "rate": count / num, "interval": interval}
 
 

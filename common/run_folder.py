@@ -89,6 +89,11 @@ class RunFolder:
         return self.path / "trained.jsonl"
 
     @property
+    def endpoints(self) -> Path:
+        """Where the buffers of the last launch listen, when the launcher chose (`common.transport.endpoints`)."""
+        return self.path / "endpoints.json"
+
+    @property
     def has_trained(self) -> bool:
         """Whether a step of RL was done."""
         log = self.trained_log

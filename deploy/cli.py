@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 failure, 2 bad usage or config, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -117,7 +118,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
     wanted = LogFilter(arguments.service, arguments.level, arguments.trajectory, arguments.policy_version)
     if arguments.run is None and not sys.stdin.isatty():
-        records = from_text(sys.stdin)
+        records = from_text(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"))
     else:
         folder = latest_run() if arguments.run is None else open_run(arguments.run)
         records = from_folder(folder.logs, arguments.follow)

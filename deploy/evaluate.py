@@ -15,7 +15,7 @@ from common.config import VcppoConfig, dump_config
 from common.errors import VcppoError
 from common.eval_samples import plan_key
 from common.evaluation_inputs import asked, evaluation_inputs
-from common.pass_at_k import wilson_interval
+from common.intervals import wilson
 from common.run_folder import RunFolder
 from common.whole_file import write_whole
 from deploy.cores import available_cores, malloc_environment, thread_environment
@@ -85,7 +85,7 @@ def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
     if share is None:
         raise VcppoError(f"the evaluation of {name} holds no pass_at_1: delete it and evaluate again")
     interval = found.get("pass_at_1_interval")
-    low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson_interval(share * count, count)
+    low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson(share * count, count)
     return EvalResult(
         name, share, float(low), float(high), value("pass_at_k"), int(value("k") or 1), value("mean_length"), count,
         _responses(found.get("responses")),

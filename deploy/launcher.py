@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
 import structlog
 
@@ -21,6 +22,7 @@ from common.ledger import Ledger
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
+from common.transport.endpoints import choose_endpoints, note_endpoints
 from common.transport.keys import make_keys
 from deploy import redis_server
 from deploy.check.quick import require
@@ -87,6 +89,7 @@ class Launcher:
         return connect_store(self.config, url=self.redis_url)
 
     def _bring_up(self) -> None:
+        note_endpoints(self.config, self.endpoints)
         if self.config.uses_curve and (made := make_keys(self.config.keys_folder)):
             log.info("keys_made", roles=made, folder=str(self.config.keys_folder))
 
@@ -109,6 +112,11 @@ class Launcher:
 
     # ---- what is started
 
+    @cached_property
+    def endpoints(self) -> list[str]:
+        """Where buffers listen; chosen once a launch where none are set, so that a buffer started again is found."""
+        return choose_endpoints(self.config)
+
     def on_this_host(self, spec: ProcessSpec) -> ProcessSpec:
         """`spec`, with a metrics port of its own: buffers, generators and learner of one host can't share one."""
         first = self.config.metrics.prometheus_port
@@ -121,10 +129,12 @@ class Launcher:
         return [sys.executable, "-m", *words, "--config", str(self.folder.config)]
 
     def overrides(self, role: str) -> list[str]:
-        """Settings of processes of this role that are not the run's: the embedded server's address stays out of
-        config.yaml, being this machine's affair."""
+        """Settings of processes of this role that are not the run's: the embedded server's address and the port that
+        was chosen stay out of config.yaml, being this machine's affair."""
         del role
-        return [f"redis.url={self.redis_url}", JSON_LOGS]
+        is_chosen = self.config.transport.endpoints is None
+        chosen = [f"transport.endpoints=[{', '.join(self.endpoints)}]"] if is_chosen else []
+        return [f"redis.url={self.redis_url}", *chosen, JSON_LOGS]
 
     def redis_spec(self) -> ProcessSpec:
         """The embedded server."""
@@ -134,7 +144,7 @@ class Launcher:
 
     def buffer_specs(self) -> list[ProcessSpec]:
         """One buffer per endpoint."""
-        endpoints = self.config.transport.endpoints
+        endpoints = self.endpoints
         return [
             ProcessSpec(
                 name="buffer" if len(endpoints) == 1 else f"buffer-{index}",

@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from common.config.yaml_text import one_line
 from common.errors import EXIT_REFUSED, VcppoError
+from common.json_file import JsonError, parse_json
 
 log = structlog.get_logger(__name__)
 
@@ -251,9 +252,9 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if len(data) > _MAX_MANIFEST_BYTES:
         raise CheckpointError(f"{folder}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
     try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} is not JSON: {one_line(error)}") from error
+        manifest = parse_json(data)
+    except JsonError as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} is {error}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA_VERSION:
         raise CheckpointError(f"{folder}: {MANIFEST} is not of schema {SCHEMA_VERSION}")
     if manifest.get("sha256") != _content_sum({name: manifest.get(name) for name in ("state", "files")}):

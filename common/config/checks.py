@@ -272,7 +272,7 @@ def _network_problems(config: VcppoConfig) -> Iterator[str]:
     if config.broadcast.backend == "nccl" and config.learner.device == "cpu":
         yield "broadcast.backend = nccl: can't run with learner.device = cpu: set it to auto or gloo"
     yield from _redis_problems(config)
-    endpoints = config.transport.endpoints
+    endpoints = config.transport.endpoints or []
     for endpoint in endpoints:
         if not _is_endpoint(endpoint):
             yield f"transport.endpoints: {endpoint!r} is not an endpoint: write tcp://host:port (1-65535) or ipc://path"
@@ -307,7 +307,7 @@ def _redis_problems(config: VcppoConfig) -> Iterator[str]:
 
 def is_loopback_only(config: VcppoConfig) -> bool:
     """Whether nothing but this machine can reach the ports."""
-    return all(map(is_local, [*config.transport.endpoints, f"tcp://{config.generator.control_host}"]))
+    return all(map(is_local, [*(config.transport.endpoints or ()), f"tcp://{config.generator.control_host}"]))
 
 
 def _is_endpoint(endpoint: str) -> bool:

@@ -152,7 +152,8 @@ class AlgorithmConfig(Section):
         return values
 
     advantage_estimator: Literal["gae", "group_mean", "leave_one_out"] = "gae"
-    """gae needs a critic; the other two are GRPO's."""
+    """gae needs a critic. group_mean is GRPO: rewards less their group's mean, over its standard deviation.
+    leave_one_out is RLOO: rewards less the mean of the group's others."""
 
     gamma: Lambda = 1.0
     """Discount (paper: 1)."""
@@ -178,8 +179,10 @@ class AlgorithmConfig(Section):
     value_clip: float | None = Field(default=None, gt=0)
     """Clip value moves to this range around the old value; null: off. Never applied in value pretraining."""
 
-    whiten_advantages: bool = True
-    """Global over ranks and action tokens; never applied to value targets."""
+    whiten_advantages: bool | None = None
+    """Zero mean and unit variance, global over ranks and action tokens; never applied to value targets. null: on with
+    gae, off with group_mean and leave_one_out. true with these two changes the scale only, so that a group of equal
+    rewards keeps advantages of exactly 0."""
 
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty to the starting policy in the loss (paper: 0)."""
@@ -197,6 +200,16 @@ class AlgorithmConfig(Section):
 
     num_epochs: Positive = 1
     """E: passes over a batch."""
+
+    @property
+    def has_group_baseline(self) -> bool:
+        """Whether the responses to one prompt are each other's baseline, in place of a critic."""
+        return self.advantage_estimator != "gae"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened, with the default worked out."""
+        return not self.has_group_baseline if self.whiten_advantages is None else self.whiten_advantages
 
 
 class CriticConfig(Section):

@@ -16,7 +16,7 @@ from deploy.check.machine import Setup
 from deploy.plan.architecture import PlanError, architecture_of
 from deploy.plan.arithmetic import gib
 from deploy.plan.disk import disk_plan
-from deploy.run_config import harmful_changes
+from deploy.run_config import begun, check_config
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -61,12 +61,10 @@ def run_folder(setup: Setup) -> Iterator[Result]:
         yield failed(f"run.folder: {exists} can't be written by user {os.getuid()}", "set run.folder to one that can")
     elif not folder.config.exists():
         yield passed(f"{folder.path} will be made")
-    elif folder.metrics_file("learner").exists() and (harmful := harmful_changes(folder, setup.config)):
-        yield failed(
-            f"{folder.path} exists with another config: {harmful}",
-            "resume it with the same values, or choose another run.name",
-        )
+    elif setup.starting:
+        yield passed(f"{folder.path} exists")  # whoever writes the config compares it, once what starts over is moved
     else:
+        check_config(setup.config, begun(folder))
         yield passed(f"{folder.path} exists: the run is resumed")
 
 

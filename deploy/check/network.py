@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.check_lines import Result, failed, passed, warned
+from common.ports import free_port
 from common.store_access import connect_store, credentials
+from common.transport.endpoints import why_not_free
 from common.transport.keys import ROLES, load_keys
 from deploy import redis_server
 from deploy.check.files import nearest_existing
@@ -21,6 +21,9 @@ _REDIS_SECONDS = 5.0
 def endpoints(setup: Setup) -> Iterator[Result]:
     """Whether buffers can listen at ``transport.endpoints``."""
     found = setup.config.transport.endpoints
+    if found is None:
+        yield passed("transport.endpoints = null: a free port of this machine is chosen at the start")
+        return
     taken = [problem for endpoint in found if (problem := endpoint_problem(endpoint))]
     yield from taken or [passed(f"free: {', '.join(found)}")]
 
@@ -31,57 +34,36 @@ def endpoint_problem(endpoint: str) -> Result | None:
         folder = Path(endpoint.removeprefix("ipc://")).parent
         if folder.is_dir() and os.access(folder, os.W_OK):
             return None
-        return failed(
-            f"transport.endpoints: {endpoint}: no folder {folder} that can be written", "make it, or name another"
-        )
-    match = re.fullmatch(r"tcp://(\*|\[[^\]]+\]|[^:]+):(\d+)", endpoint)
-    if not match:
-        return None
-    host, port = {"*": ""}.get(match[1], match[1].strip("[]")), int(match[2])
-    reason = bind_problem(host, port)
+        text = f"transport.endpoints: {endpoint}: no folder {folder} that can be written"
+        return failed(text, "make it, or name another")
+    reason = why_not_free(endpoint)
     if reason is None:
         return None
-    other = port + 1 if port < 65_535 else port - 1
     return failed(
         f"transport.endpoints: {endpoint} can't be used ({reason}). Is another run up?",
-        f"stop it, or choose another port: 'transport.endpoints=[tcp://{match[1]}:{other}]'",
+        "stop it, or set transport.endpoints=null: then a free port is chosen",
     )
-
-
-def bind_problem(host: str, port: int) -> str | None:
-    """Why a TCP port can't be listened at, in the system's words; None: it can."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror or str(error)
-    return None
 
 
 def metrics_ports(setup: Setup) -> Iterator[Result]:
     """A port for each process's figures, from ``metrics.prometheus_port`` on."""
     config = setup.config
-    first = config.metrics.prometheus_port
+    first, host = config.metrics.prometheus_port, config.metrics.prometheus_host
     if not first:
         yield passed("metrics.prometheus_port = 0: nobody serves figures")
         return
-    count = len(config.transport.endpoints) + config.generator.num_generators + 1
+    count = len(config.transport.endpoints or [""]) + config.generator.num_generators + 1
+    shown = f"[{host}]" if ":" in host else host
+    text = f"metrics.prometheus_port = {first}: {count} processes take a port each from there on"
     last = first + count - 1
     if last > 65_535:
-        yield failed(
-            f"metrics.prometheus_port = {first}: {count} processes would go past port 65535", "choose a lower one"
-        )
+        yield failed(f"{text}, and the highest is 65535", f"set it to {65_536 - count} or lower")
         return
-    host = "" if config.metrics.prometheus_host == "0.0.0.0" else config.metrics.prometheus_host
-    taken = [(port, reason) for port in range(first, last + 1) if (reason := bind_problem(host, port))]
+    taken = {port: reason for port in range(first, last + 1) if (reason := why_not_free(f"tcp://{shown}:{port}"))}
     if taken:
-        text = ", ".join(f"{port} ({reason})" for port, reason in taken)
-        yield failed(
-            f"metrics.prometheus_port = {first}: {count} processes take a port each up to {last}, and these can't be"
-            f" used: {text}",
-            "choose another one, or 0 for none",
-        )
+        which = ", ".join(f"{port} can't be used ({reason})" for port, reason in taken.items())
+        other = free_port(host, count)
+        yield failed(f"{text}, and {which}. Is another run up?", f"set metrics.prometheus_port={other}, or 0 for none")
     else:
         yield passed(f"free: {first} to {last}")
 

@@ -15,7 +15,7 @@ import pytest
 
 from common.config import dump_config, load_config
 from common.errors import ConfigError
-from common.ports import free_endpoint, free_port
+from common.ports import free_port
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.cli import _parse, main
@@ -36,9 +36,7 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "model" / "config.json").write_text("{}")
     (tmp_path / "model" / "model.safetensors").touch()
     path = tmp_path / "run.yaml"
-    text = dump_config(config_of(Path("runs"), "r"))
-    assert "tcp://127.0.0.1:5755" in text
-    path.write_text(text.replace("tcp://127.0.0.1:5755", free_endpoint()))
+    path.write_text(dump_config(config_of(Path("runs"), "r")))
     return path
 
 
@@ -102,7 +100,15 @@ class TestErrors:
         with socket.create_server(("127.0.0.1", 0)) as server:
             endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
             words = ["up", "-c", str(config_file), f"transport.endpoints=[{endpoint}]"]
-            self.fails(words, 2, "transport.endpoints", endpoint, capsys=capsys)
+            self.fails(words, 2, "transport.endpoints", endpoint, "transport.endpoints=null", capsys=capsys)
+
+    def test_metrics_port_in_use(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Of a neighbour: buffer, learner and two generators take a port each."""
+        with socket.create_server(("127.0.0.1", free_port(count=4) + 3)) as server:
+            first = server.getsockname()[1] - 3
+            words = ["up", "-c", str(config_file), "metrics.prometheus_host=127.0.0.1"]
+            said = (f"metrics.prometheus_port = {first}", f"{first + 3} can't be used", "Set metrics.prometheus_port=")
+            self.fails([*words, f"metrics.prometheus_port={first}"], 2, *said, capsys=capsys)
 
     def test_no_redis_at_the_url(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         port = free_port()

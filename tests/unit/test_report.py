@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from common.intervals import wilson
 from common.metrics import MetricsWriter
-from common.pass_at_k import wilson_interval
 from common.run_folder import RunFolder
 from deploy.demo import find_problems
 from deploy.evaluate import EvalResult, gain, parse_result
@@ -21,7 +21,7 @@ from tests.unit.fake_run import make_closed_run, make_run, rl_row
 
 
 def result(share: float, count: int = 512, name: str = "model") -> EvalResult:
-    return EvalResult(name, share, *wilson_interval(share * count, count), None, 1, None, count)
+    return EvalResult(name, share, *wilson(share * count, count), None, 1, None, count)
 
 
 class TestReport:
@@ -81,11 +81,6 @@ class TestRunData:
 
 
 class TestEvaluation:
-    def test_wilson_interval_against_the_textbook(self) -> None:
-        assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-        assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-        assert wilson_interval(0, 0) == (0.0, 1.0)
-
     def test_gain_is_significant_only_beyond_both_errors(self) -> None:
         assert gain(result(0.34), result(0.86)) == (pytest.approx(0.52), True)
         assert gain(result(0.34), result(0.36))[1] is False
