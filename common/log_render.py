@@ -21,9 +21,13 @@ _COLOURS = {"debug": _DIM, "info": _GREEN, "warning": _YELLOW, "error": _RED, "c
 
 def to_json(line: Mapping[str, Any]) -> str:
     """One line of valid JSON, leading fields first. Never fails: an odd value becomes its text."""
-    plain = {name: _plain(line[name]) for name in LEADING_FIELDS if name in line}
-    plain |= {str(name): _plain(value) for name, value in line.items() if name not in LEADING_FIELDS}
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(line), ensure_ascii=False, allow_nan=False)
+
+
+def plain(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as JSON can say them, whoever made them: no lone surrogate, no NaN, nothing nested without end."""
+    leading = {name: _plain(line[name]) for name in LEADING_FIELDS if name in line}
+    return leading | {_text(name): _plain(value) for name, value in line.items() if name not in LEADING_FIELDS}
 
 
 def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
@@ -33,21 +37,22 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
         line: a parsed JSON log line; no field is required.
         colour: ANSI colours.
     """
-    level = str(line.get("level", ""))
+    level = _printable(str(line.get("level", "")))
     time = str(line.get("time", ""))
     head = [
-        _paint(time[11:23] if len(time) >= 23 else time, _DIM, colour),
+        _paint(_printable(time[11:23] if len(time) >= 23 else time), _DIM, colour),
         _paint(f"{level:<8}", _COLOURS.get(level, ""), colour),
-        *([f"{line['service']!s:<12}"] if "service" in line else []),  # absent: a prefix says it already
+        *([f"{_printable(str(line['service'])):<12}"] if "service" in line else []),  # absent: a prefix says it already
         _paint(_printable(str(line.get("event", ""))), _BOLD, colour),
     ]
     hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
     # Our loggers need no naming: the event says it. A library's does.
     if str(line.get("logger", "")).split(".")[0] in ("common", "learner", "generator", "deploy", "__main__", "None"):
         hidden.add("logger")
-    fields = [_paint(f"{name}=", _DIM, colour) + _short(value) for name, value in line.items() if name not in hidden]
+    shown = [(name, value) for name, value in line.items() if name not in hidden]
+    fields = [_paint(f"{_printable(name)}=", _DIM, colour) + _short(value) for name, value in shown]
     text = " ".join([*head, *fields]).rstrip()
-    trace = "\n".join(str(line[name]) for name in ("stack", "exception") if line.get(name))
+    trace = "\n".join(_printable(str(line[name])) for name in ("stack", "exception") if line.get(name))
     return f"{text}\n{trace}" if trace else text
 
 

@@ -21,6 +21,7 @@ import msgpack
 import numpy as np
 
 from common.errors import VcppoError
+from common.json_file import JsonError, parse_json
 from common.trajectory import (
     DEFAULT_LIMITS,
     FinishReason,
@@ -273,9 +274,9 @@ def _problem(text: object) -> dict[str, object]:
     if type(text) is not str or len(text) > _MAX_PROBLEM_BYTES:
         raise WireError(f"problem: no string of at most {_MAX_PROBLEM_BYTES} characters")
     try:
-        problem = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"problem: not JSON: {error}") from error
+        problem = parse_json(text)
+    except JsonError as error:
+        raise WireError(f"problem: {error}") from error
     if type(problem) is not dict:
         raise WireError("problem: no JSON object")
     return problem

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 failure, 2 bad usage or config, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -59,12 +60,17 @@ def _quiet_logging() -> None:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    from deploy.check.quick import BEFORE_UP, refuse_start
     from deploy.demo import run_up
     from deploy.run_config import exclusive, write_config
     from deploy.session import open_session
+    from deploy.start_over import start_over
 
     config = _config(arguments)
+    refuse_start(config, BEFORE_UP)
     with exclusive(config.run.path):
+        if arguments.start_over is not None and (place := start_over(config, arguments.start_over)):
+            print(f"what there was moved to {place}")
         write_config(config)
         with open_session(config, "watch" if arguments.watch else "follow") as session, session.stage("up"):
             ledger = run_up(config, session)
@@ -112,7 +118,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
     wanted = LogFilter(arguments.service, arguments.level, arguments.trajectory, arguments.policy_version)
     if arguments.run is None and not sys.stdin.isatty():
-        records = from_text(sys.stdin)
+        records = from_text(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"))
     else:
         folder = latest_run() if arguments.run is None else open_run(arguments.run)
         records = from_folder(folder.logs, arguments.follow)
@@ -214,6 +220,7 @@ examples:
   vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
   vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
   vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)
+  vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
   vcppo logs -f --level warning                follow warnings of all processes
@@ -242,6 +249,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     from deploy.chaos.command import add_chaos
+    from deploy.check.command import add_check
     from deploy.eval_command import add_evaluation
     from deploy.experiment.command import add_experiment
 
@@ -262,6 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_keys(commands)
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
+    add_check(partial(_add, commands), partial(_takes_config, run=True), _config)
     _add_plan(commands)
     _add_watch(commands)
     _add_config(commands)
@@ -272,7 +281,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_up(commands: Commands) -> None:
     up = _add(commands, "up", _up, "start a run on this machine and follow it; the same command resumes it",
               "vcppo up -c my.yaml\nvcppo up -c my.yaml run.name=b rl.batch_size=64 --watch\n"
-              "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer")  # fmt: skip
+              "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer\n"
+              "vcppo up --run runs/b --start-over rl algorithm.advantage_estimator=gae")  # fmt: skip
     _takes_config(up, run=True)
     up.add_argument(
         "--watch", action="store_true", help="live view instead of log lines; without a terminal, a line per step"
@@ -282,6 +292,12 @@ def _add_up(commands: Commands) -> None:
         type=int,
         metavar="N",
         help="start a crashed learner again up to N times in a row (launcher.learner_restarts); 0: stop, `up` resumes",
+    )
+    up.add_argument(
+        "--start-over",
+        choices=["value_pretraining", "rl"],
+        metavar="STAGE",
+        help="move what value_pretraining or rl and the stages after it have made to <run>/before-N, and make it again",
     )
 
 

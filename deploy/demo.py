@@ -19,9 +19,10 @@ from common.config import VcppoConfig, load_config
 from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from common.ledger import Ledger
 from common.run_folder import RunFolder
+from deploy import recorded_view
 from deploy.cores import available_cores, thread_environment
 from deploy.display import clock, number
-from deploy.evaluate import EvalResult, evaluate, gain, read_result
+from deploy.evaluate import EvalResult, current_result, evaluate, gain, read_result
 from deploy.launcher import Launcher
 from deploy.log_lines import JSON_LOGS
 from deploy.processes import ProcessSpec, Supervisor
@@ -152,7 +153,9 @@ class Demo:
     def evaluate(self) -> None:
         models = {"cold_start": Path(self.config.sft.output or self.folder.cold_start), "export": self.folder.export}
         missing = {
-            name: path for name, path in models.items() if read_result(self.folder.eval / f"{name}.json", name) is None
+            name: path
+            for name, path in models.items()
+            if current_result(self.folder.eval / f"{name}.json", name, self.config, path) is None
         }
         if not missing:
             self.heading("evaluation", "is done")
@@ -211,7 +214,7 @@ def result_table(data: RunData, before: EvalResult, after: EvalResult) -> Table:
         interval = f"95 %: {result.low:.3f} to {result.high:.3f}, {result.num_problems} held-out problems"
         table.add_row(f"accuracy, {result.name}", f"[bold]{result.pass_at_1:.3f}[/]  ({interval})")
     table.add_row("gain", f"{rise:+.3f}")
-    best, gate = number(decision.get("best_explained_variance")), number(decision.get("threshold"), "{:g}")
+    best, gate = recorded_view.figure(decision), number(decision.get("threshold"), "{:g}")
     passed = "passed" if decision.get("passed") else "not passed"
     table.add_row("critic", f"held-out explained variance {best}, gate {gate}: {passed}")
     table.add_row("weight broadcasts", str(data.num_broadcasts))

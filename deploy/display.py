@@ -39,7 +39,10 @@ def progress_line(row: Row, data: RunData) -> str:
     settings = data.config.value_pretraining
     if row.get("stage") == "value_pretraining":
         if "vp/held_out_explained_variance" not in row:
-            return f"recording the frozen policy · {data.num_recorded} of {settings.num_trajectories} trajectories"
+            right = f" · {row['vp/accuracy']:.1%} right" if "vp/accuracy" in row else ""
+            return (
+                f"recording the frozen policy · {data.num_recorded} of {settings.num_trajectories} trajectories{right}"
+            )
         quality = number(row["vp/held_out_explained_variance"])
         return (
             f"value pretraining {row['step']:>3} · loss {number(row.get('vp/train_loss'))} · "

@@ -23,6 +23,7 @@ from common.run_folder import RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
 from common.transport import ControlServer, TrajectorySender, use_keys
+from common.transport.endpoints import endpoints_of
 from generator.control import WeightControl
 from generator.engine import Engine
 from generator.model_files import load_tokenizer, require_model
@@ -57,7 +58,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     """Bring everything up, roll out until told to stop, take everything down in reverse order."""
     signal.signal(signal.SIGTERM, _quit)
     require_model(config.model.path)
-    folder = RunFolder(config.run.path)
+    folder, endpoints = RunFolder(config.run.path), endpoints_of(config)
     use_keys(config, "generator")
     store = await asyncio.to_thread(connect_store, config)
     verifiers = VerifierPool(config.task)
@@ -70,9 +71,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        sender = TrajectorySender(
-            config.transport.endpoints, generator_id, config.transport, folder.spool / generator_id
-        )
+        sender = TrajectorySender(endpoints, generator_id, config.transport, folder.spool / generator_id)
         metrics = open_metrics(config, generator_id)
         try:
             await _roll_out(config, generator_id, stopping, engine, store, sender, verifiers, tokenizer, metrics)

@@ -41,7 +41,7 @@ from learner.checkpoint import CheckpointState, CheckpointStore, load_rng, save_
 from learner.collect import BatchCollector, PromptIssuer
 from learner.engine import barrier, broadcast_object
 from learner.probe import make_probe
-from learner.resume import commit, config_hash, newest_checkpoint, plan_replay
+from learner.resume import commit, config_hash, newest_checkpoint, plan_replay, write_settings
 from learner.step_metrics import step_metrics
 from learner.trained_log import TrainedLog
 from learner.update import Estimates, Models, UpdateStats, combine, compute_old_log_probs, compute_values, update
@@ -205,18 +205,18 @@ class RlLoop:
     def _finish_step(self, batch: Batch, estimates: Estimates, stats: UpdateStats, phases: Phases) -> None:
         """Write down what was trained; every k steps and at the end checkpoint, then commit.
 
-        What was measured goes first: once the checkpoint is there this step is never done again. `_record` repeats it,
-        with the times of what follows; the last row of a step counts.
+        What was measured is on disk before anything that may fail (checkpoint, broadcast). `_record` repeats it, with
+        the times of what follows.
         """
         self._uncommitted.extend(batch.prompt_ids)
         if self._rank_zero is not None:
             self._rank_zero.trained_log.append(self.version, batch)
             ids = [trajectory.id for trajectory in batch.trajectories]
             log.debug("trajectories_trained", policy_version=self.version, trajectory_ids=ids)
+            early = self._measure(batch, estimates, stats, phases)
+            self._rank_zero.metrics.write(self.version, early, final=False)
         due = self.version % self.config.learner.checkpoint_every == 0 or self.version == self.config.rl.num_steps
         if due:
-            if self._rank_zero is not None:
-                self._rank_zero.metrics.write(self.version, self._measure(batch, estimates, stats, phases))
             with phases.phase("checkpoint"):
                 self._checkpoint_and_commit()
 
@@ -224,7 +224,7 @@ class RlLoop:
         if not self._uncommitted:
             return
         if self._rank_zero is not None:
-            self._checkpoints.begin(self.version)
+            write_settings(self._checkpoints.begin(self.version), self.config)
         barrier()
         staging = self._checkpoints.staging(self.version)
         self.models.actor.save(staging / "actor")

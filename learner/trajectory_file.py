@@ -86,7 +86,7 @@ class TrajectoryFile:
     def _damaged(self, sound: int, why: str) -> VcppoError:
         return VcppoError(
             f"{self.path} is damaged after {sound} bytes ({len(self.trajectories)} trajectories): {why}; "
-            "remove the file and start the run under a new run.name, or restore it from a backup"
+            "restore it from a backup, or remove it and the same command records again"
         )
 
 

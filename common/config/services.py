@@ -152,9 +152,10 @@ class RedisConfig(Section):
 class TransportConfig(Section):
     """ZeroMQ between generators and buffers."""
 
-    endpoints: list[str] = Field(default_factory=lambda: ["tcp://127.0.0.1:5755"], min_length=1)
-    """Where buffers listen; a generator uses the first that answers. Best a port below 32768: Linux gives those above
-    to any process that asks for none in particular."""
+    endpoints: list[str] | None = Field(default=None, min_length=1)
+    """Where buffers listen, as [tcp://host:port]; a generator uses the first that answers. Best a port below 32768:
+    Linux gives those above to any process that asks for none in particular. null: `vcppo up` chooses a free port of
+    this machine's loopback, so that any number of runs fit on one machine."""
 
     credit_window: Positive = 64
     """Unacknowledged trajectories a sender may have on the wire."""

