@@ -62,9 +62,12 @@ def _up(arguments: argparse.Namespace) -> int:
     from deploy.demo import run_up
     from deploy.run_config import exclusive, write_config
     from deploy.session import open_session
+    from deploy.start_over import start_over
 
     config = _config(arguments)
     with exclusive(config.run.path):
+        if arguments.start_over is not None and (place := start_over(config, arguments.start_over)):
+            print(f"what there was moved to {place}")
         write_config(config)
         with open_session(config, "watch" if arguments.watch else "follow") as session, session.stage("up"):
             ledger = run_up(config, session)
@@ -272,7 +275,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_up(commands: Commands) -> None:
     up = _add(commands, "up", _up, "start a run on this machine and follow it; the same command resumes it",
               "vcppo up -c my.yaml\nvcppo up -c my.yaml run.name=b rl.batch_size=64 --watch\n"
-              "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer")  # fmt: skip
+              "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer\n"
+              "vcppo up --run runs/b --start-over rl algorithm.advantage_estimator=gae")  # fmt: skip
     _takes_config(up, run=True)
     up.add_argument(
         "--watch", action="store_true", help="live view instead of log lines; without a terminal, a line per step"
@@ -282,6 +286,12 @@ def _add_up(commands: Commands) -> None:
         type=int,
         metavar="N",
         help="start a crashed learner again up to N times in a row (launcher.learner_restarts); 0: stop, `up` resumes",
+    )
+    up.add_argument(
+        "--start-over",
+        choices=["value_pretraining", "rl"],
+        metavar="STAGE",
+        help="move what value_pretraining or rl and the stages after it have made to <run>/before-N, and make it again",
     )
 
 

@@ -180,7 +180,7 @@ def prepare(run: str, overrides: Sequence[str], sink: LogSink, *, always_sft: bo
     overrides = [*shlex.split(os.environ.get("VCPPO_SET", "")), *overrides]
     config, own_cold_start = run_config(path, run, overrides, device=os.environ.get("VCPPO_DEVICE", "cpu"))
     folder = RunFolder(config.run.path)
-    write_config(config)
+    write_config(config, rename="RUN in .env")
     if given_keys() is None:
         share_keys(KEYS)
     if always_sft or (own_cold_start and not (folder.cold_start / "config.json").exists()):

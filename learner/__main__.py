@@ -31,7 +31,7 @@ from common.store_access import connect_store
 from common.tasks import encode_prompt, load_task
 from common.transport import use_keys
 from learner.batch import Share
-from learner.collect import BatchCollector, PromptIssuer
+from learner.collect import BatchCollector, PromptIssuer, give_up_outdated
 from learner.distributed import lost_peer
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
@@ -39,6 +39,7 @@ from learner.export import export_policy, load_tokenizer, make_actor, make_polic
 from learner.loop import Broadcaster, RankZero, RlLoop
 from learner.models import load_critic, vocabulary_size
 from learner.prompts import PromptSource
+from learner.recorded_with import digest, made_with
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
 from learner.update import Models
@@ -167,7 +168,9 @@ def _value_pretraining(session: Session) -> bool:
     config = session.config
     wanted = config.algorithm.advantage_estimator == "gae" and config.critic.init == "value_pretrained"
     # Rank 0 looks: a shared decision even where folders are seen late on another machine.
-    if not broadcast_object(wanted and not is_done(session.folder.value_pretraining)):
+    if not broadcast_object(
+        wanted and not (_rl_has_critic(session.folder) or is_done(config)) if rank() == 0 else None
+    ):
         return True
     session.enter("value_pretraining")
     issuer = None
@@ -177,6 +180,13 @@ def _value_pretraining(session: Session) -> bool:
         done = run_value_pretraining(config, session.share, session.store, issuer, session.metrics, session.stop)
     gc.collect()  # the critic's engine is not needed any more; RL makes its own from the saved critic
     return done
+
+
+def _rl_has_critic(folder: RunFolder) -> bool:
+    """RL goes on with the critic in its checkpoints, whatever is said of value pretraining now."""
+    return (
+        any(folder.checkpoints.glob("step-*")) and (folder.value_pretraining / CRITIC_FOLDER / "config.json").exists()
+    )
 
 
 def _reinforcement_learning(session: Session) -> bool:
@@ -204,6 +214,8 @@ def _reinforcement_learning(session: Session) -> bool:
 def _rank_zero(session: Session) -> RankZero | None:
     if session.store is None or session.source is None or session.metrics is None:
         return None
+    if not session.folder.has_trained:
+        give_up_outdated(session.store, digest(made_with(session.config, session.source.task)))
     issuer = PromptIssuer(session.store, session.source, "rl")
     collector = BatchCollector(session.config, session.store, issuer)
     return RankZero(session.store, issuer, collector, session.metrics, TrainedLog(session.folder.trained_log))

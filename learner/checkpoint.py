@@ -200,9 +200,13 @@ def _plain_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_ranks(folder: Path, state: CheckpointState, num_ranks: int, zero_stage: int) -> None:
-    """ZeRO 1-3 shards are per rank: refuse to load them on another number of ranks, or at another stage."""
-    if state.zero_stage != zero_stage or (zero_stage > 0 and state.num_ranks != num_ranks):
+def check_ranks(folder: Path, state: CheckpointState, num_ranks: int, zero_stage: int, dtype: str = "float32") -> None:
+    """ZeRO 1-3 shards are per rank: refuse to load them on another number of ranks, or at another stage.
+
+    In bfloat16 stage 0 is computed as stage 1 (`learner.engine`).
+    """
+    is_sharded = zero_stage > 0 or dtype == "bfloat16"
+    if state.zero_stage != zero_stage or (is_sharded and state.num_ranks != num_ranks):
         raise CheckpointError(
             f"{folder} was made with learner.num_ranks={state.num_ranks}, learner.zero_stage={state.zero_stage}; "
             f"now they are {num_ranks} and {zero_stage}: set them back to resume"

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from learner.configured_optimizer import Configured
 from learner.distributed import (
     barrier,
     broadcast_bytes,
@@ -122,6 +123,7 @@ class TrainEngine:
             weight_decay=options.weight_decay,
             fused=True,  # one pass over the weights: ten times as fast on a CPU as the loop of tensor operations
         )
+        configured = Configured.of(optimizer, options.max_grad_norm)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
         with _prints_to_log():
             self._engine, *_ = deepspeed.initialize(
@@ -134,6 +136,8 @@ class TrainEngine:
         self._deepspeed = deepspeed
         self._names = _hf_names(module)
         self._grad_norm = math.nan
+        self._configured = configured
+        self._scheduler = scheduler
         self.module = module
         self.options = options
         self.num_ranks = num_ranks()
@@ -220,7 +224,10 @@ class TrainEngine:
             self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
 
     def load(self, folder: str | Path) -> None:
-        """Continue exactly where `save` was called.
+        """Continue where `save` was called: weights, moments and step counts are the saved ones.
+
+        Learning rate, weight decay, betas and the clipping norm are those this engine was made with; what differs from
+        the saved ones is a log line. With the same settings the next step is the one that would have followed.
 
         Files are read with ``weights_only`` and a short list of DeepSpeed's own types: a checkpoint can't run code.
 
@@ -238,6 +245,9 @@ class TrainEngine:
             raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
         if loaded is None:
             raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
+        changed = self._configured.restore(self._engine.optimizer, self._scheduler)
+        if changed and rank() == 0:
+            log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
 
     def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         if self.options.zero_stage < 3:

@@ -83,7 +83,7 @@ def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> No
     """Verify and load a checkpoint, export its policy."""
     state = verify(checkpoint)
     init_distributed(config.learner.device)
-    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage)
+    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
     actor = make_actor(config)
     actor.load(checkpoint / "actor")
     export_policy(actor, config, output)

@@ -41,7 +41,7 @@ from learner.checkpoint import CheckpointState, CheckpointStore, load_rng, save_
 from learner.collect import BatchCollector, PromptIssuer
 from learner.engine import barrier, broadcast_object
 from learner.probe import make_probe
-from learner.resume import commit, config_hash, newest_checkpoint, plan_replay
+from learner.resume import commit, config_hash, newest_checkpoint, plan_replay, write_settings
 from learner.step_metrics import step_metrics
 from learner.trained_log import TrainedLog
 from learner.update import Estimates, Models, UpdateStats, combine, compute_old_log_probs, compute_values, update
@@ -224,7 +224,7 @@ class RlLoop:
         if not self._uncommitted:
             return
         if self._rank_zero is not None:
-            self._checkpoints.begin(self.version)
+            write_settings(self._checkpoints.begin(self.version), self.config)
         barrier()
         staging = self._checkpoints.staging(self.version)
         self.models.actor.save(staging / "actor")

@@ -9,6 +9,7 @@ the prompts are) is recognised by the store: the ids are the same.
 
 from __future__ import annotations
 
+import json
 from hashlib import blake2b
 from typing import Protocol
 
@@ -39,6 +40,18 @@ class PromptSource:
         self._task = task
         self._encode = encode
         self._group_size = config.rl.group_size
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    def problems_digest(self, count: int) -> str:
+        """Of the first `count` problems of value pretraining, answers included: other data make another one."""
+        found = blake2b(digest_size=16)
+        for group in range(count):
+            problem = self._problem("value_pretraining", group)
+            found.update(json.dumps([problem.prompt, problem.answer], sort_keys=True, default=str).encode())
+        return found.hexdigest()
 
     def prompts(self, purpose: Purpose, start: int, count: int, issue_version: int) -> list[Prompt]:
         """Prompts number ``start … start + count - 1``."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import structlog
 
 from common import watchdog
 from common.config import VcppoConfig
-from common.metrics import MetricsWriter
+from common.metrics import MetricsWriter, Value
+from common.prompt_ids import group_name, prompt_name
 from common.store import RunStore
 from common.trajectory import Trajectory
 from common.wire import encode_trajectory
 from learner.batch import Batch
 from learner.collect import POLL_SECONDS, PromptIssuer, WaitWatch, describe_wait
 from learner.engine import broadcast_object, num_ranks
+from learner.recording_stats import Counts, count_responses
 from learner.trajectory_file import TrajectoryFile
 
 log = structlog.get_logger(__name__)
@@ -35,6 +38,12 @@ class Recorder:
         self._file = file
         self._watch = WaitWatch("value_pretraining_trajectory", config.learner.batch_deadline_seconds)
         self._finish_claims()
+        issuer.not_before(_first_missing(file, config.rl.group_size))  # where the store is a new one
+
+    @property
+    def counts(self) -> Counts:
+        """Of what is recorded so far."""
+        return count_responses(self._file.trajectories)
 
     @property
     def is_complete(self) -> bool:
@@ -78,11 +87,20 @@ def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_reques
             due = num_recorded - told >= REPORT_EVERY or (state == "done" and num_recorded != told)
             if metrics is not None and due:
                 told = num_recorded
-                metrics.write(num_recorded, {"stage": "value_pretraining", "vp/recorded": num_recorded})
-                log.info("value_pretraining_recorded", num_trajectories=num_recorded)
+                counts = recorder.counts
+                values: dict[str, Value] = {"stage": "value_pretraining", "vp/recorded": num_recorded}
+                metrics.write(num_recorded, values | counts.metrics())
+                log.info("value_pretraining_recorded", num_trajectories=num_recorded, **counts.as_text())
         agreed: str = broadcast_object(state)
         if agreed != "wait":
             return agreed == "done"
+
+
+def _first_missing(file: TrajectoryFile, group_size: int) -> int:
+    """Number of the first prompt that is not recorded."""
+    recorded = {trajectory.prompt_id for trajectory in file.trajectories}
+    names = (prompt_name(group_name("value_pretraining", i // group_size), i % group_size) for i in count())
+    return next(index for index, name in enumerate(names) if name not in recorded)
 
 
 def share_record(file: TrajectoryFile | None) -> list[Trajectory]:

@@ -21,6 +21,7 @@ from deploy import redis_server
 from deploy.cli import _parse, main
 from deploy.demo import demo_name
 from deploy.run_config import Change, RunError, changes, exclusive, open_run, write_config
+from deploy.start_over import start_over
 from tests.unit.fake_run import config_of, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,28 +126,110 @@ class TestErrors:
         self.fails(["eval", "-c", str(config_file), "--model", str(tmp_path / "none")], 2, "--model", capsys=capsys)
 
 
-def begin(path: Path) -> None:
-    """As a learner that has come up leaves its run folder."""
-    RunFolder(path.parent).metrics_file("learner").touch()
+def record(path: Path) -> RunFolder:
+    """As a learner leaves its run folder when responses are recorded."""
+    folder = RunFolder(path.parent)
+    folder.value_pretraining.mkdir()
+    (folder.value_pretraining / "trajectories.msgpack").write_bytes(b"recorded")
+    return folder
+
+
+def train(path: Path) -> RunFolder:
+    """The same when a step of RL was trained."""
+    folder = record(path)
+    folder.trained_log.write_text("{}\n")
+    return folder
 
 
 class TestResume:
-    def test_changed_fields_are_named(self, config_file: Path) -> None:
-        begin(write_config(load_config(config_file)))
-        with pytest.raises(RunError, match=r"rl\.batch_size is 128 in the run and 64 now.*run\.name"):
-            write_config(load_config(config_file, ["rl.batch_size=64"]))
+    def test_before_anything_was_made_anything_may_change(self, config_file: Path) -> None:
+        path = write_config(load_config(config_file))
+        RunFolder(path.parent).metrics_file("learner").touch()  # the learner came up, and no more
+        path = write_config(load_config(config_file, ["rl.group_size=4", "sampling.temperature=0.7"]))
+        assert load_config(path).rl.group_size == 4
 
-    def test_a_run_that_never_came_up_may_be_corrected(self, config_file: Path) -> None:
-        write_config(load_config(config_file))
-        path = write_config(load_config(config_file, ["rl.batch_size=64"]))
-        assert load_config(path).rl.batch_size == 64
+    @pytest.mark.parametrize(
+        "override",
+        ["value_pretraining.learning_rate=1e-3", "value_pretraining.num_trajectories=8192", "rl.batch_size=64",
+         "generator.max_model_len=1024", "algorithm.gamma=0.99", "transport.endpoints=[tcp://127.0.0.1:5999]",
+         "critic.init=policy", "value_pretraining.held_out_fraction=0.25"],
+    )  # fmt: skip
+    def test_what_no_recording_depends_on_may_change(self, config_file: Path, override: str) -> None:
+        record(write_config(load_config(config_file)))
+        now = load_config(config_file, [override, "learner.micro_batch_tokens=16384"])
+        assert load_config(write_config(now)) == now
 
-    def test_harmless_changes_are_taken(self, config_file: Path) -> None:
-        begin(write_config(load_config(config_file)))
+    def test_what_it_depends_on_is_refused_with_every_way_out(self, config_file: Path) -> None:
+        record(write_config(load_config(config_file)))
+        now = load_config(config_file, ["sampling.temperature=0.7", "value_pretraining.max_steps=50"])
+        with pytest.raises(RunError) as caught:
+            write_config(now)
+        said = str(caught.value)
+        assert "sampling.temperature is 1.0 in the run and 0.7 now" in said
+        assert "the recording of value pretraining would have to start over" in said
+        assert "choose another run.name" in said
+        assert "--start-over value_pretraining" in said
+        assert "runs/r/before-1" in said
+        assert "value_pretraining.max_steps may change on this run" in said
+
+    def test_rl_goes_on_with_other_step_sizes(self, config_file: Path) -> None:
+        train(write_config(load_config(config_file)))
         path = write_config(
-            load_config(config_file, ["rl.num_steps=80", "logging.level=debug", "generator.num_generators=3"])
-        )
-        assert load_config(path).rl.num_steps == 80
+            load_config(config_file, ["rl.num_steps=80", "rl.actor_learning_rate=1e-6", "algorithm.num_epochs=2",
+                                      "logging.level=debug", "generator.num_generators=3"])
+        )  # fmt: skip
+        assert load_config(path).rl.actor_learning_rate == 1e-6
+
+    @pytest.mark.parametrize(
+        ("override", "stage"),
+        [("critic.init=policy", "rl"), ("value_pretraining.learning_rate=1e-3", "rl"), ("learner.zero_stage=2", "rl"),
+         ("task.reward_wrong=0.0", "value_pretraining")],
+    )  # fmt: skip
+    def test_what_rl_began_with_is_refused_once_it_has_begun(
+        self, config_file: Path, override: str, stage: str
+    ) -> None:
+        train(write_config(load_config(config_file)))
+        with pytest.raises(RunError, match=f"--start-over {stage}"):
+            write_config(load_config(config_file, [override]))
+
+    def test_a_shorter_model_must_hold_what_is_recorded(self, config_file: Path) -> None:
+        folder = record(write_config(load_config(config_file)))
+        with pytest.raises(RunError, match=r"generator\.max_model_len"):
+            write_config(load_config(config_file, ["generator.max_model_len=300"]))
+        (folder.value_pretraining / "recorded_with.json").write_text('{"longest_tokens": 290}')
+        write_config(load_config(config_file, ["generator.max_model_len=300"]))
+        with pytest.raises(RunError, match=r"fits from generator\.max_model_len = 290 on"):
+            write_config(load_config(config_file, ["generator.max_model_len=280"]))
+
+    def test_start_over_moves_aside_what_is_made_again(self, config_file: Path) -> None:
+        folder = train(write_config(load_config(config_file)))
+        folder.metrics_file("learner").write_text('{"stage": "value_pretraining", "step": 0}\n{"step": 1}\n')
+        for path in (folder.cold_start, folder.redis, folder.spool, folder.checkpoints / "step-000001"):
+            path.mkdir(parents=True, exist_ok=True)
+        now = load_config(config_file, ["critic.init=policy"])
+        place = start_over(now, "rl")
+        assert place == folder.path / "before-1"
+        write_config(now)
+        left = {path.name for path in folder.path.iterdir()}
+        assert {"cold_start", "value_pretraining", "config.yaml"} <= left
+        assert not {"redis", "spool", "trained.jsonl"} & left
+        assert folder.metrics_file("learner").read_text().count("\n") == 1
+        assert load_config(place / "config.yaml").critic.init == "value_pretrained"
+        assert {"redis", "spool", "trained.jsonl", "checkpoints"} <= {path.name for path in place.iterdir()}
+
+        changed = load_config(config_file, ["critic.init=policy", "sampling.temperature=0.7"])
+        with pytest.raises(RunError, match="--start-over value_pretraining"):
+            start_over(changed, "rl")
+        assert start_over(changed, "value_pretraining") == folder.path / "before-2"
+        write_config(changed)
+        assert not folder.value_pretraining.exists()
+        assert start_over(changed, "value_pretraining") is None
+
+    def test_start_over_leaves_a_store_of_others_alone(self, config_file: Path) -> None:
+        folder = train(write_config(load_config(config_file)))
+        with pytest.raises(RunError, match=r"another run\.name"):
+            start_over(load_config(config_file, ["redis.url=redis://127.0.0.1:6379/0"]), "rl")
+        assert folder.trained_log.exists()
 
     def test_same_config_is_no_change(self, config_file: Path) -> None:
         assert changes(load_config(config_file), load_config(config_file)) == []
@@ -158,6 +241,7 @@ class TestResume:
             "task.options.num_operations",
         ]
         assert not Change("task.options.num_operations", None, 4).harmless
+        assert Change("eval.k", 1, 4).harmless
 
     def test_one_launcher_per_run(self, tmp_path: Path) -> None:
         with exclusive(tmp_path), pytest.raises(RunError, match=f"pid {os.getpid()}"), exclusive(tmp_path):
