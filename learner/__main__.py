@@ -240,6 +240,7 @@ def _make_critic(config: VcppoConfig, folder: RunFolder) -> TrainEngine:
         dtype=options.torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
     )
     return TrainEngine(critic, learning_rate=config.rl.critic_learning_rate, options=options)
 

@@ -93,6 +93,7 @@ class CriticPretrainer:
             dtype=options.torch_dtype,
             trust_remote_code=config.model.trust_remote_code,
             gradient_checkpointing=config.learner.gradient_checkpointing,
+            max_tokens=config.generator.max_model_len,
         )
         self.engine = TrainEngine(module, learning_rate=self._config.learning_rate, options=options)
         self._prompts: list[str] = []

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import structlog
 import torch
@@ -37,6 +37,7 @@ from learner.distributed import (
     shutdown_distributed,
     sum_over_ranks,
 )
+from learner.wire_weights import ParameterInfo, WireWeights, own_weights
 
 __all__ = [
     "EngineOptions",
@@ -56,7 +57,6 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 _CHECKPOINT_TAG = "engine"
-_MODULE_PREFIX = "hf_model."
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
@@ -95,14 +95,6 @@ class EngineOptions:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-class ParameterInfo(NamedTuple):
-    """A weight as generators know it: Hugging Face name, type on the wire, full (unsharded) shape."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
 class TrainEngine:
     """A `PolicyModel` or `CriticModel` with its optimizer. Every method is collective: call it on all ranks alike."""
 
@@ -110,12 +102,12 @@ class TrainEngine:
         """Move `module` to this rank's device, shard it as the ZeRO stage says, and take rank 0's weights everywhere.
 
         Args:
-            module: its `hf_model` attribute is what `weight_source` names parameters after.
+            module: its `hf_model` attribute is the transformers model whose weights `weight_source` walks.
             learning_rate: peak of the schedule.
         """
         init_distributed()
         deepspeed = _import_deepspeed()
-        module = module.to(options.torch_dtype)
+        _cast_parameters(module, options.torch_dtype)
         optimizer = torch.optim.AdamW(
             module.parameters(),
             lr=learning_rate,
@@ -134,7 +126,8 @@ class TrainEngine:
                 dist_init_required=False,
             )
         self._deepspeed = deepspeed
-        self._names = _hf_names(module)
+        self._hf_model: Any = module.hf_model
+        self._wire = WireWeights(self._hf_model)
         self._grad_norm = math.nan
         self._configured = configured
         self._scheduler = scheduler
@@ -196,23 +189,25 @@ class TrainEngine:
 
     def weight_metadata(self) -> list[ParameterInfo]:
         """Every weight generators need, tied ones once, in the order of `weight_source`. Gathers nothing."""
-        return [ParameterInfo(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._names]
+        return self._wire.infos
 
     def weight_source(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, full tensor) one after the other; valid until the next one is asked for.
+        """(name in the checkpoint, full tensor) one after the other; valid until the next one is asked for.
 
-        Under ZeRO-3 each is gathered on all ranks, so every rank must iterate to the end.
+        Under ZeRO-3 they are gathered on all ranks, so every rank must iterate to the end.
         """
-        for name, parameter in self._names:
-            with self._gathered(parameter):
-                yield name, parameter.detach()
+        return self._wire.walk(self._gathered)
 
     def gather_full_state_dict(self) -> dict[str, Tensor]:
-        """Full weights by Hugging Face name, on the CPU of rank 0; other ranks get {}. Tied weights once."""
+        """Full weights by the module's own names, on the CPU of rank 0; other ranks get {}. Tied weights once.
+
+        These are the names `learner.models.save_model` wants.
+        """
         state: dict[str, Tensor] = {}
-        for name, tensor in self.weight_source():
-            if rank() == 0:
-                state[name] = tensor.cpu().clone()
+        for name, tensor in own_weights(self._hf_model).items():
+            with self._gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+                if rank() == 0:
+                    state[name] = tensor.detach().cpu().clone()
         return state
 
     def save(self, folder: str | Path) -> None:
@@ -249,16 +244,18 @@ class TrainEngine:
         if changed and rank() == 0:
             log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
 
-    def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
-        if self.options.zero_stage < 3:
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        if self.options.zero_stage < 3 or not parameters:
             return nullcontext()
-        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters([parameter])
+        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters(parameters)
         return context
 
 
-def _hf_names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by Hugging Face name; a tied one is listed once, under its first name (the embedding)."""
-    return [(name.removeprefix(_MODULE_PREFIX), parameter) for name, parameter in module.named_parameters()]
+def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters only. Buffers keep their type: rotary frequencies in bfloat16 would turn far tokens by whole angles."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _schedule(options: EngineOptions) -> Any:

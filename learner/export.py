@@ -40,6 +40,7 @@ def make_policy(config: VcppoConfig) -> PolicyModel:
         dtype=EngineOptions.from_config(config).torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,
     )

@@ -156,6 +156,7 @@ def _engine(config: VcppoConfig) -> TrainEngine:
         dtype=options.torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
     )
     return TrainEngine(module, learning_rate=config.reward_model.learning_rate, options=options)
 
