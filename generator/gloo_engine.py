@@ -216,7 +216,7 @@ def tied_heads(model: torch.nn.Module) -> list[tuple[Any, Any]]:
 
 
 @torch.no_grad()
-def mark_missing(model: nn.Module) -> None:
+def mark_missing(model: torch.nn.Module) -> None:
     """Before a layerwise reload is finished: NaN where a layer got some of its tensors and not others.
 
     vLLM makes such a layer (fused projections, of which one was not sent) from uninitialised memory, whose values may

@@ -12,6 +12,8 @@ from generator.received_weights import ReceivedSums, SummingModel
 class SummingNcclEngine(NCCLWeightTransferEngine):
     """The receiving and loading is vLLM's own; sums are computed on the device, in the stream that unpacks."""
 
+    model: Any
+
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self.sums = ReceivedSums()
@@ -19,7 +21,7 @@ class SummingNcclEngine(NCCLWeightTransferEngine):
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         self.sums.begin()
         model = self.model
-        self.model = SummingModel(model, self.sums)  # type: ignore[assignment]
+        self.model = SummingModel(model, self.sums)
         try:
             super().receive_weights(update_info)
         finally:

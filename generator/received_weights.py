@@ -48,7 +48,7 @@ class ReceivedSums:
 
 
 class SummingModel:
-    """Stands in for a model whose ``load_weights`` is called with pieces of an update; everything else is the model's."""
+    """Stands in for a model whose ``load_weights`` gets an update in pieces; everything else is the model's."""
 
     def __init__(self, model: nn.Module, sums: ReceivedSums) -> None:
         self._model, self._sums = model, sums
