@@ -61,16 +61,23 @@ def judge(reference: str, text: str) -> Verdict:
     return Verdict("correct" if is_right else "wrong", given.strip()[:_MAX_SHOWN])
 
 
+def quick_problem(reference: str) -> str | None:
+    """What can be said of a reference at a glance, for rows by the hundred thousand; see `reference_problem`."""
+    if len(reference) > _MAX_REFERENCE:
+        return f"has {len(reference)} characters: a whole solution, not an answer"
+    if _MARKED.search(reference):
+        return "holds a whole solution (a line begins with ####)"
+    if not is_balanced(reference):
+        return "has a brace without its partner"
+    return None
+
+
 def reference_problem(reference: str) -> str | None:
     """Why nothing would ever be judged right against this reference; None: it is right against itself in a box."""
     if not reference.strip():
         return "is empty"
-    if len(reference) > _MAX_REFERENCE:
-        return f"has {len(reference)} characters: a whole solution, not an answer"
-    if _MARKED.search(reference):
-        return "holds a whole solution (its last line begins with ####)"
-    if not is_balanced(reference):
-        return "has a brace without its partner"
+    if (problem := quick_problem(reference)) is not None:
+        return problem
     if not normal_form(reference_text(reference)):
         return "is empty but for signs that don't count"
     if judge(reference, f"\\boxed{{{reference}}}").outcome != "correct":
