@@ -34,6 +34,10 @@ _FORMULA = re.compile(
 _NUMBER = re.compile(
     r"(?<![\w.])[-+−]?(?:[$€£]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+(?:\.\d+)?)?(?:\s?%)?|\\frac\{-?\d+\}\{-?\d+\}|[½⅓⅔¼¾]"
 )
+_ADVERB = re.compile(
+    r"(?:therefore|thus|then|hence|simply|just|clearly|indeed|actually|still|now)\b[\s,:]*", re.IGNORECASE
+)
+_ASIDE = re.compile(r"(?<=\w)\s+\((?=[^()]*[A-Za-z]{3})[^()]*\)\s*\Z")  # "160 minutes (2 hours and 40 minutes)"
 _CONNECTED = re.compile(
     r"[\s$,;]*(?:(?:and|or|\\text\{\s*(?:and|or)\s*\})[\s$,;]*)?(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?\Z"
 )
@@ -120,6 +124,7 @@ def _after_phrase(text: str) -> str | None:
                 return _content(formula)
         end = _END.search(rest)
         said = (rest[: end.start()] if end else rest).strip(" *_")
+        said = _ASIDE.sub("", _ADVERB.sub("", said)).strip()
         if not said:
             continue
         numbers = [number[0] for number in _NUMBER.finditer(said)]

@@ -61,6 +61,6 @@ def check_no_placeholder(text: str, option: str) -> None:
     """TaskError for ``{question}`` where nothing is filled in."""
     if f"{{{_QUESTION}}}" in text:
         raise TaskError(
-            f"task.options.{option} = {one_line(repr(text), 120)}: {{{_QUESTION}}} is filled in only in prompt_template. "
+            f"task.options.{option} = {one_line(repr(text), 120)}: {{{_QUESTION}}} belongs in prompt_template only. "
             "Here it would stand in every prompt as it is: take it out"
         )
