@@ -31,6 +31,7 @@ from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
 from generator.model_files import end_tokens, require_model
+from generator.served import require_served
 from generator.stepper import EngineDead, Stepper
 
 log = structlog.get_logger(__name__)
@@ -125,6 +126,7 @@ class Engine:
         """vLLM's engine; in its thread."""
         _set_environment(self.config)
         self._stop_tokens = end_tokens(self.model, self.config.model.trust_remote_code)
+        require_served(self.model, self.config.model.trust_remote_code, dict(self.config.generator.engine_options))
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
