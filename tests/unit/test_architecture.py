@@ -32,6 +32,7 @@ CONFINED = {
     "vllm": (
         "generator/engine.py",
         "generator/gloo_engine.py",
+        "generator/served.py",
         "learner/weight_transfer.py",
         "learner/gloo_trainer.py",
     ),
