@@ -55,6 +55,7 @@ def drive(folder: Path, model: Path, task: str, **settings: Any) -> dict[str, An
 
 
 @pytest.mark.slow  # four starts of vLLM
+@pytest.mark.timeout(900)
 def test_no_prompt_length_or_concurrency_ends_the_engine_and_seeds_hold(tmp_path: Path, model: Path) -> None:
     """Prompts of 60 to 400 tokens, 8, 64 and 256 in flight, with seeds and a pause for weights in the middle."""
     whole = drive(tmp_path, model, "grid", engine_options=WHOLE)
