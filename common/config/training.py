@@ -196,8 +196,8 @@ class ValuePretrainingConfig(Section):
     """Frozen policy, Monte-Carlo targets (GAE with lambda = 1), gated by held-out explained variance."""
 
     num_trajectories: int = Field(default=4096, ge=0)
-    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained). Raised on a
-    run, the recording goes on."""
+    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained). When it
+    is raised on a run, the recording goes on."""
 
     held_out_fraction: float = Field(default=0.125, gt=0, lt=1)
     """Share of prompts (whole groups) that gate the critic and never train it. 20 right and 20 other responses must be
