@@ -250,7 +250,7 @@ def value_pretraining(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 
 def evaluation(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     """Evaluate what there is and was not evaluated, then write the report."""
-    from deploy.evaluate import evaluate, print_table, read_result
+    from deploy.evaluate import current_result, evaluate, print_table
     from deploy.report import write_report
     from deploy.report.write import read_evals
 
@@ -261,7 +261,11 @@ def evaluation(run: str, overrides: Sequence[str], sink: LogSink) -> int:
         raise RunError(f"{folder.export} holds no model yet: the run is not done (`docker compose wait learner`)")
     if not models["cold_start"].exists():
         models.pop("cold_start")  # a hub's model: evaluate it with `vcppo eval` where it is
-    missing = {name: path for name, path in models.items() if read_result(folder.eval / f"{name}.json", name) is None}
+    missing = {
+        name: path
+        for name, path in models.items()
+        if current_result(folder.eval / f"{name}.json", name, config, path) is None
+    }
     if missing:
         evaluate(config, missing, sink)
     page = write_report(folder)

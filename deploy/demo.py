@@ -22,7 +22,7 @@ from common.run_folder import RunFolder
 from deploy import recorded_view
 from deploy.cores import available_cores, thread_environment
 from deploy.display import clock, number
-from deploy.evaluate import EvalResult, evaluate, gain, read_result
+from deploy.evaluate import EvalResult, current_result, evaluate, gain, read_result
 from deploy.launcher import Launcher
 from deploy.log_lines import JSON_LOGS
 from deploy.processes import ProcessSpec, Supervisor
@@ -153,7 +153,9 @@ class Demo:
     def evaluate(self) -> None:
         models = {"cold_start": Path(self.config.sft.output or self.folder.cold_start), "export": self.folder.export}
         missing = {
-            name: path for name, path in models.items() if read_result(self.folder.eval / f"{name}.json", name) is None
+            name: path
+            for name, path in models.items()
+            if current_result(self.folder.eval / f"{name}.json", name, self.config, path) is None
         }
         if not missing:
             self.heading("evaluation", "is done")

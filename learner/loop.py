@@ -324,6 +324,7 @@ def _log_fields(version: int, values: dict[str, Any]) -> dict[str, Any]:
     """The one line a user reads per step."""
     chosen = {
         "accuracy": "reward/accuracy",
+        "responses": "reward/num_responses",
         "length": "length/mean",
         "explained_variance": "explained_variance/token",
         "entropy": "policy/entropy",

@@ -27,6 +27,7 @@ from common import watchdog
 from common.config import SftPhase, VcppoConfig
 from common.end_process import end_process
 from common.errors import VcppoError
+from common.fingerprints import contents_named, model_contents
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.tasks import Demonstration, Task, encode_prompt, load_task
@@ -103,6 +104,11 @@ def fingerprint(config: VcppoConfig) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "max_grad_norm": config.rl.max_grad_norm,
     }
+    # Only where there are any: a cold start from scratch keeps the hash it has had.
+    if config.sft.init != "scratch" and (start := model_contents(config.sft.init)):
+        inputs["init_files"] = start
+    if files := contents_named([config.task.name, config.task.options]):
+        inputs["task_files"] = files
     return fingerprinted(inputs)
 
 

@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+from common.config.sampling_checks import sampling_problems, sampling_warnings
 from common.trajectory import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _ENGINE_FIELDS = {
     "trust_remote_code": "model.trust_remote_code",
     "seed": "run.seed",
     "logprobs_mode": None,
+    "skip_tokenizer_init": None,
     "weight_transfer_config": None,
 }
 _WIRE_BYTES_PER_TOKEN = 16  # token id, mask, log-prob (9 bytes), spans and rounding
@@ -35,6 +37,7 @@ _WIRE_BYTES_PER_TOKEN = 16  # token id, mask, log-prob (9 bytes), spans and roun
 def config_problems(config: VcppoConfig) -> Iterator[str]:
     """Yield one line per contradiction; none means the tree is usable."""
     yield from _batch_problems(config)
+    yield from sampling_problems(config)
     yield from _algorithm_problems(config)
     if config.algorithm.advantage_estimator == "gae":
         yield from _value_pretraining_problems(config)
@@ -53,6 +56,7 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
 
 def config_warnings(config: VcppoConfig) -> Iterator[str]:
     """Yield one line per setting that works but is probably not meant; the launcher logs them at start."""
+    yield from sampling_warnings(config)
     rl, generator = config.rl, config.generator
     issued = rl.num_credits
     capacity = generator.num_generators * generator.max_in_flight
@@ -107,16 +111,8 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
 
 
 def _algorithm_problems(config: VcppoConfig) -> Iterator[str]:
-    algorithm, sampling, task = config.algorithm, config.sampling, config.task
-    if algorithm.old_log_probs == "proximal":
-        for name, value, off in (("top_p", sampling.top_p, 1.0), ("top_k", sampling.top_k, 0)):
-            if value != off:
-                yield (
-                    f"sampling.{name} = {value}: log-probs of a truncated distribution can't be recomputed, which"
-                    f" algorithm.old_log_probs = proximal asks for: set sampling.{name} to {off:g} or"
-                    " algorithm.old_log_probs to behaviour"
-                )
-    elif algorithm.importance_truncation is not None:
+    algorithm, task = config.algorithm, config.task
+    if algorithm.old_log_probs == "behaviour" and algorithm.importance_truncation is not None:
         yield (
             f"algorithm.importance_truncation = {algorithm.importance_truncation:g}: needs algorithm.old_log_probs ="
             " proximal (it is behaviour, whose ratio has the correction in it): set it to null"
@@ -250,6 +246,26 @@ def _generator_problems(config: VcppoConfig) -> Iterator[str]:
             field = _ENGINE_FIELDS[name]
             remedy = f"set {field} instead" if field else "leave it out: vcppo sets it"
             yield f"generator.engine_options.{name} = {generator.engine_options[name]!r}: not to be set here: {remedy}"
+    yield from _batched_token_problems(config)
+
+
+def _batched_token_problems(config: VcppoConfig) -> Iterator[str]:
+    """vLLM refuses these at its start, in words that name none of our fields."""
+    generator = config.generator
+    tokens = generator.engine_options.get("max_num_batched_tokens")
+    if not isinstance(tokens, int):
+        return
+    name = f"generator.engine_options.max_num_batched_tokens = {tokens}"
+    if tokens <= generator.max_in_flight:
+        yield (
+            f"{name}: a step takes a token of each sequence, and there are up to generator.max_in_flight ="
+            f" {generator.max_in_flight} and one more: raise it to {generator.max_in_flight + 1} or more"
+        )
+    if generator.engine_options.get("enable_chunked_prefill") is False and tokens < generator.max_model_len:
+        yield (
+            f"{name}: with enable_chunked_prefill = false a prompt is taken in one step: raise it to"
+            f" generator.max_model_len = {generator.max_model_len} or more"
+        )
 
 
 def _network_problems(config: VcppoConfig) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,19 +48,29 @@ class TaskConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How the behaviour policy samples. Log-probs are recorded after all of it is applied."""
+    """How the behaviour policy samples, and where a response ends (docs/sampling.md)."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature. Not 0: PPO needs a policy that samples."""
 
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus mass; below 1 needs algorithm.old_log_probs=behaviour."""
+    """Only 1: RL trains the distribution it samples from (docs/sampling.md). For evaluation: eval.top_p."""
 
     top_k: int = Field(default=0, ge=0)
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Only 0, for the same reason. For evaluation: eval.top_k."""
 
     max_response_tokens: Positive = 256
     """A response cut here has finish reason `length`."""
+
+    stop: list[str] = Field(default_factory=list)
+    """Strings that end a response, besides the model's end tokens: for base models, which run on past their answer. The
+    response ends with the token that completes the string, finish reason `stop`; that token is trained."""
+
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Tokens that end a response, besides the model's own end tokens. The response includes the token."""
+
+    stop_in_text: bool = False
+    """Whether the verifier sees the stop string too (it may look for `</answer>`); off: only what comes before it."""
 
 
 class SftPhase(Section):
@@ -295,3 +305,12 @@ class EvalConfig(Section):
 
     seed: int = Field(default=1_000_003, ge=0)
     """Draws problems no training seed draws."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    """null: sampling.temperature. 0: always the likeliest token."""
+
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass: sample from the likeliest tokens that hold this much probability; 1 keeps all."""
+
+    top_k: int = Field(default=0, ge=0)
+    """Sample from the k likeliest tokens; 0 keeps all."""
