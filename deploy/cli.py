@@ -223,6 +223,7 @@ examples:
   vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
+  vcppo samples runs/first --outcome correct   read its responses
   vcppo logs -f --level warning                follow warnings of all processes
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
   vcppo eval -c my.yaml --benchmark aime --model runs/first/export       also gpqa, codeforces, jsonl
@@ -252,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     from deploy.check.command import add_check
     from deploy.eval_command import add_evaluation
     from deploy.experiment.command import add_experiment
+    from deploy.samples.command import add_samples
 
     parser = argparse.ArgumentParser(
         prog="vcppo",
@@ -267,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     add_experiment(lambda command, text, examples: _add(commands, "experiment", command, text, examples))
     _add_ledger(commands)
     _add_logs(commands)
+    add_samples(partial(_add, commands))
     _add_keys(commands)
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))

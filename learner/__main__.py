@@ -41,6 +41,7 @@ from learner.loop import Broadcaster, RankZero, RlLoop
 from learner.models import load_critic, vocabulary_size
 from learner.prompts import PromptSource
 from learner.recorded_with import digest, made_with
+from learner.samples import SampleWriter
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
 from learner.update import Models
@@ -232,7 +233,11 @@ def _rank_zero(session: Session) -> RankZero | None:
         give_up_outdated(session.store, digest(made_with(session.config, session.source.task)))
     issuer = PromptIssuer(session.store, session.source, "rl")
     collector = BatchCollector(session.config, session.store, issuer)
-    return RankZero(session.store, issuer, collector, session.metrics, TrainedLog(session.folder.trained_log))
+    trained, samples = (
+        TrainedLog(session.folder.trained_log),
+        SampleWriter(session.folder.samples, session.config.metrics),
+    )
+    return RankZero(session.store, issuer, collector, session.metrics, trained, samples)
 
 
 def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:

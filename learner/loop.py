@@ -42,6 +42,7 @@ from learner.collect import BatchCollector, PromptIssuer
 from learner.engine import barrier, broadcast_object
 from learner.probe import make_probe, probe_tokens
 from learner.resume import commit, config_hash, newest_checkpoint, plan_replay, write_settings
+from learner.samples import SampleWriter
 from learner.step_metrics import step_metrics
 from learner.trained_log import TrainedLog
 from learner.update import Estimates, Models, UpdateStats, combine, compute_old_log_probs, compute_values, update
@@ -71,6 +72,7 @@ class RankZero:
     collector: BatchCollector
     metrics: MetricsWriter
     trained_log: TrainedLog
+    samples: SampleWriter
 
 
 class Phases:
@@ -217,6 +219,7 @@ class RlLoop:
             log.debug("trajectories_trained", policy_version=self.version, trajectory_ids=ids)
             early = self._measure(batch, estimates, stats, phases)
             self._rank_zero.metrics.write(self.version, early, final=False)
+            self._rank_zero.samples.write(self.version, batch.trajectories)
         due = self.version % self.config.learner.checkpoint_every == 0 or self.version == self.config.rl.num_steps
         if due:
             with phases.phase("checkpoint"):
@@ -326,6 +329,7 @@ def _log_fields(version: int, values: dict[str, Any]) -> dict[str, Any]:
     """The one line a user reads per step."""
     chosen = {
         "accuracy": "reward/accuracy",
+        "responses": "reward/num_responses",
         "length": "length/mean",
         "explained_variance": "explained_variance/token",
         "entropy": "policy/entropy",

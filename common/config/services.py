@@ -223,7 +223,7 @@ class LoggingConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Where numbers go besides the run folder (docs/metrics.md)."""
+    """Where numbers go besides the run folder (docs/metrics.md), and which responses are kept (docs/samples.md)."""
 
     prometheus_port: int = Field(default=0, ge=0, le=65535)
     """Every process serves /metrics here; 0: none. Under `vcppo up` each takes a port of its own from this one on."""
@@ -233,6 +233,12 @@ class MetricsConfig(Section):
 
     wandb_project: str | None = None
     """Metrics also go to this project of Weights & Biases (pip install vcppo[wandb])."""
+
+    samples_per_step: int = Field(default=32, ge=0)
+    """Responses of each RL step kept for `vcppo samples`, of every outcome some; 0: none."""
+
+    samples_mib: float = Field(default=256.0, gt=0)
+    """All kept responses of a run together; beyond it those of the oldest steps go."""
 
 
 class WatchdogConfig(Section):
