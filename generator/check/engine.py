@@ -11,6 +11,7 @@ from common.tasks import Problem, decode_response, encode_prompt
 from common.tasks.lengths import prompt_room
 from common.trajectory import Prompt
 from generator.check.context import Context
+from generator.check.vllm_settings import resolve
 from generator.engine import Engine
 from generator.verifier_pool import VerifierPool
 
@@ -19,7 +20,7 @@ _MAX_SHOWN = 400
 
 def settings(context: Context) -> Result:
     """Everything vLLM checks before it loads weights: architecture, lengths, types, options."""
-    facts = Engine(context.config).look()
+    facts = resolve(context.config)
     text = (
         f"vLLM {facts.version} knows {facts.architecture}, {facts.dtype}, sequences up to {facts.max_model_len},"
         f" weights by {facts.transfer}"

@@ -64,24 +64,25 @@ def vocabulary(context: Context) -> Result:
 
 def stop_tokens(context: Context) -> Iterator[Result]:
     """What ends a response; and whether the chat template's own end of a turn is among it."""
-    model = context.config.model
-    found = end_tokens(model.path, model.trust_remote_code)
-    if not found:
-        yield failed(
-            f"model.path: {model.path} names no token that ends a response",
-            'add "eos_token_id" to generation_config.json',
-        )
-        return
+    model, sampling = context.config.model, context.config.sampling
+    # Raises when the folder names none.
+    found = sorted({*end_tokens(model.path, model.trust_remote_code), *sampling.stop_token_ids})
     tokenizer = context.tokenizer
     shown = ", ".join(f"{tokenizer.convert_ids_to_tokens(number)!r} ({number})" for number in found)
-    strings = getattr(context.config.sampling, "stop", None) or []
-    if strings:
-        shown += "; strings: " + ", ".join(map(repr, strings))
+    if sampling.stop:
+        shown += "; strings: " + ", ".join(map(repr, sampling.stop))
+    known = set(tokenizer.get_vocab().values())
+    if unknown := [number for number in found if number not in known]:
+        yield failed(
+            f"{shown}; the tokenizer has no token {', '.join(map(str, unknown))}",
+            "correct eos_token_id in the model's generation_config.json and config.json, or sampling.stop_token_ids",
+        )
+        return
     end = turn_end(tokenizer)
     if end is not None and end not in found:
         yield warned(
             f"{shown}; but the chat template ends a turn with {tokenizer.convert_ids_to_tokens(end)!r} ({end})",
-            "responses may run on to the length limit: add it to eos_token_id in generation_config.json",
+            f"responses may run on to the length limit: set sampling.stop_token_ids=[{end}]",
         )
         return
     yield passed(shown)

@@ -16,6 +16,7 @@ from generator.verifier_pool import VerifierPool
 NUM_RIGHT = 20
 _WRONG = "0.123454321098"
 _MAX_REFERENCE = 1000
+_NEW_CHILD_SECONDS = 60.0  # of one in place of a killed one; `verify` returns with it
 HOSTILE = {
     "a tower of powers": "\\boxed{9^{9^{9^{9^{9}}}}}",
     "10,000 open braces": "\\boxed" + "{" * 10_000,
@@ -103,7 +104,7 @@ async def _hostile(context: Context, pool: VerifierPool, problem: Problem, form:
         return failed(
             f"hostile answers: {text}", f"{', '.join(accepted)} must not be correct: mend the task's verify()"
         )
-    late = [name for name, each in tried.items() if each.seconds > 2 * deadline + 10]
+    late = [name for name, each in tried.items() if each.seconds > deadline + _NEW_CHILD_SECONDS]
     if late:
         return warned(f"hostile answers: {text}", f"{', '.join(late)} held a slot past its deadline of {deadline:g} s")
     after = [await _try(pool, problem, answer) for answer in right_answers(problem, form)] if form else []

@@ -8,22 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from common.check_lines import NotPossible
 from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.tasks import encode_prompt, load_task
-from common.trajectory import Int32Array, Trajectory
-from learner.demonstrations import as_trajectory
+from common.tasks import Text, encode_prompt, load_task
+from common.tokenizer import TEXTS
 from learner.export import load_tokenizer, make_policy
 from learner.models import PolicyModel
 
 T = TypeVar("T")
-NUM_TEXTS = 4
+NUM_TEXTS = 6
 _GIB = 2**30
-_MAX_TEXT_TOKENS = 96
 
 
 class Context:
@@ -52,27 +48,17 @@ class Context:
         return load_tokenizer(self.config)
 
     @cached_property
-    def texts(self) -> list[tuple[Int32Array, Int32Array]]:
-        """Prompts of the task and something like a response to each, as tokens.
-
-        Raises NotPossible when the task or the tokenizer can't be had; their own checks say why.
-        """
+    def texts(self) -> list[str]:
+        """Prompts of the task as the model gets them; a general text where the task or its tokenizer can't be had."""
         try:
             problems = load_task(self.config.task).problems("train", 0, 0, NUM_TEXTS)
-            tokenizer = self.tokenizer
-        except VcppoError as error:
-            raise NotPossible("no real text: the task or the tokenizer can't be loaded, see there") from error
-        found = []
-        for problem in problems:
-            response = " ".join(str(value) for value in problem.answer.values())
-            text = f"Let me think step by step. The answer is {response}."
-            ids = np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
-            found.append((encode_prompt(tokenizer, problem.prompt)[:_MAX_TEXT_TOKENS], ids[:_MAX_TEXT_TOKENS]))
-        return found
+            return [self._text(problem.prompt) for problem in problems] or list(TEXTS)
+        except Exception:  # noqa: BLE001  (the task's and the prompts' own checks say what is wrong with them)
+            return list(TEXTS)
 
-    def trajectories(self) -> list[Trajectory]:
-        """`texts`, as what packing takes."""
-        return [as_trajectory(prompt, response) for prompt, response in self.texts if len(prompt) and len(response)]
+    def _text(self, prompt: Text) -> str:
+        ids = encode_prompt(self.tokenizer, prompt)
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False))
 
     def need(self, num_bytes: int, what: str) -> None:
         """Raises NotPossible when so much memory is not free."""

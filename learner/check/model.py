@@ -64,6 +64,7 @@ def critic(context: Context) -> Result:
         init=init,
         dtype=EngineOptions.from_config(config).torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
+        max_tokens=config.generator.max_model_len,
     )
     count = sum(parameter.numel() for parameter in model.parameters())
     return passed(
