@@ -32,6 +32,8 @@ CONFINED = {
     "vllm": (
         "generator/engine.py",
         "generator/gloo_engine.py",
+        "generator/nccl_engine.py",
+        "generator/unset_weights.py",
         "learner/weight_transfer.py",
         "learner/gloo_trainer.py",
     ),
