@@ -35,11 +35,11 @@ from generator.received_weights import SumsReport
 from generator.served import require_served
 from generator.stepper import EngineDead, Stepper
 from generator.stop_strings import StopStrings, watch
-from generator.worker_extension import EXTENSION_VARIABLE
 
 log = structlog.get_logger(__name__)
 
 _USUAL_BATCH = 2048  # tokens a step, vLLM's least default
+EXTENSION_VARIABLE = "VCPPO_WORKER_EXTENSION"  # the user's own worker_extension_cls: ours builds on it
 UNSYNCED = -1  # the policy version of weights that are not the learner's
 _CANARY_PLACES = 4  # sequences of a canary that go on beside the rollouts
 _UNSET_FORMAT = "vcppo_unset"

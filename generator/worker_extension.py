@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-EXTENSION_VARIABLE = "VCPPO_WORKER_EXTENSION"  # the user's own extension, ``package.module.Class``: ours builds on it
+from generator.engine import EXTENSION_VARIABLE
 
 
 def _users_own() -> type:

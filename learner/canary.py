@@ -120,13 +120,19 @@ def mean_difference(answer: Any, log_probs: Float32Array) -> float:
     return float(np.mean(np.abs(found.astype(np.float64) - log_probs))) if len(found) else 0.0
 
 
+def limit_of(known: Incarnation | None, probe: CanaryProbe, noise_factor: float) -> float:
+    """Largest mean |difference| that passes (nats), of an engine's first update (None) or a later one."""
+    ratio = 1.0 if known is None else max(known.ratio, _LEAST_RATIO)
+    return noise_factor * ratio * probe.explained
+
+
 def first_update(
     answers: Answers, probe: CanaryProbe, noise_factor: float, sums: Sequence[int]
 ) -> tuple[Incarnation | None, float, str]:
     """(what is known of it from now on, its mean difference, ""), or (None, difference, what is wrong)."""
-    difference, limit = mean_difference(answers.scores, probe.log_probs), noise_factor * probe.explained
+    difference, limit = mean_difference(answers.scores, probe.log_probs), limit_of(None, probe, noise_factor)
     if not difference <= limit:
-        return None, difference, _too_far(difference, limit, probe, noise_factor, None) + _NOT_ALL_TAKEN
+        return None, difference, _too_far(difference, limit, probe, noise_factor) + _NOT_ALL_TAKEN
     answer = np.asarray(answers.scores, np.float32)
     repeat = 0.0
     if answers.again is not None:
@@ -142,10 +148,9 @@ def later_update(
     known: Incarnation, answers: Answers, probe: CanaryProbe, noise_factor: float, sums: Sequence[int]
 ) -> tuple[float, str]:
     """(its mean difference, ""), and `known` is brought up to date; or (difference, what is wrong)."""
-    ratio = max(known.ratio, _LEAST_RATIO)
-    difference, limit = mean_difference(answers.scores, probe.log_probs), noise_factor * ratio * probe.explained
+    difference, limit = mean_difference(answers.scores, probe.log_probs), limit_of(known, probe, noise_factor)
     if not difference <= limit:
-        return difference, _too_far(difference, limit, probe, noise_factor, ratio)
+        return difference, _too_far(difference, limit, probe, noise_factor)
     answer = np.asarray(answers.scores, np.float32)
     if stale := _stale(known, answer, probe, sums):
         return difference, stale
@@ -191,8 +196,9 @@ def _ratio(difference: float, probe: CanaryProbe) -> float:
     return difference / max(probe.explained, _TINY)
 
 
-def _too_far(difference: float, limit: float, probe: CanaryProbe, noise_factor: float, ratio: float | None) -> str:
-    measured = "" if ratio is None else f" x {ratio:.3g}, measured at its updates so far,"
+def _too_far(difference: float, limit: float, probe: CanaryProbe, noise_factor: float) -> str:
+    ratio = limit / max(noise_factor * probe.explained, _TINY)
+    measured = "" if ratio == 1.0 else f" x {ratio:.3g}, measured at its updates so far,"
     return (
         f"mean |log-prob difference| {difference:.4g} nats on {len(probe.log_probs)} tokens; rounding explains at most "
         f"{limit:.4g} ({probe.explained:.3g}{measured} x broadcast.noise_factor {noise_factor:g})"
