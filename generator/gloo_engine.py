@@ -211,7 +211,7 @@ def unpack_experts(model: torch.nn.Module) -> None:
     would leave them as they come, and the log-probs off by a nat.
     """
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
