@@ -143,6 +143,26 @@ def open_run(argument: str | Path) -> RunFolder:
     raise RunError(f"{argument} is not a run folder (no config.yaml in it); runs here: {', '.join(runs) or 'none'}")
 
 
+def config_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> VcppoConfig:
+    """The config of an existing run, with `overrides`; its run folder is the one it was read from.
+
+    config.yaml says the folder as it was seen from where the run was started, which may be elsewhere.
+
+    Raises:
+        RunError: the folder holds a run of another name, which the settings would lead to.
+    """
+    own = load_config(folder.config)
+    place = folder.path.resolve()
+    if own.run.path.resolve() == place:
+        return load_config(folder.config, overrides)
+    if own.run.name != place.name:
+        raise RunError(
+            f"{folder.path} holds the run {own.run.name!r} (run.name in its config.yaml): it is a copy, or was renamed."
+            f" Name the folder {own.run.name!r} again; it may lie anywhere"
+        )
+    return load_config(folder.config, [f"run.folder={place.parent}", *overrides])
+
+
 def latest_run(root: Path = Path("runs")) -> RunFolder:
     """The run whose config was written last. Raises RunError when there is none."""
     configs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)

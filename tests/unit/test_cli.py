@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ from common.ports import free_port
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.cli import _parse, main
-from deploy.demo import demo_name
-from deploy.run_config import Change, RunError, changes, exclusive, open_run, write_config
+from deploy.demo import demo_config, demo_name, other_cold_start
+from deploy.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
 from deploy.start_over import start_over
 from tests.unit.fake_run import config_of, make_run
 
@@ -270,6 +271,68 @@ class TestResume:
         assert demo_name(tmp_path, 7, fresh=False) == "demo-seed7"
         assert demo_name(tmp_path, 7, fresh=True) == "demo-seed7-2"
         assert demo_name(tmp_path, 3, fresh=True) == "demo-seed3"
+        assert demo_name(tmp_path, None, fresh=False, name="x") == "x"
+        assert demo_name(tmp_path, None, fresh=True, name="demo-2") == "demo-2-2"
+        assert demo_name(tmp_path, None, fresh=True, name="demonstration") == "demonstration-2"
+
+    @pytest.mark.parametrize(
+        ("words", "name"),
+        [
+            ({"overrides": ["run.name=x"]}, "x"),
+            ({"overrides": [], "name": "x"}, "x"),
+            ({"overrides": ["run.name=x"], "name": "x", "seed": 3}, "x"),
+            ({"overrides": ["run.name=x", "run.folder=elsewhere"]}, "x"),
+            ({"overrides": ["run.folder=elsewhere"]}, "demo"),
+            ({"overrides": [], "seed": 3}, "demo-seed3"),
+            ({"overrides": ["sft.output=cold"]}, "demo"),
+        ],
+    )
+    def test_a_demo_trains_its_own_cold_start(
+        self, words: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever names it: the model it trains is the one that its own first stage makes."""
+        monkeypatch.chdir(tmp_path)
+        config = demo_config(**words)
+        assert config.run.name == name
+        assert Path(config.model.path) == Path(config.sft.output or config.run.path / "cold_start")
+        assert config.run.seed == words.get("seed", 0)
+
+    def test_a_demo_has_one_name_and_takes_a_model_that_is_given(self) -> None:
+        with pytest.raises(RunError, match=r"--run y and run\.name=x name two runs"):
+            demo_config(["run.name=x"], name="y")
+        assert demo_config(["run.name=x", "model.path=mine"]).model.path == "mine"
+
+    def test_a_run_that_trains_another_cold_start_than_its_own_says_so(self, tmp_path: Path) -> None:
+        config = config_of(tmp_path, "b")
+        assert other_cold_start(config) is None  # it has none of its own
+        own = config.run.path / "cold_start"
+        own.mkdir(parents=True)
+        (own / "config.json").write_text("{}")
+        said = other_cold_start(config)
+        assert said is not None and f"set model.path={own}" in said
+        mended = config.model_copy(update={"model": config.model.model_copy(update={"path": str(own)})})
+        assert other_cold_start(mended) is None
+
+    def test_a_run_is_worked_on_where_it_lies(
+        self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """config.yaml says runs/r as seen from where it was started; now we are elsewhere, or it was moved."""
+        write_config(load_config(config_file))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        there = tmp_path / "runs" / "r"
+        assert config_of_run(open_run("../runs/r")).run.path == there
+        assert config_of_run(open_run(there), ["rl.num_steps=7"]).rl.num_steps == 7
+        there.rename(tmp_path / "elsewhere" / "r")
+        assert config_of_run(open_run("r")).run.path == tmp_path / "elsewhere" / "r"
+
+    def test_a_copy_under_another_name_is_not_the_run(self, config_file: Path, tmp_path: Path) -> None:
+        """Its settings would lead to the first one's folder: it would be trained on, silently."""
+        write_config(load_config(config_file))
+        shutil.copytree("runs/r", "runs/copy")
+        with pytest.raises(RunError, match="holds the run 'r'"):
+            config_of_run(open_run("copy"))
+        assert main(["ledger", "--run", "copy"]) == 2
 
 
 class TestOutput:
