@@ -60,12 +60,14 @@ def _quiet_logging() -> None:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    from deploy.check.quick import BEFORE_UP, refuse_start
     from deploy.demo import run_up
     from deploy.run_config import exclusive, write_config
     from deploy.session import open_session
     from deploy.start_over import start_over
 
     config = _config(arguments)
+    refuse_start(config, BEFORE_UP)
     with exclusive(config.run.path):
         if arguments.start_over is not None and (place := start_over(config, arguments.start_over)):
             print(f"what there was moved to {place}")
@@ -221,6 +223,7 @@ examples:
   vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
   vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
   vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)
+  vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
   vcppo samples runs/first --outcome correct   read its responses
@@ -250,6 +253,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     from deploy.chaos.command import add_chaos
+    from deploy.check.command import add_check
     from deploy.eval_command import add_evaluation
     from deploy.experiment.command import add_experiment
     from deploy.samples.command import add_samples
@@ -272,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_keys(commands)
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
+    add_check(partial(_add, commands), partial(_takes_config, run=True), _config)
     _add_plan(commands)
     _add_watch(commands)
     _add_config(commands)

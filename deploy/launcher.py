@@ -9,64 +9,32 @@ row than launcher.*_restarts allows.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 
 import structlog
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.ledger import Ledger
-from common.ports import free_port
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
-from common.transport.endpoints import check_endpoints, choose_endpoints, note_endpoints, why_not_free
+from common.transport.endpoints import choose_endpoints, note_endpoints
 from common.transport.keys import make_keys
 from deploy import redis_server
+from deploy.check.quick import require
 from deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.nodes import ENVIRONMENT as NODES_ENVIRONMENT
 from deploy.nodes import Nodes
 from deploy.processes import FINAL, ProcessFailed, ProcessSpec, Supervisor
-from deploy.run_config import RunError
 
 log = structlog.get_logger(__name__)
 
 STOP_ORDER = ("learner", "generator", "buffer", "redis")
-
-
-def check_model(config: VcppoConfig) -> None:
-    """A model path that is plainly a folder must be one, before anything is started. Raises RunError."""
-    path = config.model.path
-    folder = Path(path).expanduser()
-    if (folder / "config.json").exists():
-        return
-    if folder.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", path) is None or folder.parent.is_dir():
-        raise RunError(
-            f"model.path: {path} holds no model (no config.json). Make the cold start with `vcppo sft`, "
-            "or give a Hugging Face folder or id (owner/name)"
-        )
-
-
-def check_metrics_ports(config: VcppoConfig, num_processes: int) -> None:
-    """Raises RunError when one of the ports from `metrics.prometheus_port` on, one a process, is taken."""
-    first, host = config.metrics.prometheus_port, config.metrics.prometheus_host
-    if not first:
-        return
-    shown = f"[{host}]" if ":" in host else host
-    for port in range(first, first + num_processes):
-        if (reason := why_not_free(f"tcp://{shown}:{port}")) is not None:
-            other = free_port(host, num_processes)
-            raise RunError(
-                f"metrics.prometheus_port = {first}: {num_processes} processes take a port each from there on, and"
-                f" {port} can't be used ({reason}). Is another run up? Set metrics.prometheus_port={other},"
-                " or 0 for none"
-            )
 
 
 class Launcher:
@@ -98,7 +66,7 @@ class Launcher:
         Raises:
             VcppoError: what failed, by name, with its last lines; everything is down by then.
         """
-        self._check()
+        require(self.config)
         with self.supervisor:
             try:
                 self._bring_up()
@@ -119,14 +87,6 @@ class Launcher:
     def store(self) -> RunStore:
         """A connection to the run's store."""
         return connect_store(self.config, url=self.redis_url)
-
-    def _check(self) -> None:
-        """What can be known to be wrong before anything is started."""
-        check_model(self.config)
-        check_endpoints(self.config)
-        check_metrics_ports(self.config, len(self.endpoints) + 1 + self.config.generator.num_generators)
-        if self.config.redis.url is not None:
-            redis_server.check_reachable(self.config.redis.url)
 
     def _bring_up(self) -> None:
         note_endpoints(self.config, self.endpoints)

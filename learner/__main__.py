@@ -28,7 +28,7 @@ from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import CRITIC_FOLDER, RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
-from common.tasks import encode_prompt, load_task
+from common.tasks import encode_prompt, encode_prompts, load_task
 from common.transport import use_keys
 from learner.batch import Share
 from learner.collect import BatchCollector, PromptIssuer, give_up_outdated
@@ -158,7 +158,12 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
 
 def _prompt_source(config: VcppoConfig) -> PromptSource:
     tokenizer = load_tokenizer(config)
-    return PromptSource(config, load_task(config.task), lambda prompt: encode_prompt(tokenizer, prompt))
+    return PromptSource(
+        config,
+        load_task(config.task),
+        lambda prompt: encode_prompt(tokenizer, prompt),
+        lambda prompts: [len(ids) for ids in encode_prompts(tokenizer, prompts)],
+    )
 
 
 # Stages

@@ -31,6 +31,11 @@ class TaskConfig(Section):
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""
 
+    overlong: Literal["refuse", "skip"] = "refuse"
+    """A prompt that leaves no room for sampling.max_response_tokens in generator.max_model_len. refuse: the learner
+    looks at all prompts when it starts, and ends, naming the rows. skip: another problem takes its place, with a log
+    line. A task without an end can't be looked through: there it is always skip."""
+
     verifier_timeout_seconds: Seconds = 5.0
     """A verifier child that takes longer is killed; the outcome is `timeout`."""
 

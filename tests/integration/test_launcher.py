@@ -43,6 +43,7 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 def config_file(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
     config = config_of(tmp_path / "runs", "r")
     path = tmp_path / "r.yaml"
     path.write_text(dump_config(config).replace("path: model", f"path: {tmp_path / 'model'}"))

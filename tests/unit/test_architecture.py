@@ -30,6 +30,7 @@ CONFINED = {
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine.py",),
     "vllm": (
+        "generator/check/vllm_settings.py",
         "generator/engine.py",
         "generator/gloo_engine.py",
         "learner/weight_transfer.py",

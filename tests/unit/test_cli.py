@@ -35,6 +35,7 @@ def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(config_of(Path("runs"), "r")))
     return path
