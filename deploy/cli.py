@@ -143,7 +143,7 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from deploy.report import write_report
+    from deploy.report import has_results, write_report
     from deploy.report.records import pack
     from deploy.report.suite import is_suite, write_suite_report
     from deploy.run_config import RunError, latest_run, open_run
@@ -157,7 +157,13 @@ def _report(arguments: argparse.Namespace) -> int:
     if len(runs) > 1 or (runs and is_suite(runs[0])):
         print(write_suite_report(runs, arguments.output, arguments.markdown))
     else:
-        print(write_report(open_run(runs[0]) if runs else latest_run()))
+        folder = open_run(runs[0]) if runs else latest_run()
+        if not has_results(folder):
+            raise RunError(
+                f"{folder.path} has nothing to report yet: no step, recording or evaluation. `vcppo logs {folder.path}`"
+                " says what it did"
+            )
+        print(write_report(folder))
     return EXIT_OK
 
 

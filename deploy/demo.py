@@ -21,6 +21,7 @@ from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from common.ledger import Ledger
 from common.run_folder import RunFolder
 from deploy import recorded_view
+from deploy.check.quick import BEFORE_UP, refuse_start
 from deploy.cores import available_cores, thread_environment
 from deploy.display import clock, number
 from deploy.evaluate import EvalResult, current_result, evaluate, gain, read_result
@@ -144,6 +145,8 @@ class Demo:
 
     def run(self) -> int:
         """All stages, then the verdict. Returns the exit code."""
+        is_made = (Path(self.config.model.path).expanduser() / "config.json").exists()
+        refuse_start(self.config, BEFORE_UP if is_made else BEFORE_UP - {"model"})
         with exclusive(self.folder.path):
             write_config(self.config)
             self.heading(f"run folder {self.folder.path}", "everything this run writes is there")

@@ -149,6 +149,95 @@ def train(path: Path) -> RunFolder:
     return folder
 
 
+REFUSED = {
+    "a model that is none": ["up", "model.path=./gone"],
+    "a setting that is none": ["up", "rl.nmu_steps=3"],
+    "settings that contradict": ["up", "rl.batch_size=7"],
+    "a Redis that is not there": ["up", "redis.url=redis://127.0.0.1:{free}/0"],
+    "a port in use": ["up", "transport.endpoints=[tcp://127.0.0.1:{used}]"],
+    "a metrics port in use": ["up", "metrics.prometheus_port={used}"],
+    "a folder that is a file": ["up", "run.folder=run.yaml"],
+    "an evaluation of no model": ["eval", "--model", "gone"],
+    "a benchmark without data": ["eval", "--model", "model", "--benchmark", "jsonl", "--data", "gone.jsonl"],
+    "a benchmark without a model": ["eval", "--model", "gone", "--benchmark", "jsonl", "--data", "p.jsonl"],
+    "nothing to start over": ["up", "--start-over", "rl", "redis.url=redis://127.0.0.1:{used}/0"],
+}  # fmt: skip
+
+
+class TestRefusedStart:
+    """Nothing is left of a start that is refused: no folder, no config.yaml, no lock."""
+
+    @pytest.mark.parametrize("case", REFUSED)
+    @pytest.mark.parametrize("prepared", [False, True])
+    def test_nothing_is_left(
+        self, config_file: Path, tmp_path: Path, case: str, prepared: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """`prepared`: the folder is there and holds a file of the user's, and no run."""
+        (tmp_path / "p.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+        if prepared:
+            (tmp_path / "runs" / "r").mkdir(parents=True)
+            (tmp_path / "runs" / "r" / "notes.txt").write_text("mine")
+        before = sorted(path for path in tmp_path.rglob("*"))
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ports = {"free": str(free_port()), "used": str(server.getsockname()[1])}
+            command, *words = [word.format(**ports) for word in REFUSED[case]]
+            assert main([command, "-c", str(config_file), *words]) in (1, 2)
+        assert capsys.readouterr().err.startswith("vcppo: ")
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+        assert main(["report", "r"]) == 2
+        assert "is not a run folder" in capsys.readouterr().err
+
+    def test_what_is_raised_before_any_process_leaves_nothing_either(
+        self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Past the quick checks: no redis-server, found when it is to be started."""
+        monkeypatch.setattr("deploy.check.quick.refuse_start", lambda *_: [])
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        assert main(["up", "-c", str(config_file)]) == 1
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_demo_in_a_place_that_can_not_be_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            used = f"transport.endpoints=[tcp://127.0.0.1:{server.getsockname()[1]}]"
+            assert main(["demo", used]) == 2
+        assert "transport.endpoints" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_run_that_is_there_stays_as_it_is(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = train(write_config(load_config(config_file)))
+        before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+        assert main(["up", "-c", str(config_file), "critic.init=policy"]) == 2
+        assert main(["up", "-c", str(config_file), "model.path=./gone"]) == 2
+        after = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+        assert {path: after[path] for path in before} == before
+        assert {path.name for path in after.keys() - before.keys()} <= {".lock"}
+
+    def test_what_a_process_has_said_is_kept(self, tmp_path: Path) -> None:
+        """A start that got as far as a process: its lines say what was wrong."""
+
+        def start() -> None:
+            with exclusive(tmp_path / "r"):
+                (tmp_path / "r" / "logs").mkdir()
+                (tmp_path / "r" / "logs" / "launcher.jsonl").write_text('{"event": "process_started"}\n')
+                raise RunError("its learner ended")
+
+        with pytest.raises(RunError):
+            start()
+        assert (tmp_path / "r" / "logs" / "launcher.jsonl").exists()
+
+    def test_a_run_that_has_done_nothing_has_no_report(
+        self, config_file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_config(load_config(config_file))
+        assert main(["report", "r"]) == 2
+        assert "has nothing to report yet" in capsys.readouterr().err
+        assert not Path("runs/r/report").exists()
+
+
 class TestResume:
     def test_before_anything_was_made_anything_may_change(self, config_file: Path) -> None:
         path = write_config(load_config(config_file))
