@@ -1,8 +1,8 @@
 """Have the test questions been trained on? Shared word n-grams between two sets of texts.
 
 A test question is contaminated if it shares a run of n words with a training question (13, as in GPT-3's appendix C);
-one shorter than n words, if all of it occurs in one. Case, punctuation and spacing don't count. Runs which most test
-questions have in common (an instruction, a form) are theirs, not the training data's, and are left out.
+one shorter than n words, if all of it occurs in one. Case, punctuation, spacing and Unicode's forms don't count. Runs
+which most test questions have in common (an instruction, a form) are theirs, not the training data's, and are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from common.question_text import question_key
 
 NGRAM = 13
 _WORD = re.compile(r"\w+")
@@ -65,7 +67,7 @@ def _index(test: Sequence[str], n: int) -> dict[tuple[str, ...], set[int]]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return _WORD.findall(question_key(text))
 
 
 def _ngrams(words: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:

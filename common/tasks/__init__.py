@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,11 @@ BUILT_IN_TASKS = {
     "gpqa": "common.tasks.benchmarks:GpqaTask",
     "mix": "common.tasks.mix:MixTask",
 }
+
+_TURN_ENDS = frozenset(
+    ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|end|>")
+    + ("<|return|>", "</s>", "<|eos|>", "<eos>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "<|user|>", "[EOS]")
+)
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -116,11 +121,30 @@ def _prompt_text(tokenizer: Any, prompt: Text) -> tuple[str, bool]:
         ) from error
 
 
-def decode_response(tokenizer: Any, token_ids: Int32Array | Sequence[int]) -> str:
-    """The text a verifier sees: special tokens (end of sequence, padding) left out, nothing tidied up."""
-    ids = np.asarray(token_ids).tolist()
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode_response(
+    tokenizer: Any, token_ids: Int32Array | Sequence[int], end_ids: Collection[int] = frozenset()
+) -> str:
+    """The text a verifier sees: without the tokens that end or pad a response at its end, and nothing tidied up.
+
+    Special tokens elsewhere stay: ``</think>``, ``<tool_call>`` and channel marks are special in many tokenizers.
+
+    Args:
+        tokenizer: the transformers tokenizer that belongs to the policy.
+        token_ids: the response ``[T]``.
+        end_ids: what else ends a response (stop tokens of the generation config).
+    """
+    ids: list[int] = np.asarray(token_ids).tolist()
+    ends = {getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "pad_token_id", None), *end_ids}
+    while ids and (ids[-1] in ends or _ends_a_turn(tokenizer, ids[-1])):
+        ids.pop()
+    text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
+
+
+def _ends_a_turn(tokenizer: Any, token_id: int) -> bool:
+    """Models end turns by tokens that their tokenizer does not name as its EOS."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token_id)
+    return added is not None and added.special and added.content in _TURN_ENDS
 
 
 def _find_class(name: str) -> type[Task]:

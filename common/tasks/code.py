@@ -1,6 +1,7 @@
 """A task of programs: problems with tests from a file or the Hugging Face hub; a response's program is run on them.
 
-Judged is the last fenced code block after the thinking. It runs once a test, in a sandbox (`common.sandbox`), reads the
+Judged is the last fenced code block after the thinking that is marked as a program, or the last unmarked one
+(`code_answers.last_code_block`). It runs once a test, in a sandbox (`common.sandbox`), reads the
 test's input on stdin and must print its output and end with exit code 0:
 
 | outcome | when |
@@ -30,6 +31,7 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -121,7 +123,7 @@ class CodeTask(RowsTask):
     def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
         """Runs the response's program; `Verdict.extracted` says how far it came."""
         final = self.judged_part(response, finish_reason)
-        source = None if final is None else last_code_block(final)
+        source = None if final is None else last_code_block(final, self._interpreter)
         if source is None:
             return Verdict("unparsable", None)
         tests, seconds = self._find_tests(answer)
@@ -142,6 +144,12 @@ class CodeTask(RowsTask):
                 f"programs can't be run safely here: {isolation.describe()}. Allow one of the layers (user namespaces; "
                 "a kernel with Landlock), or set task.options.require_isolation=false if the programs can be trusted"
             )
+
+    @cached_property
+    def _interpreter(self) -> str:
+        """Its name without folder and version: by it a response's blocks are told apart."""
+        command = self.options.command
+        return "python" if command is None else Path(command[0]).name.rstrip(".0123456789")
 
     @cached_property
     def _isolation(self) -> Isolation:

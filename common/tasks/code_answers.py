@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import NamedTuple
 
 from common.json_file import JsonError, parse_json
@@ -12,7 +13,141 @@ from common.tasks.interface import TaskError
 from common.tasks.rows import Row
 from common.tasks.rows_task import value_of
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^`\n]*)$")
+_MARKS = " \t>"  # blanks, and a quote's marks
+_LIST_MARK = re.compile(r"(?:[-*+]|\d{1,3}[.)])[ \t]{1,8}")
+_FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)\Z")
+_CLOSE = re.compile(r"[ \t>]*(?P<fence>`{3,}|~{3,})[\s.,;:!?)*_]*\Z")
+_LABEL = re.compile(r"\s*\{?\s*[.=]?\s*(?:lang(?:uage)?[-=:])?\s*\"?([A-Za-z+#]+)")
+_MAX_NESTED = 2
+
+_PYTHON = frozenset(("python", "py", "pypy", "cpython", "ipython", "sage"))
+_SHELL = frozenset(("bash", "sh", "shell", "zsh", "fish", "dash"))
+_SCRIPT = frozenset(("js", "javascript", "node", "ts", "typescript", "mjs"))
+_OWN_LABELS = {
+    **dict.fromkeys(("python", "pypy"), _PYTHON),
+    **dict.fromkeys(("sh", "bash", "dash", "zsh"), _SHELL),
+    **dict.fromkeys(("node", "deno", "bun"), _SCRIPT),
+    **{name: frozenset(labels) for name, *labels in (("ruby", "ruby", "rb"), ("perl", "perl", "pl"), ("php", "php"))},
+}
+_OTHER_PROGRAMS = frozenset(
+    (
+        "c",
+        "cpp",
+        "c++",
+        "cc",
+        "cxx",
+        "h",
+        "hpp",
+        "java",
+        "kotlin",
+        "kt",
+        "scala",
+        "js",
+        "javascript",
+        "node",
+        "ts",
+        "typescript",
+    )
+    + (
+        "go",
+        "golang",
+        "rust",
+        "rs",
+        "ruby",
+        "rb",
+        "perl",
+        "pl",
+        "php",
+        "swift",
+        "cs",
+        "csharp",
+        "c#",
+        "fsharp",
+        "haskell",
+        "hs",
+    )
+    + (
+        "ocaml",
+        "ml",
+        "lua",
+        "julia",
+        "jl",
+        "r",
+        "dart",
+        "d",
+        "nim",
+        "pascal",
+        "lisp",
+        "scheme",
+        "clojure",
+        "elixir",
+        "zig",
+    )
+)
+_WRITING = frozenset(("markdown", "md", "mdx"))
+_NO_PROGRAM = frozenset(
+    (
+        "text",
+        "txt",
+        "plaintext",
+        "plain",
+        "output",
+        "out",
+        "stdout",
+        "stdin",
+        "input",
+        "in",
+        "bash",
+        "sh",
+        "shell",
+        "zsh",
+        "fish",
+    )
+    + (
+        "console",
+        "terminal",
+        "cmd",
+        "bat",
+        "batch",
+        "powershell",
+        "ps",
+        "pycon",
+        "json",
+        "yaml",
+        "yml",
+        "toml",
+        "xml",
+        "html",
+    )
+    + (
+        "csv",
+        "diff",
+        "log",
+        "latex",
+        "tex",
+        "math",
+        "result",
+        "results",
+        "example",
+        "sample",
+        "mermaid",
+        "dot",
+        "none",
+        "pseudocode",
+    )
+)
+# A line that says what follows is no solution: "Example:", "**Sample output**", "Run it:".
+_NAMES_AN_EXAMPLE = re.compile(
+    r"[\W_]*(?:(?:the|an?|here\s+is|for|expected|sample|example|test|program|usage|its)\s+)*"
+    r"(?:inputs?|outputs?|usages?|runs?|examples?|samples?|test(?:s|\s*cases?)?|results?|stdin|stdout|prints?|(?:to\s+)?run(?:\s+(?:it|this))?"
+    r"|for\s+example|(?:to\s+)?test\s+it)(?:\s*#?\d+)?(?:\s+(?:with|as|like\s+this|by|is|usage|run|cases?|input|output))*[\W_]*",
+    re.IGNORECASE,
+)
+
+# ASCII on purpose: what a judge's checker reads as a number.
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}\Z")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,3})?\Z")
+_WORD = re.compile(r"[^ \t\n\r\f\v]+")
 
 
 class Case(NamedTuple):
@@ -22,24 +157,47 @@ class Case(NamedTuple):
     output: str
 
 
-def last_code_block(text: str) -> str | None:
-    """Content of the last closed fenced block (``` or ~~~), None without one. Linear in the length of `text`."""
-    found: str | None = None
-    fence, content = "", list[str]()
-    for line in text.splitlines():
-        match = _FENCE.match(line)
-        if not fence and match:
-            fence, content = match[1], []
-        elif fence and match and match[1].startswith(fence) and not match[2].strip():
-            fence, found = "", "\n".join(content) + "\n"
-        elif fence:
-            content.append(line)
-    return found
+class Block(NamedTuple):
+    """A closed fenced block.
+
+    Attributes:
+        label: the language in lower case, without version; empty without one.
+        content: its lines, without the fence's own indentation.
+        is_example: the line before it names an example, an output or a way to run.
+    """
+
+    label: str
+    content: str
+    is_example: bool
+
+
+def last_code_block(text: str, interpreter: str = "python") -> str | None:
+    """The program in a response: a closed fenced block (``` or ~~~), None without one. Linear in the length of `text`.
+
+    The last block of the best kind: marked as the interpreter's language; marked as a program in any; unmarked. Of one
+    kind, those that are introduced as an example or an output come last. Blocks marked as text, output, data or shell
+    are never the program (but a shell's own).
+
+    Args:
+        interpreter: name of what runs it, without a version.
+    """
+    blocks = list(_blocks(text, _MAX_NESTED))
+    own = _OWN_LABELS.get(interpreter, frozenset((interpreter,)))
+    best: tuple[int, bool, int] | None = None
+    for number, block in enumerate(blocks):
+        kind = _kind(block.label, own)
+        if kind and (best is None or (kind, not block.is_example, number) > best):
+            best = kind, not block.is_example, number
+    return None if best is None else blocks[best[2]].content
 
 
 def same_output(expected: str, printed: str, tolerance: float) -> bool:
-    """Equal word by word; white space does not count, and numbers may be off by `tolerance`, relative or absolute."""
-    wanted, given = expected.split(), printed.split()
+    """Equal word by word; white space does not count.
+
+    With a `tolerance` (relative or absolute) decimals may be off by it. Integers may not: where an integer is expected
+    and one is printed, in whatever notation, they must be equal at any size.
+    """
+    wanted, given = _WORD.findall(expected), _WORD.findall(printed)
     return len(wanted) == len(given) and all(_same_word(a, b, tolerance) for a, b in zip(wanted, given, strict=True))
 
 
@@ -65,6 +223,76 @@ def cases_of(row: Row, column: str) -> list[Case]:
     return [_test(test, f"{row.place}: {column!r} number {number}") for number, test in enumerate(value, start=1)]
 
 
+class _Opening(NamedTuple):
+    """A line that opens a block: what stands before its fence, the fence, what stands behind."""
+
+    before: str
+    fence: str
+    info: str
+
+
+def _opening(line: str) -> _Opening | None:
+    rest = line.lstrip(_MARKS)
+    if (mark := _LIST_MARK.match(rest)) is not None:
+        rest = rest[mark.end() :]
+    match = _FENCE.match(rest)
+    return None if match is None else _Opening(line[: len(line) - len(rest)], match["fence"], match["info"])
+
+
+def _blocks(text: str, nested: int) -> Iterator[Block]:
+    opening: _Opening | None = None
+    content: list[str] = []
+    last_line = introduction = ""
+    for line in re.sub(r"\r\n?", "\n", text).split("\n"):
+        if opening is None:
+            opening, content, introduction = _opening(line), [], last_line
+        elif _closes(opening, line):
+            label, inside = _label(opening.info), "\n".join(content) + "\n"
+            if label in _WRITING and nested:
+                yield from _blocks(inside, nested - 1)
+            else:
+                yield Block(label, inside, _NAMES_AN_EXAMPLE.fullmatch(introduction[:200]) is not None)
+            opening, last_line = None, ""
+        else:
+            content.append(_without_indentation(line, opening.before))
+        if opening is None and line.strip():
+            last_line = line if _CLOSE.match(line) is None else ""
+
+
+def _closes(opening: _Opening, line: str) -> bool:
+    """A fence as long as the opening one and without a label, not further in than a list's text may be."""
+    match = _CLOSE.match(line)
+    indentation = len(line) - len(line.lstrip(_MARKS))
+    return match is not None and match["fence"].startswith(opening.fence) and indentation <= len(opening.before) + 3
+
+
+def _without_indentation(line: str, before: str) -> str:
+    """The line without as much of quote marks and blanks as stand before the opening fence."""
+    marks = before.count(">")
+    for _ in range(marks):
+        rest = line.lstrip(" \t")
+        if not rest.startswith(">"):
+            break
+        line = rest[1:].removeprefix(" ")
+    width = len(before.rpartition(">")[2].removeprefix(" ") if marks else before)
+    blanks = len(line) - len(line.lstrip(" \t"))
+    return line[min(blanks, width) :]
+
+
+def _label(info: str) -> str:
+    match = _LABEL.match(info)
+    return "" if match is None else match[1].lower()
+
+
+def _kind(label: str, own: frozenset[str]) -> int:
+    """How sure it is that a block of this label is the program; 0: it is none. `own`: labels of the task's language."""
+    if label in own:
+        return 3
+    if label in _NO_PROGRAM or label in _SHELL:
+        return 0
+    return 2 if label in _OTHER_PROGRAMS or label in _PYTHON or label in _SCRIPT else 1
+
+
 def _test(value: object, place: str) -> Case:
     texts = [value.get(name) for name in Case._fields] if isinstance(value, Mapping) else []
     if not texts or not all(isinstance(text, str) for text in texts):
@@ -75,9 +303,16 @@ def _test(value: object, place: str) -> Case:
 def _same_word(wanted: str, given: str, tolerance: float) -> bool:
     if wanted == given:
         return True
-    if tolerance == 0:
+    if tolerance == 0 or not all(_INTEGER.match(word) or _DECIMAL.match(word) for word in (wanted, given)):
         return False
+    if _INTEGER.match(wanted):
+        if _INTEGER.match(given):
+            return int(wanted) == int(given)
+        value = Fraction(given)
+        if value.denominator == 1:  # 1e9 where 1000000007 is expected
+            return value == int(wanted)
     try:
-        return math.isclose(float(wanted), float(given), rel_tol=tolerance, abs_tol=tolerance)
-    except ValueError:
+        numbers = float(wanted), float(given)
+    except OverflowError:  # an integer beyond floats
         return False
+    return all(map(math.isfinite, numbers)) and math.isclose(*numbers, rel_tol=tolerance, abs_tol=tolerance)

@@ -1,17 +1,21 @@
 """A task from your own data: questions and answers from a file or the Hugging Face hub, judged by math-verify.
 
 ``path`` is a ``.jsonl``, ``.json`` (one list) or ``.parquet`` file, or the id of a hub data set (``openai/gsm8k``;
-needs ``pip install datasets``). Every row is checked when the task is loaded; an error names file, line and field.
+needs ``pip install datasets``). Every row is checked when the task is loaded; one error names all bad rows by file,
+line and field. docs/dataset.md is the page about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 
-from common.tasks.interface import TaskError, Verdict, parse_options
-from common.tasks.math_answers import judge
+from common.config.yaml_text import one_line
+from common.tasks.interface import Finding, TaskError, Verdict, parse_options
+from common.tasks.math_answers import judge, quick_problem, reference_problem
+from common.tasks.maths.values import Unreadable, exact_value
 from common.tasks.rows import Row
-from common.tasks.rows_task import RowsOptions, RowsTask, text_of
+from common.tasks.rows_task import Question, RowsOptions, RowsTask, text_of
 from common.trajectory import FinishReason
 
 
@@ -50,6 +54,44 @@ class DatasetTask(RowsTask):
             raise TaskError(f"{row.place}: {options.answer_column!r} is empty: give the answer or drop the row")
         return {"reference": answer.strip()}
 
+    def answer_problem(self, answer: Mapping[str, object]) -> str | None:
+        """What shows at a glance; the rest takes longer: see `answer_findings`."""
+        reference = str(answer["reference"])
+        if (problem := quick_problem(reference)) is None:
+            return None
+        hint = " ('####' for GSM8K)" if "####" in reference else ""
+        remedy = f"mend the row, or set task.options.answer_after to what stands before the answer{hint}"
+        return f"{self.options.answer_column!r} {problem}: {remedy}"
+
+    def contradiction(self, first: Mapping[str, object], second: Mapping[str, object]) -> str | None:
+        """Two numbers that differ. Whether expressions and words do takes longer: see `answer_findings`."""
+        numbers = [_number(str(answer["reference"])) for answer in (first, second)]
+        if None in numbers or numbers[0] == numbers[1]:
+            return None
+        return f"{first['reference']}, not {second['reference']}"
+
+    def answer_findings(self, questions: Iterable[Question]) -> Iterator[Finding]:
+        """References that nothing would be right against, and questions with two answers."""
+        known: dict[str, str | None] = {}
+        first: dict[str, Question] = {}
+        for question in questions:
+            reference = str(question.answer["reference"])
+            shown = one_line(repr(reference), 80)
+            if reference not in known:
+                known[reference] = reference_problem(reference)
+            if (problem := known[reference]) is not None:
+                text = f"the answer {shown} {problem}: no response would be judged correct"
+                yield Finding(
+                    "error", question.place, text, "write the answer as a number, LaTeX or words, or drop the row"
+                )
+                continue
+            earlier = first.setdefault(question.key, question)
+            if not _agree(str(earlier.answer["reference"]), reference):
+                other = one_line(repr(earlier.answer["reference"]), 80)
+                text = f"asks the same question as {earlier.place}, but the answer is {shown}, not {other}"
+                is_same = " ".join(earlier.text.split()) == " ".join(question.text.split())
+                yield Finding("error" if is_same else "warning", question.place, text, "drop one of the two rows")
+
     def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
         """Judged by math-verify on what follows the thinking; equal values in other forms are correct."""
         final = self.judged_part(response, finish_reason)
@@ -58,3 +100,16 @@ class DatasetTask(RowsTask):
     def warm_up(self) -> None:
         """math-verify drags in SymPy: seconds, which must not count as the first response's."""
         judge(reference="1/2", text="$0.5$")
+
+
+def _number(reference: str) -> Fraction | None:
+    try:
+        return exact_value(reference.replace("$", "").replace(",", ""))
+    except Unreadable:
+        return None
+
+
+def _agree(first: str, second: str) -> bool:
+    return first == second or any(
+        judge(a, f"\\boxed{{{b}}}").outcome == "correct" for a, b in ((first, second), (second, first))
+    )

@@ -34,6 +34,10 @@ _FORMULA = re.compile(
 _NUMBER = re.compile(
     r"(?<![\w.])[-+−]?(?:[$€£]\s?)?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s*/\s*\d+(?:\.\d+)?)?(?:\s?%)?|\\frac\{-?\d+\}\{-?\d+\}|[½⅓⅔¼¾]"
 )
+_ADVERB = re.compile(
+    r"(?:therefore|thus|then|hence|simply|just|clearly|indeed|actually|still|now)\b[\s,:]*", re.IGNORECASE
+)
+_ASIDE = re.compile(r"(?<=\w)\s+\((?=[^()]*[A-Za-z]{3})[^()]*\)\s*\Z")  # "160 minutes (2 hours and 40 minutes)"
 _CONNECTED = re.compile(
     r"[\s$,;]*(?:(?:and|or|\\text\{\s*(?:and|or)\s*\})[\s$,;]*)?(?:[A-Za-z](?:_\{?\w\}?)?\s*=\s*)?\Z"
 )
@@ -61,16 +65,23 @@ def judge(reference: str, text: str) -> Verdict:
     return Verdict("correct" if is_right else "wrong", given.strip()[:_MAX_SHOWN])
 
 
+def quick_problem(reference: str) -> str | None:
+    """What can be said of a reference at a glance, for rows by the hundred thousand; see `reference_problem`."""
+    if len(reference) > _MAX_REFERENCE:
+        return f"has {len(reference)} characters: a whole solution, not an answer"
+    if _MARKED.search(reference):
+        return "holds a whole solution (a line begins with ####)"
+    if not is_balanced(reference):
+        return "has a brace without its partner"
+    return None
+
+
 def reference_problem(reference: str) -> str | None:
     """Why nothing would ever be judged right against this reference; None: it is right against itself in a box."""
     if not reference.strip():
         return "is empty"
-    if len(reference) > _MAX_REFERENCE:
-        return f"has {len(reference)} characters: a whole solution, not an answer"
-    if _MARKED.search(reference):
-        return "holds a whole solution (its last line begins with ####)"
-    if not is_balanced(reference):
-        return "has a brace without its partner"
+    if (problem := quick_problem(reference)) is not None:
+        return problem
     if not normal_form(reference_text(reference)):
         return "is empty but for signs that don't count"
     if judge(reference, f"\\boxed{{{reference}}}").outcome != "correct":
@@ -113,6 +124,7 @@ def _after_phrase(text: str) -> str | None:
                 return _content(formula)
         end = _END.search(rest)
         said = (rest[: end.start()] if end else rest).strip(" *_")
+        said = _ASIDE.sub("", _ADVERB.sub("", said)).strip()
         if not said:
             continue
         numbers = [number[0] for number in _NUMBER.finditer(said)]

@@ -14,14 +14,16 @@ as often by chance; within a source problems come in its own order, none skipped
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from pydantic import Field
 
 from common.config import TaskConfig
-from common.tasks.interface import Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
+from common.config.yaml_text import one_line
+from common.question_text import question_key
+from common.tasks.interface import Finding, Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
 from common.trajectory import FinishReason
 
 PERIOD = 120  # divisible by most small sums of weights
@@ -78,6 +80,26 @@ class MixTask(Task):
     def questions(self, split: Split, count: int) -> list[str]:
         """`count` of each source: an overlap is one however small the source's share."""
         return [question for task in self._tasks for question in task.questions(split, count)]
+
+    def where(self, split: Split, seed: int, number: int) -> str:
+        source, inner = self._place(split, seed, number)
+        return self._tasks[source].where(split, seed, inner)
+
+    def findings(self) -> Iterator[Finding]:
+        """Each source's, and questions that one source trains on while another holds them out."""
+        for task in self._tasks:
+            yield from task.findings()
+        held_out: dict[str, int] = {}
+        for source, task in enumerate(self._tasks):
+            for question in task.questions("held_out", task.size("held_out") or 0):
+                held_out.setdefault(question_key(question), source)
+        for source, task in enumerate(self._tasks):
+            for question in task.questions("train", task.size("train") or 0):
+                other = held_out.get(question_key(question))
+                if other is not None and other != source:
+                    text = f"trains on a question that sources[{other}] holds out: {one_line(repr(question), 80)}"
+                    remedy = "drop it from one of them, or give both the same held_out_path"
+                    yield Finding("error", f"task.options.sources[{source}]", text, remedy)
 
     def warm_up(self) -> None:
         for task in self._tasks:

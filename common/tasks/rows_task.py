@@ -1,7 +1,8 @@
 """What tasks read from rows share: problems from a file or the Hugging Face hub, two splits, prompts, the judged part.
 
 ``path`` is a ``.jsonl``, ``.json`` (one list) or ``.parquet`` file, or the id of a hub data set (``openai/gsm8k``;
-needs ``pip install datasets``). Every row is checked when the task is loaded; an error names file, line and field.
+needs ``pip install datasets``). Every row is checked when the task is loaded; one error names all bad rows by file,
+line and field. Which questions are the same is `common.question_text.question_key`'s to say.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import json
 import random
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from math import isfinite
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from common.config.yaml_text import one_line
-from common.tasks.interface import ChatMessages, Problem, Split, Task, TaskError, TaskOptions
-from common.tasks.rows import Row, read_rows
+from common.question_text import question_key
+from common.tasks.interface import ChatMessages, Finding, Problem, Split, Task, TaskError, TaskOptions
+from common.tasks.prompt_template import check_no_placeholder, fill_in
+from common.tasks.rows import BadRow, Row, RowsError, read_rows
 from common.trajectory import FinishReason
 
 _MAX_TEXT = 1 << 18
 _MAX_ANSWER_BYTES = 1 << 19
+_FEW_HELD_OUT = 30
 
 
 class RowsOptions(TaskOptions):
@@ -55,7 +61,9 @@ class RowsOptions(TaskOptions):
     """Share of questions held out when held_out_path is not given."""
 
     prompt_template: str | None = None
-    """Plain-text prompt with {question}, for base models. None: chat messages through the model's chat template."""
+    """Plain-text prompt with {question}, for base models. None: chat messages through the model's chat template.
+
+    Braces meant literally are doubled: ``{{name}}``. Behind a LaTeX command (``\\boxed{answer}``) they need not be."""
 
     system_prompt: str | None = None
     """System message of the chat form."""
@@ -73,16 +81,33 @@ class RowsOptions(TaskOptions):
     """Judge responses cut off by length too; else they are `unparsable`."""
 
 
-class _Question(NamedTuple):
+class Question(NamedTuple):
+    """A row as the task uses it.
+
+    Attributes:
+        text: the question, without what all prompts share.
+        answer: `Problem.answer`.
+        place: file and line.
+        key: the same for every way to write the same question.
+    """
+
     text: str
     answer: dict[str, object]
+    place: str
+    key: str
 
 
 class RowsTask(Task):
     """A finite set of questions, passed over again and again. Subclasses say what an answer is, and judge."""
 
+    version: ClassVar[int] = 2  # 2: held out is what has the same normal form, not the same bytes
+
     def __init__(self, options: RowsOptions) -> None:
         self._rows_options = options
+        self._fill_in = None if options.prompt_template is None else fill_in(options.prompt_template)
+        check_no_placeholder(options.instruction, "instruction")
+        check_no_placeholder(options.system_prompt or "", "system_prompt")
+        self._repeated: list[Finding] = []
         self._questions = self._load()
         # A permutation of 100,000 takes long enough not to draw it for every batch; two epochs meet in one batch.
         self._order = lru_cache(maxsize=8)(self._draw_order)
@@ -91,22 +116,48 @@ class RowsTask(Task):
     def answer_of(self, row: Row, question: str) -> dict[str, object]:
         """`Problem.answer` of a row; TaskError names the row's place."""
 
+    def contradiction(self, first: Mapping[str, object], second: Mapping[str, object]) -> str | None:
+        """Why two answers to one question can't both be right ("5, not 6"), where that is cheap to say for sure."""
+        return None
+
+    def answer_problem(self, answer: Mapping[str, object]) -> str | None:
+        """Why an answer can't be used, where that is cheap to say; it is refused when the task is made."""
+        return None
+
+    def answer_findings(self, questions: Iterable[Question]) -> Iterator[Finding]:
+        """What is wrong with answers beyond what is refused when the task is made."""
+        return iter(())
+
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
         """See `Task.problems`: passes over the data, each in its own order drawn from the seed and the pass number."""
-        questions = self._questions[split]
-        if not questions and count:
+        if not self._questions[split] and count:
             raise TaskError(f"task.options.path = {self._rows_options.path!r} is for evaluation only: train on another")
-        chosen = []
-        for number in range(start, start + count):
-            epoch, place = divmod(number, len(questions))
-            chosen.append(questions[self._order(split, seed, epoch)[place]])
+        chosen = [self._numbered(split, seed, number) for number in range(start, start + count)]
         return [Problem(self._prompt(question.text), question.answer) for question in chosen]
 
     def num_problems(self, split: Split) -> int:
         return len(self._questions[split])
 
+    def where(self, split: Split, seed: int, number: int) -> str:
+        return self._numbered(split, seed, number).place
+
     def questions(self, split: Split, count: int) -> list[str]:
         return [question.text for question in self._questions[split][:count]]
+
+    def findings(self) -> Iterator[Finding]:
+        """Repeated questions, splits that are too small, options without effect; then the answers'."""
+        options = self._rows_options
+        yield from self._repeated
+        for name in ("system_prompt", "instruction"):
+            if options.prompt_template is not None and name in options.model_fields_set and getattr(options, name):
+                text = f"{one_line(repr(getattr(options, name)), 80)} has no effect: prompt_template is set"
+                yield Finding("warning", f"task.options.{name}", text, "write it into prompt_template, or leave it out")
+        count = len(self._questions["held_out"])
+        if count < _FEW_HELD_OUT:
+            text = f"{count} held-out problems: pass@1 of 50 % has an interval of ± {98 / count**0.5:.0f} points"
+            remedy = "add rows, raise task.options.held_out_fraction, or give a larger held_out_path"
+            yield Finding("warning", options.held_out_path or options.path, text, remedy)
+        yield from self.answer_findings([*self._questions["train"], *self._questions["held_out"]])
 
     def judged_part(self, response: str, finish_reason: FinishReason) -> str | None:
         """What follows the thinking; None: by the options there is nothing to judge."""
@@ -116,43 +167,96 @@ class RowsTask(Task):
         _, marker, final = response.rpartition(options.end_of_thinking)
         return None if options.require_thinking and not marker else final
 
-    def _load(self) -> dict[Split, list[_Question]]:
+    def _load(self) -> dict[Split, list[Question]]:
         options = self._rows_options
-        train = [self._question(row) for row in read_rows(options.path, options.subset, options.hub_split)]
+        problems: list[BadRow] = []
+        train = self._read(options.path, options.hub_split, problems)
+        held_out: list[Question] = []
+        if options.held_out_path is not None and not options.evaluation_only:
+            held_out = self._read(options.held_out_path, options.hub_held_out_split, problems)
+        problems += self._contradictions([*train, *held_out])
+        if problems:
+            raise RowsError(problems)
         if options.evaluation_only:
             if not train:
                 raise TaskError(f"task.options.path = {options.path!r} holds no problem: add rows")
-            return {"train": [], "held_out": train}
-        if options.held_out_path is not None:
-            rows = read_rows(options.held_out_path, options.subset, options.hub_held_out_split)
-            held_out = [self._question(row) for row in rows]
-            # A question in both files is held out: evaluation must not see what was trained on.
-            seen = {question.text for question in held_out}
-            train = [question for question in train if question.text not in seen]
+            return {"train": [], "held_out": self._each_once(train)}
+        if options.held_out_path is None:
+            held_out = [question for question in train if self._is_held_out(question.key)]
+            train = [question for question in train if not self._is_held_out(question.key)]
         else:
-            held_out = [question for question in train if self._is_held_out(question.text)]
-            train = [question for question in train if not self._is_held_out(question.text)]
+            train = self._without(train, held_out)
         for split, questions in (("train", train), ("held_out", held_out)):
             if not questions:
                 raise TaskError(
                     f"task.options.path = {options.path!r} leaves no problem for the {split} split: add rows, or set "
                     "task.options.held_out_path or held_out_fraction"
                 )
-        return {"train": train, "held_out": held_out}
+        self._note_repeated(train)
+        return {"train": train, "held_out": self._each_once(held_out)}
 
-    def _question(self, row: Row) -> _Question:
+    def _read(self, path: str, hub_split: str, problems: list[BadRow]) -> list[Question]:
+        """All questions of a source; what is wrong with its other rows is added to `problems`."""
+        questions = []
+        for row in read_rows(path, self._rows_options.subset, hub_split):
+            if isinstance(row, BadRow):
+                problems.append(row)
+                continue
+            try:
+                questions.append(self._question(row))
+            except TaskError as error:
+                problems.append(BadRow(row.place, str(error).removeprefix(f"{row.place}: ")))
+        return questions
+
+    def _question(self, row: Row) -> Question:
         text = self.question_of(row)
         answer = self.answer_of(row, text)
         size = len(json.dumps(answer))
         if size > _MAX_ANSWER_BYTES:  # it travels with the prompt
             raise TaskError(f"{row.place}: its answer takes {size} bytes, at most {_MAX_ANSWER_BYTES}: drop the row")
-        return _Question(text, answer)
+        if (problem := self.answer_problem(answer)) is not None:
+            raise TaskError(f"{row.place}: {problem}")
+        return Question(text, answer, row.place, question_key(text))
+
+    def _contradictions(self, questions: Iterable[Question]) -> Iterator[BadRow]:
+        first: dict[str, Question] = {}
+        for question in questions:
+            earlier = first.setdefault(question.key, question)
+            said = None if earlier is question else self.contradiction(question.answer, earlier.answer)
+            if said is not None:
+                text = f"asks the same question as {earlier.place} with another answer ({said}): drop one of the two"
+                yield BadRow(question.place, text)
+
+    def _without(self, train: list[Question], held_out: list[Question]) -> list[Question]:
+        """A question in both files is held out: evaluation must not see what was trained on."""
+        places = {question.key: question.place for question in held_out}
+        for question in train:
+            if question.key in places:
+                text = f"is also held out ({places[question.key]}), so it is not trained on"
+                self._repeated.append(Finding("warning", question.place, text, "drop one of the two rows"))
+        return [question for question in train if question.key not in places]
+
+    def _each_once(self, questions: list[Question]) -> list[Question]:
+        """Held-out questions that are there twice would count twice."""
+        self._note_repeated(questions, "; it is evaluated once")
+        return list({question.key: question for question in reversed(questions)}.values())[::-1]
+
+    def _note_repeated(self, questions: list[Question], consequence: str = "; it is trained on as often") -> None:
+        first: dict[str, Question] = {}
+        for question in questions:
+            earlier = first.setdefault(question.key, question)
+            if earlier is not question:
+                text = f"asks the same question as {earlier.place}{consequence}"
+                self._repeated.append(Finding("warning", question.place, text, "drop the row, or leave it on purpose"))
 
     def question_of(self, row: Row) -> str:
         """Text of the question; TaskError names the row's place."""
         options = self._rows_options
         if options.question_columns is None:
-            return text_of(row, options.question_column, "question_column")
+            text = text_of(row, options.question_column, "question_column")
+            if not text.strip():
+                raise TaskError(f"{row.place}: {options.question_column!r} is empty: give the question or drop the row")
+            return text
         columns = [
             name for name in options.question_columns if row.values.get(name) is not None or name not in row.values
         ]
@@ -161,10 +265,15 @@ class RowsTask(Task):
             raise TaskError(f"{row.place}: {', '.join(options.question_columns)} are all empty: drop the row")
         return text
 
-    def _is_held_out(self, question: str) -> bool:
+    def _is_held_out(self, key: str) -> bool:
         """By the question's own hash, so the split survives reordering and additions."""
-        digest = blake2b(question.encode(), digest_size=8).digest()
+        digest = blake2b(key.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") < self._rows_options.held_out_fraction * 2**64
+
+    def _numbered(self, split: Split, seed: int, number: int) -> Question:
+        questions = self._questions[split]
+        epoch, place = divmod(number, len(questions))
+        return questions[self._order(split, seed, epoch)[place]]
 
     def _draw_order(self, split: Split, seed: int, epoch: int) -> list[int]:
         order = list(range(len(self._questions[split])))
@@ -173,9 +282,8 @@ class RowsTask(Task):
 
     def _prompt(self, question: str) -> str | ChatMessages:
         options = self._rows_options
-        if options.prompt_template is not None:
-            # Not str.format: LaTeX questions and templates are full of braces.
-            return options.prompt_template.replace("{question}", question)
+        if self._fill_in is not None:
+            return self._fill_in(question)
         system = [{"role": "system", "content": options.system_prompt}] if options.system_prompt else []
         return [*system, {"role": "user", "content": f"{question}\n\n{options.instruction}".rstrip()}]
 
@@ -193,7 +301,11 @@ def text_of(row: Row, column: str, option: str) -> str:
     value = value_of(row, column, option)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TaskError(f"{row.place}: {column!r} is {type(value).__name__}, not text or a number")
+    if isinstance(value, float) and not isfinite(value):
+        raise TaskError(f"{row.place}: {column!r} is {value}, not a number: mend the row")
     text = str(value)
+    if "\0" in text:
+        raise TaskError(f"{row.place}: {column!r} has a NUL character: mend the row")
     if len(text) > _MAX_TEXT:
         raise TaskError(f"{row.place}: {column!r} has {len(text)} characters, at most {_MAX_TEXT}: drop the row")
     try:

@@ -234,7 +234,7 @@ class TestDataset:
         assert question not in {str(p.prompt) for p in task.problems("train", 0, 0, 60)}
 
     def test_prompts(self) -> None:
-        plain = DatasetTask(path=str(PROBLEMS), prompt_template="Q: {question} {x}\nA:")
+        plain = DatasetTask(path=str(PROBLEMS), prompt_template="Q: {question} {{x}}\nA:")
         assert re.fullmatch(r"Q: .* \{x\}\nA:", str(plain.problems("train", 0, 0, 1)[0].prompt))
         chat = DatasetTask(path=str(PROBLEMS), system_prompt="Be brief.").problems("train", 0, 0, 1)[0].prompt
         assert isinstance(chat, list) and [m["role"] for m in chat] == ["system", "user"]

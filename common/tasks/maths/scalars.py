@@ -20,6 +20,7 @@ _PERCENT = re.compile(
 )
 _BASE = re.compile(r"(?P<body>[0-9A-Fa-f.]+)\s*_\s*\{(?:\\text\{)?(?P<base>\d+|two|eight|ten|sixteen)\}?\}\Z")
 _BASE_WORDS = {"two": "2", "eight": "8", "ten": "10", "sixteen": "16"}
+_MODULUS = re.compile(r"\s*(?:\\pmod\s*\{?([^{}]*?)\}?|\(\s*(?:\\b?mod|\\text\{\s*mod\s*\}|mod)\s*([^()]*)\))\Z")
 _RATIO = re.compile(r"\d{1,30}(?:\.\d{1,30})?(?:\s*:\s*\d{1,30}(?:\.\d{1,30})?)+\Z")
 _MIN_WORD = 3
 _MAX_UNIT_WORDS = 6
@@ -33,14 +34,15 @@ class Scalar(NamedTuple):
     unit: Unit | None
     is_percent: bool
     base: str | None
+    modulus: str | None
 
 
 def same_scalars(reference: str, given: str) -> bool:
-    """Are two single values equal? A unit, a percent sign or a base that one side leaves out does not count."""
+    """Are two single values equal? A unit, percent sign, base or modulus that one side leaves out does not count."""
     if _RATIO.match(reference) and _RATIO.match(given):
         return _same_ratios(*([Fraction(part.strip()) for part in text.split(":")] for text in (reference, given)))
     wanted, said = _scalar(reference), _scalar(given)
-    if wanted.base is not None and said.base is not None and wanted.base != said.base:
+    if _differ(wanted.base, said.base) or _differ(wanted.modulus, said.modulus):
         return False
     factor = Fraction(1)
     if wanted.unit is not None and said.unit is not None:
@@ -69,7 +71,9 @@ def is_arithmetic(text: str) -> bool:
 
 def _scalar(text: str) -> Scalar:
     """Takes unit, percent sign and base off, as far as they are there."""
-    text, is_percent, base = text.strip(), False, None
+    text, is_percent, base, modulus = text.strip(), False, None, None
+    if match := _MODULUS.search(text):
+        text, modulus = text[: match.start()].strip(), (match[1] or match[2]).strip()
     if match := _PERCENT.search(text):
         text, is_percent = text[: match.start()], True
     if match := _BASE.match(text):
@@ -78,7 +82,11 @@ def _scalar(text: str) -> Scalar:
     if _RATIO.match(text) and text.count(":") == 1:
         top, bottom = text.split(":")
         text = rf"\frac{{{top.strip()}}}{{{bottom.strip()}}}"
-    return Scalar(text.strip(), unit, is_percent, base)
+    return Scalar(text.strip(), unit, is_percent, base, modulus)
+
+
+def _differ(first: str | None, second: str | None) -> bool:
+    return first is not None and second is not None and first != second
 
 
 def _without_unit(text: str) -> tuple[str, Unit | None]:

@@ -24,9 +24,12 @@ _RELATION = re.compile(
     r"\\le(?![A-Za-z])|\\ge(?![A-Za-z])|\\ne(?![A-Za-z])|\\approx(?![A-Za-z])|\\in(?![A-Za-z])|(?<![<>!])=|[<>]"
 )
 _NAME = re.compile(
-    r"\s*(?:\\text\{[^{}]*\}|\\(?:angle|triangle|overline|alpha|beta|gamma|delta|theta|phi|lambda|mu|sigma|omega|ell)\b"
-    r"|[A-Za-z]\w?|\\?[A-Za-z]{1,3}(?=\())(?:[\s{}A-Za-z_'0-9]|\\text\{[^{}]*\}|\([A-Za-z0-9, ]*\))*\Z"
-)  # fmt: skip
+    r"\s*(?:\\text\{[^{}]*\}"
+    r"|\\(?:angle|triangle|overline|alpha|beta|gamma|delta|theta|phi|lambda|mu|sigma|omega|ell)\b"
+    r"|\\frac\{d[A-Za-z]*\}\{d[A-Za-z]+\}"
+    r"|[A-Za-z]\w?|\\?[A-Za-z]{1,3}(?=\())"
+    r"(?:[\s{}A-Za-z_'0-9]|\\text\{[^{}]*\}|\([A-Za-z0-9, ]*\))*\Z"
+)
 NUM_SIDES = 2
 
 
@@ -123,11 +126,13 @@ def plus_minus(text: str) -> list[str]:
 
 
 def as_interval(relation: Relation) -> str | None:
-    r"""``a < x \le b`` as ``(a,b]``, ``x > a`` as ``(a,\infty)``; None if it is no bound of one name."""
+    r"""``a < x \le b`` as ``(a,b]``, ``x > a`` as ``(a,\infty)``, ``x \ne a`` as two; None: it is no bound."""
     bounds = {"<": (")", "("), r"\le": ("]", "["), ">": ("(", ")"), r"\ge": ("[", "]")}
-    if any(operator not in bounds for operator in relation.operators):
-        return None
     sides, operators = relation.sides, relation.operators
+    if operators == (r"\ne",) and is_name(sides[0]):
+        return rf"(-\infty,{sides[1]})\cup({sides[1]},\infty)"
+    if any(operator not in bounds for operator in operators):
+        return None
     if len(sides) == NUM_SIDES:
         left, right = sides
         if is_name(left):

@@ -63,6 +63,8 @@ def is_tame(text: str) -> bool:
 
 def is_prose(text: str) -> bool:
     """Does it have words that are no functions? Letters would be read as a product, in which order does not count."""
+    if re.fullmatch(r"[A-Z]{3,}", text):
+        return True  # points or letters in an order
     inside = re.findall(r"\\text\{([^{}]*)\}", text)
     outside = re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", " ", text)
     words = [word for part in inside for word in re.findall(r"[A-Za-z]{2,}", part)]

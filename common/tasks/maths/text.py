@@ -54,12 +54,14 @@ _REPLACED = [
     (re.compile(r"\\(?:R|reals)(?![A-Za-z])"), r"\\mathbb{R}"),
     (re.compile(r"\\(?:colon)(?![A-Za-z])"), ":"),
     (re.compile(r"\\(?:ast|star)(?![A-Za-z])|\*+"), r"\\cdot "),
-    (re.compile(r"\{,\}"), ","),
     (re.compile(r"\\(?:degree|degrees)(?![A-Za-z])|\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)"), r"\\text{degrees}"),
     (re.compile(r"\\%"), "%"),
+    (re.compile(r"\\equiv(?![A-Za-z])"), "="),
+    (re.compile(r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}\}"), r"\\text{\1 per \2}"),
+    (re.compile(r"(?<=\d)\s*(?:\\text\{\s*to\s*\}|\bto\b)\s*(?=\d)"), ":"),
     (re.compile(r"(?<![A-Za-z\\])(?:infinity|\+?inf|\+?\\infty)(?![A-Za-z])|\+\s*\\infty(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<![A-Za-z\\{])pi(?![A-Za-z])"), r"\\pi "),
-    (re.compile(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![A-Za-z\\])\\?sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![A-Za-z\\])sqrt\s*(\{|\d+)"), r"\\sqrt\1"),
     (re.compile(r"(?<=\d) (?=\d{3}(?: \d{3})*(?![\d/]))"), ""),  # 10 000
     (re.compile(r"\\(sqrt)\s*(\d|[A-Za-z])"), r"\\\1{\2}"),
@@ -130,7 +132,7 @@ def is_balanced(text: str) -> bool:
 def normal_form(answer: str) -> str:
     """The answer without what only changes its looks: signs as LaTeX, spacing, delimiters, dialects of LaTeX."""
     text = _without_delimiters(_as_ascii(answer).strip())
-    text = _LOOKS.sub("", text)
+    text = _LOOKS.sub("", text).replace("{,}", ",")
     text = _MONEY.sub(r"\1\2\\text{ dollars}", text)
     text = _FOREIGN.sub(lambda m: rf"{m[1]}{m[3]}\text{{ {_CURRENCIES[m[2]]}}}", text)
     text = text.replace("\\$", "").replace("$", "")
@@ -153,6 +155,7 @@ def key(normal: str) -> str:
             break
         text = inner
     text = re.sub(r"^\s*(?:the|an?)\s+(?=[a-z]{2})", "", text.casefold())
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text.strip())  # 1 1/2 is not 11/2
     text = re.sub(r"[\s\"'`]+", "", text).rstrip(".;:,")
     return _SYNONYMS.get(text, text)
 
