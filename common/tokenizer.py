@@ -154,6 +154,13 @@ def _reference(path: str) -> Any:
 
 def _difference(tokenizer: Any, reference: Any, path: str) -> str | None:
     """How the tokenizer differs from tokenizer.json; None when it does not."""
+    try:
+        return _first_difference(tokenizer, reference, path)
+    except Exception as error:  # noqa: BLE001  (tokenizers raises bare Exception: one that lacks its unknown token, say)
+        return f"fails ({one_line(error)})"
+
+
+def _first_difference(tokenizer: Any, reference: Any, path: str) -> str | None:
     added = {token.content: number for number, token in reference.get_added_tokens_decoder().items()}
     elsewhere = [token for token in tokenizer.get_added_vocab() if token not in added]
     given = read_stated(path, _SETTINGS)

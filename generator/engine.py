@@ -30,6 +30,7 @@ from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, Ve
 from generator import seeded_prefill
 from generator.engine_start import OWNER_VARIABLE, die_with_parent, log_room, set_environment, start_failure
 from generator.model_files import end_tokens, load_tokenizer, require_model
+from generator.served import require_served
 from generator.stepper import EngineDead, Stepper
 from generator.stop_strings import StopStrings, watch
 
@@ -129,6 +130,7 @@ class Engine:
         self._stop_tokens = sorted({*end_tokens(self.model, trusted), *sampling.stop_token_ids})
         if sampling.stop:
             self._tokenizer = load_tokenizer(self.model, trusted)
+        require_served(self.model, trusted, dict(self.config.generator.engine_options))
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 

@@ -138,6 +138,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             self._finalize()
         self._unfinished = True
         self._tied_heads = tied_heads(self.model)  # now: during the reload nothing is shared with anything
+        unpack_experts(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -191,6 +192,18 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         if self._group is not None:
             self._group.abort()
         self._group = self._store = None
+
+
+def unpack_experts(model: torch.nn.Module) -> None:
+    """Let the experts of every mixture pack their weights anew when these have come, as after the first load.
+
+    On a CPU they compute from prepacked weights, and vLLM 0.32 packs them only when a layer makes its kernel: an update
+    would leave them as they come, and the log-probs off by a nat.
+    """
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def tied_heads(model: torch.nn.Module) -> list[tuple[Any, Any]]:

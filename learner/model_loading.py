@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from common.config.yaml_text import one_line
@@ -135,8 +135,22 @@ def _check_settings(path: str | Path, config: Any, max_tokens: int | None) -> No
             f"model {path}: its weights are quantised (quantization_config in config.json) and can't be trained: give "
             "the bfloat16 or float32 model it was made from"
         )
+    _check_generation_config(path)
     for rope in _rope_settings(text):
         _check_rope(path, text, rope, max_tokens)
+
+
+def _check_generation_config(path: str | Path) -> None:
+    """What transformers would not even load; what it would not save, `learner.saving` mends."""
+    if not (Path(path) / "generation_config.json").is_file():
+        return
+    try:
+        GenerationConfig.from_pretrained(str(path))
+    except Exception as error:  # its validator raises many kinds
+        raise ModelRefused(
+            f"model {path}: its generation_config.json is not valid ({one_line(error)}): correct it, or delete all but "
+            "its token ids"
+        ) from error
 
 
 def _rope_settings(config: Any) -> list[dict[str, Any]]:

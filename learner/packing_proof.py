@@ -67,13 +67,12 @@ def prove(reader: Reader, config: Any, path: str, **how: Any) -> bool:
     Raises:
         ModelRefused: packed forward fails, or differs; names the model, the layer and the remedy.
     """
-    for small in tiny_configs(config, reader.auto_class, **how):
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
+        for small in tiny_configs(config, reader.auto_class, **how):
             torch.manual_seed(0)
-            made = _plain_instance(reader, small, how)
-        if made is not None:
-            _compare(reader, small, path, how, *made)
-            return True
+            if (made := _plain_instance(reader, small, how)) is not None:
+                _compare(reader, small, path, how, *made)
+                return True
     return False
 
 

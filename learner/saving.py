@@ -113,7 +113,14 @@ def _repaired(given: GenerationConfig) -> Iterator[GenerationConfig]:
         if hasattr(without_beams, name):
             setattr(without_beams, name, getattr(plain, name, None))
     yield without_beams
-    yield GenerationConfig(**{name: value for name in _TOKENS if (value := getattr(given, name, None)) is not None})
+    tokens = {name: getattr(given, name, None) for name in _TOKENS}
+    yield GenerationConfig(**{name: value for name, value in tokens.items() if _is_token(value)})
+
+
+def _is_token(value: Any) -> bool:
+    """A token id, or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(each, int) and each >= 0 for each in values)
 
 
 def _settings(config: GenerationConfig) -> dict[str, Any]:

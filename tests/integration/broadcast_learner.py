@@ -57,7 +57,7 @@ def as_trajectory(tokens: Any, prompt_length: int = PROMPT_LENGTH) -> Trajectory
 class Case:
     """One run, one ZeRO stage: the engine, the broadcaster and, on rank 0, the store and the receiving end."""
 
-    def __init__(self, config: VcppoConfig, zero_stage: Any) -> None:
+    def __init__(self, config: VcppoConfig, zero_stage: Any, members: int = 2) -> None:
         self.config = config
         options = EngineOptions(zero_stage=zero_stage, dtype=config.model.dtype)
         policy = load_policy(config.model.path, dtype=options.torch_dtype)
@@ -71,7 +71,7 @@ class Case:
             self.version = int(self.store.get_value("policy_version") or 0)
         self.broadcaster = WeightBroadcaster(config, self.store, self.engine)
         if rank() == 0:
-            self.broadcaster.wait_for_members(2, DEADLINE)
+            self.broadcaster.wait_for_members(members, DEADLINE)
         self.probe_tokens = np.random.default_rng(7).integers(2, 32, PROMPT_LENGTH + 64).astype(np.int32)
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ def main() -> None:
     init_distributed("cpu")
     seen: list[dict[str, Any]] = []
     for entry in spec["cases"]:
-        case = Case(load_config(Path(entry["config"]), []), entry["zero_stage"])
+        case = Case(load_config(Path(entry["config"]), []), entry["zero_stage"], entry.get("members", 2))
         seen.append(entry | {"ranks": num_ranks()} | prove(case))
         if entry.get("break_flag"):
             seen[-1] |= break_weights(case, Path(entry["break_flag"]))

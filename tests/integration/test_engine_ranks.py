@@ -42,6 +42,7 @@ def run_worker(folder: Path) -> None:
     check_collectives()
     for stage in STAGES[num_ranks()]:
         train(folder, output, stage)
+        check_wire(folder, stage)
     for stage in BFLOAT16_STAGES[num_ranks()]:
         train_bfloat16(folder, output, stage)
     shutdown_distributed()
@@ -86,6 +87,22 @@ def train(folder: Path, output: Path, stage: int) -> None:
             save_file(state, output / f"{name}_{stage}.safetensors")
     if rank() == 0:
         (output / f"norms_{stage}.json").write_text(json.dumps(norms))
+
+
+def check_wire(folder: Path, stage: int) -> None:
+    """Experts that transformers has fused come out, on every rank, name by name and byte by byte as in the file."""
+    from learner.engine import EngineOptions, TrainEngine
+    from learner.models import load_policy
+
+    engine = TrainEngine(load_policy(folder / "moe"), learning_rate=1e-3, options=EngineOptions(zero_stage=stage))
+    stored = load_file(folder / "moe" / "model.safetensors")
+    metadata = [(info.name, info.shape) for info in engine.weight_metadata()]
+    seen = []
+    for name, tensor in engine.weight_source():
+        assert torch.equal(tensor, stored[name]), name
+        seen.append((name, tuple(tensor.shape)))
+    assert seen == metadata
+    assert {name for name, _ in seen} == set(stored)
 
 
 def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
@@ -191,11 +208,13 @@ def launch(folder: Path, num_ranks: int) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.unit.architectures import save_tiny
     from tests.unit.learner_samples import save_tiny_policy
 
     folder = tmp_path_factory.mktemp("ranks")
     save_tiny_policy(folder / "tied")
     save_tiny_policy(folder / "untied", tied=False)
+    save_tiny("mixtral", folder / "moe")
     for num_ranks in (1, 2):
         launch(folder, num_ranks)
     return folder

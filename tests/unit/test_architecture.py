@@ -33,6 +33,7 @@ CONFINED = {
         "generator/check/vllm_settings.py",
         "generator/engine.py",
         "generator/gloo_engine.py",
+        "generator/served.py",
         "learner/weight_transfer.py",
         "learner/gloo_trainer.py",
     ),
