@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.config import TaskConfig
+from common.config.yaml_text import one_line
 from common.tasks.interface import (
     ChatMessages,
     Demonstration,
@@ -111,7 +112,13 @@ def _prompt_text(tokenizer: Any, prompt: Text) -> tuple[str, bool]:
             "the task gives chat messages, but the model's tokenizer has no chat template: "
             "set task.options.prompt_template for plain text, or use a chat model"
         )
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False
+    try:
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False
+    except Exception as error:  # a template is a program of the model's: it raises whatever it likes
+        raise TaskError(
+            f"the model's chat template can't render the task's messages ({one_line(error)}): mend the template, "
+            "change task.options.system_prompt, or set task.options.prompt_template for plain text"
+        ) from error
 
 
 def decode_response(

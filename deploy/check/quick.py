@@ -79,5 +79,9 @@ def refuse_start(config: VcppoConfig, names: Collection[str]) -> list[CheckLine]
 
 
 def in_words(line: CheckLine) -> str:
-    """Text and remedy as one sentence."""
-    return f"{line.text}: {line.remedy}" if line.remedy else line.text
+    """Text and remedy after each other."""
+    if not line.remedy:
+        return line.text
+    if line.text.endswith(("?", ".")):
+        return f"{line.text} {line.remedy[0].upper()}{line.remedy[1:]}"
+    return f"{line.text}: {line.remedy}"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from common.check_lines import NotPossible
 from common.config import VcppoConfig
-from common.tasks import Problem, Split, Task, Text, encode_prompts, load_task
+from common.tasks import Problem, Split, Task, TaskError, Text, encode_prompts, load_task
 from generator.model_files import load_tokenizer
 
 T = TypeVar("T")
@@ -55,8 +55,11 @@ class Context:
         return self.task.problems(self.split, SEED, 0, count if size is None else min(count, size))
 
     def lengths(self, prompts: Sequence[Text]) -> list[int]:
-        """Tokens of each prompt."""
-        return [len(ids) for ids in encode_prompts(self.tokenizer, prompts)]
+        """Tokens of each prompt. Raises NotPossible where the chat template fails: the first prompts say how."""
+        try:
+            return [len(ids) for ids in encode_prompts(self.tokenizer, prompts)]
+        except TaskError as error:
+            raise NotPossible("the prompts can't be made into tokens, see above") from error
 
     def _once(self, what: str, make: Callable[[], T]) -> T:
         if what in self._failed:

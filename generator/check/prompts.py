@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.check_lines import Result, failed, passed, warned
-from common.config.yaml_text import one_line
-from common.tasks import Split, Text, encode_prompt
+from common.tasks import Split, TaskError, Text, encode_prompt
 from common.tasks.lengths import PromptLengths, measure_prompts, prompt_room
 from generator.check.context import Context
 from generator.check.tokenizer import decode
@@ -24,11 +23,8 @@ def shown(context: Context) -> Iterator[Result]:
     for problem in context.problems(NUM_SHOWN):
         try:
             ids = encode_prompt(tokenizer, problem.prompt).tolist()
-        except Exception as error:  # noqa: BLE001  (a chat template raises whatever it likes)
-            yield failed(
-                f"a prompt can't be made into tokens: {one_line(error)}",
-                "mend the model's chat template, or set task.options.prompt_template for plain text",
-            )
+        except TaskError as error:
+            yield failed(str(error), "")
             return
         yield look_at(tokenizer, problem.prompt, ids)
 

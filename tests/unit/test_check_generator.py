@@ -131,7 +131,8 @@ class TestPrompts:
 
     def test_a_template_that_can_not_be_rendered(self, tmp_path: Path) -> None:
         line = only(self.shown(tmp_path, "{{ raise_exception('system first') }}"))
-        assert line.status == "failed" and "system first" in line.text and "prompt_template" in line.remedy
+        assert line.status == "failed" and "system first" in line.text and "prompt_template" in line.text
+        assert only(look(load_config(tmp_path / "run.yaml"), "lengths")).status == "skipped"  # said once
 
     def test_no_template_at_all(self, tmp_path: Path) -> None:
         assert "no chat template" in only(self.shown(tmp_path, None)).text
