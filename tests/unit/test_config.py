@@ -123,6 +123,7 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         (["rl.batch_siz=64"], "command line: rl.batch_siz = 64: unknown field; did you mean rl.batch_size?"),
         (["lerner.num_ranks=2"], "unknown field; did you mean learner?"),
         (["max_staleness=0"], "unknown field; did you mean rl.max_staleness?"),
+        (["broadcast.canary_tolerance=1"], "broadcast.canary_tolerance = 1: this setting is gone: take it out. "),
         (["rl.zzz=1"], "unknown field; known here: actor_learning_rate, "),
         (["sft.init=m", "sft.phases=[{steps: 1, stile: {}}]"], "did you mean sft.phases.style?"),
         (
