@@ -191,15 +191,14 @@ class Engine:
             "disable_log_stats": True,
             "weight_transfer_config": {"backend": _WORKER_BACKENDS[transfer_backend(self.config)]},
         }
-        if self.start_unset:
-            arguments["load_format"] = _UNSET_FORMAT
         if on_cpu():
             arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
         else:
             arguments["gpu_memory_utilization"] = generator.gpu_memory_utilization
         arguments |= dict(generator.engine_options)
-        if users_own := arguments.get("worker_extension_cls"):
-            os.environ[EXTENSION_VARIABLE] = str(users_own)
+        if self.start_unset:
+            arguments["load_format"] = _UNSET_FORMAT
+        os.environ[EXTENSION_VARIABLE] = str(arguments.get("worker_extension_cls", ""))
         return arguments | {"worker_extension_cls": "generator.worker_extension.WorkerExtension"}
 
     @property
