@@ -56,7 +56,9 @@ class Job:
         """Its standard output. Fails when it ends otherwise than expected."""
         command = [sys.executable, "-m", "deploy.cli", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-        assert done.returncode == exit_code, f"{' '.join(words)} → {done.returncode}\n{done.stderr}\n{done.stdout[-4000:]}"
+        assert done.returncode == exit_code, (
+            f"{' '.join(words)} → {done.returncode}\n{done.stderr}\n{done.stdout[-4000:]}"
+        )
         return done.stdout
 
     def events(self, name: str) -> list[dict[str, object]]:
@@ -98,7 +100,5 @@ def test_responses_of_both_stages_can_be_read(job: Job) -> None:
 
 
 def test_it_is_evaluated_before_and_after(job: Job, real_job: Path) -> None:
-    shown = job.vcppo(
-        "eval", *job.settings, "--model", str(real_job / "model"), "--model", str(job.folder.export)
-    )
+    shown = job.vcppo("eval", *job.settings, "--model", str(real_job / "model"), "--model", str(job.folder.export))
     assert "export" in shown, shown
