@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin, get_type_hints
 
 from common.json_file import JsonError, parse_json
 from common.pass_at_k import pass_figures
@@ -47,16 +47,7 @@ class Sample:
 
 
 _OUTCOMES = get_args(Outcome)
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    "problem": (str,),
-    "sample": (int,),
-    "outcome": (str,),
-    "extracted": (str, type(None)),
-    "finish_reason": (str,),
-    "length": (int,),
-    "seconds": (float, int),
-    "response": (str,),
-}
+_FIELD_TYPES = get_type_hints(Sample)
 
 
 @dataclass(slots=True)
@@ -170,12 +161,18 @@ def _parse(line: str) -> Sample | None:
         return None
     if not isinstance(values, dict) or values.keys() != _FIELD_TYPES.keys():
         return None
-    if (
-        any(type(values[name]) not in kinds for name, kinds in _FIELD_TYPES.items())
-        or values["outcome"] not in _OUTCOMES
-    ):
+    are_right = all(_is_of(value, _FIELD_TYPES[name]) for name, value in values.items())
+    if not are_right or values["outcome"] not in _OUTCOMES:
         return None
     return Sample(**values)
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """JSON has no bool that is an integer, and writes 2.0 seconds as it likes."""
+    kind = get_origin(kind) or kind if get_origin(kind) in (list, dict) else kind
+    return (
+        isinstance(value, kind) and isinstance(value, bool) == (kind is bool) or (kind is float and type(value) is int)
+    )
 
 
 def _ends_line(file: Any) -> bool:

@@ -173,7 +173,8 @@ def _proportional(wanted: Relation, said: Relation) -> bool:
         return False
     if operator in ("=", r"\ne"):
         return True
-    return (f0 / g0 > 0) == (operator == other)
+    is_same_way = f0 / g0 > 0
+    return is_same_way == (operator == other)
 
 
 # --- lists, tuples, sets, intervals, matrices --------------------------------------------------------------------
