@@ -26,6 +26,7 @@ from common.ledger import VOCABULARY_SIZE
 from common.tasks import load_task
 from common.trajectory import Prompt, Trajectory
 from common.transport import TrajectorySender
+from common.transport.endpoints import endpoints_of
 from common.wire import encode_trajectory
 from learner.batch import Batch
 from learner.collect import BatchCollector, PromptIssuer
@@ -60,7 +61,7 @@ class DataPath:
         self.store.set_value(VOCABULARY_SIZE, str(_VOCABULARY))
         self.rig.wait(lambda: bool(self.store.members("buffer")), "the buffer is up")
         self.sender = TrajectorySender(
-            self.config.transport.endpoints, GENERATOR, self.config.transport, self.rig.folder.spool / GENERATOR
+            endpoints_of(self.config), GENERATOR, self.config.transport, self.rig.folder.spool / GENERATOR
         )
         source = PromptSource(self.config, load_task(self.config.task), _encode)
         self.issuer = PromptIssuer(self.store, source, "rl")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from benchmarks.rig import DEMO, demo_architecture, write_model
 from common.config import load_config
-from common.ports import free_endpoint
 from common.run_folder import RunFolder
 from deploy.run_data import RunData
 
@@ -36,7 +35,6 @@ class RealRun:
         self.model = root / "model"
         self._always = [
             "-c", str(DEMO), f"run.folder={root}", f"model.path={self.model}",
-            f"transport.endpoints=[{free_endpoint()}]",
             "value_pretraining.num_trajectories=0", "critic.init=policy", "learner.checkpoint_every=1000",
             "generator.max_in_flight=32",
             "rl.actor_learning_rate=1e-9", "rl.critic_learning_rate=1e-9", "launcher.learner_restarts=0",

@@ -1,12 +1,13 @@
 """The files of an evaluation: one line a sample as it comes, from any number of processes; at the end the figures.
 
     FILE.samples/<plan>.<worker>.jsonl    a line a sample, in the order they finished, response included
+    FILE.samples/<plan>.inputs.json       what these samples depend on, so that a person can see what differs
     FILE.jsonl                            a line a problem
     FILE.json                             the figures: written last, whole or not at all
 
 A process that is killed loses what it was generating; the next one reads what is there and makes the rest. `<plan>` is
-a hash of whatever the samples depend on, so samples of another model or temperature are never taken for these: they
-stay, unread.
+a hash of whatever the samples depend on (`common.evaluation_inputs`), so samples of another model or temperature are
+never taken for these: they stay, unread.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from common.evaluation_inputs import differences
+from common.intervals import wilson
 from common.json_file import JsonError, parse_json
-from common.pass_at_k import pass_figures
+from common.pass_at_k import mean_interval, pass_figures
 from common.tasks import Problem
 from common.trajectory import Outcome
 from common.whole_file import write_whole
 
 Key = tuple[str, int]
+_INPUTS = ".inputs.json"
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
+CUT = "cut"  # in the table of outcomes: cut off by length, whatever the verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +94,35 @@ class SampleFiles:
 
     def __init__(self, output: Path, plan: str, worker: int) -> None:
         self._folder = output.with_suffix(".samples")
-        self._plan = plan
+        self.plan = plan
         self._file = self._folder / f"{plan}.{worker}.jsonl"
 
     def read(self) -> dict[Key, Sample]:
         """All workers' samples of the plan, also of earlier lives; a line that broke off is none."""
         found: dict[Key, Sample] = {}
-        for path in sorted(self._folder.glob(f"{self._plan}.*.jsonl")):
+        for path in sorted(self._folder.glob(f"{self.plan}.*.jsonl")):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 sample = _parse(line)
                 if sample is not None:
                     found.setdefault(sample.key, sample)
         return found
+
+    def note_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Write down what the plan's samples depend on. Several workers may write the same."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._folder / f"{self.plan}{_INPUTS}", json.dumps(inputs, indent=1, default=str) + "\n")
+
+    def changed_since_last(self, inputs: Mapping[str, Any]) -> list[str]:
+        """What differs from the plan whose samples were begun last, by dotted name; empty when this is the first."""
+        others = [path for path in self._folder.glob(f"*{_INPUTS}") if path.name != f"{self.plan}{_INPUTS}"]
+        if not others:
+            return ["(no record of what they depended on)"] if any(self._folder.glob("*.jsonl")) else []
+        last = max(others, key=lambda path: path.stat().st_mtime_ns)
+        try:
+            before = parse_json(last.read_bytes())
+        except (OSError, ValueError):
+            before = {}
+        return differences(before if isinstance(before, dict) else {}, json.loads(json.dumps(inputs, default=str)))
 
     def add(self, sample: Sample) -> None:
         """On its way to the disk when this returns: a killed process loses none it has added."""
@@ -135,6 +158,8 @@ def summarise(records: Sequence[ProblemRecord], k: int, seed: int) -> dict[str, 
     lengths = [length for record in records for length in record.lengths]
     outcomes = Counter(outcome for record in records for outcome in record.outcomes)
     reasons = Counter(reason for record in records for reason in record.finish_reasons)
+    marks = {outcome: [[each == outcome for each in record.outcomes] for record in records] for outcome in OUTCOMES}
+    marks[CUT] = [[each == "length" for each in record.finish_reasons] for record in records]
     return {
         **pass_figures([(len(record.outcomes), record.num_correct) for record in records], k, seed),
         "num_problems": len(records),
@@ -143,7 +168,20 @@ def summarise(records: Sequence[ProblemRecord], k: int, seed: int) -> dict[str, 
         "max_length": max(lengths),
         "truncated_fraction": reasons["length"] / len(lengths),
         "outcomes": dict(outcomes),
+        "responses": {name: _rate(each, seed) for name, each in marks.items()},
     }
+
+
+def _rate(marks: Sequence[Sequence[bool]], seed: int) -> dict[str, Any]:
+    """How many of all samples, their share and its 95 % interval: `common.pass_at_k`'s, as for pass@1.
+
+    Args:
+        marks: problem → sample → whether it counts.
+    """
+    count, num = sum(map(sum, marks)), sum(map(len, marks))
+    rates = [sum(each) / len(each) for each in marks]
+    interval = wilson(count, num) if len(marks) == num else mean_interval(rates, seed)
+    return {"count": count, "of": num, "rate": count / num, "interval": interval}
 
 
 def write_results(output: Path, figures: Mapping[str, Any], records: Sequence[ProblemRecord]) -> None:

@@ -21,9 +21,13 @@ _COLOURS = {"debug": _DIM, "info": _GREEN, "warning": _YELLOW, "error": _RED, "c
 
 def to_json(line: Mapping[str, Any]) -> str:
     """One line of valid JSON, leading fields first. Never fails: an odd value becomes its text."""
-    plain = {name: _plain(line[name]) for name in LEADING_FIELDS if name in line}
-    plain |= {str(name): _plain(value) for name, value in line.items() if name not in LEADING_FIELDS}
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(line), ensure_ascii=False, allow_nan=False)
+
+
+def plain(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as JSON can say them, whoever made them: no lone surrogate, no NaN, nothing nested without end."""
+    leading = {name: _plain(line[name]) for name in LEADING_FIELDS if name in line}
+    return leading | {_text(name): _plain(value) for name, value in line.items() if name not in LEADING_FIELDS}
 
 
 def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
@@ -33,21 +37,22 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
         line: a parsed JSON log line; no field is required.
         colour: ANSI colours.
     """
-    level = str(line.get("level", ""))
+    level = printable(str(line.get("level", "")))
     time = str(line.get("time", ""))
     head = [
-        _paint(time[11:23] if len(time) >= 23 else time, _DIM, colour),
+        _paint(printable(time[11:23] if len(time) >= 23 else time), _DIM, colour),
         _paint(f"{level:<8}", _COLOURS.get(level, ""), colour),
-        *([f"{line['service']!s:<12}"] if "service" in line else []),  # absent: a prefix says it already
-        _paint(_printable(str(line.get("event", ""))), _BOLD, colour),
+        *([f"{printable(str(line['service'])):<12}"] if "service" in line else []),  # absent: a prefix says it already
+        _paint(printable(str(line.get("event", ""))), _BOLD, colour),
     ]
     hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
     # Our loggers need no naming: the event says it. A library's does.
     if str(line.get("logger", "")).split(".")[0] in ("common", "learner", "generator", "deploy", "__main__", "None"):
         hidden.add("logger")
-    fields = [_paint(f"{name}=", _DIM, colour) + _short(value) for name, value in line.items() if name not in hidden]
+    shown = [(name, value) for name, value in line.items() if name not in hidden]
+    fields = [_paint(f"{printable(name)}=", _DIM, colour) + _short(value) for name, value in shown]
     text = " ".join([*head, *fields]).rstrip()
-    trace = "\n".join(str(line[name]) for name in ("stack", "exception") if line.get(name))
+    trace = "\n".join(printable(str(line[name])) for name in ("stack", "exception") if line.get(name))
     return f"{text}\n{trace}" if trace else text
 
 
@@ -97,8 +102,8 @@ def _short(value: Any) -> str:
     )  # what a peer called itself must not steer a terminal
 
 
-def _printable(text: str) -> str:
-    """An event of a library may have several lines; nothing else that is no character is let through."""
+def printable(text: str) -> str:
+    """Of several lines, as a library's event may be; nothing else that is no character gets to a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 

@@ -12,12 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
 from common.errors import MetricsError
-from common.json_file import JsonError, parse_json
+from common.json_lines import open_to_append, parse_object
 from common.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
 from common.run_folder import RunFolder
 
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 Value = float | int | str | None | Sequence[float | None]
 
 log = structlog.get_logger(__name__)
+
+
+class _Numbers(NamedTuple):
+    """What a sink is told of one line."""
+
+    step: int
+    values: dict[str, float | int]
+    undefined: list[str]
+    wall_time: float
 
 
 class MetricsWriter:
@@ -41,34 +50,43 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, service: str, run_id: str, sinks: Sequence[Sink] = ()) -> None:
         self._identity = {"service": service, "run_id": run_id}
-        path = RunFolder(folder).metrics_file(service)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _close_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = open_to_append(RunFolder(folder).metrics_file(service))
         self._sinks = list(sinks)
+        self._early: _Numbers | None = None
 
-    def write(self, step: int, values: Mapping[str, Value]) -> None:
+    def write(self, step: int, values: Mapping[str, Value], *, final: bool = True) -> None:
         """Append ``{"time", "service", "run_id", "step", …values}``.
 
         Args:
             step: x-axis of the charts; learner step or seconds, as the service defines it.
             values: by name. NaN and infinity become null, which sinks hear of as undefined. Lists (curves by position,
                 say) and text (``stage``) are in the JSON line only.
+            final: False: what is known of the step before all of it is done, so that it outlives what may still fail.
+                The last line of a step counts. Sinks get a step once: the final line, or this one at `close`.
         """
         now = time.time()
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         plain = {name: _plain(value) for name, value in values.items()}
         line = {"time": stamp, **self._identity, "step": step, **plain}
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         self._file.flush()
         scalars = {name: value for name, value in plain.items() if isinstance(value, float | int)}
         undefined = [name for name, value in plain.items() if value is None]
+        numbers = _Numbers(step, scalars, undefined, now)
+        self._early = None if final else numbers
+        if final:
+            self._tell(numbers)
+
+    def _tell(self, numbers: _Numbers) -> None:
         for sink in self._sinks:
-            sink.write(step, scalars, undefined, now)
+            sink.write(*numbers)
 
     def close(self) -> None:
         """Flush and close everything; idempotent."""
         self._file.close()
+        if self._early is not None:
+            self._tell(self._early)
+            self._early = None
         while self._sinks:
             self._sinks.pop().close()
 
@@ -107,29 +125,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, raw in enumerate(text.split("\n"), start=1):
         if raw.strip():
-            line = _parse(raw)
+            line = parse_object(raw)
             if line is None:
                 log.warning("metrics_line_torn", path=str(path), line=number, text=raw[:80])
             else:
                 lines.append(line)
     return lines
-
-
-def _parse(raw: str) -> dict[str, Any] | None:
-    try:
-        line = parse_json(raw)
-    except JsonError:
-        return None
-    return line if isinstance(line, dict) else None
-
-
-def _close_torn_line(path: Path) -> None:
-    """End what a crashed predecessor left without a newline, so that our first line is not glued to it."""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb+") as file:
-            file.seek(-1, 2)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
 
 
 def _plain(value: Any) -> Any:

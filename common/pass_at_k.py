@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Interval = tuple[float, float]
+from common.intervals import Interval, wilson
+
 NUM_RESAMPLES = 9999
 CONFIDENCE = 0.95
 
@@ -26,18 +27,6 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-def wilson_interval(num_correct: float, num: int) -> Interval:
-    """95 % interval of a proportion; honest near 0 and 1. (0, 1) of nothing."""
-    if num == 0:
-        return 0.0, 1.0
-    from scipy.special import ndtri
-
-    rate, z2 = num_correct / num, float(ndtri(0.5 + CONFIDENCE / 2)) ** 2
-    centre = (rate + z2 / (2 * num)) / (1 + z2 / num)
-    half = math.sqrt(z2) * math.sqrt(rate * (1 - rate) / num + z2 / (4 * num**2)) / (1 + z2 / num)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def mean_interval(per_problem: Sequence[float] | NDArray[np.float64], seed: int) -> Interval:
     """95 % interval of the mean over problems of numbers in [0, 1].
 
@@ -46,7 +35,7 @@ def mean_interval(per_problem: Sequence[float] | NDArray[np.float64], seed: int)
     """
     values = np.asarray(per_problem, np.float64)
     if len(values) < 2 or np.ptp(values) == 0.0:
-        return wilson_interval(float(values.sum()), len(values))
+        return wilson(float(values.sum()), len(values))
     from scipy.stats import bootstrap
 
     found = bootstrap(
@@ -67,7 +56,7 @@ def pass_figures(counts: Sequence[tuple[int, int]], k: int, seed: int) -> dict[s
     rates = [correct / num for num, correct in counts]
     at_k = [pass_at_k(num, correct, k) for num, correct in counts]
     single = all(num == 1 for num, _ in counts)
-    at_1 = wilson_interval(sum(rates), len(rates)) if single else mean_interval(rates, seed)
+    at_1 = wilson(sum(rates), len(rates)) if single else mean_interval(rates, seed)
     return {
         "pass_at_1": float(np.mean(rates)),
         "pass_at_1_interval": at_1,

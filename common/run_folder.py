@@ -7,6 +7,7 @@ from pathlib import Path
 
 # In the folder of value pretraining.
 RECORD_FILE = "trajectories.msgpack"
+RECORDED_WITH_FILE = "recorded_with.json"
 DECISION_FILE = "decision.json"
 CRITIC_FOLDER = "critic"
 
@@ -86,6 +87,22 @@ class RunFolder:
     def trained_log(self) -> Path:
         """JSON lines: step, trained prompt and trajectory ids, staleness."""
         return self.path / "trained.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Some responses of each RL step, one file a step (`vcppo samples`)."""
+        return self.path / "samples"
+
+    @property
+    def endpoints(self) -> Path:
+        """Where the buffers of the last launch listen, when the launcher chose (`common.transport.endpoints`)."""
+        return self.path / "endpoints.json"
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether a step of RL was done."""
+        log = self.trained_log
+        return (log.exists() and log.stat().st_size > 0) or any(self.checkpoints.glob("step-*"))
 
     def create(self) -> RunFolder:
         """Make the folders every process writes to; existing ones are kept."""

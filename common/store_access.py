@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from common import embedded_redis
 from common.config import VcppoConfig
 from common.errors import ConfigError
+from common.run_folder import RunFolder
 from common.store import Credentials, RunStore
 
 PASSWORD_VARIABLE = "VCPPO_REDIS_PASSWORD"
@@ -22,7 +24,7 @@ def connect_store(
     """The run's store.
 
     Args:
-        url: default: redis.url.
+        url: default: redis.url, or the embedded server of the run's folder.
         deadline_seconds: for the first answer; default: redis.connect_deadline_seconds.
         patience_seconds: how long later calls bear with a Redis that is away.
 
@@ -32,7 +34,13 @@ def connect_store(
     """
     url = config.redis.url if url is None else url
     if url is None:
-        raise ConfigError("redis.url is not set: start the run with `vcppo up`, or give redis.url=redis://host:port/0")
+        embedded = RunFolder(config.run.path).redis
+        if not embedded_redis.socket_path(embedded).exists():
+            raise ConfigError(
+                f"redis.url is not set, and no embedded server is up for {config.run.path}: start the run with"
+                " `vcppo up`, or give redis.url=redis://host:port/0"
+            )
+        url = embedded_redis.url(embedded)
     deadline = config.redis.connect_deadline_seconds if deadline_seconds is None else deadline_seconds
     return RunStore.connect(
         url, config.run.name, deadline, patience_seconds=patience_seconds, credentials=credentials(config)

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 failure, 2 bad usage or config, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -59,12 +60,17 @@ def _quiet_logging() -> None:
 
 
 def _up(arguments: argparse.Namespace) -> int:
+    from deploy.check.quick import BEFORE_UP, refuse_start
     from deploy.demo import run_up
     from deploy.run_config import exclusive, write_config
     from deploy.session import open_session
+    from deploy.start_over import start_over
 
     config = _config(arguments)
+    refuse_start(config, BEFORE_UP)
     with exclusive(config.run.path):
+        if arguments.start_over is not None and (place := start_over(config, arguments.start_over)):
+            print(f"what there was moved to {place}")
         write_config(config)
         with open_session(config, "watch" if arguments.watch else "follow") as session, session.stage("up"):
             ledger = run_up(config, session)
@@ -73,9 +79,13 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _sft(arguments: argparse.Namespace) -> int:
-    from deploy.demo import run_sft
+    from deploy.demo import other_cold_start, run_sft
 
-    return _stage_alone(_config(arguments), "cold start", run_sft)
+    config = _config(arguments)
+    code = _stage_alone(config, "cold start", run_sft)
+    if (said := other_cold_start(config)) is not None:
+        sys.stderr.write(f"vcppo: {said}\n")
+    return code
 
 
 def _reward_model(arguments: argparse.Namespace) -> int:
@@ -112,7 +122,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 
     wanted = LogFilter(arguments.service, arguments.level, arguments.trajectory, arguments.policy_version)
     if arguments.run is None and not sys.stdin.isatty():
-        records = from_text(sys.stdin)
+        records = from_text(io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", errors="replace"))
     else:
         folder = latest_run() if arguments.run is None else open_run(arguments.run)
         records = from_folder(folder.logs, arguments.follow)
@@ -133,7 +143,7 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from deploy.report import write_report
+    from deploy.report import has_results, write_report
     from deploy.report.records import pack
     from deploy.report.suite import is_suite, write_suite_report
     from deploy.run_config import RunError, latest_run, open_run
@@ -147,17 +157,23 @@ def _report(arguments: argparse.Namespace) -> int:
     if len(runs) > 1 or (runs and is_suite(runs[0])):
         print(write_suite_report(runs, arguments.output, arguments.markdown))
     else:
-        print(write_report(open_run(runs[0]) if runs else latest_run()))
+        folder = open_run(runs[0]) if runs else latest_run()
+        if not has_results(folder):
+            raise RunError(
+                f"{folder.path} has nothing to report yet: no step, recording or evaluation. `vcppo logs {folder.path}`"
+                " says what it did"
+            )
+        print(write_report(folder))
     return EXIT_OK
 
 
 def _watch(arguments: argparse.Namespace) -> int:
     from deploy.live_view import watch
-    from deploy.run_config import latest_run, open_run
+    from deploy.run_config import config_of_run, latest_run, open_run
     from deploy.session import StoreReader
 
     folder = latest_run() if arguments.run is None else open_run(arguments.run)
-    watch(folder, StoreReader(load_config(folder.config)))
+    watch(folder, StoreReader(config_of_run(folder)))
     return EXIT_OK
 
 
@@ -195,15 +211,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace, between: Sequence[str] = ()) -> VcppoConfig:
     """The tree of -c CONFIG, or of an existing run, with the overrides applied, those `between` first."""
-    from deploy.run_config import open_run
+    from deploy.run_config import config_of_run, open_run
 
     overrides = [*between, *arguments.overrides]
     restarts = getattr(arguments, "restart_learner", None)
     if restarts is not None:
         overrides.append(f"launcher.learner_restarts={restarts}")
     run = getattr(arguments, "run", None)
-    path = arguments.config if run is None else open_run(run).config
-    return load_config(path, overrides)
+    return load_config(arguments.config, overrides) if run is None else config_of_run(open_run(run), overrides)
 
 
 # ---- the parser
@@ -214,8 +229,10 @@ examples:
   vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
   vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
   vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)
+  vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
+  vcppo samples runs/first --outcome correct   read its responses
   vcppo logs -f --level warning                follow warnings of all processes
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
   vcppo eval -c my.yaml --benchmark aime --model runs/first/export       also gpqa, codeforces, jsonl
@@ -242,8 +259,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     from deploy.chaos.command import add_chaos
+    from deploy.check.command import add_check
     from deploy.eval_command import add_evaluation
     from deploy.experiment.command import add_experiment
+    from deploy.samples.command import add_samples
 
     parser = argparse.ArgumentParser(
         prog="vcppo",
@@ -259,9 +278,11 @@ def _parser() -> argparse.ArgumentParser:
     add_experiment(lambda command, text, examples: _add(commands, "experiment", command, text, examples))
     _add_ledger(commands)
     _add_logs(commands)
+    add_samples(partial(_add, commands))
     _add_keys(commands)
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
+    add_check(partial(_add, commands), partial(_takes_config, run=True), _config)
     _add_plan(commands)
     _add_watch(commands)
     _add_config(commands)
@@ -272,7 +293,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_up(commands: Commands) -> None:
     up = _add(commands, "up", _up, "start a run on this machine and follow it; the same command resumes it",
               "vcppo up -c my.yaml\nvcppo up -c my.yaml run.name=b rl.batch_size=64 --watch\n"
-              "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer")  # fmt: skip
+              "vcppo up --run runs/b rl.num_steps=80        resume a run, for longer\n"
+              "vcppo up --run runs/b --start-over rl algorithm.advantage_estimator=gae")  # fmt: skip
     _takes_config(up, run=True)
     up.add_argument(
         "--watch", action="store_true", help="live view instead of log lines; without a terminal, a line per step"
@@ -282,6 +304,12 @@ def _add_up(commands: Commands) -> None:
         type=int,
         metavar="N",
         help="start a crashed learner again up to N times in a row (launcher.learner_restarts); 0: stop, `up` resumes",
+    )
+    up.add_argument(
+        "--start-over",
+        choices=["value_pretraining", "rl"],
+        metavar="STAGE",
+        help="move what value_pretraining or rl and the stages after it have made to <run>/before-N, and make it again",
     )
 
 

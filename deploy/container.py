@@ -36,6 +36,7 @@ from common.run_folder import RunFolder
 from common.transport.keys import ROLES as ROLES_WITH_KEYS
 from common.transport.keys import Role, make_keys, private_files
 from common.whole_file import write_whole
+from deploy.check.quick import CONTAINER, require
 from deploy.cores import available_cores, thread_environment
 from deploy.keys import ACL_FILE, PASSWORD_FILE, USER, make_redis_access
 from deploy.launcher import Launcher
@@ -179,8 +180,9 @@ def prepare(run: str, overrides: Sequence[str], sink: LogSink, *, always_sft: bo
     path = Path(os.environ.get("VCPPO_CONFIG", "/config/run.yaml"))
     overrides = [*shlex.split(os.environ.get("VCPPO_SET", "")), *overrides]
     config, own_cold_start = run_config(path, run, overrides, device=os.environ.get("VCPPO_DEVICE", "cpu"))
+    require(config, CONTAINER["prepare"])
     folder = RunFolder(config.run.path)
-    write_config(config)
+    write_config(config, rename="RUN in .env")
     if given_keys() is None:
         share_keys(KEYS)
     if always_sft or (own_cold_start and not (folder.cold_start / "config.json").exists()):
@@ -204,6 +206,7 @@ def sft(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 def buffer(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     overrides = [*key_settings("buffer"), *overrides]
     config = _prepared(run, overrides)
+    require(config, CONTAINER["buffer"])
     everywhere = config.transport.model_copy(update={"endpoints": [f"tcp://*:{BUFFER_PORT}"]})
     config = config.model_copy(update={"transport": everywhere})
     spec = Launcher(config, sink).buffer_specs()[0]
@@ -214,6 +217,7 @@ def buffer(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     overrides = [*key_settings("generator"), *overrides]
     config = _prepared(run, overrides)
+    require(config, CONTAINER["generator"])
     name = f"generator-{socket.gethostname()}"
     spec = Launcher(config, sink).generator_spec(0)
     command = [name if word == spec.name else word for word in spec.command]
@@ -230,6 +234,7 @@ def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 
 def learner(run: str, overrides: Sequence[str], sink: LogSink, *, until: str | None = None) -> int:
     config = _prepared(run, overrides)
+    require(config, CONTAINER["learner"])
     nodes = Nodes.from_environment(os.environ)
     spec = Launcher(config, sink).learner_spec(nodes)
     if nodes is not None and nodes.index > 0:
@@ -250,7 +255,7 @@ def value_pretraining(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 
 def evaluation(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     """Evaluate what there is and was not evaluated, then write the report."""
-    from deploy.evaluate import evaluate, print_table, read_result
+    from deploy.evaluate import current_result, evaluate, print_table
     from deploy.report import write_report
     from deploy.report.write import read_evals
 
@@ -261,7 +266,11 @@ def evaluation(run: str, overrides: Sequence[str], sink: LogSink) -> int:
         raise RunError(f"{folder.export} holds no model yet: the run is not done (`docker compose wait learner`)")
     if not models["cold_start"].exists():
         models.pop("cold_start")  # a hub's model: evaluate it with `vcppo eval` where it is
-    missing = {name: path for name, path in models.items() if read_result(folder.eval / f"{name}.json", name) is None}
+    missing = {
+        name: path
+        for name, path in models.items()
+        if current_result(folder.eval / f"{name}.json", name, config, path) is None
+    }
     if missing:
         evaluate(config, missing, sink)
     page = write_report(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +13,9 @@ from rich.table import Table
 
 from common.config import VcppoConfig, dump_config
 from common.errors import VcppoError
-from common.pass_at_k import wilson_interval
+from common.eval_samples import plan_key
+from common.evaluation_inputs import asked, evaluation_inputs
+from common.intervals import wilson
 from common.run_folder import RunFolder
 from common.whole_file import write_whole
 from deploy.cores import available_cores, malloc_environment, thread_environment
@@ -23,6 +25,10 @@ from deploy.run_config import RunError
 from deploy.run_data import read_json
 
 Z_95 = 1.959964
+_HEADINGS = {
+    "correct": "right", "wrong": "wrong", "unparsable": "unparsable",
+    "timeout": "timeout", "crash": "crash", "cut": "cut",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class EvalResult:
         pass_at_1: mean over problems, in [0, 1]; `low`, `high`: its 95 % interval.
         pass_at_k: None when fewer than k samples were drawn.
         mean_length: response tokens.
+        responses: outcome, or ``cut`` → how many samples of how many; empty in results of an older version.
     """
 
     name: str
@@ -44,6 +51,7 @@ class EvalResult:
     k: int
     mean_length: float | None
     num_problems: int
+    responses: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def standard_error(self) -> float:
@@ -54,6 +62,14 @@ def read_result(path: Path, name: str) -> EvalResult | None:
     """The result `generator.evaluate` wrote; None when there is none."""
     found = read_json(path)
     return None if found is None else parse_result(found, name)
+
+
+def current_result(path: Path, name: str, config: VcppoConfig, model: Path) -> EvalResult | None:
+    """The result, unless it is of other inputs (model files, settings, task, versions) than those there are now."""
+    found = read_json(path)
+    if found is None or found.get("inputs") != plan_key(evaluation_inputs(config, str(model))):
+        return None
+    return parse_result(found, name) if found.get("asked") == asked(config) else None
 
 
 def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
@@ -69,10 +85,18 @@ def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
     if share is None:
         raise VcppoError(f"the evaluation of {name} holds no pass_at_1: delete it and evaluate again")
     interval = found.get("pass_at_1_interval")
-    low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson_interval(share * count, count)
+    low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson(share * count, count)
     return EvalResult(
-        name, share, float(low), float(high), value("pass_at_k"), int(value("k") or 1), value("mean_length"), count
-    )
+        name, share, float(low), float(high), value("pass_at_k"), int(value("k") or 1), value("mean_length"), count,
+        _responses(found.get("responses")),
+    )  # fmt: skip
+
+
+def _responses(found: object) -> dict[str, tuple[int, int]]:
+    if not isinstance(found, dict):
+        return {}
+    pairs = {name: (each.get("count"), each.get("of")) for name, each in found.items() if isinstance(each, dict)}
+    return {name: (count, of) for name, (count, of) in pairs.items() if type(count) is type(of) is int}
 
 
 def gain(before: EvalResult, after: EvalResult) -> tuple[float, bool]:
@@ -189,6 +213,28 @@ def eval_table(results: Sequence[EvalResult]) -> Table:
     return table
 
 
+def outcome_table(results: Sequence[EvalResult]) -> Table:
+    """What became of the responses: counts, shares and 95 % intervals."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "responses", *_HEADINGS.values()):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for result in results:
+        if result.responses:
+            total = max(of for _, of in result.responses.values())
+            table.add_row(
+                result.name, str(total), *(_count(*result.responses.get(name, (0, total))) for name in _HEADINGS)
+            )
+    return table
+
+
+def _count(count: int, of: int) -> str:
+    return f"{count} ({count / of:.1%})" if of and count else str(count)
+
+
 def print_table(results: Sequence[EvalResult]) -> None:
-    """The table on stdout."""
+    """The tables on stdout."""
     Console().print(eval_table(results))
+    if any(result.responses for result in results):
+        Console().print("")
+        Console().print(outcome_table(results))
+        Console().print("cut: by sampling.max_response_tokens, whatever the outcome")

@@ -38,7 +38,7 @@ _REDIS = re.compile(r"^(?P<pid>\d+):[A-Z] \d\d \w{3} \d{4} \d\d:\d\d:\d\d\.\d+ (
 _ERROR = re.compile(
     r"\b(ERROR|CRITICAL|FATAL|Traceback)\b|^\w*(Error|Exception):|^terminate called|^Fatal Python error"
 )
-_WARNING = re.compile(r"\bWARN(ING)?\b|\w+Warning:|^WARNING:|\bWarning:")
+_WARNING = re.compile(r"\bWARN(ING)?\b|Warning:")
 
 _GLOG_LEVELS = {"D": "debug", "I": "info", "W": "warning", "E": "error", "F": "critical"}
 _REDIS_LEVELS = {".": "debug", "-": "debug", "*": "info", "#": "info"}  # 6.2 marks half of its start with #

@@ -9,12 +9,10 @@ row than launcher.*_restarts allows.
 
 from __future__ import annotations
 
-import re
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import cached_property
 
 import structlog
 
@@ -24,49 +22,19 @@ from common.ledger import Ledger
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
+from common.transport.endpoints import choose_endpoints, note_endpoints
 from common.transport.keys import make_keys
 from deploy import redis_server
+from deploy.check.quick import require
 from deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
 from deploy.log_lines import JSON_LOGS, LogSink
 from deploy.nodes import ENVIRONMENT as NODES_ENVIRONMENT
 from deploy.nodes import Nodes
 from deploy.processes import FINAL, ProcessFailed, ProcessSpec, Supervisor
-from deploy.run_config import RunError
 
 log = structlog.get_logger(__name__)
 
 STOP_ORDER = ("learner", "generator", "buffer", "redis")
-
-
-def check_model(config: VcppoConfig) -> None:
-    """A model path that is plainly a folder must be one, before anything is started. Raises RunError."""
-    path = config.model.path
-    folder = Path(path).expanduser()
-    if (folder / "config.json").exists():
-        return
-    if folder.exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", path) is None or folder.parent.is_dir():
-        raise RunError(
-            f"model.path: {path} holds no model (no config.json). Make the cold start with `vcppo sft`, "
-            "or give a Hugging Face folder or id (owner/name)"
-        )
-
-
-def check_endpoint_free(endpoint: str) -> None:
-    """Raises RunError when a TCP endpoint of `transport.endpoints` is taken."""
-    match = re.fullmatch(r"tcp://(\*|\[[^\]]+\]|[^:]+):(\d+)", endpoint)
-    if not match:
-        return
-    host = {"*": ""}.get(match[1], match[1].strip("[]"))
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(match[2])))
-        except OSError as error:
-            raise RunError(
-                f"transport.endpoints: {endpoint} can't be used ({error.strerror}). Is another run up? "
-                f"Stop it, or choose another port: 'transport.endpoints=[tcp://{match[1]}:{int(match[2]) + 1}]'"
-            ) from None
 
 
 class Launcher:
@@ -98,7 +66,7 @@ class Launcher:
         Raises:
             VcppoError: what failed, by name, with its last lines; everything is down by then.
         """
-        self._check()
+        require(self.config)
         with self.supervisor:
             try:
                 self._bring_up()
@@ -120,15 +88,8 @@ class Launcher:
         """A connection to the run's store."""
         return connect_store(self.config, url=self.redis_url)
 
-    def _check(self) -> None:
-        """What can be known to be wrong before anything is started."""
-        check_model(self.config)
-        for endpoint in self.config.transport.endpoints:
-            check_endpoint_free(endpoint)
-        if self.config.redis.url is not None:
-            redis_server.check_reachable(self.config.redis.url)
-
     def _bring_up(self) -> None:
+        note_endpoints(self.config, self.endpoints)
         if self.config.uses_curve and (made := make_keys(self.config.keys_folder)):
             log.info("keys_made", roles=made, folder=str(self.config.keys_folder))
 
@@ -151,6 +112,11 @@ class Launcher:
 
     # ---- what is started
 
+    @cached_property
+    def endpoints(self) -> list[str]:
+        """Where buffers listen; chosen once a launch where none are set, so that a buffer started again is found."""
+        return choose_endpoints(self.config)
+
     def on_this_host(self, spec: ProcessSpec) -> ProcessSpec:
         """`spec`, with a metrics port of its own: buffers, generators and learner of one host can't share one."""
         first = self.config.metrics.prometheus_port
@@ -163,10 +129,12 @@ class Launcher:
         return [sys.executable, "-m", *words, "--config", str(self.folder.config)]
 
     def overrides(self, role: str) -> list[str]:
-        """Settings of processes of this role that are not the run's: the embedded server's address stays out of
-        config.yaml, being this machine's affair."""
+        """Settings of processes of this role that are not the run's: the embedded server's address and the port that
+        was chosen stay out of config.yaml, being this machine's affair."""
         del role
-        return [f"redis.url={self.redis_url}", JSON_LOGS]
+        is_chosen = self.config.transport.endpoints is None
+        chosen = [f"transport.endpoints=[{', '.join(self.endpoints)}]"] if is_chosen else []
+        return [f"redis.url={self.redis_url}", *chosen, JSON_LOGS]
 
     def redis_spec(self) -> ProcessSpec:
         """The embedded server."""
@@ -176,7 +144,7 @@ class Launcher:
 
     def buffer_specs(self) -> list[ProcessSpec]:
         """One buffer per endpoint."""
-        endpoints = self.config.transport.endpoints
+        endpoints = self.endpoints
         return [
             ProcessSpec(
                 name="buffer" if len(endpoints) == 1 else f"buffer-{index}",

@@ -20,6 +20,7 @@ from rich.text import Text
 from common.config.yaml_text import one_line
 from common.ledger import Ledger, Member
 from common.run_folder import RunFolder
+from deploy import outcomes_view, recorded_view
 from deploy.display import clock, number
 from deploy.log_lines import LEVELS, Record, level_of
 from deploy.run_data import JsonLinesTail, Row, RunData, column
@@ -100,16 +101,23 @@ def value_pretraining_panel(data: RunData) -> Panel:
     )
     if data.decision is not None and not data.decision.get("passed"):
         state = Text("FAILED", style="bold red")
+    behind = recorded_view.behind(data.decision) if data.decision is not None else ""
+    interval = [rows[-1].get(f"vp/held_out_explained_variance_{end}") for end in ("low", "high")] if rows else []
+    ends = f" (90 %: {number(interval[0], '{:.2f}')} to {number(interval[1], '{:.2f}')})" if any(interval) else ""
     body = _rows(
         ("recorded", Text(f"{data.num_recorded:,} of {settings.num_trajectories:,}")),
+        ("outcomes", Text(recorded_view.outcomes_line(data.recorded))),
+        ("", Text(recorded_view.lengths_line(data.recorded) if data.recorded else "")),
         ("step", Text(f"{rows[-1]['step'] if rows else 0} of at most {settings.max_steps}")),
         (
             "held-out EV",
             Text.assemble(
-                number(measured[-1] if measured else None), "  ", (sparkline(measured, 24, 0.0, 1.0), "green")
+                number(measured[-1] if measured else None), ends, "  ", (sparkline(measured, 24, 0.0, 1.0), "green")
             ),
         ),
         ("gate", Text.assemble(f"best {number(best)} ≥ {settings.min_explained_variance:g}  ", state)),
+        *((("", Text(behind)),) if behind else ()),
+        *(("", Text(text, style="yellow")) for text in recorded_view.why(data.decision or {})),
     )
     return Panel(body, title="value pretraining", title_align="left", border_style="magenta")
 
@@ -119,6 +127,8 @@ def learning_panel(data: RunData) -> Panel:
     rows, settings = data.rl, data.config.rl
     last = rows[-1] if rows else {}
     bar = ProgressBar(total=settings.num_steps, completed=last.get("step", 0), width=24)
+
+    of = settings.batch_size
 
     def line(name: str, pattern: str = "{:.3f}", low: float | None = None, high: float | None = None) -> Text:
         return Text.assemble(
@@ -131,6 +141,8 @@ def learning_panel(data: RunData) -> Panel:
     body = _rows(
         ("step", Group(Text(f"{last.get('step', 0)} of {settings.num_steps}"), bar)),
         ("accuracy", line("reward/accuracy", low=0.0, high=1.0)),
+        ("", Text(f"{outcomes_view.accuracy(last, of)} right, {outcomes_view.accuracy_interval(last, of)}")),
+        ("", Text(outcomes_view.others_line(last, of))),
         ("reward", line("reward/mean", low=-1.0, high=1.0)),
         ("length", line("length/mean", "{:.0f}")),
         ("explained variance", line("explained_variance/token", "{:.2f}", 0.0, 1.0)),

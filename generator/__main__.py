@@ -23,6 +23,7 @@ from common.run_folder import RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
 from common.transport import ControlServer, TrajectorySender, use_keys
+from common.transport.endpoints import endpoints_of
 from generator.control import WeightControl
 from generator.engine import Engine
 from generator.model_files import load_tokenizer, require_model
@@ -57,11 +58,11 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     """Bring everything up, roll out until told to stop, take everything down in reverse order."""
     signal.signal(signal.SIGTERM, _quit)
     require_model(config.model.path)
-    folder = RunFolder(config.run.path)
+    folder, endpoints = RunFolder(config.run.path), endpoints_of(config)
     use_keys(config, "generator")
     store = await asyncio.to_thread(connect_store, config)
     verifiers = VerifierPool(config.task)
-    engine = Engine(config, seed=config.run.seed)
+    engine = Engine(config, seed=config.run.seed, start_unset=config.generator.initial_weights == "learner")
     judging = asyncio.ensure_future(verifiers.start())  # the children come up while vLLM loads
     try:
         await engine.start()
@@ -70,9 +71,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        sender = TrajectorySender(
-            config.transport.endpoints, generator_id, config.transport, folder.spool / generator_id
-        )
+        sender = TrajectorySender(endpoints, generator_id, config.transport, folder.spool / generator_id)
         metrics = open_metrics(config, generator_id)
         try:
             await _roll_out(config, generator_id, stopping, engine, store, sender, verifiers, tokenizer, metrics)
@@ -99,10 +98,10 @@ async def _roll_out(
 ) -> None:
     control = WeightControl(engine, generator_id, config.broadcast.deadline_seconds)
     version = await asyncio.to_thread(store.get_value, "policy_version")
-    if version is None or int(version) == 0:
+    if not engine.start_unset and (version is None or int(version) == 0):
         control.loaded(0)  # the weights in model.path are version 0
     else:
-        log.info("waiting_for_weights", policy_version=int(version), waiting_for="learner")
+        log.info("waiting_for_weights", policy_version=version, waiting_for="learner")
     server = ControlServer(config.generator.control_host, config.transport.receive_memory_mib)
     serving = asyncio.create_task(server.serve(control.handlers()))
     worker = RolloutWorker(

@@ -15,12 +15,10 @@ submitted under: after an update no new request finds an old block, and sequence
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
+import importlib
 import os
-import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +28,21 @@ import structlog
 from common.config import VcppoConfig
 from common.errors import VcppoError
 from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
-from generator.model_files import end_tokens, require_model
+from generator import seeded_prefill
+from generator.engine_start import OWNER_VARIABLE, die_with_parent, log_room, set_environment, start_failure
+from generator.model_files import end_tokens, load_tokenizer, require_model
+from generator.received_weights import SumsReport
+from generator.served import require_served
 from generator.stepper import EngineDead, Stepper
+from generator.stop_strings import StopStrings, watch
 
 log = structlog.get_logger(__name__)
 
-OWNER_VARIABLE = "VCPPO_ENGINE_OWNER"
-_PR_SET_PDEATHSIG = 1
+_USUAL_BATCH = 2048  # tokens a step, vLLM's least default
+EXTENSION_VARIABLE = "VCPPO_WORKER_EXTENSION"  # the user's own worker_extension_cls: ours builds on it
+UNSYNCED = -1  # the policy version of weights that are not the learner's
+_UNSET_FORMAT = "vcppo_unset"
+_WORKER_BACKENDS = {"gloo": "gloo", "nccl": "vcppo_nccl"}
 
 
 class EngineError(VcppoError):
@@ -48,11 +54,12 @@ class Rollout:
     """What the engine made of one prompt.
 
     Attributes:
-        token_ids: ``[T]`` int32, EOS included when it was sampled.
+        token_ids: ``[T]`` int32, with the token that ended it: an end token, or the one that completed a stop string.
         log_probs: ``[T]`` float32, nats, of the distribution sampled from (after temperature, top-p, top-k).
         version_spans: run-length policy versions; counts sum to T.
         finish_reason: ``stop``, ``length`` or ``abort``.
         seconds: from submission to the last token.
+        stop_string: which of ``sampling.stop`` ended it; None when none did.
     """
 
     token_ids: Int32Array
@@ -60,6 +67,7 @@ class Rollout:
     version_spans: tuple[VersionSpan, ...]
     finish_reason: FinishReason
     seconds: float
+    stop_string: str | None = None
 
 
 def register() -> None:
@@ -68,10 +76,16 @@ def register() -> None:
 
     if "gloo" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("gloo", "generator.gloo_engine", "GlooWeightTransferEngine")
+        WeightTransferEngineFactory.register_engine("vcppo_nccl", "generator.nccl_engine", "SummingNcclEngine")
+    importlib.import_module("generator.unset_weights")  # registers its load format
+    if on_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        seeded_prefill.correct(CPUModelRunner)
     _ask_for_amx()
     owner = os.environ.get(OWNER_VARIABLE)
     if owner is not None and int(owner) != os.getpid():
-        _die_with_parent()
+        die_with_parent()
 
 
 def _ask_for_amx() -> None:
@@ -86,28 +100,28 @@ def _ask_for_amx() -> None:
         torch.cpu._init_amx()
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this child when its parent dies: a SIGKILLed generator must not leave its engine running."""
-    with contextlib.suppress(OSError, AttributeError):  # not Linux: vLLM's own pipes still end it, later
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class Engine:
     """vLLM with the calls a generator needs. Make it, `await start()`, and `shutdown()` at the end."""
 
-    def __init__(self, config: VcppoConfig, *, model: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, config: VcppoConfig, *, model: str | None = None, seed: int = 0, start_unset: bool = False
+    ) -> None:
+        """`start_unset`: no weights are read; the engine has visibly wrong ones until its first update."""
         self.config = config
         self.model = model or config.model.path
-        self.policy_version = 0
+        self.policy_version = UNSYNCED if start_unset else 0
+        self.start_unset = start_unset
         self._seed = seed
         self._stepper: Stepper | None = None
         self._requests: set[str] = set()
         self._counter = 0
         self._is_updating = False
         self._stop_tokens: list[int] = []
+        self._tokenizer: Any = None  # only with stop strings: text is otherwise the caller's business
+        self._vocabulary = 0
 
     async def start(self) -> None:
-        """Bring vLLM up (ten seconds or more). Raises EngineError; the engine's versions start at 0."""
+        """Bring vLLM up (ten seconds or more). Raises EngineError; versions start at 0, or -1 (`start_unset`)."""
         require_model(self.model)
         began = time.monotonic()
         self._stepper = Stepper()
@@ -116,28 +130,49 @@ class Engine:
         except VcppoError:
             raise
         except Exception as error:  # vLLM raises many kinds here; each ends the start
-            raise EngineError(f"vLLM could not start with model {self.model}: {error}") from error
-        await self.set_version(0)
+            raise EngineError(start_failure(self.config, self.model, error)) from error
+        await self.set_version(self.policy_version)
         await self._warm_up()
         log.info("engine_ready", model=self.model, seconds=round(time.monotonic() - began, 1))
 
     def _make(self) -> Any:
         """vLLM's engine; in its thread."""
-        _set_environment(self.config)
-        self._stop_tokens = end_tokens(self.model)
+        set_environment(self.config)
+        sampling, trusted = self.config.sampling, self.config.model.trust_remote_code
+        self._stop_tokens = sorted({*end_tokens(self.model, trusted), *sampling.stop_token_ids})
+        if sampling.stop:
+            self._tokenizer = load_tokenizer(self.model, trusted)
+        require_served(self.model, trusted, dict(self.config.generator.engine_options))
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         if on_cpu():
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         register()
-        return LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
+        engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
+        self._vocabulary = int(engine.model_config.get_vocab_size())
+        self._check_stop_tokens()
+        log_room(self.config, engine.vllm_config.cache_config)
+        return engine
+
+    def _check_stop_tokens(self) -> None:
+        """EngineError here, once, and not at every request."""
+        beyond = [token for token in self._stop_tokens if token >= self._vocabulary]
+        if beyond:
+            own = set(beyond) & set(self.config.sampling.stop_token_ids)
+            where = "sampling.stop_token_ids" if own else f"model.path: the end tokens that {self.model} names"
+            raise EngineError(
+                f"{where}: {sorted(own or beyond)} are beyond the model's vocabulary of {self._vocabulary} tokens:"
+                " take out what is no token of this model"
+            )
 
     async def _warm_up(self) -> None:
         """Sample and score once: vLLM compiles on first use, which must not happen while the learner waits."""
-        tokens = np.asarray([self._stop_tokens[0]] * 2, dtype=np.int32)
+        tokens = np.zeros(2, dtype=np.int32)  # a token that every vocabulary has
         await self.generate(Prompt("warm-up", "", 0, "", tokens, {}, 0, 0, "rl", 2))
         await self.canary(tokens, 1)
+        if self.config.sampling.temperature != 1.0:
+            await self.canary_sampled(tokens, 1)
 
     def _arguments(self) -> dict[str, Any]:
         generator = self.config.generator
@@ -150,18 +185,25 @@ class Engine:
             "dtype": dtype,
             "seed": self._seed,
             "max_model_len": generator.max_model_len,
-            "max_num_seqs": generator.max_in_flight + 1,  # one place for the canary
+            "max_num_seqs": generator.max_sequences,
             "tensor_parallel_size": generator.tensor_parallel_size,
             "enforce_eager": generator.enforce_eager,
             "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",  # "auto" takes sampling defaults from the model folder
             "disable_log_stats": True,
-            "weight_transfer_config": {"backend": transfer_backend(self.config)},
+            "weight_transfer_config": {"backend": _WORKER_BACKENDS[transfer_backend(self.config)]},
         }
+        if generator.max_sequences > _USUAL_BATCH:  # vLLM wants a token a sequence in each step
+            arguments["max_num_batched_tokens"] = generator.max_sequences
         if on_cpu():
             arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
         else:
             arguments["gpu_memory_utilization"] = generator.gpu_memory_utilization
-        return arguments | dict(generator.engine_options)
+        arguments |= dict(generator.engine_options)
+        if self.start_unset:
+            arguments["load_format"] = _UNSET_FORMAT
+        os.environ[EXTENSION_VARIABLE] = str(arguments.get("worker_extension_cls", ""))
+        return arguments | {"worker_extension_cls": "generator.worker_extension.WorkerExtension"}
 
     @property
     def stepper(self) -> Stepper:
@@ -181,43 +223,46 @@ class Engine:
 
     async def generate(self, prompt: Prompt, *, seed: int | None = None) -> Rollout:
         """Sample one response. The seed is the prompt's, unless given. Raises EngineError when vLLM refuses or died."""
+        params = self._sampling_params(prompt, prompt.seed if seed is None else seed)
+        began = time.monotonic()
+        output = await self._run(prompt.token_ids, params, prompt.id, f"v{self.policy_version}", self._watch_text)
+        return _rollout(output.outputs[0], time.monotonic() - began)
+
+    def _sampling_params(self, prompt: Prompt, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         sampling = self.config.sampling
-        params = SamplingParams(
-            max_tokens=prompt.max_response_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=prompt.seed if seed is None else seed,
-            stop_token_ids=self._stop_tokens,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        began = time.monotonic()
-        output = await self._run(prompt.token_ids, params, prompt.id, salt=f"v{self.policy_version}")
-        return _rollout(output.outputs[0], time.monotonic() - began)
+        try:
+            return SamplingParams(
+                max_tokens=prompt.max_response_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=seed,
+                stop_token_ids=self._stop_tokens,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        except Exception as error:  # as in `_run`
+            raise EngineError(f"vLLM refuses {prompt.id}: {error}") from error
+
+    def _watch_text(self, engine: Any, request_id: str) -> None:
+        """Let a request end at ``sampling.stop``; before its first step."""
+        if stop := self.config.sampling.stop:
+            watch(engine, request_id, StopStrings(self._tokenizer, stop))
 
     async def canary(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
-        """Log-probs ``[T]`` of ``token_ids[prompt_length:]`` under the current weights, at the sampling temperature.
+        """Log-probs ``[T]`` of ``token_ids[prompt_length:]`` under the current weights, at temperature 1.
 
-        At temperature 1 one request scores them all; else each goes through the sampler itself, so that a
-        wrong temperature shows. Top-p and top-k are left out: they would hide tokens.
+        One request scores them all. Raises EngineError when vLLM refuses the tokens or died.
         """
-        ids = [int(t) for t in token_ids]
-        if self.config.sampling.temperature == 1.0:
-            return await self._canary_prompt(ids, prompt_length)
-        positions = range(prompt_length, len(ids))
-        scores = await asyncio.gather(*(self._canary_sampler(ids[:i], ids[i]) for i in positions))
-        return np.asarray(scores, dtype=np.float32)
-
-    async def _canary_prompt(self, ids: list[int], prompt_length: int) -> Float32Array:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        ids = [int(t) for t in token_ids]
         params = SamplingParams(
             max_tokens=1,
             temperature=1.0,
@@ -228,6 +273,16 @@ class Engine:
         output = await self._run(ids, params, "canary", salt=f"canary{self._counter}")
         found = output.prompt_logprobs
         return np.asarray([found[i][ids[i]].logprob for i in range(prompt_length, len(ids))], dtype=np.float32)
+
+    async def canary_sampled(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
+        """As `canary`, but each token goes through the sampler, at the sampling temperature.
+
+        So a wrong temperature shows. Top-p and top-k are left out: they would hide tokens.
+        """
+        ids = [int(t) for t in token_ids]
+        positions = range(prompt_length, len(ids))
+        scores = await asyncio.gather(*(self._canary_sampler(ids[:i], ids[i]) for i in positions))
+        return np.asarray(scores, dtype=np.float32)
 
     async def _canary_sampler(self, prefix: list[int], token: int) -> float:
         from vllm import SamplingParams
@@ -243,7 +298,15 @@ class Engine:
         output = await self._run(prefix, params, "canary", salt=f"canary{self._counter}")
         return float(output.outputs[0].logprobs[0][token].logprob)
 
-    async def _run(self, token_ids: Int32Array | Sequence[int], params: Any, name: str, salt: str) -> Any:
+    async def _run(
+        self,
+        token_ids: Int32Array | Sequence[int],
+        params: Any,
+        name: str,
+        salt: str,
+        prepare: Callable[[Any, str], None] | None = None,
+    ) -> Any:
+        self._check_tokens(token_ids, name)
         self._counter += 1
         request_id = f"{name}#{self._counter}"
         # vLLM takes a Python list here; this is its interface, the wire form stays an array.
@@ -251,13 +314,22 @@ class Engine:
         prompt: Any = {"prompt_token_ids": ids, "cache_salt": salt}
         self._requests.add(request_id)
         try:
-            return await self.stepper.generate(request_id, prompt, params)
-        except ValueError as error:
-            raise EngineError(f"vLLM refuses {name}: {error}") from error
+            return await self.stepper.generate(request_id, prompt, params, prepare)
         except EngineDead as error:
             raise EngineError(f"vLLM's engine died: {error}") from error
+        except Exception as error:  # many kinds: vLLM's own validation errors are no ValueErrors
+            raise EngineError(f"vLLM refuses {name}: {error}") from error
         finally:
             self._requests.discard(request_id)
+
+    def _check_tokens(self, token_ids: Int32Array | Sequence[int], name: str) -> None:
+        """vLLM checks them by a tokenizer, which it does not have; one beyond its embedding would end the engine."""
+        ids = np.asarray(token_ids, dtype=np.int64)
+        if not len(ids):
+            raise EngineError(f"{name}: it has no tokens")
+        if ids.min() < 0 or ids.max() >= self._vocabulary:
+            wrong = int(ids[(ids < 0) | (ids >= self._vocabulary)][0])
+            raise EngineError(f"{name}: token {wrong} is not one of the model's {self._vocabulary}")
 
     # Weights
 
@@ -297,11 +369,16 @@ class Engine:
             self._is_updating = False  # vLLM has ended it
             raise
 
-    async def finish_weight_update(self, policy_version: int) -> None:
-        """Finalise the reload: tokens sampled from now on carry ``policy_version``; prefixes cached before are dead."""
+    async def finish_weight_update(self, policy_version: int) -> list[SumsReport | None]:
+        """Finalise the reload: tokens sampled from now on carry ``policy_version``; prefixes cached before are dead.
+
+        Returns:
+            Sums of what each worker received.
+        """
         await self._on_workers("finish_weight_update")
         self._is_updating = False
         await self.set_version(policy_version)
+        return await self._on_workers("received_weight_sums")
 
     async def set_version(self, policy_version: int) -> None:
         await self.stepper.call(lambda engine: engine.set_weight_version(str(policy_version)))
@@ -310,8 +387,9 @@ class Engine:
     async def shutdown_weight_transfer(self) -> None:
         await self._on_workers("shutdown_weight_transfer_engine")
 
-    async def _on_workers(self, method: str, **arguments: Any) -> None:
-        await self.stepper.call(lambda engine: engine.collective_rpc(method, kwargs=arguments))
+    async def _on_workers(self, method: str, **arguments: Any) -> list[Any]:
+        results = await self.stepper.call(lambda engine: engine.collective_rpc(method, kwargs=arguments))
+        return list(results)
 
     def shutdown(self) -> None:
         """Stop vLLM and its processes. Safe to call twice."""
@@ -329,6 +407,7 @@ def _rollout(completion: Any, seconds: float) -> Rollout:
         version_spans=spans,
         finish_reason=reason,
         seconds=seconds,
+        stop_string=completion.stop_reason if isinstance(completion.stop_reason, str) else None,
     )
 
 
@@ -344,23 +423,3 @@ def transfer_backend(config: VcppoConfig) -> str:
     if config.broadcast.backend != "auto":
         return config.broadcast.backend
     return "gloo" if on_cpu() else "nccl"
-
-
-def _set_environment(config: VcppoConfig) -> None:
-    """Switches of vLLM and below it that are environment variables; what the user set stays."""
-    defaults = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are the launcher's to give (taskset)
-        "OMP_NUM_THREADS": "1",
-        # Kernels, one for each shape of weight and number of tokens in a step, of 0.3 MiB. oneDNN's own 1,024 take half
-        # an hour to collect, and most are never asked for again: vLLM itself keeps those of the last sizes of a step.
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if config.generator.enforce_eager:
-        defaults["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler still compiles a few lines for ten seconds
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    os.environ[OWNER_VARIABLE] = str(os.getpid())

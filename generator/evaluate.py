@@ -35,12 +35,14 @@ from common.eval_samples import (
     summarise,
     write_results,
 )
+from common.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
 from common.log import configure_logging
 from common.run_folder import RunFolder
 from common.tasks import Problem, decode_response, encode_prompt, load_task
 from common.trajectory import Prompt
 from generator.engine import Engine
 from generator.model_files import load_tokenizer
+from generator.stop_strings import judged_text
 from generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
@@ -71,14 +73,14 @@ class Plan:
         return cls(config, model, task.problems("held_out", config.eval.seed, 0, count))
 
     @property
+    def inputs(self) -> dict[str, Any]:
+        """What the samples depend on; not how many there are, so that more can be added."""
+        return evaluation_inputs(self.config, self.model)
+
+    @property
     def key(self) -> str:
-        """Of what the samples depend on; not of how many there are, so that more can be added."""
-        config = self.config
-        return plan_key({
-            "model": self.model, "weights": _fingerprint(self.model), "task": config.task.model_dump(mode="json"),
-            "sampling": config.sampling.model_dump(mode="json"), "seed": config.eval.seed,
-            "dtype": [config.model.dtype, config.generator.dtype],
-        })  # fmt: skip
+        """Of the inputs as they are now."""
+        return plan_key(self.inputs)
 
     def work(self, worker: int, num_workers: int, done: set[Key]) -> list[Work]:
         """What this worker has to make. By the sample's place in the whole, so workers agree without a word."""
@@ -95,13 +97,17 @@ class Plan:
         records = records_of(self.problems, files.read(), self.config.eval.samples_per_problem)
         if records is None:
             return None
-        settings = self.config.eval
+        settings, sampling = self.config.eval, with_evaluation_sampling(self.config).sampling
         figures = summarise(records, settings.k, settings.seed) | {
             "model": self.model,
             "task": self.config.task.name,
             "samples_per_problem": settings.samples_per_problem,
             "seed": settings.seed,
-            "temperature": self.config.sampling.temperature,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "asked": asked(self.config),
+            "inputs": files.plan,
         }
         write_results(output, figures, records)
         return figures
@@ -138,7 +144,8 @@ class Sampler:
         async with self._places:
             rollout = await self._engine.generate(self._prompt(work))
             text = decode_response(self._tokenizer, rollout.token_ids)
-            verdict = await self._verifiers.verify(work.problem.answer, text, rollout.finish_reason)
+            judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
+            verdict = await self._verifiers.verify(work.problem.answer, judged, rollout.finish_reason)
         self._files.add(
             Sample(
                 problem=work.key,
@@ -180,7 +187,7 @@ def sample_seed(seed: int, key: str, sample: int) -> int:
 
 async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles) -> None:
     """Bring an engine up on the plan's model and make the samples."""
-    config = plan.config
+    config = with_evaluation_sampling(plan.config)
     engine, verifiers = Engine(config, model=plan.model, seed=config.eval.seed % 2**31), VerifierPool(config.task)
     began = time.monotonic()
     try:
@@ -200,25 +207,27 @@ async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles) -> None
 def _check_lengths(plan: Plan, tokenizer: Any) -> None:
     """VcppoError before vLLM is up, not from the middle of the evaluation."""
     room = plan.config.generator.max_model_len - plan.config.sampling.max_response_tokens
-    longest = max((len(encode_prompt(tokenizer, problem.prompt)) for problem in plan.problems), default=0)
+    lengths = [len(encode_prompt(tokenizer, problem.prompt)) for problem in plan.problems]
+    longest = max(lengths, default=0)
     if longest > room:
+        number = lengths.index(longest)
         raise VcppoError(
-            f"generator.max_model_len = {plan.config.generator.max_model_len}: the longest prompt has {longest} tokens "
-            f"and sampling.max_response_tokens is {plan.config.sampling.max_response_tokens}: raise it to their sum"
+            f"generator.max_model_len = {plan.config.generator.max_model_len}: the longest prompt (problem {number}, "
+            f"{str(plan.problems[number].prompt)[:60]!r}) has {longest} tokens and sampling.max_response_tokens is "
+            f"{plan.config.sampling.max_response_tokens}: raise it to their sum, "
+            f"{longest + plan.config.sampling.max_response_tokens}"
         )
-
-
-def _fingerprint(model: str) -> list[Any]:
-    """Of a local folder: names, sizes and times of its weights, so that a newer export is another model."""
-    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def evaluate(config: VcppoConfig, model: str, output: Path, worker: int, num_workers: int) -> dict[str, Any] | None:
     """Make what is missing of this worker's part; the figures if then nothing is missing at all."""
     plan = Plan.of(config, model)
-    files = SampleFiles(output, plan.key, worker)
+    inputs = plan.inputs
+    files = SampleFiles(output, plan_key(inputs), worker)
     there = files.read()
+    if not there and (changed := files.changed_since_last(inputs)):
+        log.info("older_samples_not_used", changed=changed, remedy="none needed: samples of these inputs are made")
+    files.note_inputs(inputs)
     work = plan.work(worker, num_workers, set(there))
     if there:
         log.info("evaluation_resumed", samples_there=len(there), missing_of_mine=len(work))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.config.yaml_text import one_line
-from common.errors import VcppoError
+import structlog
 
+from common.model_files import ModelError, read_stated
+from common.tokenizer import load_tokenizer
 
-class ModelError(VcppoError):
-    """``model.path`` can't be used; the text says why and what to give instead."""
+__all__ = ["ModelError", "end_tokens", "load_tokenizer", "require_model"]
+
+log = structlog.get_logger(__name__)
 
 
 def require_model(path: str) -> None:
@@ -36,24 +38,56 @@ def require_model(path: str) -> None:
 
 
 def end_tokens(path: str, trust_remote_code: bool = False) -> list[int]:
-    """EOS token ids: of the generation config, else the model config, else the tokenizer; ModelError without any."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    """All token ids that end a response, ascending: of the generation config, the config and the tokenizer together.
 
-    for loader in (GenerationConfig, AutoConfig, AutoTokenizer):
-        try:
-            found = getattr(loader.from_pretrained(path, trust_remote_code=trust_remote_code), "eos_token_id", None)
-        except Exception:  # noqa: BLE001  (nearly anything, and a folder needs only one of the three)
-            continue
-        if found is not None:
-            return [found] if isinstance(found, int) else sorted(found)
-    raise ModelError(f"model.path: {path} names no eos_token_id in its generation config, config or tokenizer")
+    vLLM with a tokenizer of its own stops at the same ones. Only what the folder's files say counts: where config.json
+    names none, transformers' classes have defaults, and a token that means something else would end responses.
+
+    Raises:
+        ModelError: the folder names none.
+    """
+    found = {
+        *_ids_of(read_stated(path, "generation_config.json").get("eos_token_id")),
+        *_config_end_tokens(path),
+        *_tokenizer_end_token(path, trust_remote_code),
+    }
+    if not found:
+        raise ModelError(
+            f"model.path: {path} names no eos_token_id in its generation_config.json, config.json or tokenizer, so a "
+            'response could never end: add "eos_token_id" to its generation_config.json'
+        )
+    return sorted(found)
 
 
-def load_tokenizer(path: str, trust_remote_code: bool) -> Any:
-    """transformers' tokenizer of a model folder or hub id. Raises ModelError when it has none that can be loaded."""
-    from transformers import AutoTokenizer
+def _config_end_tokens(path: str) -> list[int]:
+    config = read_stated(path, "config.json")
+    text = config.get("text_config")
+    return _ids_of(config.get("eos_token_id")) + (_ids_of(text.get("eos_token_id")) if isinstance(text, dict) else [])
 
+
+def _tokenizer_end_token(path: str, trust_remote_code: bool) -> list[int]:
+    """Its EOS, if the files name it or have such a token: a class's default may be in no vocabulary."""
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
-        raise ModelError(f"model.path: {path} has no tokenizer that can be loaded: {one_line(error)}") from error
+        tokenizer = load_tokenizer(path, trust_remote_code)
+    except ModelError as error:
+        log.debug("no_tokenizer_for_end_tokens", error=str(error))  # whoever needs the tokenizer says so
+        return []
+    token = tokenizer.eos_token
+    stated = {**read_stated(path, "special_tokens_map.json"), **read_stated(path, "tokenizer_config.json")}.get(
+        "eos_token"
+    )
+    is_unknown = tokenizer.eos_token_id == tokenizer.unk_token_id and token != tokenizer.unk_token
+    if token is None or is_unknown or (stated is None and token not in _added_tokens(path)):
+        return []
+    return _ids_of(tokenizer.eos_token_id)
+
+
+def _added_tokens(path: str) -> set[str]:
+    added = read_stated(path, "tokenizer.json").get("added_tokens")
+    return {str(each.get("content")) for each in added if isinstance(each, dict)} if isinstance(added, list) else set()
+
+
+def _ids_of(value: Any) -> list[int]:
+    """An id, a list of them, or nothing; negative ids mean none."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [each for each in values if isinstance(each, int) and not isinstance(each, bool) and each >= 0]

@@ -30,11 +30,12 @@ from common.tasks import decode_response
 from common.trajectory import Prompt, Trajectory
 from common.transport import TrajectorySender
 from common.wire import encode_trajectory
-from generator.control import UNSYNCED, WeightControl
-from generator.engine import Engine, EngineError, Rollout
+from generator.control import WeightControl
+from generator.engine import UNSYNCED, Engine, EngineError, Rollout
 from generator.heartbeat import Heartbeat
 from generator.in_flight import InFlight
 from generator.liveness import Liveness
+from generator.stop_strings import judged_text
 from generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
@@ -221,7 +222,8 @@ class RolloutWorker:
             return
         began = time.monotonic()
         text = decode_response(self._tokenizer, rollout.token_ids)
-        verdict = await self._verifiers.verify(prompt.problem, text, rollout.finish_reason)
+        judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
+        verdict = await self._verifiers.verify(prompt.problem, judged, rollout.finish_reason)
         verify_seconds = time.monotonic() - began
         await self._control.gate.wait()  # a canary may still find the weights wrong
         trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _JOIN_SECONDS = 30.0
+_MOST_NAMED = 8  # requests, in the words about an engine that died
 _Result = tuple[asyncio.Future[Any], Any, Exception | None]
 
 
@@ -71,16 +72,26 @@ class Stepper:
         self._inbox.put(run)
         return await future
 
-    async def generate(self, request_id: str, prompt: Any, params: Any) -> Any:
-        """The final output of one request. Cancelling this aborts it. Raises what vLLM refuses it with."""
+    async def generate(
+        self, request_id: str, prompt: Any, params: Any, prepare: Callable[[Any, str], None] | None = None
+    ) -> Any:
+        """The final output of one request. Cancelling this aborts it. Raises what vLLM refuses it with.
+
+        Args:
+            request_id, prompt, params: as `LLMEngine.add_request` takes them.
+            prepare: called with the engine and the id it gave the request, before the request's first step.
+        """
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def add() -> None:
             try:
                 self._check()
-                self._engine.add_request(request_id, prompt, params)
+                given_id = self._engine.add_request(request_id, prompt, params)
                 self._waiting[request_id] = future
+                if prepare is not None:
+                    prepare(self._engine, given_id)
             except Exception as error:  # noqa: BLE001  (handed to the caller)
+                abort()
                 self._settle([(future, None, error)])
 
         def abort() -> None:
@@ -137,10 +148,11 @@ class Stepper:
             self._settle(found)
 
     def _fail(self, error: Exception) -> None:
-        log.exception("engine_failed")
-        self.error = error
         waiting, self._waiting = self._waiting, {}
-        self._settle([(future, None, EngineDead(str(error))) for future in waiting.values()])
+        said = f"{type(error).__name__}: {error} ({_in_words(waiting)})"
+        log.exception("engine_failed", in_flight=len(waiting), requests=list(waiting))
+        self.error = EngineDead(said)
+        self._settle([(future, None, EngineDead(said)) for future in waiting.values()])
 
     def _check(self) -> None:
         if self.error is not None:
@@ -152,6 +164,15 @@ class Stepper:
             self._loop.call_soon_threadsafe(_settle, results)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
+
+
+def _in_words(request_ids: Iterable[str]) -> str:
+    """Who was in the step in which the engine died: one of them may be the cause."""
+    names = list(request_ids)
+    if not names:
+        return "no request was in flight"
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"in flight: {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _settle(results: Sequence[_Result]) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast, get_args
 
+from common.json_file import parse_json
 from common.tasks import Verdict
 from common.trajectory import FinishReason, Outcome
 
@@ -44,10 +45,7 @@ def reply_line(number: int, verdict: Verdict, detail: str | None = None) -> str:
 
 def parse_reply(line: bytes, number: int) -> Reply:
     """The reply to request `number`. ValueError for anything else."""
-    try:
-        reply = json.loads(line)
-    except RecursionError as error:
-        raise ValueError("nested without end") from error
+    reply = parse_json(line)
     fields = {"number", "outcome", "extracted", "detail"}
     if type(reply) is not dict or reply.keys() != fields:
         raise ValueError(f"no reply: {line[:80]!r}")

@@ -28,22 +28,25 @@ from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import CRITIC_FOLDER, RunFolder
 from common.store import RunStore
 from common.store_access import connect_store
-from common.tasks import encode_prompt, load_task
+from common.tasks import encode_prompt, encode_prompts, load_task
 from common.transport import use_keys
 from learner.batch import Share
-from learner.collect import BatchCollector, PromptIssuer
+from learner.collect import BatchCollector, PromptIssuer, give_up_outdated
 from learner.distributed import lost_peer
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
 from learner.export import export_policy, load_tokenizer, make_actor, make_policy
+from learner.frozen_policy import FrozenPolicy, VersionZero
 from learner.loop import Broadcaster, RankZero, RlLoop
 from learner.models import load_critic, vocabulary_size
 from learner.prompts import PromptSource
+from learner.recorded_with import digest, made_with
+from learner.samples import SampleWriter
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
 from learner.update import Models
 from learner.value_pretraining import is_done, run_value_pretraining
-from learner.weight_transfer import WeightBroadcaster
+from learner.weight_transfer import WeightBroadcaster, WeightEngine
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +57,10 @@ class WaitingBroadcaster(Broadcaster, Protocol):
     def wait_for_members(self, count: int, deadline_seconds: float) -> Any: ...
 
 
-MakeBroadcaster = Callable[[VcppoConfig, RunStore | None, TrainEngine], WaitingBroadcaster]
+MakeBroadcaster = Callable[[VcppoConfig, RunStore | None, Any], WaitingBroadcaster]
 
 
-def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: TrainEngine) -> WaitingBroadcaster:
+def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: WeightEngine) -> WaitingBroadcaster:
     return WeightBroadcaster(config, store, actor)
 
 
@@ -156,7 +159,12 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
 
 def _prompt_source(config: VcppoConfig) -> PromptSource:
     tokenizer = load_tokenizer(config)
-    return PromptSource(config, load_task(config.task), lambda prompt: encode_prompt(tokenizer, prompt))
+    return PromptSource(
+        config,
+        load_task(config.task),
+        lambda prompt: encode_prompt(tokenizer, prompt),
+        lambda prompts: [len(ids) for ids in encode_prompts(tokenizer, prompts)],
+    )
 
 
 # Stages
@@ -167,16 +175,33 @@ def _value_pretraining(session: Session) -> bool:
     config = session.config
     wanted = config.algorithm.advantage_estimator == "gae" and config.critic.init == "value_pretrained"
     # Rank 0 looks: a shared decision even where folders are seen late on another machine.
-    if not broadcast_object(wanted and not is_done(session.folder.value_pretraining)):
+    if not broadcast_object(
+        wanted and not (_rl_has_critic(session.folder) or is_done(config)) if rank() == 0 else None
+    ):
         return True
     session.enter("value_pretraining")
     issuer = None
     if session.store is not None and session.source is not None:
         issuer = PromptIssuer(session.store, session.source, "value_pretraining")
-    with session.stop.listening():
-        done = run_value_pretraining(config, session.share, session.store, issuer, session.metrics, session.stop)
+    frozen = FrozenPolicy(config)
+    broadcaster = session.make_broadcaster(config, session.store, frozen)
+    weights = VersionZero(config, frozen, broadcaster, session.source)
+    try:
+        with session.stop.listening():
+            done = run_value_pretraining(
+                config, session.share, session.store, issuer, session.metrics, session.stop, weights
+            )
+    finally:
+        broadcaster.close()
     gc.collect()  # the critic's engine is not needed any more; RL makes its own from the saved critic
     return done
+
+
+def _rl_has_critic(folder: RunFolder) -> bool:
+    """RL goes on with the critic in its checkpoints, whatever is said of value pretraining now."""
+    return (
+        any(folder.checkpoints.glob("step-*")) and (folder.value_pretraining / CRITIC_FOLDER / "config.json").exists()
+    )
 
 
 def _reinforcement_learning(session: Session) -> bool:
@@ -204,9 +229,15 @@ def _reinforcement_learning(session: Session) -> bool:
 def _rank_zero(session: Session) -> RankZero | None:
     if session.store is None or session.source is None or session.metrics is None:
         return None
+    if not session.folder.has_trained:
+        give_up_outdated(session.store, digest(made_with(session.config, session.source.task)))
     issuer = PromptIssuer(session.store, session.source, "rl")
     collector = BatchCollector(session.config, session.store, issuer)
-    return RankZero(session.store, issuer, collector, session.metrics, TrainedLog(session.folder.trained_log))
+    trained, samples = (
+        TrainedLog(session.folder.trained_log),
+        SampleWriter(session.folder.samples, session.config.metrics),
+    )
+    return RankZero(session.store, issuer, collector, session.metrics, trained, samples)
 
 
 def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:
@@ -228,8 +259,11 @@ def _make_critic(config: VcppoConfig, folder: RunFolder) -> TrainEngine:
         dtype=options.torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
     )
-    return TrainEngine(critic, learning_rate=config.rl.critic_learning_rate, options=options)
+    return TrainEngine(
+        critic, learning_rate=config.rl.critic_learning_rate, options=options, rate_setting="rl.critic_learning_rate"
+    )
 
 
 def _finish(session: Session, rank_zero: RankZero) -> None:

@@ -74,18 +74,18 @@ def length_adaptive_lambda(action_cu_seqlens: Int64Array, alpha: float) -> Float
 def group_mean_advantages(
     rewards: NDArray[np.floating], group_ids: Sequence[str], *, epsilon: float = 1e-6
 ) -> Float32Array:
-    """GRPO: ``[S]`` (r - mean) / (std + epsilon) within each prompt's group; 0 where all rewards are alike."""
+    """GRPO: ``[S]`` (r - mean) / (std + epsilon) within each prompt's group; exactly 0 where all rewards are alike."""
     group, count = _groups(group_ids)
-    rewards64 = np.asarray(rewards, np.float64)
+    rewards64 = _above_least(rewards, group)
     centred = rewards64 - (np.bincount(group, rewards64) / count)[group]
     std = np.sqrt(np.bincount(group, centred**2) / count)
     return (centred / (std[group] + epsilon)).astype(np.float32)
 
 
 def leave_one_out_advantages(rewards: NDArray[np.floating], group_ids: Sequence[str]) -> Float32Array:
-    """``[S]`` r_i minus the mean reward of the others of its group (RLOO); 0 in a group of one."""
+    """RLOO: ``[S]`` r_i minus the mean reward of the others of its group; exactly 0 where all are alike, or alone."""
     group, count = _groups(group_ids)
-    rewards64 = np.asarray(rewards, np.float64)
+    rewards64 = _above_least(rewards, group)
     others = np.bincount(group, rewards64)[group] - rewards64
     num_others = count[group] - 1
     baseline = np.where(num_others > 0, others / np.maximum(num_others, 1), rewards64)
@@ -104,9 +104,14 @@ def whiten(
     mask: BoolArray,
     sum_over_ranks: SumOverRanks | None = None,
     *,
+    centre: bool = True,
     epsilon: float = 1e-8,
 ) -> Float32Array:
     """Zero mean and unit variance over the masked-in actions of all ranks; masked-out ones become 0.
+
+    Without `centre` only the scale changes, to a mean square of 1: zeros stay zeros and signs stay signs. That is for
+    advantages that have their baseline already (groups): their mean over *tokens* is not 0 where lengths differ, and
+    taking it away would give a group of equal rewards an advantage.
 
     For actor advantages only, never for value targets, never per micro-batch. Every rank must call it, also one
     whose share is empty: `sum_over_ranks` (see `learner.engine.sum_over_ranks`) is a collective. Two rounds,
@@ -115,7 +120,7 @@ def whiten(
     reduce = sum_over_ranks if sum_over_ranks is not None else _identity
     kept = advantages[mask].astype(np.float64)
     total, count = reduce(np.array([kept.sum(), kept.size], np.float64))
-    mean = total / max(count, 1.0)
+    mean = total / max(count, 1.0) if centre else 0.0
     (squares,) = reduce(np.array([np.square(kept - mean).sum()], np.float64))
     std = np.sqrt(squares / max(count, 1.0))
     return np.where(mask, (advantages - mean) / (std + epsilon), 0.0).astype(np.float32)
@@ -123,6 +128,16 @@ def whiten(
 
 def _identity(vector: Float64Array) -> Float64Array:
     return vector
+
+
+def _above_least(rewards: NDArray[np.floating], group: Int64Array) -> Float64Array:
+    """``[S]`` rewards less the least one of their group. Baselines don't feel it, but equal rewards become 0, whose
+    mean is 0; the mean of three times 0.1 is not 0.1."""
+    rewards64 = np.asarray(rewards, np.float64)
+    least = np.full(int(group.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(least, group, rewards64)
+    above: Float64Array = rewards64 - least[group]
+    return above
 
 
 def _groups(group_ids: Sequence[str]) -> tuple[Int64Array, Int64Array]:

@@ -107,7 +107,7 @@ def packed_attention(
     if attention_mask is not None or dropout or used:
         raise VcppoError(
             f"packed attention can't do {', '.join(used) or ('dropout' if dropout else 'an attention mask')}, "
-            f"which {type(module).__name__} asks for: choose another model.path (Qwen2, Qwen3, Llama, Mistral work)"
+            f"which {type(module).__name__} asks for"
         )
     window = sliding_window if sliding_window is not None and sliding_window < packed_segments.longest else None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, H, D]

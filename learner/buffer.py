@@ -39,6 +39,7 @@ from common.store import RunStore, StoreFull, StoreUnavailable
 from common.store_access import connect_store
 from common.trajectory import DEFAULT_LIMITS, TrajectoryLimits
 from common.transport import Received, TrajectoryReceiver, use_keys
+from common.transport.endpoints import endpoints_of
 from common.wire import WireError, decode_trajectory
 from learner.store_metrics import StoreState, store_metrics
 
@@ -62,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one buffer until SIGTERM or SIGINT. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m learner.buffer", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--endpoint", help="where to listen; default: the first of transport.endpoints")
+    parser.add_argument("--endpoint", help="where to listen; default: transport.endpoints' first")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
         configure_logging(config.logging, "buffer", config.run.name)
-        serve(config, options.endpoint or config.transport.endpoints[0])
+        serve(config, options.endpoint or endpoints_of(config)[0])
     except VcppoError as error:
         log.error("fatal", error=str(error))
         return error.exit_code
@@ -83,8 +84,8 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
     watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("buffer"))
     if not (config.uses_curve or config.security.curve == "never" or is_local(endpoint)):
         raise ConfigError(
-            f"--endpoint {endpoint}: others can reach it, but transport.endpoints = {config.transport.endpoints} are"
-            " this machine's alone, so there are no keys: set security.curve=always, or never to let everybody in"
+            f"--endpoint {endpoint}: others can reach it, but transport.endpoints = {config.transport.endpoints} say"
+            " this machine only, so there are no keys: set security.curve=always, or never to let everybody in"
         )
     use_keys(config, "buffer")
     receiver = TrajectoryReceiver(endpoint, config.transport)

@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from common.config.yaml_text import one_line
 from common.errors import EXIT_REFUSED, VcppoError
+from common.json_file import JsonError, parse_json
 
 log = structlog.get_logger(__name__)
 
@@ -200,9 +201,13 @@ def _plain_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_ranks(folder: Path, state: CheckpointState, num_ranks: int, zero_stage: int) -> None:
-    """ZeRO 1-3 shards are per rank: refuse to load them on another number of ranks, or at another stage."""
-    if state.zero_stage != zero_stage or (zero_stage > 0 and state.num_ranks != num_ranks):
+def check_ranks(folder: Path, state: CheckpointState, num_ranks: int, zero_stage: int, dtype: str = "float32") -> None:
+    """ZeRO 1-3 shards are per rank: refuse to load them on another number of ranks, or at another stage.
+
+    In bfloat16 stage 0 is computed as stage 1 (`learner.engine`).
+    """
+    is_sharded = zero_stage > 0 or dtype == "bfloat16"
+    if state.zero_stage != zero_stage or (is_sharded and state.num_ranks != num_ranks):
         raise CheckpointError(
             f"{folder} was made with learner.num_ranks={state.num_ranks}, learner.zero_stage={state.zero_stage}; "
             f"now they are {num_ranks} and {zero_stage}: set them back to resume"
@@ -247,9 +252,9 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if len(data) > _MAX_MANIFEST_BYTES:
         raise CheckpointError(f"{folder}: {MANIFEST} is larger than {_MAX_MANIFEST_BYTES} bytes")
     try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} is not JSON: {one_line(error)}") from error
+        manifest = parse_json(data)
+    except JsonError as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} is {error}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA_VERSION:
         raise CheckpointError(f"{folder}: {MANIFEST} is not of schema {SCHEMA_VERSION}")
     if manifest.get("sha256") != _content_sum({name: manifest.get(name) for name in ("state", "files")}):

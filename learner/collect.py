@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 15.0
+PROMPTS_MADE_WITH = "prompts_made_with"  # digest of the settings the open prompts are of
 _NUM_NAMED = 5  # prompts named in a line about waiting
 
 
@@ -47,6 +48,10 @@ class PromptIssuer:
         self._told_at = float("-inf")
         self.is_held_back = False  # for want of room in the store
         self.next_index = int(store.get_value(self._key) or 0)
+
+    @property
+    def source(self) -> PromptSource:
+        return self._source
 
     def not_before(self, index: int) -> None:
         """A checkpoint's index counts where the store is a new one."""
@@ -163,7 +168,7 @@ class BatchCollector:
                 prompt_ids=stale[:_NUM_NAMED],
                 policy_version=version,
                 max_staleness=self._rl.max_staleness,
-                cause="a generator ran old weights, or rl.max_staleness was lowered on resume",
+                cause="a generator ran old weights, or rl.max_staleness or rl.batch_size was lowered on resume",
             )
             give_up(self._store, stale, outstanding, "stale")
         return bool(stale)
@@ -255,6 +260,22 @@ def give_up(store: RunStore, prompt_ids: Sequence[str], outstanding: Iterable[Ou
     for prompt_id in prompt_ids:
         if prompt_id not in expired:
             store.reject(prompt_id, reason)
+
+
+def give_up_outdated(store: RunStore, made_with: str) -> int:
+    """Settle every open prompt that was made with other settings than `made_with` names; returns how many.
+
+    For a run that has trained and recorded nothing yet: its settings may have changed since the prompts were issued.
+    """
+    before = store.get_value(PROMPTS_MADE_WITH)
+    outdated: list[Outstanding] = []
+    if before is not None and before != made_with:
+        outdated = store.outstanding()
+        give_up(store, [entry.prompt_id for entry in outdated], outdated, "made with other settings")
+        if outdated:
+            log.warning("prompts_outdated", num_prompts=len(outdated), reason="the settings have changed since")
+    store.set_value(PROMPTS_MADE_WITH, made_with)
+    return len(outdated)
 
 
 def describe_wait(store: RunStore, outstanding: Iterable[Outstanding], on: Sequence[str]) -> dict[str, object]:

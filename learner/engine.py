@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import structlog
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from learner.configured_optimizer import Configured
 from learner.distributed import (
     barrier,
     broadcast_bytes,
@@ -36,6 +37,7 @@ from learner.distributed import (
     shutdown_distributed,
     sum_over_ranks,
 )
+from learner.wire_weights import ParameterInfo, WireWeights, own_weights
 
 __all__ = [
     "EngineOptions",
@@ -55,7 +57,6 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 _CHECKPOINT_TAG = "engine"
-_MODULE_PREFIX = "hf_model."
 _SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
@@ -94,27 +95,22 @@ class EngineOptions:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-class ParameterInfo(NamedTuple):
-    """A weight as generators know it: Hugging Face name, type on the wire, full (unsharded) shape."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
 class TrainEngine:
     """A `PolicyModel` or `CriticModel` with its optimizer. Every method is collective: call it on all ranks alike."""
 
-    def __init__(self, module: nn.Module, *, learning_rate: float, options: EngineOptions) -> None:
+    def __init__(
+        self, module: nn.Module, *, learning_rate: float, options: EngineOptions, rate_setting: str = "learning_rate"
+    ) -> None:
         """Move `module` to this rank's device, shard it as the ZeRO stage says, and take rank 0's weights everywhere.
 
         Args:
-            module: its `hf_model` attribute is what `weight_source` names parameters after.
+            module: its `hf_model` attribute is the transformers model whose weights `weight_source` walks.
             learning_rate: peak of the schedule.
+            rate_setting: what the config calls it, for the error of a diverged run.
         """
         init_distributed()
         deepspeed = _import_deepspeed()
-        module = module.to(options.torch_dtype)
+        _cast_parameters(module, options.torch_dtype)
         optimizer = torch.optim.AdamW(
             module.parameters(),
             lr=learning_rate,
@@ -122,6 +118,7 @@ class TrainEngine:
             weight_decay=options.weight_decay,
             fused=True,  # one pass over the weights: ten times as fast on a CPU as the loop of tensor operations
         )
+        configured = Configured.of(optimizer, options.max_grad_norm)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
         with _prints_to_log():
             self._engine, *_ = deepspeed.initialize(
@@ -132,8 +129,12 @@ class TrainEngine:
                 dist_init_required=False,
             )
         self._deepspeed = deepspeed
-        self._names = _hf_names(module)
+        self._hf_model: Any = module.hf_model
+        self._wire = WireWeights(self._hf_model)
         self._grad_norm = math.nan
+        self._configured = configured
+        self._rate_setting = rate_setting
+        self._scheduler = scheduler
         self.module = module
         self.options = options
         self.num_ranks = num_ranks()
@@ -185,30 +186,33 @@ class TrainEngine:
         norm = float(recorded) if recorded is not None else self._grad_norm
         if not math.isfinite(norm):
             raise VcppoError(
-                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; "
-                "lower the learning rate, or resume from the last checkpoint"
+                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; lower "
+                f"{self._rate_setting} (it was {self.learning_rate:.3g} here): the same command goes on with it from "
+                "what is on disk"
             )
         return norm
 
     def weight_metadata(self) -> list[ParameterInfo]:
         """Every weight generators need, tied ones once, in the order of `weight_source`. Gathers nothing."""
-        return [ParameterInfo(n, p.dtype, tuple(getattr(p, "ds_shape", p.shape))) for n, p in self._names]
+        return self._wire.infos
 
     def weight_source(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, full tensor) one after the other; valid until the next one is asked for.
+        """(name in the checkpoint, full tensor) one after the other; valid until the next one is asked for.
 
-        Under ZeRO-3 each is gathered on all ranks, so every rank must iterate to the end.
+        Under ZeRO-3 they are gathered on all ranks, so every rank must iterate to the end.
         """
-        for name, parameter in self._names:
-            with self._gathered(parameter):
-                yield name, parameter.detach()
+        return self._wire.walk(self._gathered)
 
     def gather_full_state_dict(self) -> dict[str, Tensor]:
-        """Full weights by Hugging Face name, on the CPU of rank 0; other ranks get {}. Tied weights once."""
+        """Full weights by the module's own names, on the CPU of rank 0; other ranks get {}. Tied weights once.
+
+        These are the names `learner.models.save_model` wants.
+        """
         state: dict[str, Tensor] = {}
-        for name, tensor in self.weight_source():
-            if rank() == 0:
-                state[name] = tensor.cpu().clone()
+        for name, tensor in own_weights(self._hf_model).items():
+            with self._gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+                if rank() == 0:
+                    state[name] = tensor.detach().cpu().clone()
         return state
 
     def save(self, folder: str | Path) -> None:
@@ -220,7 +224,10 @@ class TrainEngine:
             self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
 
     def load(self, folder: str | Path) -> None:
-        """Continue exactly where `save` was called.
+        """Continue where `save` was called: weights, moments and step counts are the saved ones.
+
+        Learning rate, weight decay, betas and the clipping norm are those this engine was made with; what differs from
+        the saved ones is a log line. With the same settings the next step is the one that would have followed.
 
         Files are read with ``weights_only`` and a short list of DeepSpeed's own types: a checkpoint can't run code.
 
@@ -238,17 +245,22 @@ class TrainEngine:
             raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
         if loaded is None:
             raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
+        changed = self._configured.restore(self._engine.optimizer, self._scheduler)
+        if changed and rank() == 0:
+            log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
 
-    def _gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
-        if self.options.zero_stage < 3:
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        if self.options.zero_stage < 3 or not parameters:
             return nullcontext()
-        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters([parameter])
+        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters(parameters)
         return context
 
 
-def _hf_names(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters by Hugging Face name; a tied one is listed once, under its first name (the embedding)."""
-    return [(name.removeprefix(_MODULE_PREFIX), parameter) for name, parameter in module.named_parameters()]
+def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters only. Buffers keep their type: rotary frequencies in bfloat16 would turn far tokens too far."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _schedule(options: EngineOptions) -> Any:

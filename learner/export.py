@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
+import torch
+from transformers import AutoModelForCausalLM
 
 from common.config import VcppoConfig, load_config
 from common.config.yaml_text import one_line
@@ -18,6 +21,8 @@ from common.end_process import end_process
 from common.errors import VcppoError
 from common.log import configure_logging
 from common.run_folder import RunFolder
+from common.tokenizer import load_tokenizer as tokenizer_of
+from common.tokenizer import save_tokenizer
 from common.whole_folder import written_whole
 from learner.checkpoint import check_ranks, verify
 from learner.engine import (
@@ -29,6 +34,8 @@ from learner.engine import (
     shutdown_distributed,
 )
 from learner.models import PolicyModel, load_policy, save_model
+from learner.saving import NotSaveable
+from learner.wire_weights import own_weights
 
 log = structlog.get_logger(__name__)
 
@@ -40,28 +47,39 @@ def make_policy(config: VcppoConfig) -> PolicyModel:
         dtype=EngineOptions.from_config(config).torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,
     )
 
 
 def load_tokenizer(config: VcppoConfig) -> Any:
-    """The policy's tokenizer, at ``model.path``. Raises VcppoError when there is none to be had."""
-    from transformers import AutoTokenizer
+    """The policy's tokenizer, at ``model.path``, which can be saved too.
 
-    try:
-        return AutoTokenizer.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
-        raise VcppoError(
-            f"model.path = {config.model.path!r}: no tokenizer can be loaded from it ({one_line(error)}); "
-            "give a model folder such as the one `vcppo sft` writes, or a Hugging Face id"
-        ) from error
+    Raises:
+        VcppoError: there is none to be had, or it can be loaded and not be saved.
+    """
+    tokenizer = tokenizer_of(config.model.path, config.model.trust_remote_code)
+    with tempfile.TemporaryDirectory(prefix="vcppo-tokenizer-") as folder:
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # tokenizers raise nearly anything, and now is better than after the last step
+            raise NotSaveable(
+                f"model.path = {config.model.path!r}: its tokenizer can't be saved ({one_line(error)}), so the trained "
+                "policy could not be exported: mend its tokenizer files, or choose another model.path"
+            ) from error
+    return tokenizer
 
 
 def make_actor(config: VcppoConfig) -> TrainEngine:
     """The actor's engine, from ``model.path``."""
     options = EngineOptions.from_config(config)
-    return TrainEngine(make_policy(config), learning_rate=config.rl.actor_learning_rate, options=options)
+    return TrainEngine(
+        make_policy(config),
+        learning_rate=config.rl.actor_learning_rate,
+        options=options,
+        rate_setting="rl.actor_learning_rate",
+    )
 
 
 def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None:
@@ -74,16 +92,49 @@ def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None
         return
     assert isinstance(actor.module, PolicyModel)
     with written_whole(folder) as staging:
-        save_model(actor.module, staging, state)
-        load_tokenizer(config).save_pretrained(staging)
+        write_export(actor.module, state, config, staging)
     log.info("policy_exported", folder=str(folder))
+
+
+def write_export(policy: PolicyModel, state: dict[str, torch.Tensor] | None, config: VcppoConfig, folder: Path) -> None:
+    """Config, generation config, weights, the model's own code, tokenizer."""
+    save_model(policy, folder, state)
+    save_tokenizer(load_tokenizer(config), folder)
+
+
+def try_export(policy: PolicyModel, config: VcppoConfig, folder: Path) -> None:
+    """Export into the empty `folder` and load that with plain transformers: what the end of a run does, for a check.
+
+    Raises:
+        NotSaveable: it can't be written or loaded, or comes back with other weights.
+    """
+    try:
+        write_export(policy, None, config, folder)
+        again = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=policy.hf_model.dtype, trust_remote_code=config.model.trust_remote_code
+        )
+    except VcppoError:
+        raise
+    except Exception as error:  # transformers raises nearly anything here
+        raise NotSaveable(f"model {config.model.path}: its export fails: {one_line(error)}") from error
+    found = own_weights(again)
+    changed = [name for name, tensor in own_weights(policy.hf_model).items() if not _is_same(tensor, found.get(name))]
+    if changed:
+        raise NotSaveable(
+            f"model {config.model.path}: after an export transformers loads {len(changed)} of its weights otherwise "
+            f"({', '.join(changed[:3])}, ...): choose another model.path"
+        )
+
+
+def _is_same(left: torch.Tensor, right: torch.Tensor | None) -> bool:
+    return right is not None and torch.equal(left.detach().cpu(), right.detach())
 
 
 def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> None:
     """Verify and load a checkpoint, export its policy."""
     state = verify(checkpoint)
     init_distributed(config.learner.device)
-    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage)
+    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
     actor = make_actor(config)
     actor.load(checkpoint / "actor")
     export_policy(actor, config, output)

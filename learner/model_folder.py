@@ -18,7 +18,7 @@ from common.errors import VcppoError
 _SPARE = 1_000_000  # a new value head, or a few missing weights, which are refused by name later
 
 
-def check_weights(path: str | Path, auto_class: Any, config: Any) -> None:
+def check_weights(path: str | Path, auto_class: Any, config: Any, trust_remote_code: bool) -> None:
     """Of a local folder; hub ids are downloaded by transformers, safetensors only. Raises `VcppoError`."""
     folder = Path(path)
     if not folder.is_dir():
@@ -31,7 +31,8 @@ def check_weights(path: str | Path, auto_class: Any, config: Any) -> None:
         )
     stored = sum(_num_stored(file) for file in files)
     with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in auto_class.from_config(config).parameters())
+        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
     if wanted > 2 * stored + _SPARE:
         raise VcppoError(
             f"model path {str(path)!r}: its config.json asks for {wanted:,} parameters, its safetensors hold {stored:,}"

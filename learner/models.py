@@ -11,24 +11,24 @@ here loads in transformers and vLLM:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from common.config.yaml_text import one_line
 from common.errors import VcppoError
-from learner.attention import PACKED_ATTENTION, attention_arguments
+from common.trajectory import Trajectory
+from learner.attention import attention_arguments
 from learner.log_probs import chunked_log_probs
-from learner.model_folder import check_weights
-from learner.packing import PackedBatch
-
-# Settings that bend logits before the softmax; ignoring one would train on wrong log-probs.
-_LOGIT_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+from learner.model_loading import from_pretrained, prepare, read_config, refuse_missing
+from learner.packing import PackedBatch, build_packed
+from learner.packing_probe import probe
+from learner.packing_proof import SUGGESTION, ModelRefused, Reader
+from learner.saving import make_saveable
 
 HeadT = TypeVar("HeadT", bound=nn.Linear)
 
@@ -119,18 +119,26 @@ def load_policy(
     gradient_checkpointing: bool = False,
     chunk_tokens: int = 256,
     chunk_vocab: int = 8192,
+    max_tokens: int | None = None,
 ) -> PolicyModel:
     """A causal language model from a folder or a Hugging Face id.
+
+    Args:
+        max_tokens: no sequence is longer (generator.max_model_len); None: any length.
 
     Every rank holds the whole model in host memory while loading, also under ZeRO-3 (which shards it afterwards).
 
     Raises:
         VcppoError: no such model, or one whose logits or attention can't be computed here; says what to do.
     """
-    model, missing = _from_pretrained(AutoModelForCausalLM, path, trust_remote_code, dtype=dtype)
-    _refuse_missing(path, missing)
-    _prepare(model, gradient_checkpointing)
-    return PolicyModel(model, chunk_tokens=chunk_tokens, chunk_vocab=chunk_vocab)
+    model, missing, proved = from_pretrained(POLICY, path, trust_remote_code, max_tokens, dtype=dtype)
+    refuse_missing(path, missing)
+    make_saveable(model)
+    prepare(model, gradient_checkpointing)
+    policy = PolicyModel(model, chunk_tokens=chunk_tokens, chunk_vocab=chunk_vocab)
+    if not proved:
+        probe(POLICY, policy, model, str(path))
+    return policy
 
 
 def load_critic(
@@ -140,6 +148,7 @@ def load_critic(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
+    max_tokens: int | None = None,
 ) -> CriticModel:
     """A critic.
 
@@ -148,16 +157,15 @@ def load_critic(
         init: ``policy``: the policy's backbone with a new head of zeros, so V starts at 0 everywhere, in the middle
             of rewards of +-1, instead of at random. Otherwise a folder or id with a one-label ``score`` head: a critic
             saved by `save_model`, or a Hugging Face reward model.
+        max_tokens: as of `load_policy`.
 
     Raises:
         VcppoError: no such model, or it has no ``score`` head with one output.
     """
     source = path if init == "policy" else init
-    model, missing = _from_pretrained(
-        AutoModelForSequenceClassification, source, trust_remote_code, dtype=dtype, num_labels=1
-    )
+    model, missing, proved = from_pretrained(CRITIC, source, trust_remote_code, max_tokens, dtype=dtype, num_labels=1)
     new_head = any(name.startswith("score.") for name in missing)
-    _refuse_missing(source, [name for name in missing if not name.startswith("score.")])
+    refuse_missing(source, [name for name in missing if not name.startswith("score.")])
     if init == "policy":
         nn.init.zeros_(_linear(model, "score").weight)
     elif new_head:
@@ -165,13 +173,17 @@ def load_critic(
             f"critic.init={init}: this model has no `score.weight`, so it is not a critic or a reward model; "
             "give a folder that has one, or critic.init=policy for a new value head"
         )
-    _prepare(model, gradient_checkpointing)
-    return CriticModel(model)
+    make_saveable(model)
+    prepare(model, gradient_checkpointing)
+    critic = CriticModel(model)
+    if not proved:
+        probe(CRITIC, critic, model, str(source))
+    return critic
 
 
 def vocabulary_size(path: str | Path, trust_remote_code: bool) -> int:
     """How many tokens the model has an embedding for. Raises VcppoError as `load_policy` does."""
-    config = _config(path, trust_remote_code)
+    config = read_config(path, trust_remote_code)
     try:
         return int(config.get_text_config().vocab_size)
     except (AttributeError, TypeError, ValueError) as error:
@@ -193,7 +205,7 @@ def save_model(
 
 def _hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """``[N, H]`` last hidden states of the backbone."""
-    output = model.base_model(
+    output = _backbone(model)(
         input_ids=batch.token_ids[None],
         position_ids=batch.position_ids[None],
         use_cache=False,
@@ -203,86 +215,18 @@ def _hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return hidden
 
 
-def _from_pretrained(
-    auto_class: Any, path: str | Path, trust_remote_code: bool, **kwargs: Any
-) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of parameters its files don't hold (transformers' own table of them is kept quiet)."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        config = _config(path, trust_remote_code)
-        _check_logits(path, config)
-        check_weights(path, auto_class, config)
-        model, info = auto_class.from_pretrained(
-            str(path),
-            attn_implementation=PACKED_ATTENTION,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **kwargs,
-        )
-    except VcppoError:
-        raise
-    except Exception as error:  # a foreign or broken folder makes transformers raise nearly anything
-        raise VcppoError(_unusable(path, error)) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    return model, sorted(info["missing_keys"])
-
-
-def _refuse_missing(path: str | Path, missing: list[str]) -> None:
-    if missing:
-        raise VcppoError(
-            f"model {str(path)!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...), which would "
-            "start at random; give a folder whose config.json and safetensors belong together"
-        )
-
-
-def _check_logits(path: str | Path, config: Any) -> None:
-    """Refuse, before any weight is read, what would silently give other log-probs than the model's own."""
-    for name, neutral in _LOGIT_SETTINGS.items():
-        value = getattr(config, name, neutral)
-        if value is not None and value != neutral:
-            raise VcppoError(
-                f"model {path}: {name}={value} changes the logits and is not supported; choose another model.path"
-            )
-
-
-def _config(path: str | Path, trust_remote_code: bool) -> Any:
-    try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
-    except Exception as error:  # a foreign or broken folder makes transformers raise nearly anything
-        raise VcppoError(_unusable(path, error)) from error
-
-
-def _unusable(path: str | Path, error: Exception) -> str:
-    reason = one_line(error) or type(error).__name__
-    return (
-        f"model path {str(path)!r} can't be loaded ({reason}); give a folder with config.json and safetensors, "
-        "such as the one `vcppo sft` writes, or a Hugging Face id that is cached or can be downloaded"
-    )
-
-
-def _prepare(model: PreTrainedModel, gradient_checkpointing: bool) -> None:
-    """No dropout: pi_old and pi must be the same function of the weights, or the ratio is noise."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
+def _backbone(model: PreTrainedModel) -> nn.Module:
+    """The model without its head."""
+    found = model.base_model if model.base_model is not model else getattr(model, "model", None)
+    if not isinstance(found, nn.Module):
+        raise ModelRefused(f"{type(model).__name__} has no backbone apart from its head; {SUGGESTION}")
+    return found
 
 
 def _linear(model: PreTrainedModel, name: str) -> nn.Linear:
     layer = getattr(model, name, None)
     if not isinstance(layer, nn.Linear):
-        raise VcppoError(
-            f"{type(model).__name__} has no linear layer `{name}`; choose another model.path "
-            "(Qwen2, Qwen3, Llama, Mistral work)"
-        )
+        raise ModelRefused(f"model {model.name_or_path}: {type(model).__name__} has no linear `{name}`; {SUGGESTION}")
     return layer
 
 
@@ -291,3 +235,42 @@ def _retype(layer: nn.Linear, head_class: type[HeadT]) -> HeadT:
     layer.__class__ = head_class
     assert isinstance(layer, head_class)
     return layer
+
+
+def _policy_of(model: PreTrainedModel) -> PolicyModel:
+    prepare(model, gradient_checkpointing=False)
+    return PolicyModel(model)
+
+
+def _critic_of(model: PreTrainedModel) -> CriticModel:
+    prepare(model, gradient_checkpointing=False)
+    return CriticModel(model)
+
+
+@torch.no_grad()
+def _packed_log_probs(policy: nn.Module, trajectories: Sequence[Trajectory]) -> list[Tensor]:
+    batch = build_packed(trajectories)
+    return list(policy(batch).log_probs.split([int(t.action_mask.sum()) for t in trajectories]))
+
+
+@torch.no_grad()
+def _packed_values(critic: nn.Module, trajectories: Sequence[Trajectory]) -> list[Tensor]:
+    return list(critic(build_packed(trajectories)).final_values.split(1))
+
+
+@torch.no_grad()
+def _plain_log_probs(model: PreTrainedModel, token_ids: Tensor, prompt: int) -> Tensor:
+    logits = model(input_ids=token_ids, use_cache=False).logits[0, prompt - 1 : -1].float()
+    log_probs: Tensor = logits.log_softmax(-1).gather(1, token_ids[0, prompt:, None])[:, 0]
+    return log_probs
+
+
+@torch.no_grad()
+def _plain_values(model: PreTrainedModel, token_ids: Tensor, prompt: int) -> Tensor:
+    """At the last token, as transformers pools."""
+    values: Tensor = model(input_ids=token_ids, use_cache=False).logits[0].float()
+    return values
+
+
+POLICY = Reader(AutoModelForCausalLM, _policy_of, _packed_log_probs, _plain_log_probs)
+CRITIC = Reader(AutoModelForSequenceClassification, _critic_of, _packed_values, _plain_values)

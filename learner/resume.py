@@ -15,22 +15,25 @@ says so in the log, and staleness stays within its bound.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from common.config import VcppoConfig
+from common.config.dependents import dependents_of, differences, flat, settings_of
 from common.errors import VcppoError
+from common.json_file import read_json_object
 from common.store import RunStore
+from common.whole_file import write_whole
 from learner.batch import Share
 from learner.checkpoint import CheckpointStore, check_ranks, hash_json
 
 log = structlog.get_logger(__name__)
 
 COMMITTED_STEP = "committed_step"  # the newest step whose trajectories are settled
-# What shapes the weights; where a run lives and how it logs does not matter to a checkpoint.
-_HASHED = ("model", "task", "sampling", "algorithm", "critic", "rl")
+_SETTINGS_FILE = "settings.json"  # in a checkpoint: what RL was made with up to its step
 
 
 def newest_checkpoint(checkpoints: CheckpointStore, config: VcppoConfig, share: Share) -> dict[str, Any] | None:
@@ -39,9 +42,9 @@ def newest_checkpoint(checkpoints: CheckpointStore, config: VcppoConfig, share: 
     if newest is None:
         return None
     folder, state = newest
-    check_ranks(folder, state, share.num_ranks, config.learner.zero_stage)
+    check_ranks(folder, state, share.num_ranks, config.learner.zero_stage, config.model.dtype)
     if state.config_hash != config_hash(config):
-        log.warning("config_changed", folder=str(folder), then=state.config_hash, now=config_hash(config))
+        _say_what_changed(folder, config, state.step)
     return {"folder": str(folder), "step": state.step, "next_index": state.next_index}
 
 
@@ -78,8 +81,31 @@ def commit(store: RunStore, prompt_ids: list[str], step: int) -> None:
 
 
 def config_hash(config: VcppoConfig) -> str:
-    tree = config.model_dump(mode="json")
-    return hash_json({name: tree[name] for name in _HASHED})
+    """Of the settings that shape RL; where a run lives and how it logs does not matter to a checkpoint."""
+    return hash_json(_settings(config))
+
+
+def write_settings(staging: Path, config: VcppoConfig) -> None:
+    """Into a checkpoint, so that a resumed run can say what has changed."""
+    write_whole(staging / _SETTINGS_FILE, json.dumps(_settings(config), indent=1))
+
+
+def _settings(config: VcppoConfig) -> dict[str, object]:
+    return settings_of("rl", flat(config.model_dump(mode="json")))
+
+
+def _say_what_changed(folder: Path, config: VcppoConfig, step: int) -> None:
+    """A line for each: the config counts from the next step on. The launcher refuses what RL must begin with."""
+    path = folder / _SETTINGS_FILE
+    if not path.exists():
+        log.warning("config_changed", folder=str(folder), effect="the config counts; which settings is not known")
+        return
+    for change in differences(
+        read_json_object(path, "remove the checkpoint; the one before it is used"), _settings(config)
+    ):
+        begins = dependents_of(change.field).rl == "begins"
+        say = log.warning if begins else log.info
+        say("setting_changed", setting=change.field, before=change.before, now=change.now, from_step=step + 1)
 
 
 def _say_what_is_lost(version: int, committed: int, checkpoints: Path) -> None:

@@ -25,6 +25,7 @@ from common import watchdog
 from common.config import VcppoConfig
 from common.end_process import end_process
 from common.errors import VcppoError
+from common.fingerprints import contents_named, file_digest, model_contents
 from common.metrics import open_metrics
 from common.run_folder import RunFolder
 from common.tasks import load_task
@@ -108,14 +109,15 @@ def reward_model(config: VcppoConfig) -> Path:
 
 
 def fingerprint(config: VcppoConfig) -> dict[str, Any]:
-    """Everything the reward model depends on, and the hash of it under ``hash``; files by their size."""
-    rollouts, weights = config.reward_model.rollouts, Path(config.model.path) / "model.safetensors"
+    """Everything the reward model depends on, and the hash of it under ``hash``; files by their content."""
+    rollouts = config.reward_model.rollouts
     inputs = {
         "recipe_version": _RECIPE_VERSION,
         "reward_model": config.reward_model.model_dump(mode="json", exclude={"output"}),
-        "rollouts_bytes": rollouts.stat().st_size if rollouts is not None and rollouts.exists() else None,
-        "model": {"path": config.model.path, "dtype": config.model.dtype,
-                  "bytes": weights.stat().st_size if weights.exists() else None},
+        "rollouts": file_digest(rollouts) if rollouts is not None and rollouts.exists() else None,
+        "model": {"dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code,
+                  "path": config.model.path, "files": model_contents(config.model.path)},
+        "task_files": contents_named([config.task.name, config.task.options]),
         "task": {"name": config.task.name, "options": config.task.options, "version": load_task(config.task).version},
         "style": _style(config),
         "seed": config.run.seed,
@@ -156,8 +158,14 @@ def _engine(config: VcppoConfig) -> TrainEngine:
         dtype=options.torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
     )
-    return TrainEngine(module, learning_rate=config.reward_model.learning_rate, options=options)
+    return TrainEngine(
+        module,
+        learning_rate=config.reward_model.learning_rate,
+        options=options,
+        rate_setting="reward_model.learning_rate",
+    )
 
 
 def _train(config: VcppoConfig, source: PairSource, engine: TrainEngine) -> None:

@@ -27,9 +27,11 @@ from common import watchdog
 from common.config import SftPhase, VcppoConfig
 from common.end_process import end_process
 from common.errors import VcppoError
+from common.fingerprints import contents_named, model_contents
 from common.metrics import MetricsWriter, open_metrics
 from common.run_folder import RunFolder
 from common.tasks import Demonstration, Task, encode_prompt, load_task
+from common.tokenizer import warn_of_plain_loading
 from common.trajectory import Trajectory
 from learner.demonstrations import as_trajectory
 from learner.engine import (
@@ -102,6 +104,11 @@ def fingerprint(config: VcppoConfig) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "max_grad_norm": config.rl.max_grad_norm,
     }
+    # Only where there are any: a cold start from scratch keeps the hash it has had.
+    if config.sft.init != "scratch" and (start := model_contents(config.sft.init)):
+        inputs["init_files"] = start
+    if files := contents_named([config.task.name, config.task.options]):
+        inputs["task_files"] = files
     return fingerprinted(inputs)
 
 
@@ -125,6 +132,7 @@ def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
     seconds = time.monotonic() - began
     if rank() == 0:
         save_model(policy, partial, state)
+        warn_of_plain_loading(tokenizer, partial)
         _write_generation_config(partial, tokenizer)
         marker = {**inputs, "steps": len(steps), "final_loss": loss, "seconds": round(seconds, 1)}
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -147,6 +155,7 @@ def _load(config: VcppoConfig, path: str) -> PolicyModel:
         dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        max_tokens=config.generator.max_model_len,
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,
     )
@@ -159,7 +168,12 @@ def _engine(config: VcppoConfig, policy: PolicyModel) -> TrainEngine:
         adam_beta2=_ADAM_BETA2,
         max_grad_norm=config.rl.max_grad_norm,
     )
-    return TrainEngine(policy, learning_rate=config.sft.phases[0].learning_rate, options=options)
+    return TrainEngine(
+        policy,
+        learning_rate=config.sft.phases[0].learning_rate,
+        options=options,
+        rate_setting="learning_rate in sft.phases",
+    )
 
 
 def _plan(phases: Sequence[SftPhase]) -> Iterator[_Step]:

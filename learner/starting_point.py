@@ -9,12 +9,12 @@ from typing import Any
 import structlog
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from common.config import VcppoConfig
-from common.config.yaml_text import one_line
 from common.errors import VcppoError
 from common.tasks import Task
+from common.tokenizer import load_tokenizer, plain_difference
 from learner.engine import barrier, rank
 
 log = structlog.get_logger(__name__)
@@ -33,17 +33,17 @@ def starting_point(config: VcppoConfig, task: Task, partial: Path) -> tuple[str,
     barrier()
     tokenizer = _load_tokenizer(str(partial), config)
     if scratch:
-        _check_round_trip(tokenizer, task, config)
+        _check_plain_loading(tokenizer, partial, task, config)
     return (str(partial) if scratch else config.sft.init), tokenizer
 
 
-def _check_round_trip(tokenizer: Any, task: Task, config: VcppoConfig) -> None:
-    """transformers may load another tokenizer class than was saved (for qwen2 it does), and lose the task's symbols."""
+def _check_plain_loading(tokenizer: Any, folder: Path, task: Task, config: VcppoConfig) -> None:
+    """transformers may make another tokenizer class of a folder than was saved (for qwen2 it does)."""
     text = task.demonstrations(0, 1, {})[0].response
-    if tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) != text:
+    if (difference := plain_difference(tokenizer, folder, [text])) is not None:
         raise VcppoError(
-            f"sft.architecture.model_type = {config.sft.architecture.get('model_type')}: transformers loads its folder "
-            f"with {type(tokenizer).__name__}, which loses symbols of the task's tokenizer: use llama"
+            f"sft.architecture.model_type = {config.sft.architecture.get('model_type')}: AutoTokenizer would make "
+            f"another tokenizer of its folder than the task's ({difference}): use llama"
         )
 
 
@@ -60,10 +60,7 @@ def _task_tokenizer(config: VcppoConfig, task: Task) -> PreTrainedTokenizerFast:
 
 
 def _load_tokenizer(path: str, config: VcppoConfig) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.model.trust_remote_code)
-    except Exception as error:  # a broken folder makes tokenizers raise nearly anything, bare Exception included
-        raise VcppoError(f"the tokenizer of {path!r} can't be loaded ({one_line(error)}): check sft.init") from error
+    tokenizer = load_tokenizer(path, config.model.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise VcppoError(f"the tokenizer of {path!r} has no end-of-sequence token: responses could never end")
     return tokenizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from common.json_lines import open_to_append
 from common.trained_log import TrainedStep, check_trained_once, read_trained_log
 from learner.batch import Batch
 
@@ -19,11 +20,8 @@ class TrainedLog:
     """Appends durably; a line torn by a crash is closed off first."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("ab")
-        if not _ends_with_newline(path):
-            self._file.write(b"\n")
+        self._file = open_to_append(path)
 
     def append(self, step: int, batch: Batch) -> None:
         line = TrainedStep(
@@ -39,11 +37,3 @@ class TrainedLog:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _ends_with_newline(path: Path) -> bool:
-    """True of an empty file, too."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return file.read(1) in (b"", b"\n")

@@ -141,7 +141,7 @@ def combine(
         behaviour_log_probs=behaviour,
         reference_log_probs=reference,
         raw_advantages=raw,
-        advantages=whiten(raw, ends.mask) if algorithm.whiten_advantages else raw,
+        advantages=whiten(raw, ends.mask, centre=not algorithm.has_group_baseline) if algorithm.whitens else raw,
         value_targets=targets,
         returns=monte_carlo_returns(outcomes, cu, gamma=algorithm.gamma),
         mask=ends.mask,
@@ -152,7 +152,7 @@ def _advantages_and_targets(
     batch: Batch, algorithm: AlgorithmConfig, values: Float32Array, ends: Ends
 ) -> tuple[Float32Array, Float32Array]:
     cu = batch.action_cu_seqlens
-    if algorithm.advantage_estimator != "gae":
+    if algorithm.has_group_baseline:
         grouped = {"group_mean": group_mean_advantages, "leave_one_out": leave_one_out_advantages}
         per_sequence = grouped[algorithm.advantage_estimator](batch.outcome_rewards, batch.group_ids)
         return spread_over_actions(per_sequence, cu), np.zeros_like(values)

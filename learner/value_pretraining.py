@@ -1,31 +1,33 @@
-"""Value pretraining: a critic that is calibrated before RL starts, and shown to be so (the paper's first cure).
+"""Value pretraining: before RL starts, a critic is trained until it predicts held-out returns (the paper's first cure).
 
     record    the frozen policy (version 0) answers num_trajectories prompts; each is written to disk once
-    train     critic on Monte-Carlo returns (GAE with lambda = 1), actions only
+    count     enough right and not-right responses must be held out, or the gate could say nothing
+    train     critic on Monte-Carlo returns (GAE with lambda = 1), actions only (`learner.critic_pretrainer`)
     gate      explained variance on held-out prompts (whole groups), against Monte-Carlo returns: stop when it
               no longer rises and the held-out loss no longer falls, keep the best critic, write
               decision.json; below min_explained_variance the run stops
 
 Recording consumes trajectories of purpose ``value_pretraining``, waits at most learner.batch_deadline_seconds for
 one, and is unblocked by any append. It resumes where the file ends and needs no generators once that is
-complete; training starts over after a crash (it is short). A finished stage (a passed decision and
+complete; training starts over after a crash (it is short). A finished stage (a passed decision of the same settings and
 its critic) is skipped. Everything claimed here is committed here, so RL starts from an empty buffer.
+
+A setting that only the critic depends on may change on the same run: the recording and decision.json say what they
+were made with (`learner.recorded_with`), and what no longer fits is made again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import structlog
-import torch
 
-from common import watchdog
 from common.config import VcppoConfig
+from common.config.dependents import differences
 from common.errors import EXIT_REFUSED, VcppoError
 from common.json_file import read_json_object
 from common.metrics import MetricsWriter
@@ -34,37 +36,66 @@ from common.store import RunStore
 from common.trajectory import Trajectory
 from common.whole_file import write_whole
 from common.whole_folder import written_whole
-from learner.advantages import Truncation, place_ends
-from learner.batch import Batch, Share, micro_batches
-from learner.collect import PromptIssuer
-from learner.engine import EngineOptions, TrainEngine, broadcast_object, rank, sum_over_ranks
-from learner.explained_variance import ExplainedVariance, explained_variance
-from learner.gae import monte_carlo_returns
-from learner.losses import value_loss
-from learner.models import CriticModel, load_critic, save_model
-from learner.packing import action_slots
+from learner.batch import Share
+from learner.collect import PromptIssuer, give_up_outdated
+from learner.critic_pretrainer import CriticPretrainer, Part
+from learner.engine import TrainEngine, broadcast_object, rank
+from learner.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
+from learner.models import CriticModel, save_model
 from learner.prompts import derive_seed
+from learner.recorded_with import check_recording, critic_inputs, digest, made_with, read_note, still_fits, write_note
+from learner.recording_stats import count_responses
 from learner.trajectory_file import TrajectoryFile
-from learner.update import compute_values
-from learner.value_gate import Gate, Measurement
-from learner.value_recording import Recorder, record, share_record
+from learner.value_gate import verdict
+from learner.value_recording import Recorder, WeightSender, record, share_record
 
 log = structlog.get_logger(__name__)
 
+_DECISION_REMEDY = "remove it, and value pretraining is done again from its recording"
+
 
 class GateFailed(VcppoError):
-    """The critic does not explain enough: RL on it would collapse as plain PPO does."""
+    """The critic does not explain enough, or too little is held out to tell: RL on it could collapse as plain PPO."""
 
     exit_code = EXIT_REFUSED
 
 
-def is_done(folder: Path) -> bool:
-    """The stage's artefacts are there: a passed decision and its critic."""
-    decision = folder / DECISION_FILE
-    if not decision.exists() or not (folder / CRITIC_FOLDER / "config.json").exists():
+def is_done(config: VcppoConfig) -> bool:
+    """The stage's artefacts are there, made with these settings: a decision that passes, and its critic."""
+    folder = RunFolder(config.run.path).value_pretraining
+    note, decision = read_note(folder), _read_decision(folder)
+    if note is None or decision is None or not _has_critic(folder) or not still_fits(config, note):
         return False
-    remedy = "remove it, and value pretraining is done again from its recording"
-    return read_json_object(decision, remedy).get("passed") is True
+    # A decision by another threshold is written anew, so that what is shown is what is so.
+    same = decision.get("threshold") == config.value_pretraining.min_explained_variance
+    return same and decision.get("passed") is True and decision.get("inputs") == _plain(critic_inputs(config, note))
+
+
+def _read_decision(folder: Path) -> dict[str, Any] | None:
+    path = folder / DECISION_FILE
+    return read_json_object(path, _DECISION_REMEDY) if path.exists() else None
+
+
+def _has_critic(folder: Path) -> bool:
+    return (folder / CRITIC_FOLDER / "config.json").exists()
+
+
+def _judged_anew(decision: Mapping[str, Any], config: VcppoConfig) -> dict[str, Any]:
+    """The decision with the threshold of now."""
+    low, high = decision.get("low"), decision.get("high")
+    interval = None if low is None or high is None else (low, high)
+    threshold = config.value_pretraining.min_explained_variance
+    return {**decision, **verdict(decision.get("explained_variance"), interval, threshold)}
+
+
+def _plain(value: object) -> Any:
+    """As it is read back from JSON."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _by_hash(trajectories: Sequence[Trajectory], seed: int) -> list[str]:
+    """The prompts in the order in which they are held out."""
+    return sorted({trajectory.group_id for trajectory in trajectories}, key=lambda g: (derive_seed(seed, g), g))
 
 
 def split_held_out(
@@ -75,7 +106,7 @@ def split_held_out(
     Raises:
         VcppoError: one of the sides is empty.
     """
-    groups = sorted({trajectory.group_id for trajectory in trajectories}, key=lambda g: (derive_seed(seed, g), g))
+    groups = _by_hash(trajectories, seed)
     chosen = set(groups[:num_held_out_groups])
     train = [trajectory for trajectory in trajectories if trajectory.group_id not in chosen]
     held_out = [trajectory for trajectory in trajectories if trajectory.group_id in chosen]
@@ -87,136 +118,26 @@ def split_held_out(
     return train, held_out
 
 
-# Training
+def enough_held_out(counted: Sequence[Trajectory], config: VcppoConfig) -> float | None:
+    """The least held_out_fraction that holds out `NEEDED_OF_EACH` right and not-right responses; None: none does.
 
-
-@dataclass(frozen=True)
-class Part:
-    """One side of the split, with its Monte-Carlo returns ``[A]`` and mask ``[A]``."""
-
-    batch: Batch
-    returns: np.ndarray[Any, np.dtype[np.float32]]
-    mask: np.ndarray[Any, np.dtype[np.bool_]]
-
-    @classmethod
-    def of(cls, trajectories: Sequence[Trajectory], config: VcppoConfig) -> Part:
-        """With truncation=bootstrap the return of a cut response is unknown, so it is left out as with mask."""
-        batch = Batch(list(trajectories), version=0)
-        truncation: Truncation = "terminal" if config.algorithm.truncation == "terminal" else "mask"
-        cu = batch.action_cu_seqlens
-        ends = place_ends(batch.outcome_rewards, np.zeros(len(batch), np.float32), batch.truncated, cu, truncation)
-        return cls(batch, monte_carlo_returns(ends.rewards, cu, gamma=config.algorithm.gamma), ends.mask)
-
-
-class CriticPretrainer:
-    """All ranks: trains the critic on one part, measures it on the other."""
-
-    def __init__(
-        self, config: VcppoConfig, share: Share, train: Part, held_out: Part, metrics: MetricsWriter | None
-    ) -> None:
-        self._config = config.value_pretraining
-        self._seed = config.run.seed
-        self._share = share
-        self._train, self._held_out = train, held_out
-        self._metrics = metrics
-        options = EngineOptions.from_config(config)
-        module = load_critic(
-            config.model.path,
-            init="policy",
-            dtype=options.torch_dtype,
-            trust_remote_code=config.model.trust_remote_code,
-            gradient_checkpointing=config.learner.gradient_checkpointing,
-        )
-        self.engine = TrainEngine(module, learning_rate=self._config.learning_rate, options=options)
-
-    def run(self, save_best: Callable[[TrainEngine], None], stop_requested: Callable[[], bool]) -> Gate | None:
-        """Train and measure until the gate is out of patience or steps; None when asked to stop."""
-        gate = Gate(self._config)
-        losses: list[float] = []
-        members = self._draw()
-        for step in range(self._config.max_steps + 1):
-            watchdog.stage("value_pretraining")
-            if broadcast_object(stop_requested()):
-                return None
-            if step > 0:
-                losses.append(self._step(next(members)))
-            if step % self._config.eval_every == 0 or step == self._config.max_steps:
-                if gate.add(self._measure(step, losses)):
-                    save_best(self.engine)
-                losses = []
-                if gate.out_of_patience:
-                    break
-        return gate
-
-    def _draw(self) -> Iterator[list[int]]:
-        """Mini-batches of trajectories without replacement; a new order each time all were used."""
-        num_trajectories = len(self._train.batch)
-        size = min(self._config.batch_size, num_trajectories)
-        epoch = 0
-        while True:
-            generator = np.random.default_rng(derive_seed(self._seed, "value_pretraining", epoch))
-            order = generator.permutation(num_trajectories)
-            for start in range(0, num_trajectories - size + 1, size):
-                yield [int(i) for i in order[start : start + size]]
-            epoch += 1
-
-    def _step(self, members: Sequence[int]) -> float:
-        """One optimizer step; returns the mean loss. No value clipping: it throttles pretraining."""
-        part, cu = self._train, self._train.batch.action_cu_seqlens
-        num_tokens = max(1, sum(int(part.mask[cu[i] : cu[i + 1]].sum()) for i in members))
-        total = 0.0
-        for packed in micro_batches(part.batch, members, self._share):
-            slots = action_slots(packed, cu)
-            values = self.engine.forward(packed.to(self.engine.device)).values
-            loss = value_loss(
-                values,
-                torch.from_numpy(part.returns[slots]).to(values.device),
-                num_tokens=num_tokens,
-                mask=torch.from_numpy(part.mask[slots]).to(values.device),
-            )
-            self.engine.accumulate(loss.value)
-            total += float(loss.sums["value_loss"])
-        self.engine.step()
-        return float(sum_over_ranks(np.array([total]))[0]) / num_tokens
-
-    def _measure(self, step: int, losses: Sequence[float]) -> Measurement:
-        part = self._held_out
-        values, _ = compute_values(self.engine, part.batch, self._share)
-        quality = _masked_quality(values, part)
-        error = np.square(values.astype(np.float64) - part.returns)[part.mask]
-        measurement = Measurement(
-            step=step,
-            held_out_loss=0.5 * float(error.mean()) if len(error) else float("nan"),
-            explained_variance=quality.token,
-            explained_variance_sequence=quality.sequence,
-            explained_variance_within_prompt=quality.within_prompt,
-            train_loss=float(np.mean(losses)) if losses else None,
-        )
-        self._report(measurement)
-        return measurement
-
-    def _report(self, measurement: Measurement) -> None:
-        if self._metrics is None:
-            return
-        values = {
-            "stage": "value_pretraining",
-            "vp/train_loss": measurement.train_loss,
-            "vp/held_out_loss": measurement.held_out_loss,
-            "vp/held_out_explained_variance": measurement.explained_variance,
-            "vp/held_out_explained_variance_sequence": measurement.explained_variance_sequence,
-            "vp/held_out_explained_variance_within_prompt": measurement.explained_variance_within_prompt,
-        }
-        self._metrics.write(measurement.step, values)
-        log.info("value_pretraining_measured", **{k: v for k, v in asdict(measurement).items() if v is not None})
-
-
-def _masked_quality(values: np.ndarray[Any, np.dtype[np.float32]], part: Part) -> ExplainedVariance:
-    """Explained variance over the sequences that are trained on (a mask leaves out whole sequences)."""
-    cu, lengths = part.batch.action_cu_seqlens, np.diff(part.batch.action_cu_seqlens)
-    kept = [i for i in range(len(part.batch)) if lengths[i] and part.mask[cu[i]]]
-    kept_cu = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[kept])]) if kept else np.zeros(1, np.int64)
-    groups = [part.batch.group_ids[i] for i in kept]
-    return explained_variance(values[part.mask], part.returns[part.mask], kept_cu, groups)
+    At most half of the prompts are held out, and a mini-batch is left to train on.
+    """
+    stage, group_size = config.value_pretraining, config.rl.group_size
+    right: dict[str, list[bool]] = {}
+    for trajectory in counted:
+        right.setdefault(trajectory.group_id, []).append(trajectory.outcome == "correct")
+    num_groups = stage.num_trajectories // group_size
+    num_right = num_not_right = 0
+    for number, group in enumerate(_by_hash(counted, config.run.seed), start=1):
+        num_right += sum(right[group])
+        num_not_right += len(right[group]) - sum(right[group])
+        if min(num_right, num_not_right) >= NEEDED_OF_EACH:
+            fraction = math.ceil(1000 * number / num_groups) / 1000
+            held_out = round(num_groups * fraction)
+            fits = fraction <= 0.5 and (num_groups - held_out) * group_size >= stage.batch_size
+            return fraction if fits and held_out >= number else None
+    return None
 
 
 # The stage
@@ -229,31 +150,92 @@ def run_value_pretraining(
     issuer: PromptIssuer | None,
     metrics: MetricsWriter | None,
     stop_requested: Callable[[], bool],
+    weights: WeightSender | None = None,
 ) -> bool:
     """The whole stage on every rank; ``store``, ``issuer`` and ``metrics`` are rank 0's.
+
+    Args:
+        weights: sends version 0 to generators while trajectories are recorded; None: they have it.
 
     Returns:
         True when the critic is there and passed; False when asked to stop before.
 
     Raises:
-        GateFailed: names the figure and the fields to change.
+        GateFailed: names the figure, the counts behind it and the fields to change.
+        RecordingOutdated: what is recorded was made with something else than the config says.
     """
     folder = RunFolder(config.run.path).value_pretraining
     file = TrajectoryFile(folder / RECORD_FILE) if store is not None else None
-    recorder = None
+    recorder, note = None, {}
     if store is not None and issuer is not None and file is not None:
+        note = check_recording(folder, config, issuer.source, len(file))
+        give_up_outdated(store, digest(made_with(config, issuer.source.task)))
         recorder = Recorder(config, store, issuer, file)
-    if not record(recorder, metrics, stop_requested):
+    if not record(recorder, metrics, stop_requested, weights):
         return False
-    trajectories = share_record(file)
+    if weights is not None:
+        weights.release()
+    if file is not None:
+        write_note(folder, {**note, "longest_tokens": _longest(file.trajectories, config)})
+    trajectories = share_record(file)[: config.value_pretraining.num_trajectories]
     num_held_out = config.value_pretraining.num_held_out_groups(config.rl.group_size)
-    train, held_out = split_held_out(trajectories, num_held_out, config.run.seed)
-    pretrainer = CriticPretrainer(config, share, Part.of(train, config), Part.of(held_out, config), metrics)
+    train, held_out = (Part.of(side, config) for side in split_held_out(trajectories, num_held_out, config.run.seed))
+    facts: dict[str, Any] = {
+        "num_train": len(train.batch),
+        "num_held_out": len(held_out.batch),
+        "recorded": count_responses(trajectories).as_json(),
+        "held_out": held_out.counts.as_json(),
+        "inputs": _plain(critic_inputs(config, note)) if note else None,
+    }
+    _check_counts(train, held_out, config, folder, facts)
+    earlier = broadcast_object(_of_same_inputs(folder, facts["inputs"]) if rank() == 0 else None)
+    if earlier is not None:
+        return _decide(_judged_anew(earlier, config), folder, config)
+    pretrainer = CriticPretrainer(config, share, train, held_out, metrics)
     gate = pretrainer.run(lambda engine: _save_critic(engine, folder / CRITIC_FOLDER), stop_requested)
     if gate is None:
         return False
-    _decide(gate, folder, {"num_train": len(train), "num_held_out": len(held_out)})
-    return True
+    return _decide({**gate.decision(pretrainer.judged), **facts}, folder, config)
+
+
+def _longest(trajectories: Sequence[Trajectory], config: VcppoConfig) -> int:
+    """Tokens of the longest recorded prompt with the longest response it could get."""
+    return max(len(each.prompt_token_ids) for each in trajectories) + config.sampling.max_response_tokens
+
+
+def _check_counts(train: Part, held_out: Part, config: VcppoConfig, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Too few of one kind: say so before the critic is trained. Rewards of more than two values have no kinds."""
+    counted = [part.batch.trajectories[i] for part in (train, held_out) for i in part.counted]
+    if len({trajectory.reward for trajectory in counted}) > 2:
+        return
+    recorded, stage = count_responses(counted), config.value_pretraining
+    message = too_few(held_out.counts, recorded, stage, config.rl.group_size, enough_held_out(counted, config))
+    if message is None:
+        return
+    why = f"too few of one kind held out: {NEEDED_OF_EACH} are needed"
+    decision = {
+        **verdict(None, None, stage.min_explained_variance),
+        "best_step": None, "best_explained_variance": None, "cut_short": False, "stopped_because": why,
+        "history": [], **facts, "inputs": None, "message": message,
+    }  # fmt: skip
+    _write(decision, folder)
+    raise GateFailed(message)
+
+
+def _of_same_inputs(folder: Path, inputs: Any) -> dict[str, Any] | None:
+    """Rank 0: an earlier decision whose critic was made with these inputs; else None, and the old one is removed."""
+    decision = _read_decision(folder)
+    if decision is None:
+        return None
+    before = decision.get("inputs") or {}
+    if before == inputs and _has_critic(folder):
+        return decision
+    changed = [str(change) for change in differences(before.get("settings", {}), inputs["settings"])]
+    if before and before["num_trajectories"] != inputs["num_trajectories"]:
+        changed.append(f"value_pretraining.num_trajectories was {before['num_trajectories']}")
+    log.info("value_pretraining_critic_outdated", changed=changed, effect="it is trained again from the recording")
+    (folder / DECISION_FILE).unlink()
+    return None
 
 
 def _save_critic(engine: TrainEngine, folder: Path) -> None:
@@ -266,19 +248,27 @@ def _save_critic(engine: TrainEngine, folder: Path) -> None:
         save_model(engine.module, staging, state)
 
 
-def _decide(gate: Gate, folder: Path, sizes: dict[str, int]) -> None:
-    decision = {**gate.decision(), **sizes}
+def _decide(decision: dict[str, Any], folder: Path, config: VcppoConfig) -> bool:
+    """Write decision.json, warn of what to know about it. Raises GateFailed unless it passed."""
+    stage = config.value_pretraining
+    message = None if decision["passed"] else failed(decision, stage)
+    warnings = []
+    if decision["cut_short"] and decision["passed"]:
+        warnings.append(cut_short(stage, str(config.run.path)))
+    if (doubt := uncertain(decision, stage, config.rl.group_size)) is not None:
+        warnings.append(doubt)
+    _write({**decision, "message": message, "warnings": warnings}, folder)
     if rank() == 0:
-        write_whole(folder / DECISION_FILE, json.dumps(decision, indent=1))
-        shown = {name: value for name, value in decision.items() if name != "history"}
-        log.info("value_pretraining_decided", **shown)
-    if decision["passed"]:
+        for warning in warnings:
+            log.warning("value_pretraining_doubt", text=warning)
+    if message is not None:
+        raise GateFailed(message)
+    return True
+
+
+def _write(decision: Mapping[str, Any], folder: Path) -> None:
+    if rank() != 0:
         return
-    best = decision["best_explained_variance"]
-    figure = "undefined (held-out returns do not vary)" if best is None else f"{best:.3f}"
-    raise GateFailed(
-        f"value pretraining: best held-out explained variance is {figure}, below "
-        f"value_pretraining.min_explained_variance = {gate.config.min_explained_variance:g} "
-        f"({decision['stopped_because']}); try a higher value_pretraining.learning_rate, more "
-        "value_pretraining.num_trajectories or max_steps; what was recorded is kept, so a new start trains at once"
-    )
+    write_whole(folder / DECISION_FILE, json.dumps(decision, indent=1))
+    long = ("history", "inputs", "message", "warnings")
+    log.info("value_pretraining_decided", **{name: value for name, value in decision.items() if name not in long})

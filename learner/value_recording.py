@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
+from typing import Protocol
 
 import structlog
 
 from common import watchdog
 from common.config import VcppoConfig
-from common.metrics import MetricsWriter
+from common.metrics import MetricsWriter, Value
+from common.prompt_ids import group_name, prompt_name
 from common.store import RunStore
 from common.trajectory import Trajectory
 from common.wire import encode_trajectory
 from learner.batch import Batch
 from learner.collect import POLL_SECONDS, PromptIssuer, WaitWatch, describe_wait
 from learner.engine import broadcast_object, num_ranks
+from learner.recording_stats import Counts, count_responses
 from learner.trajectory_file import TrajectoryFile
 
 log = structlog.get_logger(__name__)
@@ -35,6 +39,12 @@ class Recorder:
         self._file = file
         self._watch = WaitWatch("value_pretraining_trajectory", config.learner.batch_deadline_seconds)
         self._finish_claims()
+        issuer.not_before(_first_missing(file, config.rl.group_size))  # where the store is a new one
+
+    @property
+    def counts(self) -> Counts:
+        """Of what is recorded so far."""
+        return count_responses(self._file.trajectories)
 
     @property
     def is_complete(self) -> bool:
@@ -65,8 +75,29 @@ class Recorder:
             self._store.commit(claimed)
 
 
-def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_requested: Callable[[], bool]) -> bool:
-    """All ranks: until everything is recorded (True) or a stop is asked for (False)."""
+class WeightSender(Protocol):
+    """Brings generators to version 0 (`learner.frozen_policy.FrozenPolicy`)."""
+
+    def is_wanted(self) -> bool:
+        """A generator does not run version 0. Rank 0 only."""
+
+    def send(self) -> None:
+        """Collective."""
+
+    def release(self) -> None:
+        """Nothing is sent any more."""
+
+
+def record(
+    recorder: Recorder | None,
+    metrics: MetricsWriter | None,
+    stop_requested: Callable[[], bool],
+    weights: WeightSender | None = None,
+) -> bool:
+    """All ranks: until everything is recorded (True) or a stop is asked for (False).
+
+    Generators that join, or lost their weights, are sent version 0 meanwhile.
+    """
     told = -1
     while True:
         watchdog.stage("record", waiting_for=["trajectories"] if recorder else ["learner rank 0"])
@@ -75,14 +106,27 @@ def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_reques
             num_recorded = recorder.poll()
             if recorder.is_complete or stop_requested():
                 state = "done" if recorder.is_complete else "stop"
+            elif weights is not None and weights.is_wanted():
+                state = "send"
             due = num_recorded - told >= REPORT_EVERY or (state == "done" and num_recorded != told)
             if metrics is not None and due:
                 told = num_recorded
-                metrics.write(num_recorded, {"stage": "value_pretraining", "vp/recorded": num_recorded})
-                log.info("value_pretraining_recorded", num_trajectories=num_recorded)
+                counts = recorder.counts
+                values: dict[str, Value] = {"stage": "value_pretraining", "vp/recorded": num_recorded}
+                metrics.write(num_recorded, values | counts.metrics())
+                log.info("value_pretraining_recorded", num_trajectories=num_recorded, **counts.as_text())
         agreed: str = broadcast_object(state)
-        if agreed != "wait":
+        if agreed == "send" and weights is not None:
+            weights.send()
+        elif agreed != "wait":
             return agreed == "done"
+
+
+def _first_missing(file: TrajectoryFile, group_size: int) -> int:
+    """Number of the first prompt that is not recorded."""
+    recorded = {trajectory.prompt_id for trajectory in file.trajectories}
+    names = (prompt_name(group_name("value_pretraining", i // group_size), i % group_size) for i in count())
+    return next(index for index, name in enumerate(names) if name not in recorded)
 
 
 def share_record(file: TrajectoryFile | None) -> list[Trajectory]:

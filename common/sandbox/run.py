@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import selectors
 import signal
@@ -12,6 +11,7 @@ import tempfile
 import time
 from typing import IO, Any
 
+from common.json_file import parse_json
 from common.sandbox.job import Ending, Job, Layers, Limits, Result, SandboxError
 from common.sandbox.keeper import keep
 
@@ -87,7 +87,10 @@ def _watch(limits: Limits, files: dict[str, IO[bytes]], life_line: IO[bytes]) ->
 def _result(job: Job, stopped: Ending | None, read: dict[str, bytes]) -> Result:
     report: dict[str, Any] = {}
     for line in read["reports"].splitlines():
-        report.update(json.loads(line))
+        try:
+            report.update(parse_json(line))
+        except (ValueError, TypeError) as error:
+            raise SandboxError(f"the sandbox could not run {job.argv[0]}: its keeper said {line[:80]!r}") from error
     if "error" in report or "status" not in report:
         raise SandboxError(f"the sandbox could not run {job.argv[0]}: {report.get('error', 'its keeper died')}")
     exit_code, cpu = os.waitstatus_to_exitcode(report["status"]), float(report["cpu"])

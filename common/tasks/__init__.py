@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.config import TaskConfig
+from common.config.yaml_text import one_line
 from common.tasks.interface import (
     ChatMessages,
     Demonstration,
@@ -43,6 +44,7 @@ __all__ = [
     "Verdict",
     "decode_response",
     "encode_prompt",
+    "encode_prompts",
     "load_task",
     "parse_options",
 ]
@@ -85,15 +87,38 @@ def encode_prompt(tokenizer: Any, prompt: Text) -> Int32Array:
         tokenizer: the transformers tokenizer that belongs to the policy.
         prompt: see `Problem`.
     """
+    text, special = _prompt_text(tokenizer, prompt)
+    return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=np.int32)
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[Text]) -> list[Int32Array]:
+    """`encode_prompt` of each, with one call of the tokenizer for all of them (of one kind)."""
+    texts = [_prompt_text(tokenizer, prompt) for prompt in prompts]
+    encoded: dict[int, Int32Array] = {}
+    for kind in (True, False):
+        places = [place for place, (_, special) in enumerate(texts) if special is kind]
+        if places:
+            ids = tokenizer([texts[place][0] for place in places], add_special_tokens=kind)["input_ids"]
+            encoded |= {place: np.asarray(each, np.int32) for place, each in zip(places, ids, strict=True)}
+    return [encoded[place] for place in range(len(texts))]
+
+
+def _prompt_text(tokenizer: Any, prompt: Text) -> tuple[str, bool]:
+    """The text the tokenizer gets, and whether it adds its special tokens (a chat template writes its own)."""
     if isinstance(prompt, str):
-        return np.asarray(tokenizer(prompt)["input_ids"], dtype=np.int32)
+        return prompt, True
     if tokenizer.chat_template is None:
         raise TaskError(
             "the task gives chat messages, but the model's tokenizer has no chat template: "
             "set task.options.prompt_template for plain text, or use a chat model"
         )
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    return np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    try:
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False
+    except Exception as error:  # a template is a program of the model's: it raises whatever it likes
+        raise TaskError(
+            f"the model's chat template can't render the task's messages ({one_line(error)}): mend the template, "
+            "change task.options.system_prompt, or set task.options.prompt_template for plain text"
+        ) from error
 
 
 def decode_response(

@@ -14,6 +14,7 @@ from common.config import VcppoConfig, load_config
 from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from common.ports import free_endpoint
 from common.run_folder import RunFolder
+from common.transport.endpoints import endpoints_of
 from deploy import redis_server
 from deploy.chaos.evidence import Check, checks, collect, process_checks
 from deploy.chaos.injector import Injector
@@ -48,7 +49,7 @@ def chaos_config(path: Path, overrides: Sequence[str], seed: int) -> VcppoConfig
         f"transport.max_message_mib={message_mib}",
         f"transport.spool_memory_mib={message_mib}",
         f"transport.spool_disk_mib={message_mib / 2}",
-        f"transport.endpoints=[{', '.join(free_endpoint() for _ in given.transport.endpoints)}]",
+        f"transport.endpoints=[{', '.join(free_endpoint() for _ in given.transport.endpoints or [''])}]",
     ]
     if not Path(given.model.path).expanduser().exists() and given.sft.phases:
         own.append(f"model.path={given.run.folder / name / 'cold_start'}")
@@ -87,7 +88,7 @@ class ChaosLauncher(Launcher):
         database = urlsplit(self.config.redis.url or "").path or "/0"
         found = [f"redis.url=redis://127.0.0.1:{self._ports[_redis_link(role)]}{database}", JSON_LOGS]
         if role == "generator":
-            ports = [self._ports[_buffer_link(endpoint)] for endpoint in self.config.transport.endpoints]
+            ports = [self._ports[_buffer_link(endpoint)] for endpoint in endpoints_of(self.config)]
             found.append(f"transport.endpoints=[{', '.join(f'tcp://127.0.0.1:{port}' for port in ports)}]")
         return found
 
@@ -122,7 +123,7 @@ def _buffer_link(endpoint: str) -> str:
 
 def make_links(config: VcppoConfig) -> list[Link]:
     """One link to each buffer, one to redis for each kind of client. VcppoError for a Redis it can't get between."""
-    buffers = ((endpoint, urlsplit(endpoint)) for endpoint in config.transport.endpoints)
+    buffers = ((endpoint, urlsplit(endpoint)) for endpoint in endpoints_of(config))
     links = [
         Link(_buffer_link(endpoint), Address(host="127.0.0.1", port=parts.port or 0)) for endpoint, parts in buffers
     ]

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
-from common.ports import free_endpoint
 from common.run_folder import RunFolder
 from deploy.demo import run_reward_model, run_sft, run_up
 from deploy.display import clock, number
@@ -179,11 +178,9 @@ class Experiment:
     def _stage(self, config: VcppoConfig, name: str, stage: Stage, note: str = "") -> None:
         """One stage of one run folder, its wall time noted there."""
         self.say(f"{config.run.name}: {name}{note}")
-        here = config.transport.model_copy(update={"endpoints": [free_endpoint()]})
-        now = config.model_copy(update={"transport": here})
-        with open_session(now, self.mode) as session, session.stage(name):
-            write_config(now)  # processes read it; the endpoint is this start's
-            stage(now, session)
+        with open_session(config, self.mode) as session, session.stage(name):
+            write_config(config)  # processes read it
+            stage(config, session)
 
     def _say_result(self, run: Run, how_long: str) -> None:
         result, rows = export_eval(run), RunData.load(run.folder).rl

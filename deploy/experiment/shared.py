@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE
+from common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RECORDED_WITH_FILE
 from common.whole_file import write_whole
 from common.whole_folder import written_whole
 from deploy.experiment.suite import Run
@@ -44,6 +44,8 @@ def adopt(run: Run, others: Iterable[Run]) -> Run | None:
     with written_whole(target) as staging:
         staging.mkdir(parents=True)
         shutil.copyfile(source / RECORD_FILE, staging / RECORD_FILE)
+        if (source / RECORDED_WITH_FILE).exists():  # by it the learner knows it for its own
+            shutil.copyfile(source / RECORDED_WITH_FILE, staging / RECORDED_WITH_FILE)
         if same:
             shutil.copytree(source / CRITIC_FOLDER, staging / CRITIC_FOLDER)
             shutil.copyfile(source / DECISION_FILE, staging / DECISION_FILE)

@@ -28,6 +28,7 @@ from common.config import VcppoConfig, load_config
 from common.config.loading import as_overrides
 from common.config.yaml_text import Refused, one_line, read_yaml
 from common.errors import ConfigError
+from common.fingerprints import contents_named
 from common.run_folder import RunFolder
 
 RECORDED = "recorded"
@@ -106,6 +107,10 @@ class Run:
         """Equal for runs whose value pretraining records the same trajectories."""
         config = self.config
         parts = config.model_dump(mode="json", include={"model", "task", "sampling"})
+        parts["generator"] = config.generator.model_dump(
+            mode="json", include={"dtype", "max_model_len", "engine_options", "tensor_parallel_size"}
+        )
+        parts["files"] = contents_named([config.task.name, config.task.options])
         return _digest([parts, config.run.seed, config.rl.group_size, config.value_pretraining.num_trajectories])
 
     @cached_property

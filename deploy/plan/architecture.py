@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import yaml
 
 from common.config import VcppoConfig
 from common.errors import VcppoError
+from common.json_file import read_json_object
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
 _QKV_BIAS = {"qwen2"}  # bias on queries, keys and values, nowhere else
@@ -106,10 +106,7 @@ def architecture_of(config: VcppoConfig) -> Architecture:
     path = config.model.path
     own = Path(path).expanduser() / "config.json"
     if own.exists():
-        try:
-            return Architecture.of(json.loads(own.read_text(encoding="utf-8")), str(own))
-        except ValueError as error:
-            raise PlanError(f"{own}: {error}") from None
+        return Architecture.of(read_json_object(own, "give a model folder that is whole"), str(own))
     if config.sft.init == "scratch" and config.sft.architecture:
         return Architecture.of({"vocab_size": 64, **config.sft.architecture}, "sft.architecture")
     known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))

@@ -114,9 +114,13 @@ def length(ax: Axes, data: FigureData) -> bool:
 
 
 def value_pretraining(ax: Axes, data: FigureData) -> bool:
-    """Held-out explained variance of value pretraining against its gate."""
+    """Held-out explained variance of value pretraining, with its 90 % interval over prompts, against its gate."""
     rows, gate = data.run.value_pretraining, data.run.config.value_pretraining.min_explained_variance
     drawn = _line(ax, rows, "vp/held_out_explained_variance", "explained variance", GREEN, marker="o", markersize=4)
+    band = [row for row in rows if row.get("vp/held_out_explained_variance_low") is not None]
+    if band:
+        low, high = (series(band, f"vp/held_out_explained_variance_{end}")[1] for end in ("low", "high"))
+        ax.fill_between([row["step"] for row in band], low, high, color=GREEN, alpha=0.15, linewidth=0)
     drawn |= _line(ax, rows, "vp/held_out_loss", "value loss", ORANGE, linewidth=1.5)
     ax.axhline(gate, color=RED, linestyle="--", linewidth=1.4, label=f"gate {gate:g}")
     best = (data.run.decision or {}).get("best_step")

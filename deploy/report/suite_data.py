@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import VcppoError
+from common.json_lines import read_json_lines
 from common.pass_at_k import mean_interval
 from common.run_folder import RunFolder
 from deploy.evaluate import EvalResult, read_result
-from deploy.run_data import Row, RunData, read_json, series
+from deploy.run_data import Row, RunData, column, read_json, series
 
 BOOTSTRAP_SEED = 0
 COLD_START = "cold start"
@@ -234,12 +235,12 @@ def nan_mean(rows: Float64Array) -> Float64Array:
 
 def _rates(path: Path) -> tuple[float, ...]:
     """From the per-problem records, in the order of problems."""
+    rows = read_json_lines(path)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return ()
-    rows.sort(key=lambda row: row["index"])
-    return tuple(sum(each == "correct" for each in row["outcomes"]) / len(row["outcomes"]) for row in rows)
+        rows.sort(key=lambda row: row["index"])
+        return tuple(sum(each == "correct" for each in row["outcomes"]) / len(row["outcomes"]) for row in rows)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise VcppoError(f"{path}: is damaged: delete it and evaluate again") from error
 
 
 def _stacked(rows: Iterable[tuple[float, ...]]) -> Float64Array | None:
@@ -259,5 +260,4 @@ def _cold_start(folder: Path, arms: Sequence[ArmData]) -> ArmData | None:
 def _preparation(folder: Path) -> float:
     """Seconds of cold starts and reward models."""
     paths = [*folder.glob("cold_start-seed*/stages.jsonl"), *folder.glob("reward_model-*/stages.jsonl")]
-    rows = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-    return float(sum(row["seconds"] for row in rows))
+    return sum(column([row for path in paths for row in read_json_lines(path)], "seconds"), 0.0)

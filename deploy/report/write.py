@@ -29,6 +29,13 @@ def read_evals(folder: RunFolder) -> list[EvalResult]:
     return [result for path in paths if (result := read_result(path, EVAL_NAMES.get(path.stem, path.stem)))]
 
 
+def has_results(folder: RunFolder) -> bool:
+    """Whether a run has come to anything that a report can show."""
+    data = RunData.load(folder)
+    rows = [data.rl, data.value_pretraining, data.generators, data.recorded, data.decision]
+    return any(rows) or bool(read_evals(folder)) or folder.metrics_file("sft").exists()
+
+
 def write_report(folder: RunFolder) -> Path:
     """Write the report of a run, finished or not. Returns the page's path."""
     data = FigureData(RunData.load(folder), read_evals(folder))
@@ -52,9 +59,10 @@ def headline(data: FigureData) -> str:
         rise, _ = gain(before, after)
         parts.append(f"held-out accuracy {before.pass_at_1:.1%} → {after.pass_at_1:.1%} ({rise * 100:+.1f} points)")
     if run.decision:
-        parts.append(
-            f"critic's held-out explained variance {number(run.decision.get('best_explained_variance'), '{:.2f}')}"
-        )
+        judged = run.decision.get("explained_variance", run.decision.get("best_explained_variance"))
+        parts.append(f"critic's held-out explained variance {number(judged, '{:.2f}')}")
+        if not run.decision.get("passed"):
+            parts.append("value pretraining did not pass its gate")
     if run.rl:
         parts.append(f"{run.rl[-1]['step']} asynchronous steps, {run.num_broadcasts} weight broadcasts")
         parts.append(f"staleness ≤ {number(run.max_staleness, '{:.0f}')}")

@@ -40,6 +40,7 @@ class Response:
     finish_reason: FinishReason = "stop"
     on_last_token: bool = False
     seed: int = 0
+    group: int = 0
 
 
 def shard(responses: Sequence[Response], *, width: int | None = None) -> Shard:
@@ -55,7 +56,10 @@ def shard(responses: Sequence[Response], *, width: int | None = None) -> Shard:
         mask[s, :length] = acts
         values[s, : length + 1] = np.random.default_rng([each.seed, length, len(each.spans)]).normal(size=length + 1)
         rewards[s, length - 1 if each.on_last_token else np.flatnonzero(acts)[-1]] = each.outcome
-    return Shard(rewards, values, mask, lengths, tuple(each.finish_reason for each in responses))
+    reasons, groups = (
+        zip(*((each.finish_reason, each.group) for each in responses), strict=True) if responses else ((), ())
+    )
+    return Shard(rewards, values, mask, lengths, reasons, groups)
 
 
 def _case(name: str, what: str, *responses: Response, **more: object) -> Case:
@@ -74,7 +78,7 @@ SEVERAL = (RIGHT, WRONG, Response((1,), 1.0), Response((17,), -1.0), Response((3
 
 
 def all_cases() -> list[Case]:
-    return [*_ends(), *_layout(), *_turns(), *_lambdas(), *_whitening(), *_lengths()]
+    return [*_ends(), *_layout(), *_turns(), *_lambdas(), *_whitening(), *_groups(), *_lengths()]
 
 
 def _ends() -> list[Case]:
@@ -138,6 +142,27 @@ def _whitening() -> list[Case]:
         Case("whitening, one rank empty", "an empty rank takes part and changes nothing",
              (shard(SAME_LENGTH), shard([])), on),
         _case("whitening one action", "finite, not a division by zero", Response((1,), 1.0), settings=on),
+    ]  # fmt: skip
+
+
+def _groups() -> list[Case]:
+    def group(number: int, *outcomes: float) -> list[Response]:
+        return [Response((5 + 7 * i,), outcome, group=number) for i, outcome in enumerate(outcomes)]
+
+    unlike, alike = (
+        [*group(0, 1.0, -1.0, -1.0, 0.5), *group(1, 0.0, 1.0)],
+        [*group(2, *[0.1] * 3), *group(3, *[1.0] * 4)],
+    )
+    mean, others = Settings(kind="group_mean"), Settings(kind="leave_one_out")
+    zero = "a group of equal rewards has exactly 0, whatever other groups and lengths there are"
+    return [
+        _case("group mean", "GRPO: less the group's mean, over its standard deviation", *unlike, settings=mean),
+        _case("group mean, rewards alike", zero, *unlike, *alike, settings=mean),
+        _case("group mean, scaled", "whitening a group estimator changes the scale only", *unlike, *alike,
+              settings=Settings(kind="group_mean", whiten=True)),
+        _case("leave one out", "RLOO: less the mean of the group's others", *unlike, settings=others),
+        _case("leave one out, rewards alike", zero, *unlike, *alike, settings=others),
+        _case("a group of one", "has no baseline, and 0", *unlike, *group(2, 1.0), settings=others),
     ]  # fmt: skip
 
 

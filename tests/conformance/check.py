@@ -57,13 +57,16 @@ def _trained(given: Sequence[Estimate], wanted: Sequence[Expected]) -> str | Non
 def _worst(given: Sequence[Estimate], wanted: Sequence[Expected], case: Case) -> str | None:
     """The largest difference in words, if it is more than the tolerance."""
     raw = [one.advantages for one in wanted]
-    choices = [whitened(wanted, ddof) for ddof in (0, 1)] if case.settings.whiten else [raw]
+    centre = case.settings.kind == "gae"
+    choices = [whitened(wanted, ddof, centre=centre) for ddof in (0, 1)] if case.settings.whiten else [raw]
     by_choice = [_largest("advantage", [g.advantages for g in given], advantages, wanted) for advantages in choices]
     targets = _largest("value target", [g.value_targets for g in given], [w.value_targets for w in wanted], wanted)
     if case.exact_targets:
         targets = _inexact(given, wanted, case) or _Difference(0.0, "")
         if targets.size:
             return targets.text
+    if not centre and (found := _not_zero(given, wanted)) is not None:
+        return found
     worst = max(min(by_choice), targets)
     return worst.text if not worst.size <= case.tolerance else None
 
@@ -82,6 +85,13 @@ def _largest(
                 said = f"{name} {float(mine[row, column]):.4f}, by the paper {float(paper[row, column]):.4f}"
                 worst = _Difference(size, f"{said} ({where})")
     return worst
+
+
+def _not_zero(given: Sequence[Estimate], wanted: Sequence[Expected]) -> str | None:
+    """A group of equal rewards teaches nothing: exactly, not nearly, and not a share of what whitening takes away."""
+    off = [np.abs(mine.advantages[paper.advantages == 0.0]) for mine, paper in zip(given, wanted, strict=True)]
+    largest = max((float(each.max()) for each in off if each.size), default=0.0)
+    return f"advantage {largest:.1e} where all rewards of the group are alike" if largest else None
 
 
 def _inexact(given: Sequence[Estimate], wanted: Sequence[Expected], case: Case) -> _Difference | None:

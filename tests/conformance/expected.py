@@ -5,8 +5,10 @@ The transcription is quadratic in T, so of a long response only some positions a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ class Expected:
 
 
 def expected(shard: Shard, settings: Settings) -> Expected:
+    if settings.kind != "gae":
+        return _of_groups(shard, settings)
     advantages, targets = np.full((2, *shard.rewards.shape), np.nan)
     trained = shard.action_mask.copy()
     for s, length in enumerate(shard.lengths):
@@ -52,6 +56,23 @@ def expected(shard: Shard, settings: Settings) -> Expected:
     return Expected(advantages, targets, trained)
 
 
+def _of_groups(shard: Shard, settings: Settings) -> Expected:
+    """Exact fractions: a group of equal rewards has a mean that is equal to them. Value targets are not made."""
+    outcomes = [Fraction(float(outcome)) for outcome in shard.rewards.sum(axis=1)]
+    advantages = np.full(shard.rewards.shape, np.nan)
+    for s, outcome in enumerate(outcomes):
+        group = [outcomes[i] for i, other in enumerate(shard.groups) if other == shard.groups[s]]
+        mean = sum(group, Fraction(0)) / len(group)
+        if settings.kind == "group_mean":
+            std = math.sqrt(sum((each - mean) ** 2 for each in group) / len(group))
+            advantage = float(outcome - mean) / (std or 1.0)
+        else:
+            num_others = len(group) - 1
+            advantage = float(outcome - (sum(group) - outcome) / num_others) if num_others else 0.0
+        advantages[s, shard.action_mask[s]] = advantage
+    return Expected(advantages, np.full_like(advantages, np.nan), shard.action_mask.copy())
+
+
 def positions(num_actions: int) -> Sequence[int]:
     """Every position of a short response, a dozen of a long one: both ends and some between."""
     if num_actions <= ALL_POSITIONS_UP_TO:
@@ -60,9 +81,15 @@ def positions(num_actions: int) -> Sequence[int]:
     return [0, 1, 2, *between, num_actions - 3, num_actions - 2, num_actions - 1]
 
 
-def whitened(each: Sequence[Expected], ddof: int) -> list[Float64Array]:
-    """Zero mean and unit variance over what is trained on in all shards; ``ddof`` 0 or 1: both are in use."""
+def whitened(each: Sequence[Expected], ddof: int, *, centre: bool = True) -> list[Float64Array]:
+    """Zero mean and unit variance over what is trained on in all shards; ``ddof`` 0 or 1: both are in use.
+
+    Without `centre`, for group baselines, only the scale: a mean square of 1.
+    """
     kept = np.concatenate([one.advantages[one.trained] for one in each])
+    if not centre:
+        root = float(np.sqrt(np.square(kept).sum() / max(1, kept.size - ddof)))
+        return [one.advantages / (root or 1.0) for one in each]
     mean = kept.mean() if kept.size else 0.0
     std = float(np.std(kept, ddof=ddof)) if kept.size > ddof else 0.0
     return [(one.advantages - mean) / (std or 1.0) for one in each]

@@ -18,6 +18,7 @@ BoolArray = NDArray[np.bool_]
 Int64Array = NDArray[np.int64]
 FinishReason = Literal["stop", "length"]
 Truncation = Literal["terminal", "bootstrap", "mask"]
+Kind = Literal["gae", "group_mean", "leave_one_out"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Shard:
         action_mask: ``[S, W]`` bool, tokens the policy chose; tool text and padding are False.
         lengths: ``[S]`` int64, tokens of each response, tool text included.
         finish_reasons: ``S`` of ``stop`` (a true end) or ``length`` (cut off).
+        groups: ``S`` numbers of the prompts they answer; a group is never on two ranks.
     """
 
     rewards: Float32Array
@@ -38,18 +40,21 @@ class Shard:
     action_mask: BoolArray
     lengths: Int64Array
     finish_reasons: tuple[FinishReason, ...]
+    groups: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Settings:
     """``truncation``: a cut response is an end like EOS with its outcome (terminal); its outcome was not seen and V
-    after the last token stands in (bootstrap); or it is not trained on (mask). ``whiten``: over all shards."""
+    after the last token stands in (bootstrap); or it is not trained on (mask). ``whiten``: over all shards.
+    ``kind``: GAE, or one of the estimators whose baseline is the group (GRPO, RLOO): of these advantages count only."""
 
     lambda_actor: float = 0.95
     lambda_critic: float = 0.95
     gamma: float = 1.0
     truncation: Truncation = "terminal"
     whiten: bool = False
+    kind: Kind = "gae"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def concatenate(shards: Sequence[Shard]) -> Shard:
         action_mask=np.concatenate([widened(shard.action_mask, width) for shard in shards]),  # type: ignore[arg-type]
         lengths=np.concatenate([shard.lengths for shard in shards]),
         finish_reasons=tuple(reason for shard in shards for reason in shard.finish_reasons),
+        groups=tuple(group for shard in shards for group in shard.groups),
     )
 
 

@@ -109,6 +109,21 @@ class PerRank(Vcppo):
         return [super(PerRank, self).estimate([shard], settings)[0] for shard in shards]
 
 
+class GroupsWhitened(Vcppo):
+    """Group advantages whitened over tokens, as ours were once: −0.35 σ for groups of equal rewards."""
+
+    def estimate(self, shards, settings):  # type: ignore[no-untyped-def]
+        given = super().estimate(shards, settings)
+        kept = np.concatenate([each.advantages[shard.action_mask] for each, shard in zip(given, shards, strict=True)])
+        return [replace(each, advantages=(each.advantages - kept.mean()) / kept.std()) for each in given]
+
+
+def test_whitening_of_group_advantages_is_found() -> None:
+    for name in ("group mean, rewards alike", "leave one out, rewards alike", "group mean, scaled"):
+        result = check(GroupsWhitened(), CASES[name])
+        assert (result.status, "all rewards of the group are alike" in result.detail) == ("fail", True)
+
+
 def test_whitening_by_each_rank_is_found() -> None:
     assert check(PerRank(), CASES["whitening over ranks"]).status == "fail"
     assert check(PerRank(), CASES["packing"]).status == "pass"

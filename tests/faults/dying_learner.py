@@ -30,6 +30,7 @@ BOUNDARIES = (
     "published",  # the checkpoint is there, nothing committed
     "committed",  # the store has settled the prompts, the committed step is not yet noted
     "noted",  # all of it done, nothing broadcast
+    "sending",  # about to send the weights
     "broadcast",  # weights sent, nothing issued
 )
 
@@ -73,6 +74,8 @@ def arm(boundary: str, step: int) -> None:
             die_after(RunStore, "commit", lambda _, store, ids: current[0] == step)
         case "noted":
             die_after(loop, "commit", lambda _, store, ids, committed_step: committed_step == step)
+        case "sending":
+            die_after(loop, "make_probe", lambda _, actor, batch, *rest: batch.version + 1 == step)
         case "broadcast":
             die_after(NoMemberBroadcaster, "broadcast", lambda _, self, version, canary=None: version == step)
         case _:

@@ -111,6 +111,15 @@ def test_nothing_is_trained_twice_or_skipped(calm: Run, stormy: Run) -> None:
     }
 
 
+def test_a_step_that_dies_in_its_broadcast_has_its_metrics(make_run: Callable[[str], Run]) -> None:
+    """Step 1, which makes no checkpoint: what was measured of it is the first thing one wants to see."""
+    run = make_run("unsent")
+    assert start(run, "sending", "1").wait(200) == -signal.SIGKILL
+    rows = [row for row in read_metrics(run.folder.metrics_file("learner")) if row.get("stage") == "rl"]
+    assert [row["step"] for row in rows] == [1]
+    assert rows[0]["reward/mean"] is not None and rows[0]["policy/loss"] is not None
+
+
 def test_the_weights_are_those_of_the_undisturbed_run(calm: Run, stormy: Run) -> None:
     expected, found = (load_file(run.folder.export / "model.safetensors") for run in (calm, stormy))
     assert expected.keys() == found.keys()

@@ -22,10 +22,12 @@ from common.config import VcppoConfig, load_config
 from common.store import RunStore
 from common.trajectory import Prompt, Trajectory
 from common.transport import ControlClient, TrajectoryReceiver
+from common.transport.endpoints import endpoints_of
 from common.wire import decode_trajectory
 from learner.engine import EngineOptions, TrainEngine, broadcast_bytes, init_distributed, num_ranks, rank
 from learner.models import load_policy
 from learner.packing import build_packed
+from learner.probe import make_probe
 from learner.weight_transfer import CanaryError, CanaryProbe, WeightBroadcaster
 
 PROMPT_LENGTH = 29
@@ -56,7 +58,7 @@ def as_trajectory(tokens: Any, prompt_length: int = PROMPT_LENGTH) -> Trajectory
 class Case:
     """One run, one ZeRO stage: the engine, the broadcaster and, on rank 0, the store and the receiving end."""
 
-    def __init__(self, config: VcppoConfig, zero_stage: Any) -> None:
+    def __init__(self, config: VcppoConfig, zero_stage: Any, members: int = 2) -> None:
         self.config = config
         options = EngineOptions(zero_stage=zero_stage, dtype=config.model.dtype)
         policy = load_policy(config.model.path, dtype=options.torch_dtype)
@@ -66,11 +68,11 @@ class Case:
         self.version = 0
         if rank() == 0:
             self.store = RunStore.connect(str(config.redis.url), config.run.name, 10.0)
-            self.receiver = TrajectoryReceiver(config.transport.endpoints[0], config.transport)
+            self.receiver = TrajectoryReceiver(endpoints_of(config)[0], config.transport)
             self.version = int(self.store.get_value("policy_version") or 0)
         self.broadcaster = WeightBroadcaster(config, self.store, self.engine)
         if rank() == 0:
-            self.broadcaster.wait_for_members(2, DEADLINE)
+            self.broadcaster.wait_for_members(members, DEADLINE)
         self.probe_tokens = np.random.default_rng(7).integers(2, 32, PROMPT_LENGTH + 64).astype(np.int32)
 
     def close(self) -> None:
@@ -92,9 +94,8 @@ class Case:
         flat = self.engine.infer(packed, self.config.sampling.temperature).log_probs.numpy()
         return np.split(flat, np.cumsum([len(t.response_token_ids) for t in trajectories])[:-1])
 
-    def probe(self) -> CanaryProbe:
-        (log_probs,) = self.log_probs([as_trajectory(self.probe_tokens)])
-        return CanaryProbe(self.probe_tokens, PROMPT_LENGTH, log_probs.astype(np.float32))
+    def probe(self) -> CanaryProbe | None:
+        return make_probe(self.engine, [self.probe_tokens.tolist()], self.config)
 
     def broadcast(self) -> Any:
         self.version += 1
@@ -244,7 +245,7 @@ def main() -> None:
     init_distributed("cpu")
     seen: list[dict[str, Any]] = []
     for entry in spec["cases"]:
-        case = Case(load_config(Path(entry["config"]), []), entry["zero_stage"])
+        case = Case(load_config(Path(entry["config"]), []), entry["zero_stage"], entry.get("members", 2))
         seen.append(entry | {"ranks": num_ranks()} | prove(case))
         if entry.get("break_flag"):
             seen[-1] |= break_weights(case, Path(entry["break_flag"]))

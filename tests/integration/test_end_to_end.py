@@ -24,7 +24,7 @@ import pytest
 
 from common.config import load_config
 from common.metrics import read_metrics
-from common.ports import free_endpoint, free_port
+from common.ports import free_port
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.run_data import RunData
@@ -45,7 +45,6 @@ class Run:
         self.folder = RunFolder(root / "runs" / "smoke")
         self.settings = [
             "-c", str(SMOKE), f"run.folder={root / 'runs'}", f"model.path={self.folder.cold_start}",
-            f"transport.endpoints=[{free_endpoint()}]",
         ]  # fmt: skip
         self.metrics_port = free_port(count=4)  # buffer, learner, two generators
         self.scraper = Scraper(range(self.metrics_port, self.metrics_port + 4))

@@ -42,6 +42,7 @@ def run_worker(folder: Path) -> None:
     check_collectives()
     for stage in STAGES[num_ranks()]:
         train(folder, output, stage)
+        check_wire(folder, stage)
     for stage in BFLOAT16_STAGES[num_ranks()]:
         train_bfloat16(folder, output, stage)
     shutdown_distributed()
@@ -75,6 +76,8 @@ def train(folder: Path, output: Path, stage: int) -> None:
         for name, norm in one_step(engines).items():
             norms[name].append(norm)
     check_checkpoint(folder / f"checkpoint_{num_ranks()}_{stage}", actor)
+    module = load_policy(tied, chunk_tokens=4, chunk_vocab=12)
+    check_config_counts(folder / f"checkpoint_{num_ranks()}_{stage}", actor, module)
     for name, engine in engines.items():
         metadata = [(info.name, info.shape) for info in engine.weight_metadata()]
         assert metadata == [(n, tuple(t.shape)) for n, t in engine.weight_source()]
@@ -86,6 +89,22 @@ def train(folder: Path, output: Path, stage: int) -> None:
         (output / f"norms_{stage}.json").write_text(json.dumps(norms))
 
 
+def check_wire(folder: Path, stage: int) -> None:
+    """Experts that transformers has fused come out, on every rank, name by name and byte by byte as in the file."""
+    from learner.engine import EngineOptions, TrainEngine
+    from learner.models import load_policy
+
+    engine = TrainEngine(load_policy(folder / "moe"), learning_rate=1e-3, options=EngineOptions(zero_stage=stage))
+    stored = load_file(folder / "moe" / "model.safetensors")
+    metadata = [(info.name, info.shape) for info in engine.weight_metadata()]
+    seen = []
+    for name, tensor in engine.weight_source():
+        assert torch.equal(tensor, stored[name]), name
+        seen.append((name, tuple(tensor.shape)))
+    assert seen == metadata
+    assert {name for name, _ in seen} == set(stored)
+
+
 def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
     """Three steps of an actor with bfloat16 weights; rank 0 writes norms and final weights."""
     from learner.engine import EngineOptions, TrainEngine, rank
@@ -94,7 +113,9 @@ def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
     options = EngineOptions(zero_stage=stage, dtype="bfloat16", max_grad_norm=0.5)
     actor = TrainEngine(load_policy(folder / "tied", dtype=options.torch_dtype), learning_rate=1e-3, options=options)
     norms = [one_step({"actor": actor})["actor"] for _ in range(STEPS)]
-    check_checkpoint(folder / f"checkpoint_bfloat16_{torch.distributed.get_world_size()}_{stage}", actor)
+    checkpoint = folder / f"checkpoint_bfloat16_{torch.distributed.get_world_size()}_{stage}"
+    check_checkpoint(checkpoint, actor)
+    check_config_counts(checkpoint, actor, load_policy(folder / "tied", dtype=options.torch_dtype))
     state = actor.gather_full_state_dict()
     if rank() == 0:
         save_file(state, output / f"bfloat16_{stage}.safetensors")
@@ -139,6 +160,40 @@ def check_checkpoint(folder: Path, actor: Any) -> None:
         actor.load(folder / "nowhere")
 
 
+def check_config_counts(folder: Path, actor: Any, module: Any) -> None:
+    """A resumed engine steps with its own settings; the moments and step counts are the checkpoint's."""
+    from learner.engine import EngineOptions, TrainEngine
+
+    now = EngineOptions(
+        zero_stage=actor.options.zero_stage, dtype=actor.options.dtype,
+        weight_decay=0.1, adam_beta2=0.9, max_grad_norm=0.05, schedule="cosine", total_steps=12,
+    )  # fmt: skip
+    resumed = TrainEngine(module, learning_rate=2e-4, options=now)
+    resumed.load(folder)
+    rate = 2e-4 * 0.5 * (1 + np.cos(np.pi * STEPS / 12))
+    assert resumed.learning_rate == pytest.approx(rate)
+    found = one_step({"actor": resumed})
+    assert resumed.learning_rate == pytest.approx(2e-4 * 0.5 * (1 + np.cos(np.pi * (STEPS + 1) / 12)))
+
+    actor.load(folder)
+    loaded = actor.options
+    optimizer = actor._engine.optimizer
+    groups = [dict(group) for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group.update(lr=rate, weight_decay=0.1, betas=(0.9, 0.9))
+    actor.options = now  # what clips at stage 0
+    if hasattr(optimizer, "clip_grad"):
+        optimizer.clip_grad = 0.05
+    assert one_step({"actor": actor}) == found
+    mine = {name: tensor.clone() for name, tensor in actor.weight_source()}
+    assert all(torch.equal(mine[name], tensor) for name, tensor in resumed.weight_source())
+
+    actor.options = loaded
+    actor.load(folder)
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        assert {**group, "params": 0} == {**before, "params": 0}
+
+
 # --- the tests --------------------------------------------------------------------------------------------------------
 
 
@@ -153,11 +208,13 @@ def launch(folder: Path, num_ranks: int) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.unit.architectures import save_tiny
     from tests.unit.learner_samples import save_tiny_policy
 
     folder = tmp_path_factory.mktemp("ranks")
     save_tiny_policy(folder / "tied")
     save_tiny_policy(folder / "untied", tied=False)
+    save_tiny("mixtral", folder / "moe")
     for num_ranks in (1, 2):
         launch(folder, num_ranks)
     return folder

@@ -74,7 +74,7 @@ def test_killed_and_taken_up_by_two_generators(tmp_path: Path) -> None:
     assert set(Counter((each["problem"], each["sample"]) for each in after).values()) == {1}
     assert len(after) == NUM_PROBLEMS * NUM_SAMPLES
     assert [each for each in after if each in before] and all(each in after for each in before)
-    assert {path.name.split(".")[1] for path in (results / "model.samples").iterdir()} == {"0", "1"}
+    assert {path.name.split(".")[1] for path in (results / "model.samples").glob("*.jsonl")} == {"0", "1"}
     figures = json.loads((results / "model.json").read_text())
     assert (figures["num_problems"], figures["num_samples"], figures["k"]) == (
         NUM_PROBLEMS,

@@ -47,6 +47,7 @@ class ScriptedEngine:
         self.hold.set()
         self.refuse: set[str] = set()
         self.abort: set[str] = set()
+        self.stop_string: str | None = None
 
     async def generate(self, prompt: Prompt) -> Rollout:
         if prompt.id in self.refuse:
@@ -64,7 +65,8 @@ class ScriptedEngine:
             self.abort.discard(prompt.id)
             reason = "abort"
         tokens = np.asarray([5, 6, 1], np.int32)
-        return Rollout(tokens, np.full(3, -0.5, np.float32), (VersionSpan(0, 1), VersionSpan(1, 2)), reason, 0.005)
+        spans = (VersionSpan(0, 1), VersionSpan(1, 2))
+        return Rollout(tokens, np.full(3, -0.5, np.float32), spans, reason, 0.005, self.stop_string)
 
     async def nothing(self, *_: Any) -> None:
         return
@@ -206,6 +208,31 @@ def test_every_prompt_comes_back_verified_and_never_too_many_at_once(tmp_path: P
     bench.close()
     lines = read_metrics(tmp_path / "metrics" / "generator-0.jsonl")
     assert {"generator/tokens_per_second", "generator/in_flight", "generator/queue_wait"} <= set(lines[-1])
+
+
+def test_the_verifier_sees_what_stands_before_the_stop_string_and_all_tokens_are_sent(
+    tmp_path: Path, shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, texts = VerifierPool.verify, []
+
+    async def seeing(self: VerifierPool, answer: Any, text: str, reason: Any) -> Any:
+        texts.append(text)
+        return await judge(self, answer, text, reason)
+
+    monkeypatch.setattr(VerifierPool, "verify", seeing)
+
+    async def body(bench: Bench) -> None:
+        whole = _Tokenizer().decode([5, 6, 1])
+        bench.store.issue(prompts(1))
+        await bench.receive(1)
+        bench.engine.stop_string = whole[1]
+        bench.store.issue(prompts(1, start=1))
+        (found,) = await bench.receive(1)
+        assert texts == [whole, whole[: whole.rindex(whole[1])]]
+        assert found.response_token_ids.tolist() == [5, 6, 1] and found.action_mask.all()
+        assert found.finish_reason == "stop"
+
+    run(tmp_path, shared_redis, body).close()
 
 
 def test_stopping_returns_unfinished_prompts_at_once(tmp_path: Path, shared_redis: RedisServer) -> None:

@@ -11,14 +11,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from common.config import dump_config
+from common.config import dump_config, load_config
+from common.json_lines import JsonLinesTail
 from common.ports import free_endpoint, free_port
 from common.store import RunStore
+from common.store_access import connect_store
 from common.trajectory import Prompt
+from common.transport import TrajectorySender
+from common.transport.endpoints import endpoints_of
 from deploy import redis_server
 from deploy.cli import main
 from deploy.log_lines import LogSink
@@ -38,6 +43,7 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 def config_file(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
     config = config_of(tmp_path / "runs", "r")
     path = tmp_path / "r.yaml"
     path.write_text(dump_config(config).replace("path: model", f"path: {tmp_path / 'model'}"))
@@ -85,6 +91,57 @@ def test_embedded_redis_keeps_everything_over_sigkill(
     supervisor.wait_ready(["redis"])
     ledger = RunStore.connect(redis_server.url(data), "r", 5).ledger()
     assert (ledger.issued, ledger.queued, ledger.leased) == (5, 3, 2)
+
+
+class TestTwoRuns:
+    """Two runs on one machine, at once, with nothing set."""
+
+    @pytest.fixture
+    def runs(self, config_file: Path, tmp_path: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        processes = {}
+        for name in ("one", "two"):
+            own = tmp_path / f"{name}.yaml"
+            own.write_text(config_file.read_text().replace("name: r\n", f"name: {name}\n"))
+            command = [sys.executable, str(ROOT / "tests/integration/bare_launcher.py"), str(own), str(tmp_path / "go")]
+            with (tmp_path / f"{name}.log").open("wb") as log:
+                processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
+        yield processes
+        for process in processes.values():
+            process.terminate()
+            process.wait(60)
+
+    def wait_for(self, log: Path, event: str, count: int = 1) -> list[dict[str, Any]]:
+        tail, found = JsonLinesTail(log), []
+        deadline = time.monotonic() + 90
+        while len(found) < count:
+            assert time.monotonic() < deadline, f"{log}: waited for {count} of {event}"
+            found += [record for record in tail.read() if record["event"] == event]
+            time.sleep(0.05)
+        return found
+
+    def test_each_has_its_own_port_and_its_buffer_keeps_it(
+        self, runs: dict[str, subprocess.Popen[bytes]], tmp_path: Path
+    ) -> None:
+        for name in runs:
+            self.wait_for(tmp_path / f"{name}.log", "learner_ready")
+        configs = {name: load_config(tmp_path / "runs" / name / "config.yaml", []) for name in runs}
+        endpoints = {name: endpoints_of(config) for name, config in configs.items()}  # as a generator by hand would
+        assert all(config.transport.endpoints is None for config in configs.values())
+        assert endpoints["one"] != endpoints["two"]
+        log = tmp_path / "runs" / "one" / "logs" / "launcher.jsonl"
+        (buffer,) = [record for record in self.wait_for(log, "process_started", 3) if record["process"] == "buffer"]
+        os.kill(buffer["pid"], signal.SIGKILL)
+        self.wait_for(tmp_path / "runs" / "one" / "logs" / "buffer.jsonl", "ready", 2)
+        assert endpoints_of(configs["one"]) == endpoints["one"]
+        for name, config in configs.items():
+            sender = TrajectorySender(endpoints[name], "g", config.transport, tmp_path / f"spool-{name}")
+            sender.send("id", b"no trajectory, but received, judged and acknowledged")
+            assert sender.drain(30)
+            sender.close()
+            assert connect_store(config).num_dead_letters() == 1
+        (tmp_path / "go").touch()
+        assert [process.wait(60) for process in runs.values()] == [0, 0]
 
 
 class TestBadInput:

@@ -77,7 +77,10 @@ def write_config(folder: Path, name: str, redis_url: str) -> Path:
 
 
 class Bench:
-    """Redis, four generators, and a way to run the learner's script against them."""
+    """Redis, generators, and a way to run the learner's script against them."""
+
+    names: tuple[str, ...] = tuple(TOLERANCE)
+    per_model = 2
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,10 +96,14 @@ class Bench:
         redis = Path(sys.executable).with_name("redis-server")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.start("redis", [str(redis), "--port", str(port), "--dir", str(folder), "--save", ""])
-        self.configs = {name: write_config(folder, name, self.redis_url) for name in TOLERANCE}
+        self.configs = {name: self.write(name) for name in self.names}
         for name in self.configs:
-            for number in range(2):
+            for number in range(self.per_model):
                 self.start_generator(name, number)
+
+    def write(self, name: str) -> Path:
+        """The config of the run `name`, with its model."""
+        return write_config(self.folder, name, self.redis_url)
 
     def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -132,7 +139,7 @@ class Bench:
         ]
         self.start(name, [sys.executable, *torchrun, str(HERE / "broadcast_learner.py"), str(spec)])
         code = self.processes[name].wait(700)
-        assert code == 0, f"{self.log(name, 60)}\n--- generator\n{self.log('tied-0')}"
+        assert code == 0, f"{self.log(name, 60)}\n--- generator\n{self.log(f'{self.names[0]}-0')}"
         seen: list[dict[str, Any]] = json.loads(output.read_text())
         sys.stdout.write(json.dumps(seen, indent=1))
         return seen

@@ -22,6 +22,48 @@ LEDGER = {
 }
 
 
+RECORDED = {
+    "stage": "value_pretraining",
+    "vp/recorded": 256,
+    "vp/reward": -0.89,
+    "vp/length/mean": 61.0,
+    "vp/length/max": 128,
+    "vp/num_prompts_with_both": 3,
+    "vp/cut_fraction": 57 / 256,
+    "vp/num_cut": 57,
+    **{f"vp/num_outcome/{n}": c for n, c in (("correct", 14), ("wrong", 173), ("unparsable", 69), ("timeout", 0))},
+    **{f"vp/outcome/{n}": c / 256 for n, c in (("correct", 14), ("wrong", 173), ("unparsable", 69), ("timeout", 0))},
+}
+CLOSED = {
+    "passed": False,
+    "explained_variance": 0.12,
+    "low": -0.2,
+    "high": 0.31,
+    "best_explained_variance": 0.19,
+    "best_step": 35,
+    "threshold": 0.3,
+    "stopped_because": "max_steps = 100 reached while it still got better",
+    "held_out": {"num_responses": 32, "num_prompts": 8, "num_right": 2, "num_prompts_with_both": 1},
+    "message": "value pretraining: <too little>: raise value_pretraining.max_steps to 200",
+    "warnings": ["the interval contains the gate"],
+    "history": [],
+}
+
+
+def make_closed_run(root: Path) -> RunFolder:
+    """A run that ended at the gate of value pretraining."""
+    folder = make_run(root, num_steps=0)
+    writer = MetricsWriter(folder.path, "learner", "fake")
+    writer.write(256, RECORDED)
+    for step in (0, 5, 10):
+        figure = {"vp/held_out_explained_variance": 0.01 * step}
+        ends = {f"vp/held_out_explained_variance_{end}": 0.01 * step + by for end, by in (("low", -0.1), ("high", 0.1))}
+        writer.write(step, {"stage": "value_pretraining", **figure, **ends})
+    writer.close()
+    (folder.value_pretraining / "decision.json").write_text(json.dumps(CLOSED))
+    return folder
+
+
 WORTH = (("critic", 0.6), ("prompt_mean", 0.2))
 
 

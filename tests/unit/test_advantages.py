@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,25 @@ def test_whitening_over_ranks_is_whitening_of_all_with_an_empty_rank_joining() -
         parts.append(whiten(share, mask, reduce))
         assert calls == [(2,), (1,)]  # every rank, also the empty one, joins both collectives
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [group_mean_advantages, leave_one_out_advantages])
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, -1.0, 1e5, 0.7])
+def test_a_group_of_equal_rewards_is_exactly_zero(estimator: Callable[..., np.ndarray], reward: float) -> None:
+    """Also where the mean of equal numbers is not that number: (0.1 + 0.1 + 0.1) / 3 > 0.1."""
+    for size in (1, 2, 3, 6, 7, 8):
+        rewards = np.array([reward] * size + [0.0, 1.0])
+        advantages = estimator(rewards, ["alike"] * size + ["unlike"] * 2)
+        assert advantages[:size].tolist() == [0.0] * size
+        assert advantages[-1] > 0
+
+
+def test_whitening_that_only_scales_keeps_zeros_and_signs() -> None:
+    advantages = np.array([0.0, 3.0, -1.0, 0.0, 1e6], np.float32)
+    mask = np.array([True, True, True, True, False])
+    white = whiten(advantages, mask, centre=False)
+    rms = np.sqrt((9 + 1) / 4)
+    assert white.tolist() == pytest.approx([0, 3 / rms, -1 / rms, 0, 0], rel=1e-6)
+    assert white[0] == white[3] == 0.0
+    nothing = whiten(np.zeros(3, np.float32), np.ones(3, np.bool_), centre=False)
+    assert nothing.tolist() == [0, 0, 0]

@@ -30,8 +30,12 @@ CONFINED = {
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine.py",),
     "vllm": (
+        "generator/check/vllm_settings.py",
         "generator/engine.py",
         "generator/gloo_engine.py",
+        "generator/nccl_engine.py",
+        "generator/served.py",
+        "generator/unset_weights.py",
         "learner/weight_transfer.py",
         "learner/gloo_trainer.py",
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -100,12 +102,31 @@ def test_masked_truncation_leaves_out_whole_responses() -> None:
     assert estimates.mask[cut:].all()
 
 
-def test_group_estimators_need_no_values(batch: Batch) -> None:
+@pytest.mark.parametrize("whitened", [None, False])
+def test_group_estimators_need_no_values_and_are_not_whitened(batch: Batch, whitened: bool | None) -> None:
     zeros = np.zeros(batch.num_actions, np.float32)
-    algorithm = AlgorithmConfig(advantage_estimator="leave_one_out", whiten_advantages=False)
+    algorithm = AlgorithmConfig(advantage_estimator="leave_one_out", whiten_advantages=whitened)
     estimates = combine(batch, algorithm, zeros, np.zeros(len(batch), np.float32), None, None)
     first = estimates.raw_advantages[batch.action_cu_seqlens[:-1]]
     assert first[:2].tolist() == [-2.0, 2.0]  # rewards -1 and +1 of one group
+    assert np.array_equal(estimates.advantages, estimates.raw_advantages)
+
+
+@pytest.mark.parametrize("estimator", ["group_mean", "leave_one_out"])
+@pytest.mark.parametrize("whitened", [None, True, False])
+def test_a_group_of_equal_rewards_has_advantage_zero(
+    estimator: Literal["group_mean", "leave_one_out"], whitened: bool | None
+) -> None:
+    """A wrong and a right response of two lengths, then two right ones: the mean over tokens is not 0."""
+    batch = Batch([trajectory(i, reward=1.0 if i else -1.0) for i in range(4)], version=4)
+    lengths = np.diff(batch.action_cu_seqlens)
+    assert lengths[0] != lengths[1]
+    zeros = np.zeros(batch.num_actions, np.float32)
+    algorithm = AlgorithmConfig(advantage_estimator=estimator, whiten_advantages=whitened)
+    advantages = combine(batch, algorithm, zeros, np.zeros(4, np.float32), None, None).advantages
+    first = advantages[batch.action_cu_seqlens[:-1]]
+    assert first[0] < 0 < first[1]
+    assert not advantages[batch.action_cu_seqlens[2] :].any()
 
 
 def test_metrics_have_every_name_readers_know(batch: Batch) -> None:

@@ -123,6 +123,7 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         (["rl.batch_siz=64"], "command line: rl.batch_siz = 64: unknown field; did you mean rl.batch_size?"),
         (["lerner.num_ranks=2"], "unknown field; did you mean learner?"),
         (["max_staleness=0"], "unknown field; did you mean rl.max_staleness?"),
+        (["broadcast.canary_tolerance=1"], "broadcast.canary_tolerance = 1: this setting is gone: take it out. "),
         (["rl.zzz=1"], "unknown field; known here: actor_learning_rate, "),
         (["sft.init=m", "sft.phases=[{steps: 1, stile: {}}]"], "did you mean sft.phases.style?"),
         (
@@ -191,8 +192,27 @@ GRPO = "algorithm.advantage_estimator=group_mean"
             ["learner.batch_deadline_seconds=60"],
             ["learner.batch_deadline_seconds = 60", "generator.lease_seconds = 60"],
         ),
-        (["sampling.top_p=0.9"], ["sampling.top_p = 0.9", "algorithm.old_log_probs = proximal", "behaviour"]),
-        (["sampling.top_k=5"], ["sampling.top_k = 5", "algorithm.old_log_probs"]),
+        (["sampling.top_p=0.9"], ["sampling.top_p = 0.9", "ratio is not 1", "set eval.top_p"]),
+        (["sampling.top_k=5"], ["sampling.top_k = 5", "set eval.top_k"]),
+        (["sampling.top_k=5", "algorithm.old_log_probs=behaviour"], ["sampling.top_k = 5", "set sampling.top_k to 0"]),
+        (["generator.engine_options={generation_config: auto}"], ["generation_config", "leave it out"]),
+        (["generator.engine_options={logits_processors: [x]}"], ["logits_processors", "another distribution"]),
+        (["generator.engine_options={skip_tokenizer_init: false}"], ["skip_tokenizer_init", "leave it out"]),
+        (["generator.engine_options={max_num_batched_tokens: 64}"], ["max_num_batched_tokens = 64", "raise it to 68"]),
+        (
+            ["generator.engine_options={max_num_batched_tokens: 256, enable_chunked_prefill: false}"],
+            ["max_num_batched_tokens = 256", "generator.max_model_len = 512"],
+        ),
+        (["sampling.stop=['']"], ["sampling.stop: ''", "leave it out"]),
+        (["sampling.stop=[a, a]"], ["sampling.stop: 'a' is given twice"]),
+        ([f"sampling.stop=[{', '.join(f's{i}' for i in range(17))}]"], ["sampling.stop: 17 strings", "at most 16"]),
+        ([f"sampling.stop=[{'x' * 257}]"], ["sampling.stop: a string of 257 characters"]),
+        (['sampling.stop=["a\\uFFFD"]'], ["sampling.stop", "U+FFFD", "sampling.stop_token_ids"]),
+        ([f"sampling.stop_token_ids={list(range(257))}"], ["sampling.stop_token_ids: 257 tokens"]),
+        (
+            ["eval.temperature=0", "eval.samples_per_problem=2"],
+            ["eval.temperature = 0", "set eval.samples_per_problem and eval.k to 1"],
+        ),
         (
             ["algorithm.old_log_probs=behaviour", "algorithm.importance_truncation=2"],
             ["algorithm.importance_truncation = 2", "proximal", "null"],
@@ -240,7 +260,10 @@ def test_all_cross_field_problems_come_at_once(run_yaml: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["algorithm.old_log_probs=behaviour", "sampling.top_p=0.9"],  # the default correction goes with proximal
+        ["algorithm.old_log_probs=behaviour"],  # the default correction goes with proximal
+        ["eval.top_p=0.9", "eval.top_k=20", "eval.temperature=0.6"],
+        ["eval.temperature=0"],
+        ['sampling.stop=["\\n\\n", "é</answer>"]', "sampling.stop_token_ids=[0, 5]", "sampling.stop_in_text=true"],
         [GRPO],  # as does the default of value pretraining with gae
         ["critic.init=policy", "value_pretraining.num_trajectories=0"],
         ["redis.url=redis://10.0.0.1/0", "transport.endpoints=[tcp://10.0.0.7:5755]"],
@@ -254,10 +277,17 @@ def test_what_belongs_together_is_accepted(run_yaml: Path, overrides: list[str])
 
 
 def test_warnings_for_what_is_probably_not_meant(run_yaml: Path) -> None:
-    suspicious = ["rl.straggler=drop", "rl.max_staleness=0", "algorithm.clip_high=0.1"]
+    suspicious = [
+        "sampling.stop=['\\n', 'Q', 'aQ']",
+        "rl.straggler=drop",
+        "rl.max_staleness=0",
+        "algorithm.clip_high=0.1",
+    ]
     text = "\n".join(config_warnings(load_config(run_yaml, suspicious)))
     assert "generator.max_in_flight = 64" in text
     assert "rl.straggler = drop" in text
+    assert "double quotes" in text
+    assert "'aQ' never ends a response: 'Q' is in it" in text
     assert "algorithm.clip_high = 0.1" in text
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from common.config import VcppoConfig
 from common.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
+from common.pass_at_k import wilson_interval
 from common.tasks import Problem, Verdict
 from common.trajectory import Prompt, VersionSpan
 from generator import evaluate
@@ -224,10 +225,27 @@ def test_summary_counts_every_sample(tmp_path: Path) -> None:
     assert (figures["pass_at_1"], figures["pass_at_k"], figures["mean_length"]) == (0.25, 0.5, 5.0)
     assert figures["truncated_fraction"] == 0.25
     assert figures["outcomes"] == {"correct": 1, "wrong": 1, "unparsable": 1, "timeout": 1}
+    counts = {name: each["count"] for name, each in figures["responses"].items()}
+    assert counts == {"correct": 1, "wrong": 1, "unparsable": 1, "timeout": 1, "crash": 0, "cut": 1}
+    assert all(each["of"] == 4 for each in figures["responses"].values())
+    one = summarise([records[0]], k=1, seed=0)["responses"]["correct"]  # two samples of one problem: as one draw
+    assert (one["rate"], one["interval"]) == (0.5, wilson_interval(0.5, 1))
     write_results(tmp_path / "eval" / "x.json", figures, records)
     lines = (tmp_path / "eval" / "x.jsonl").read_text().splitlines()
     assert json.loads(lines[1]) == json.loads(json.dumps(asdict(records[1])))
     assert [path.name for path in sorted((tmp_path / "eval").iterdir())] == ["x.json", "x.jsonl"]
+
+
+def test_the_verifier_sees_what_comes_before_the_stop_string(tmp_path: Path) -> None:
+    class Stopped(FakeEngine):
+        async def generate(self, prompt: Prompt) -> Rollout:
+            tokens = np.asarray([4], np.int32)  # decoded as xxxx
+            return Rollout(tokens, np.zeros(1, np.float32), (VersionSpan(0, 1),), "stop", 0.01, stop_string="x")
+
+    plan = Plan(config_of(tmp_path), "m", PROBLEMS[:1])
+    run(plan, tmp_path, Stopped())
+    found = SampleFiles(tmp_path / "model.json", plan.key, 0).read()
+    assert {(each.extracted, each.response) for each in found.values()} == {("xxx", "xxxx")}
 
 
 def test_a_worker_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

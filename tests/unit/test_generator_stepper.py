@@ -142,6 +142,35 @@ def test_a_failed_step_is_the_end_and_everybody_hears_of_it() -> None:
     run(body)
 
 
+def test_a_dead_engine_names_the_requests_that_were_in_flight() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        await stepper.call(lambda _: setattr(stepper, "paused", True))
+        waiting = [asyncio.create_task(stepper.generate(f"r{i}", 5, None)) for i in range(12)]
+        await asyncio.sleep(0)  # each has put its request into the inbox
+        engine.fail = True
+        await stepper.call(lambda _: setattr(stepper, "paused", False))
+        found = [str(error) for error in await asyncio.gather(*waiting, return_exceptions=True)]
+        assert len(set(found)) == 1
+        assert found[0].startswith("RuntimeError: out of memory (in flight: r0, r1,")
+        assert found[0].endswith("r7 and 4 more)")
+
+    run(body)
+
+
+def test_a_request_is_prepared_before_its_first_step_and_one_that_is_refused_is_not() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        seen: list[int] = []
+        await stepper.generate("good", 2, None, lambda engine, _: seen.append(engine.num_steps))
+        with pytest.raises(ValueError, match="refused"):
+            await stepper.generate("bad", 0, None, lambda *_: seen.append(-1))
+        assert seen == [0] and engine.aborted == []
+        with pytest.raises(KeyError):
+            await stepper.generate("unprepared", 5, None, lambda *_: {}["x"])
+        assert engine.aborted == ["unprepared"] and not engine.left
+
+    run(body)
+
+
 def test_an_engine_that_can_not_be_made_says_why_and_stopping_is_quick() -> None:
     async def main() -> None:
         stepper = Stepper()

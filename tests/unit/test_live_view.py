@@ -11,7 +11,7 @@ from common.ledger import Ledger, Member
 from deploy.display import ProgressLines, clock, number
 from deploy.live_view import LiveView, sparkline
 from deploy.run_data import RunData
-from tests.unit.fake_run import make_run
+from tests.unit.fake_run import make_closed_run, make_run
 
 LEDGER = Ledger(issued=2000, queued=30, leased=100, buffered=50, claimed=64, trained=1756)
 
@@ -45,6 +45,22 @@ def test_run_at_value_pretraining(tmp_path: Path) -> None:
     assert "held-out EV" in text
     assert "≥ 0.3  passed" in text
     assert "reinforcement" not in text
+
+
+def test_run_that_ended_at_the_gate_shows_why(tmp_path: Path) -> None:
+    data = RunData.load(make_closed_run(tmp_path))
+    assert [row["step"] for row in data.value_pretraining] == [0, 5, 10]  # not those of a critic trained before
+    text = " ".join(shown(data).split())
+    for words in (
+        "14 correct (5.5 %)",
+        "57 cut by length (22.3 %)",
+        "3 prompts with right and other responses",
+        "0.100 (90 %: 0.00 to 0.20)",
+        "FAILED",
+        "32 held-out responses to 8 prompts, 2 right",
+        "raise value_pretraining.max_steps to 200",
+    ):
+        assert words.replace(" %", "%") in text.replace(" %", "%"), words
 
 
 def test_store_away_and_nothing_written(tmp_path: Path) -> None:

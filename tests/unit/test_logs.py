@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from common.json_lines import MAX_LINE_BYTES
+from common.metrics import read_metrics
+from common.run_folder import RunFolder
+from common.trained_log import read_trained_log
+from deploy.chaos.watch import Watch
+from deploy.display import ProgressLines
+from deploy.live_view import LiveView
 from deploy.log_lines import LineSplitter, LogSink, Screen, parse_line, prefix
 from deploy.logs import LogFilter, from_folder, from_text
-from deploy.run_data import JsonLinesTail
+from deploy.report import write_report
+from deploy.run_data import JsonLinesTail, RunData
+from tests.unit.fake_run import config_of, make_run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def line(event: str, second: int = 0, **fields: object) -> str:
@@ -108,6 +125,127 @@ class TestLines:
 
     def test_generators_have_colours_of_their_own(self) -> None:
         assert prefix("generator-0", 11, True).split("m")[0] != prefix("generator-1", 11, True).split("m")[0]
+
+
+DEEP = "[" * 5000
+DEEP_BUT_READ = "[" * 900 + "]" * 900
+HOSTILE = {
+    "nested without end": '{"event": "x", "a": ' + DEEP,
+    "nested and closed": '{"event": "x", "a": ' + DEEP + "]" * 5000 + "}",
+    "nested as deep as Python reads": '{"event": "x", "a": ' + DEEP_BUT_READ + "}",
+    "an integer of many digits": '{"event": "x", "a": ' + "9" * 5000 + "}",
+    "a lone surrogate": r'{"event": "\ud800", "\udfff": "\ud800", "exception": "\ud800", "error": {"\ud800": 1}}',
+    "numbers that are none": '{"event": "x", "a": NaN, "b": -Infinity, "c": 1e999}',
+    "NUL bytes": '{"event": "x"\0\0\0',
+    "NUL in text": r'{"event": "\u0000", "level": "\u001b[31m", "service": "\u001b[2J", "time": "\u001b[2J"}',
+    "an event that is no text": '{"event": {"a": [1]}, "level": ["x"], "time": 5, "logger": null, "service": [2]}',
+    "an empty event": '{"event": "", "level": "error"}',
+    "a level that is no text": '{"event": "ready", "level": {"a": 1}, "error": [[]], "process": {}}',
+    "an array": "[1, 2]",
+    "line separators": '{"event": "a\u2028b\x85c"}',
+    "not UTF-8": b'{"event": "\xff\xfe"}'.decode("utf-8", "replace"),
+    "a megabyte of letters": "a" * (1 << 20),
+    "a megabyte of marks": "[" + "rank1]:" * 150_000,
+    "a megabyte of colours": "\x1b[1" * 250_000,
+    "a megabyte of colons": "I1124 10:00:00.1 " + "x:1" * 350_000,
+    "a megabyte of escapes": '{"event": "' + r"\u001b" * 170_000 + '"}',
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_line_ends_its_reader(tmp_path: Path, name: str) -> None:
+    """What a child prints is kept as one line of valid JSON, and shown in every way there is; within seconds."""
+    sink, data = LogSink(tmp_path / "logs", "run"), RunData(RunFolder(tmp_path), config_of(tmp_path))
+    files = [(tmp_path / f"{way}.txt").open("w", encoding="utf-8") for way in ("plain", "json", "steps", "live")]
+    console = Console(file=files[3], force_terminal=True, width=100)
+    view = LiveView(data, lambda: (None, ()), console)
+    shows = [
+        Screen(files[0], level="debug").show, Screen(files[1], level="debug", as_json=True).show,
+        ProgressLines(data, files[2]).show, view.show,
+    ]  # fmt: skip
+    watch = Watch(RunFolder(tmp_path))
+    sink.show = lambda process, record: [show(process, record) for show in (*shows, watch.see)] and None
+    started = time.monotonic()
+    sink.line("generator-0", HOSTILE[name])
+    sink.line("generator-0", line("fatal", error="the last one", level="critical"))
+    console.print(view.render())
+    assert sink.last_lines("generator-0") == ["the last one"]
+    sink.close()
+    for file in files:
+        file.close()
+    kept = (tmp_path / "logs" / "generator-0.jsonl").read_bytes()
+    assert all(isinstance(json.loads(each), dict) for each in kept.split(b"\n") if each)
+    assert [record["event"] for record in from_folder(tmp_path / "logs", follow=False)][-1] == "fatal"
+    assert time.monotonic() - started < 20
+    shown = (tmp_path / "plain.txt").read_text(encoding="utf-8")
+    assert "\x1b" not in shown and "\0" not in shown
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_line_of_a_file_ends_its_reader(tmp_path: Path, name: str) -> None:
+    """The same lines in files: another program, or a crash, may have put them there."""
+    raw = HOSTILE[name].encode("utf-8", "surrogatepass").replace(b"\n", b" ")
+    folder = make_run(tmp_path)
+    for path in (folder.metrics_file("learner"), folder.metrics_file("generator-0"), folder.log_file("learner"),
+                 folder.path / "stages.jsonl", folder.trained_log, folder.path / "ledger.json",
+                 folder.value_pretraining / "decision.json"):  # fmt: skip
+        with path.open("ab") as file:
+            file.write(raw + b"\n\xff\xfe\n" + raw)
+    data = RunData.load(folder)
+    assert len(data.rl) == 30 and data.rl[-1]["step"] == 30
+    assert data.stage_seconds()["up"] == 520.5
+    assert len(read_metrics(folder.metrics_file("learner"))) >= 38
+    assert read_trained_log(folder.trained_log) == {}
+    screen = Screen((tmp_path / "out").open("w", encoding="utf-8"), level="debug")
+    for record in from_folder(folder.logs, follow=False):
+        screen.show(str(record.get("service", "")), record)
+
+
+ROWS_OF_ANOTHER_KIND = (
+    '{"time": 5, "step": 31, "stage": "rl"}',
+    '{"time": "2026", "step": "31"}',
+    '{"step": 31}',
+    '{"time": "2026-01-02T03:04:05.678Z", "step": 31, "stage": ["rl"]}',
+    '{"time": "2026-01-02T03:04:05.678Z", "step": null, "vp/recorded": "many"}',
+)
+
+
+def test_rows_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    with folder.metrics_file("learner").open("a") as file:
+        file.writelines(row + "\n" for row in ROWS_OF_ANOTHER_KIND)
+    data = RunData.load(folder)
+    assert data.rl[-1]["step"] == 30
+    assert write_report(folder).exists()
+
+
+def test_a_line_too_long_is_passed_over_and_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    tail = JsonLinesTail(path)
+    with path.open("wb") as file:
+        file.write(b'{"step": 1}\n{"step": "')
+        for _ in range(40):
+            file.write(b"x" * (1 << 20))
+    tracemalloc.start()
+    assert tail.read() == [{"step": 1}]
+    with path.open("ab") as file:
+        file.write(b'"}\n{"step": 2}\n{"st')
+    assert tail.read() == [{"step": 2}]
+    assert tracemalloc.get_traced_memory()[1] < 3 * MAX_LINE_BYTES
+    tracemalloc.stop()
+    with path.open("ab") as file:
+        file.write(b'ep": 3}')
+    assert (tail.read(), tail.rest()) == ([], [{"step": 3}])
+
+
+def test_what_is_piped_in_need_not_be_utf_8() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "deploy.cli", "logs"]
+    done = subprocess.run(command, input=b"\xff\xfe broken\n" + line("whole").encode() + b"\n", capture_output=True,
+                          env=environment, cwd=ROOT, timeout=60)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"broken" in done.stdout and b"whole" in done.stdout
 
 
 class TestFilter:

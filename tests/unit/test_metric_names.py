@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "vcppo.json").read_text(encoding="utf-8"))
 WRITERS = (
-    "learner/step_metrics.py", "learner/store_metrics.py", "learner/value_pretraining.py", "learner/value_recording.py",
+    "learner/step_metrics.py", "learner/store_metrics.py", "learner/critic_pretrainer.py", "learner/value_recording.py",
+    "learner/recording_stats.py",
     "learner/sft.py", "generator/heartbeat.py", "learner/buffer.py",
 )  # fmt: skip
 CURVES = {"advantages/by_position", "values/by_position", "explained_variance/by_position"}  # JSON lines only

@@ -41,6 +41,32 @@ def test_each_line_is_on_disk_at_once(tmp_path: Path) -> None:
     writer.close()
 
 
+class Heard:
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, dict[str, float]]] = []
+
+    def write(self, step: int, values: dict[str, float], undefined: list[str], wall_time: float) -> None:
+        self.steps.append((step, values))
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_an_early_line_is_on_disk_at_once_and_sinks_hear_of_a_step_once(tmp_path: Path, crash: bool) -> None:
+    heard = Heard()
+    writer = MetricsWriter(tmp_path, "learner", "r", [heard])
+    writer.write(1, {"a": 1.0}, final=False)
+    writer.write(1, {"a": 1.0, "b": 2.0})
+    writer.write(2, {"a": 3.0}, final=False)
+    path = RunFolder(tmp_path).metrics_file("learner")
+    assert [line["step"] for line in read_metrics(path)] == [1, 1, 2]
+    assert heard.steps == [(1, {"a": 1.0, "b": 2.0})]
+    if not crash:
+        writer.write(2, {"a": 3.0, "b": 4.0})
+    writer.close()  # a learner that fails closes its metrics: what it had goes to the sinks too
+    assert heard.steps[1:] == [(2, {"a": 3.0} if crash else {"a": 3.0, "b": 4.0})]
+
+
 def test_a_torn_last_line_is_reported_and_the_next_writer_goes_on(tmp_path: Path) -> None:
     path = RunFolder(tmp_path).metrics_file("learner")
     path.parent.mkdir()

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from common.pass_at_k import mean_interval, pass_at_k, pass_figures, wilson_interval
+from common.intervals import wilson
+from common.pass_at_k import mean_interval, pass_at_k, pass_figures
 
 # 1 - C(n-c, k) / C(n, k), worked out with pencil and paper:
 #   n=4, c=1: k=2: 1 - 3/6;  k=3: 1 - 1/4          n=5, c=2: k=1: 1 - 3/5;  k=2: 1 - 3/10;  k=3: 1 - 1/10
@@ -37,12 +38,6 @@ def test_what_has_no_meaning_is_refused(n: int, c: int, k: int) -> None:
         pass_at_k(n, c, k)
 
 
-def test_wilson_interval_against_the_textbook() -> None:
-    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-
-
 def test_interval_of_a_mean_is_the_normal_one_where_that_is_right() -> None:
     values = np.random.default_rng(0).random(400)
     low, high = mean_interval(values, seed=1)
@@ -52,7 +47,7 @@ def test_interval_of_a_mean_is_the_normal_one_where_that_is_right() -> None:
 
 
 def test_problems_all_alike_are_no_certainty() -> None:
-    assert mean_interval([0.0] * 30, seed=0) == pytest.approx(wilson_interval(0, 30))
+    assert mean_interval([0.0] * 30, seed=0) == pytest.approx(wilson(0, 30))
     assert mean_interval([1.0], seed=0)[0] < 0.5
 
 
@@ -72,4 +67,4 @@ def test_figures_average_over_problems_not_samples() -> None:
     assert figures["pass_at_1"] == pytest.approx((0.25 + 1 + 0) / 3)
     assert figures["pass_at_k"] == pytest.approx((0.5 + 1 + 0) / 3)
     single = pass_figures([(1, 1), (1, 0), (1, 1)], k=1, seed=0)
-    assert single["pass_at_1_interval"] == single["pass_at_k_interval"] == wilson_interval(2, 3)
+    assert single["pass_at_1_interval"] == single["pass_at_k_interval"] == wilson(2, 3)

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from common.intervals import wilson
 from common.metrics import MetricsWriter
-from common.pass_at_k import wilson_interval
 from common.run_folder import RunFolder
 from deploy.demo import find_problems
 from deploy.evaluate import EvalResult, gain, parse_result
 from deploy.report import write_report
 from deploy.report.figures import FIGURES
 from deploy.run_data import RunData, is_exact
-from tests.unit.fake_run import make_run, rl_row
+from tests.unit.fake_run import make_closed_run, make_run, rl_row
 
 
 def result(share: float, count: int = 512, name: str = "model") -> EvalResult:
-    return EvalResult(name, share, *wilson_interval(share * count, count), None, 1, None, count)
+    return EvalResult(name, share, *wilson(share * count, count), None, 1, None, count)
 
 
 class TestReport:
@@ -81,11 +81,6 @@ class TestRunData:
 
 
 class TestEvaluation:
-    def test_wilson_interval_against_the_textbook(self) -> None:
-        assert wilson_interval(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-        assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-        assert wilson_interval(0, 0) == (0.0, 1.0)
-
     def test_gain_is_significant_only_beyond_both_errors(self) -> None:
         assert gain(result(0.34), result(0.86)) == (pytest.approx(0.52), True)
         assert gain(result(0.34), result(0.36))[1] is False
@@ -95,6 +90,22 @@ class TestEvaluation:
         found = {"pass_at_1": 0.5, "num_problems": 10, "pass_at_1_interval": [0.4, 0.6], "k": 4, "pass_at_k": 0.9}
         parsed = parse_result(found, "m")
         assert (parsed.low, parsed.high, parsed.pass_at_k, parsed.k) == (0.4, 0.6, 0.9, 4)
+
+
+def test_the_report_of_a_run_that_ended_at_the_gate_shows_why(tmp_path: Path) -> None:
+    folder = make_closed_run(tmp_path)
+    page = write_report(folder).read_text(encoding="utf-8")
+    for words in (
+        "<td>correct</td><td class=n>14</td><td class=n>5.5%</td>",
+        "<td>cut by length</td><td class=n>57</td><td class=n>22.3%</td>",
+        "0.120 (90 %: -0.20 to 0.31), gate 0.3: not passed",
+        "max_steps = 100 reached while it still got better",
+        "32 held-out responses to 8 prompts, 2 right, 1 prompts with both",
+        "&lt;too little&gt;: raise value_pretraining.max_steps to 200",
+        "value pretraining did not pass its gate",
+    ):
+        assert words in page, words
+    assert (folder.report / "value_pretraining.png").exists()
 
 
 class TestVerdict:

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import ValuePretrainingConfig
+from common.config import ValuePretrainingConfig, VcppoConfig
 from common.errors import VcppoError
 from common.trajectory import Trajectory, VersionSpan
 from common.wire import encode_trajectory
+from learner.explained_variance_interval import Figure, Interval
+from learner.gate_remedies import NEEDED_OF_EACH
+from learner.recording_stats import count_responses
 from learner.trajectory_file import TrajectoryFile
 from learner.value_gate import Gate, Measurement
-from learner.value_pretraining import split_held_out
+from learner.value_pretraining import enough_held_out, split_held_out
 
 
 def trajectory(index: int) -> Trajectory:
@@ -118,6 +121,83 @@ def test_gate_does_not_pass_on_undefined_or_low_explained_variance() -> None:
     gate.add(measure(5, 0.29))
     assert not gate.decision()["passed"]
     assert "max_steps" in gate.decision()["stopped_because"]
+
+
+def test_gate_goes_by_the_judged_figure_not_by_the_best_one() -> None:
+    gate = Gate(ValuePretrainingConfig(min_explained_variance=0.3))
+    gate.add(measure(0, 0.35))
+    assert gate.decision()["passed"]
+    decision = gate.decision(Figure(0.25, Interval(0.1, 0.4)))
+    assert not decision["passed"]
+    assert not decision["certain"]
+    assert (decision["explained_variance"], decision["best_explained_variance"]) == (0.25, 0.35)
+    assert gate.decision(Figure(0.45, Interval(0.31, 0.6)))["certain"]
+    assert not gate.decision(Figure(None, None))["passed"]
+
+
+def test_a_cap_that_ends_a_rise_is_said() -> None:
+    gate = Gate(ValuePretrainingConfig(patience=4, max_steps=20))
+    for step, found in enumerate([0.0, 0.1, 0.2, 0.3]):
+        gate.add(measure(5 * step, found))
+    assert gate.decision()["cut_short"]
+    assert gate.decision()["stopped_because"] == "max_steps = 20 reached while it still got better"
+    gate.add(measure(20, 0.3))
+    assert not gate.decision()["cut_short"]
+
+
+def answer(index: int, outcome: str, length: int = 5, finish: str = "stop") -> Trajectory:
+    reward = 1.0 if outcome == "correct" else -1.0
+    base = trajectory(index)
+    return replace(
+        base,
+        response_token_ids=np.arange(length, dtype=np.int32),
+        action_mask=np.ones(length, np.bool_),
+        outcome=outcome,  # type: ignore[arg-type]
+        reward=reward,
+        finish_reason=finish,  # type: ignore[arg-type]
+    )
+
+
+def test_counts_stand_beside_rates() -> None:
+    counts = count_responses(
+        [answer(0, "correct"), answer(1, "wrong", 9), answer(2, "unparsable", 20, "length"), answer(3, "wrong"),
+         answer(4, "wrong"), answer(5, "wrong", 1)]
+    )  # fmt: skip
+    assert counts.outcomes == {"correct": 1, "wrong": 4, "unparsable": 1, "timeout": 0, "crash": 0}
+    assert (counts.num_right, counts.num_not_right, counts.num_rarer) == (1, 5, 1)
+    assert (counts.num_prompts, counts.num_mixed, counts.num_repeated) == (2, 1, 2)
+    metrics = counts.metrics()
+    assert metrics["vp/num_outcome/wrong"] == 4
+    assert metrics["vp/outcome/wrong"] == pytest.approx(2 / 3)
+    assert metrics["vp/cut_fraction"] == pytest.approx(1 / 6)
+    assert metrics["vp/reward"] == pytest.approx(-2 / 3)
+    assert (metrics["vp/length/mean"], metrics["vp/length/max"]) == (7.5, 20)
+    assert metrics["vp/prompts_with_both_fraction"] == 0.5
+    said = counts.as_text()
+    assert said["correct"] == "1 (16.7%)"
+    assert said["prompts_with_both"] == "1 of 2"
+    assert count_responses([]).metrics()["vp/accuracy"] == 0.0
+
+
+def test_the_fraction_that_would_do_does() -> None:
+    """Of 64 prompts each fifth has right responses: following the remedy holds out enough of both kinds."""
+    config = VcppoConfig.model_validate(
+        {
+            "model": {"path": "m"},
+            "rl": {"group_size": 4, "batch_size": 16},
+            "value_pretraining": {"num_trajectories": 256, "batch_size": 32},
+        }
+    )
+    answers = [answer(i, "correct" if (i // 4) % 5 == 0 and i % 4 else "wrong") for i in range(256)]
+    fraction = enough_held_out(answers, config)
+    assert fraction is not None
+    stage = config.value_pretraining.model_copy(update={"held_out_fraction": fraction})
+    held_out = split_held_out(answers, stage.num_held_out_groups(4), config.run.seed)[1]
+    assert count_responses(held_out).num_rarer >= NEEDED_OF_EACH
+    smaller = stage.model_copy(update={"held_out_fraction": fraction - 0.04})
+    held_out = split_held_out(answers, smaller.num_held_out_groups(4), config.run.seed)[1]
+    assert count_responses(held_out).num_rarer < NEEDED_OF_EACH
+    assert enough_held_out([answer(i, "wrong") for i in range(256)], config) is None
 
 
 def test_split_keeps_prompts_whole_and_does_not_depend_on_order() -> None:

@@ -17,6 +17,8 @@ def the_one_lambda(settings: Settings) -> np.float32:
 
 
 def only_terminal(shards: Sequence[Shard], settings: Settings) -> None:
+    if settings.kind != "gae":
+        raise Unsupported("group baselines of peers are not compared here")
     cut = any("length" in shard.finish_reasons for shard in shards)
     if cut and settings.truncation != "terminal":
         raise Unsupported("the finish reason does not enter the estimator: a cut response is an end")

@@ -9,7 +9,14 @@ from threading import Barrier
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.advantages import place_ends, whiten
+from learner.advantages import (
+    SumOverRanks,
+    group_mean_advantages,
+    leave_one_out_advantages,
+    place_ends,
+    spread_over_actions,
+    whiten,
+)
 from learner.gae import decoupled_gae
 from tests.conformance.interface import Estimate, Settings, Shard
 
@@ -25,6 +32,8 @@ class Vcppo:
 
 def _estimate(shard: Shard, settings: Settings, ranks: _Ranks, rank: int) -> Estimate:
     cu = np.concatenate([[0], np.cumsum(shard.action_mask.sum(axis=1))]).astype(np.int64)
+    if settings.kind != "gae":
+        return _of_groups(shard, settings, cu, lambda vector: ranks.sum(rank, vector))
     rows = np.arange(len(shard.lengths))
     ends = place_ends(
         outcome_rewards=shard.rewards.sum(axis=1),
@@ -46,6 +55,15 @@ def _estimate(shard: Shard, settings: Settings, ranks: _Ranks, rank: int) -> Est
     if settings.whiten:
         advantages = whiten(advantages, ends.mask, lambda vector: ranks.sum(rank, vector))
     return Estimate(*(_padded(flat, shard) for flat in (advantages, result.value_targets, ends.mask)))
+
+
+def _of_groups(shard: Shard, settings: Settings, cu: NDArray[np.int64], reduce: SumOverRanks) -> Estimate:
+    estimator = {"group_mean": group_mean_advantages, "leave_one_out": leave_one_out_advantages}[settings.kind]
+    per_response = estimator(shard.rewards.sum(axis=1), [str(group) for group in shard.groups])
+    advantages = spread_over_actions(per_response, cu)
+    if settings.whiten:
+        advantages = whiten(advantages, np.ones(len(advantages), np.bool_), reduce, centre=False)
+    return Estimate(_padded(advantages, shard), np.zeros(shard.action_mask.shape, np.float32))
 
 
 def _padded(flat: NDArray[np.generic], shard: Shard) -> NDArray[np.generic]:

@@ -1,0 +1,224 @@
+"""What of a run depends on which setting: so what may change on a run, and what is made again when it does. Pure.
+
+A run makes three things, each from those before it:
+
+    recording   responses of the frozen policy, with their rewards     value_pretraining/trajectories.msgpack
+    critic      trained on the recording                               value_pretraining/critic, decision.json
+    RL          weights, optimizers and the steps done                 checkpoints/, trained.jsonl
+
+`DEPENDENTS` says which of them a setting shapes; `consequence` what a change of it means for a run that has come so
+far. What is made again on its own is the critic: it takes seconds to minutes and needs no generator. Responses and RL
+steps are never thrown away by a changed setting: such a change is refused, and the refusal names the way
+(`vcppo up --start-over`). Before a thing was made, whatever shapes it may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+RlUse = Literal["no", "goes_on", "begins"]
+Consequence = Literal["nothing", "rl_goes_on", "critic_again", "recording_goes_on", "refused"]
+StartOver = Literal["rl", "value_pretraining", "run"]
+
+
+class Dependents(NamedTuple):
+    """What a setting shapes.
+
+    Attributes:
+        recording: the recorded responses or their rewards. What shapes them shapes the critic too.
+        critic: the critic of value pretraining, or whether it passes.
+        rl: ``no``; ``goes_on``: RL may take a new value from its next step on; ``begins``: RL has to begin with it.
+        cold_start: the cold start is made with it: a run from another one is another run.
+        reward_model: the reward model is; `vcppo reward-model` makes it again by itself.
+    """
+
+    recording: bool = False
+    critic: bool = False
+    rl: RlUse = "no"
+    cold_start: bool = False
+    reward_model: bool = False
+
+
+_NOTHING = Dependents()
+_GOES_ON = Dependents(rl="goes_on")
+_CRITIC = Dependents(critic=True)
+_CRITIC_AND_RL = Dependents(critic=True, rl="goes_on")
+_EVERYTHING = Dependents(recording=True, critic=True, rl="begins")
+_BEGINS = Dependents(rl="begins")
+
+# A name that ends in a dot stands for the whole section; the longest name that fits counts.
+DEPENDENTS: Mapping[str, Dependents] = {
+    "run.": _EVERYTHING,
+    "run.folder": _NOTHING,
+    "model.": _EVERYTHING,
+    "model.trust_remote_code": _NOTHING,
+    "task.": _EVERYTHING,
+    "task.verifier_processes": _NOTHING,
+    "task.overlong": _GOES_ON,  # which prompts are passed over; those recorded stay
+    "task.options.require_isolation": _NOTHING,  # how programs are judged, not how well
+    # A response judged under another limit may have another outcome.
+    "task.verifier_timeout_seconds": Dependents(recording=True, critic=True, rl="goes_on"),
+    "task.verifier_memory_mib": Dependents(recording=True, critic=True, rl="goes_on"),
+    "sampling.": _EVERYTHING,
+    "sft.": Dependents(cold_start=True),
+    "sft.output": _NOTHING,
+    "reward_model.": Dependents(reward_model=True),
+    "algorithm.": _GOES_ON,
+    "algorithm.advantage_estimator": _BEGINS,
+    "algorithm.gamma": _CRITIC_AND_RL,
+    "algorithm.truncation": _CRITIC_AND_RL,
+    "critic.": _BEGINS,
+    "value_pretraining.": _CRITIC,
+    "value_pretraining.min_explained_variance": _NOTHING,  # the figure is there: it is only judged anew
+    "rl.": _GOES_ON,
+    "rl.group_size": _EVERYTHING,  # which prompt is whose sample
+    "rl.weight_decay": _CRITIC_AND_RL,
+    "rl.adam_beta2": _CRITIC_AND_RL,
+    "rl.max_grad_norm": _CRITIC_AND_RL,
+    "learner.": _NOTHING,
+    "learner.num_ranks": _BEGINS,  # how the optimizer's state is cut into files
+    "learner.zero_stage": _BEGINS,
+    "generator.": _NOTHING,
+    "generator.dtype": _GOES_ON,
+    "redis.": _NOTHING,
+    "transport.": _NOTHING,
+    "security.": _NOTHING,
+    "broadcast.": _NOTHING,
+    "logging.": _NOTHING,
+    "metrics.": _NOTHING,
+    "watchdog.": _NOTHING,
+    "launcher.": _NOTHING,
+    "eval.": _NOTHING,
+}
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How far a run has come.
+
+    Attributes:
+        recorded: responses for value pretraining are on disk.
+        rl: a step of RL was trained.
+        longest_tokens: of a recorded prompt with the longest response it could get; None: not known.
+        sharded: the optimizers' state in checkpoints is cut by rank.
+    """
+
+    recorded: bool = False
+    rl: bool = False
+    sharded: bool = True
+    longest_tokens: int | None = None
+
+    @property
+    def anything(self) -> bool:
+        return self.recorded or self.rl
+
+
+class Change(NamedTuple):
+    """One setting that differs between the run's config and the one given now."""
+
+    field: str
+    before: object
+    now: object
+
+    @property
+    def dependents(self) -> Dependents:
+        return dependents_of(self.field)
+
+    @property
+    def harmless(self) -> bool:
+        """Whether what was made before and after it may be compared."""
+        return self.dependents == _NOTHING or self.field in _HARMLESS
+
+    def __str__(self) -> str:
+        return f"{self.field} is {self.before!r} in the run and {self.now!r} now"
+
+
+def dependents_of(field: str) -> Dependents:
+    """Of a dotted name; one in no known section is taken to shape everything."""
+    fitting = [name for name in DEPENDENTS if field == name or (name.endswith(".") and field.startswith(name))]
+    return DEPENDENTS[max(fitting, key=len)] if fitting else _EVERYTHING
+
+
+def consequence(change: Change, begun: Begun) -> Consequence:
+    """What a changed setting means for a run that has come so far."""
+    uses = change.dependents
+    if change.before in ({}, None) and change.now in ({}, None):
+        return "nothing"  # an empty section that is now named by its fields
+    if change.field == "generator.max_model_len":
+        return _of_model_length(change, begun)
+    if change.field == "value_pretraining.num_trajectories" and begun.recorded and not begun.rl:
+        return "recording_goes_on" if _is_more(change) else "critic_again"
+    if uses.cold_start and begun.anything:
+        return "refused"
+    if change.field == "learner.num_ranks" and not begun.sharded:
+        return "nothing"
+    if begun.rl:
+        if uses.rl == "goes_on":
+            return "rl_goes_on"
+        return "refused" if uses.rl == "begins" or (uses.critic and begun.recorded) else "nothing"
+    if begun.recorded:
+        return "refused" if uses.recording else "critic_again" if uses.critic else "nothing"
+    return "nothing"
+
+
+def start_over(changes: Iterable[Change], begun: Begun) -> StartOver:
+    """What has to be made again, at least, for these refused changes."""
+    found = [change.dependents for change in changes]
+    if any(uses.cold_start for uses in found):
+        return "run"
+    if begun.recorded and any(uses.recording for uses in found):
+        return "value_pretraining"
+    return "rl"
+
+
+def settings_of(what: Literal["recording", "critic", "rl"], tree: Mapping[str, object]) -> dict[str, object]:
+    """The settings of a flat tree (dotted name → value) that shape a thing; recognises a stale one by them.
+
+    num_trajectories is left out: of a recording it is only how far it is to go.
+    """
+    chosen: dict[str, object] = {}
+    for field, value in tree.items():
+        uses = dependents_of(field)
+        shapes = {"recording": uses.recording, "critic": uses.critic or uses.recording, "rl": uses.rl != "no"}[what]
+        if shapes and field not in _KNOWN_OTHERWISE:
+            chosen[field] = value
+    return chosen
+
+
+# Not compared as text: the run's name (its folder is), the model (its files are), and how far the recording goes.
+_KNOWN_OTHERWISE = ("run.name", "model.path", "value_pretraining.num_trajectories")
+_HARMLESS = ("rl.num_steps", "generator.max_model_len", "generator.dtype")
+
+
+def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """A config tree as dotted name → value; an empty section is a value."""
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> list[Change]:
+    """Settings of two flat trees that differ, by dotted name."""
+    return [
+        Change(name, before.get(name), now.get(name))
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _of_model_length(change: Change, begun: Begun) -> Consequence:
+    """Longer is always right; shorter only while nothing that is recorded or open is longer."""
+    if _is_more(change) or not begun.anything:
+        return "nothing"
+    fits = begun.longest_tokens is not None and isinstance(change.now, int) and change.now >= begun.longest_tokens
+    return "nothing" if fits and not begun.rl else "refused"
+
+
+def _is_more(change: Change) -> bool:
+    return isinstance(change.before, int) and isinstance(change.now, int) and change.now > change.before

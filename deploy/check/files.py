@@ -1,0 +1,127 @@
+"""Checks of what lies on disk: the model's files, the run folder, the space a run will take."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.check_lines import Result, failed, passed, skipped, warned
+from common.run_folder import RunFolder
+from deploy.check.machine import Setup
+from deploy.plan.architecture import PlanError, architecture_of
+from deploy.plan.arithmetic import gib
+from deploy.plan.disk import disk_plan
+from deploy.run_config import begun, check_config
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_files(setup: Setup) -> Iterator[Result]:
+    """Whether ``model.path`` can be a model at all: a folder with a config and safetensors, or a hub's id."""
+    path = setup.config.model.path
+    folder = Path(path).expanduser()
+    if not (folder / "config.json").exists():
+        if not folder.exists() and _HUB_ID.fullmatch(path) and not folder.parent.is_dir():
+            yield _hub_model(path)
+        else:
+            yield failed(
+                f"model.path: {path} holds no model (no config.json)",
+                "make the cold start with `vcppo sft`, or give a Hugging Face folder or id (owner/name)",
+            )
+        return
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        yield failed(
+            f"model.path: {path} has no *.safetensors; pickled weights are not loaded, they can run code",
+            "load the model in transformers where you trust it, and save_pretrained() it again",
+        )
+        return
+    if missing := _missing_shards(folder):
+        yield failed(f"model.path: {path} lacks {', '.join(missing[:3])}", "copy or download the folder again")
+        return
+    size = sum(file.stat().st_size for file in weights)
+    yield passed(f"{path}: {len(weights)} safetensors, {gib(size)} GiB")
+
+
+def run_folder(setup: Setup) -> Iterator[Result]:
+    """Whether this run can be started or resumed here. Makes nothing."""
+    folder = RunFolder(setup.config.run.path)
+    if holder := _holder(folder.path):
+        yield failed(
+            f"{folder.path} is in use by another vcppo (pid {holder})", "stop it first, or choose another run.name"
+        )
+        return
+    exists = nearest_existing(folder.path)
+    if not exists.is_dir() or not os.access(exists, os.W_OK | os.X_OK):
+        yield failed(f"run.folder: {exists} can't be written by user {os.getuid()}", "set run.folder to one that can")
+    elif not folder.config.exists():
+        yield passed(f"{folder.path} will be made")
+    elif setup.starting:
+        yield passed(f"{folder.path} exists")  # whoever writes the config compares it, once what starts over is moved
+    else:
+        check_config(setup.config, begun(folder))
+        yield passed(f"{folder.path} exists: the run is resumed")
+
+
+def space(setup: Setup) -> Result:
+    """Room for checkpoints, the recording of value pretraining, the export and the store."""
+    place = nearest_existing(setup.config.run.path)
+    free = shutil.disk_usage(place).free
+    try:
+        plan = disk_plan(architecture_of(setup.config), setup.config)
+    except PlanError as error:
+        return skipped(f"{gib(free)} GiB are free; what the run takes is not known: {error}")
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.parts if size)
+    text = f"up to {gib(plan.total)} GiB of {gib(free)} free on {place} ({parts})"
+    if plan.total > free:
+        remedy = "free some, set run.folder to another disk, or lower learner.keep_checkpoints"
+        return failed(text, remedy) if plan.certain > free else warned(text, remedy)
+    return passed(text)
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the folder that it would be made in."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _hub_model(path: str) -> Result:
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(path, "config.json"), str):
+        return passed(f"{path}: a hub's model, in the cache")
+    return warned(
+        f"{path}: a hub's model that is not in the cache", f"fetch it first: python -m deploy.fetch_model {path}"
+    )
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    """Files that the index of shards names and that are not there."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted({str(name) for name in index["weight_map"].values() if not (folder / str(name)).is_file()})
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ["a readable model.safetensors.index.json"]
+
+
+def _holder(folder: Path) -> str:
+    """Process id of the vcppo that works on the folder (see `deploy.run_config.exclusive`); empty: none."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return ""
+    except BlockingIOError:
+        return (folder / ".lock").read_text().strip() or "unknown"
+    except OSError:  # not ours to open: the folder's own check says so
+        return ""
+    return ""

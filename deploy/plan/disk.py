@@ -1,0 +1,48 @@
+"""What a run writes into its folder, in bytes. Pure, as the rest of the plan."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from common.config import VcppoConfig
+from deploy.plan.architecture import Architecture
+from deploy.plan.arithmetic import flow_plan, rank_plan
+
+_REWRITE = 2  # Redis' append-only file and its successor, while it is rewritten
+
+
+class DiskPlan(NamedTuple):
+    """Bytes by what they are for.
+
+    Attributes:
+        parts: name and bytes; the recording and the store as if every response had full length.
+        certain: bytes that do not depend on how long responses are.
+    """
+
+    parts: tuple[tuple[str, int], ...]
+    certain: int
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, size in self.parts)
+
+
+def disk_plan(architecture: Architecture, config: VcppoConfig) -> DiskPlan:
+    """Of a whole run: its checkpoints and the one being written, recording, pretrained critic, export, store."""
+    flow = flow_plan(architecture, config)
+    export = flow.update_bytes
+    width = export // architecture.policy_parameters
+    records = config.algorithm.advantage_estimator == "gae" and config.critic.init == "value_pretrained"
+    recorded = config.value_pretraining.num_trajectories if records else 0
+    checkpoints = (config.learner.keep_checkpoints + 1) * rank_plan(architecture, config).checkpoint
+    critic = width * architecture.critic_parameters if records else 0
+    return DiskPlan(
+        (
+            ("checkpoints", checkpoints),
+            ("recording", recorded * flow.trajectory_bytes),
+            ("critic", critic),
+            ("export", export),
+            ("redis", _REWRITE * flow.store_bytes if config.redis.url is None else 0),
+        ),
+        certain=checkpoints + critic + export,
+    )

@@ -1,0 +1,1 @@
+"""The generator's part of `vcppo check`: data, tokenizer, prompts, verifier, engine."""

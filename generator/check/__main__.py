@@ -1,0 +1,38 @@
+"""``python -m generator.check --config run.yaml``: lines for `vcppo check` on stdout (`common.check_child`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.check_child import arguments_of, run_child
+from common.check_lines import Check
+from common.end_process import end_process
+from generator.check import data, engine, prompts, tokenizer, verifier
+from generator.check.context import Context
+
+CHECKS: tuple[Check[Context], ...] = (
+    Check("data", "task", data.task, 120.0),
+    Check("data", "rows", data.rows, 300.0),
+    Check("data", "held out", data.held_out, 60.0),
+    Check("tokenizer", "loads", tokenizer.loads, 120.0),
+    Check("tokenizer", "text", tokenizer.text, 120.0),
+    Check("tokenizer", "vocabulary", tokenizer.vocabulary, 60.0),
+    Check("tokenizer", "stop tokens", tokenizer.stop_tokens, 60.0),
+    Check("prompts", "as sent", prompts.shown, 60.0),
+    Check("prompts", "lengths", prompts.lengths, 600.0),
+    Check("verifier", "verdicts", verifier.verdicts, 300.0),
+    Check("engine", "vLLM", engine.settings, 180.0),
+)
+GENERATION: tuple[Check[Context], ...] = (Check("generation", "responses", engine.responses, 900.0),)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = arguments_of("python -m generator.check", __doc__)
+    parser.add_argument("--generate", type=int, default=0, metavar="N", help="bring vLLM up and make N responses")
+    given = parser.parse_args(arguments)
+    checks = CHECKS + GENERATION if given.generate else CHECKS
+    return run_child(given, "generator", checks, lambda config: Context(config, given.generate))
+
+
+if __name__ == "__main__":
+    end_process(main())

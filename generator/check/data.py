@@ -1,0 +1,60 @@
+"""The task's data: does it load, which rows are at fault, what can an evaluation tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from common.check_lines import Result, failed, passed, warned
+from generator.check.context import Context
+
+_MOST_LINES = 20
+_Z_95 = 1.959964
+_WIDE = 0.05  # half-width of pass@1's interval from which on an evaluation can't tell small gains
+
+
+def task(context: Context) -> Result:
+    """Make the task as every process will."""
+    found = context.task
+    sizes = [(split, found.size(split)) for split in ("train", "held_out")]
+    text = ", ".join(f"{split} {'without end' if size is None else f'{size:,}'}" for split, size in sizes)
+    if sizes[0][1] == 0:
+        return failed(
+            f"task.name = {context.config.task.name}: {text} problems: there is nothing to train on",
+            "name another task, or data for training in task.options.path",
+        )
+    return passed(f"{context.config.task.name}: {text} problems")
+
+
+def rows(context: Context) -> Iterator[Result]:
+    """What the task itself finds wrong with its rows and options."""
+    found = list(context.task.findings())
+    for finding in found[:_MOST_LINES]:
+        kind = failed if finding.level == "error" else warned
+        yield kind(f"{finding.where}: {finding.text}", finding.remedy)
+    if rest := found[_MOST_LINES:]:
+        is_error = any(finding.level == "error" for finding in rest)
+        places = ", ".join(finding.where for finding in rest[:_MOST_LINES])
+        yield (failed if is_error else warned)(f"{len(rest)} more like these: {places}", "")
+    if not found:
+        yield passed("the task finds nothing wrong with its rows and options")
+
+
+def held_out(context: Context) -> Result:
+    """How wide the interval of a held-out accuracy will be."""
+    size, wanted = context.task.size("held_out"), context.config.eval.num_problems
+    count = wanted if size is None else min(size, wanted)
+    if count == 0:
+        return failed("no held-out problem: no evaluation can be made", "set task.options.held_out_path")
+    half = half_width(count)
+    text = f"an evaluation asks {count} problems: pass@1 to within ±{100 * half:.1f} points (95 %)"
+    if half <= _WIDE:
+        return passed(text)
+    enough = math.ceil((_Z_95 * 0.5 / _WIDE) ** 2)
+    more = f"set eval.num_problems={enough}" if count == wanted else f"hold out {enough} problems"
+    return warned(text, f"smaller gains can't be told from chance: {more}, or set eval.samples_per_problem higher")
+
+
+def half_width(num_problems: int) -> float:
+    """Half of a 95 % interval of a proportion near 1/2, where it is widest; one sample a problem."""
+    return _Z_95 * 0.5 / math.sqrt(num_problems)

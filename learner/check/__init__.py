@@ -1,0 +1,1 @@
+"""The learner's part of `vcppo check`: does the model load, pack, save, and come back the same?"""
