@@ -174,7 +174,7 @@ def _proportional(wanted: Relation, said: Relation) -> bool:
     if operator in ("=", r"\ne"):
         return True
     is_same_way = f0 / g0 > 0
-    return is_same_way == (operator == other)
+    return bool(is_same_way == (operator == other))
 
 
 # --- lists, tuples, sets, intervals, matrices --------------------------------------------------------------------
