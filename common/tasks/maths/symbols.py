@@ -157,5 +157,5 @@ def _fraction(value: Any) -> Fraction | None:
     sign, mantissa, exponent, num_bits = value._mpf_
     if abs(exponent) + num_bits > _MAX_BITS or (not mantissa and exponent):
         return None
-    size = Fraction(int(mantissa)) * (Fraction(2**exponent) if exponent >= 0 else Fraction(1, 2**-exponent))
-    return -size if sign else size
+    found: Fraction = (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent
+    return found
