@@ -1,4 +1,4 @@
-"""Verdicts on mathematical answers: 700 pairs as a careful person judges them, and hostile ones in bounded time."""
+"""Verdicts on mathematical answers: 800 pairs as a careful person judges them, and hostile ones in bounded time."""
 
 from __future__ import annotations
 
