@@ -236,4 +236,4 @@ def print_table(results: Sequence[EvalResult]) -> None:
     if any(result.responses for result in results):
         Console().print("")
         Console().print(outcome_table(results))
-        Console().print("cut: ended by sampling.max_response_tokens; such a response is counted by its outcome too")
+        Console().print("cut: by sampling.max_response_tokens, whatever the outcome")

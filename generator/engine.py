@@ -228,7 +228,7 @@ class Engine:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-        except ValueError as error:
+        except Exception as error:  # as in `_run`
             raise EngineError(f"vLLM refuses {prompt.id}: {error}") from error
 
     def _watch_text(self, engine: Any, request_id: str) -> None:
@@ -295,10 +295,10 @@ class Engine:
         self._requests.add(request_id)
         try:
             return await self.stepper.generate(request_id, prompt, params, prepare)
-        except ValueError as error:
-            raise EngineError(f"vLLM refuses {name}: {error}") from error
         except EngineDead as error:
             raise EngineError(f"vLLM's engine died: {error}") from error
+        except Exception as error:  # many kinds: vLLM's own validation errors are no ValueErrors
+            raise EngineError(f"vLLM refuses {name}: {error}") from error
         finally:
             self._requests.discard(request_id)
 

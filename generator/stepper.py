@@ -87,10 +87,11 @@ class Stepper:
             try:
                 self._check()
                 given_id = self._engine.add_request(request_id, prompt, params)
+                self._waiting[request_id] = future
                 if prepare is not None:
                     prepare(self._engine, given_id)
-                self._waiting[request_id] = future
             except Exception as error:  # noqa: BLE001  (handed to the caller)
+                abort()
                 self._settle([(future, None, error)])
 
         def abort() -> None:

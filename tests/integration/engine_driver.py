@@ -114,7 +114,7 @@ async def main(config: Path, task: str) -> None:
     engine = Engine(load_config(config, []))
     try:
         await engine.start()
-        async with asyncio.timeout(240):
+        async with asyncio.timeout(500):
             result = await {"grid": grid, "refusals": refusals, "stops": stops}[task](engine)
     except EngineError as error:
         result = {"error": str(error)}

@@ -47,7 +47,7 @@ def drive(folder: Path, model: Path, task: str, **settings: Any) -> dict[str, An
     (folder / "c.yaml").write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "tests.integration.engine_driver", str(folder / "c.yaml"), task]
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
@@ -55,6 +55,7 @@ def drive(folder: Path, model: Path, task: str, **settings: Any) -> dict[str, An
 
 
 @pytest.mark.slow  # four starts of vLLM
+@pytest.mark.timeout(1500)
 def test_no_prompt_length_or_concurrency_ends_the_engine_and_seeds_hold(tmp_path: Path, model: Path) -> None:
     """Prompts of 60 to 400 tokens, 8, 64 and 256 in flight, with seeds and a pause for weights in the middle."""
     whole = drive(tmp_path, model, "grid", engine_options=WHOLE)

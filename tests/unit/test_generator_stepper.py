@@ -163,7 +163,10 @@ def test_a_request_is_prepared_before_its_first_step_and_one_that_is_refused_is_
         await stepper.generate("good", 2, None, lambda engine, _: seen.append(engine.num_steps))
         with pytest.raises(ValueError, match="refused"):
             await stepper.generate("bad", 0, None, lambda *_: seen.append(-1))
-        assert seen == [0]
+        assert seen == [0] and engine.aborted == []
+        with pytest.raises(KeyError):
+            await stepper.generate("unprepared", 5, None, lambda *_: {}["x"])
+        assert engine.aborted == ["unprepared"] and not engine.left
 
     run(body)
 
