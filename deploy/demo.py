@@ -28,7 +28,7 @@ from deploy.log_lines import JSON_LOGS
 from deploy.processes import ProcessSpec, Supervisor
 from deploy.report import write_report
 from deploy.report.write import EVAL_NAMES
-from deploy.run_config import exclusive, write_config
+from deploy.run_config import exclusive, harmful_changes, write_config
 from deploy.run_data import RunData, is_exact
 from deploy.session import Mode, Session, open_session, write_ledger
 
@@ -110,10 +110,12 @@ class Demo:
         self.config, self.console = config, console
         self.folder = RunFolder(config.run.path)
         self.started = time.monotonic()
+        self.changed = False
 
     def run(self) -> int:
         """All stages, then the verdict. Returns the exit code."""
         with exclusive(self.folder.path):
+            self.changed = self.folder.config.exists() and bool(harmful_changes(self.folder, self.config))
             write_config(self.config)
             self.heading(f"run folder {self.folder.path}", "everything this run writes is there")
             self.cold_start()
@@ -132,7 +134,9 @@ class Demo:
         return open_session(self.config, mode)
 
     def cold_start(self) -> None:
-        if (Path(self.config.sft.output or self.folder.cold_start) / "config.json").exists():
+        # With other settings the stage itself looks whether what is there is of them.
+        is_there = (Path(self.config.sft.output or self.folder.cold_start) / "config.json").exists()
+        if is_there and not self.changed:
             self.heading("cold start", "is there")
             return
         self.heading("cold start", "supervised training on demonstrations, from random weights")

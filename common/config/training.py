@@ -224,10 +224,12 @@ class ValuePretrainingConfig(Section):
     """Frozen policy, Monte-Carlo targets (GAE with lambda = 1), gated by held-out explained variance."""
 
     num_trajectories: int = Field(default=4096, ge=0)
-    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained)."""
+    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained). When it
+    is raised on a run, the recording goes on."""
 
     held_out_fraction: float = Field(default=0.125, gt=0, lt=1)
-    """Share of prompts (whole groups) that gate the critic and never train it."""
+    """Share of prompts (whole groups) that gate the critic and never train it. 20 right and 20 other responses must be
+    among them."""
 
     batch_size: Positive = 128
     """Trajectories per optimizer step."""
@@ -248,8 +250,8 @@ class ValuePretrainingConfig(Section):
     """Least rise of held-out explained variance, or fall of the held-out loss, that counts as progress."""
 
     min_explained_variance: float = Field(default=0.3, lt=1)
-    """The gate: RL starts only when the best held-out explained variance reaches this; else the run stops and says
-    so."""
+    """The gate: RL starts only when held-out explained variance reaches this; else the run stops and says why
+    (docs/value_pretraining.md). At 0 or below nothing is asked of the number of right responses."""
 
     def num_held_out_groups(self, group_size: int) -> int:
         """How many prompts (groups of `group_size` trajectories) are held out: the fraction, rounded."""

@@ -15,7 +15,7 @@ from common.ledger import BufferEntry
 from common.store import RunStore
 from common.tasks import load_task
 from common.trajectory import Prompt
-from learner.collect import BatchCollector, PromptIssuer
+from learner.collect import BatchCollector, PromptIssuer, give_up_outdated
 from learner.prompts import PromptSource
 
 
@@ -166,3 +166,23 @@ def test_the_deadline_names_whom_it_waited_for(setup: Callable[..., Setup], monk
         s.collector.poll(0)
     assert leased.id in str(caught.value)
     assert "'leased_by': {'generator-0': 1}" in str(caught.value)
+
+
+def test_prompts_of_other_settings_are_settled_before_anything_is_trained(setup: Callable[..., Setup]) -> None:
+    """In every state: queued, leased, answered, claimed. The ledger stays exact, and numbers go on."""
+    s = setup()
+    assert give_up_outdated(s.store, "first settings") == 0
+    s.collector.issue(0)
+    prompts = s.lease(6)
+    for prompt in prompts[:5]:
+        s.answer(prompt)
+    s.store.claim([prompt.id for prompt in prompts[:4]], 1)
+    assert give_up_outdated(s.store, "first settings") == 0
+    assert s.store.ledger().outstanding == 8
+    assert give_up_outdated(s.store, "other settings") == 8
+    ledger = s.store.ledger()
+    assert ledger.is_exact
+    assert (ledger.outstanding, ledger.trained) == (0, 0)
+    assert s.store.claimed() == {}
+    assert s.collector.issue(0) == 8
+    assert not {prompt.id for prompt in prompts} & {prompt.id for prompt in s.lease()}

@@ -200,11 +200,24 @@ def test_asynchronous_run_stops_on_sigterm_and_resumes(
     assert process.wait(100) == 128 + signal.SIGTERM, run.tail()
     assert run.store().ledger().claimed == 0  # what was trained is in the checkpoint, and committed
     limit[0] = 99
+    tree = yaml.safe_load(run.folder.config.read_text())
+    tree["rl"] |= {"actor_learning_rate": 1e-4, "weight_decay": 0.01}  # the config counts from the next step on
+    run.folder.config.write_text(yaml.safe_dump(tree))
     run.finish(run.start())
     run.check_accounts(max_staleness=2)
     staleness = [s for line in read_trained_log(run.folder.trained_log).values() for s in line["staleness"]]
     assert max(staleness) > 0
     assert not run.events("step_replayed")
+    step = run.events("checkpoint_loaded")[-1]["policy_version"]
+    changed = {e["setting"]: (e["before"], e["now"], e["from_step"]) for e in run.events("setting_changed")}
+    assert changed == {
+        "rl.actor_learning_rate": (1e-3, 1e-4, step + 1),
+        "rl.weight_decay": (0.0, 0.01, step + 1),
+    }
+    actor, critic = run.events("optimizer_settings_changed")
+    assert (actor["learning_rate"], actor["weight_decay"]) == ("0.001 → 0.0001", "0 → 0.01")
+    assert "learning_rate" not in critic
+    assert critic["weight_decay"] == "0 → 0.01"
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])

@@ -213,6 +213,7 @@ class TestResume:
         folder.metrics_file("learner").write_text('{"stage": "value_pretraining", "step": 0}\n{"step": 1}\n')
         for path in (folder.cold_start, folder.redis, folder.spool, folder.checkpoints / "step-000001"):
             path.mkdir(parents=True, exist_ok=True)
+            (path / "content").touch()
         now = load_config(config_file, ["critic.init=policy"])
         place = start_over(now, "rl")
         assert place == folder.path / "before-1"

@@ -12,7 +12,7 @@ from common.config import config_fields, load_config
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
-    "docs/experiments.md", "docs/compose.md", "docs/check.md", "docs/models.md", "docs/sampling.md",
+    "docs/experiments.md", "docs/compose.md", "docs/check.md", "docs/models.md", "docs/sampling.md", "docs/value_pretraining.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -48,7 +48,7 @@ def test_named_tests_exist(page: str) -> None:
 def test_named_settings_exist(page: str) -> None:
     fields = {field.name for field in config_fields()}
     sections = "|".join(sorted({name.partition(".")[0] for name in fields}))
-    named = re.findall(rf"`((?:{sections})\.[a-z_]+)", (ROOT / page).read_text(encoding="utf-8"))
+    named = re.findall(rf"`((?:{sections})\.[a-z_0-9]+)", (ROOT / page).read_text(encoding="utf-8"))
     assert sorted(set(named) - fields) == []
 
 
