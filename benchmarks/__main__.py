@@ -46,6 +46,7 @@ BENCHMARKS = (
     Benchmark("learner_step", 1, "a whole learner step against the machine's own matrix product"),
     Benchmark("generation", 1, "a generator's tokens per second against vLLM's LLM.generate"),
     Benchmark("weight_update", 2, "pause to resume, and bytes per second, against memcpy and gloo's broadcast"),
+    Benchmark("weight_proof", 2, "wrong weights on purpose: found every time? right ones: never taken for wrong?"),
     Benchmark("overlap", 2, "asynchronous against synchronous on the same work"),
     Benchmark("start_up", 2, "a generator and the learner coming up against vLLM's engine alone"),
     Benchmark("processes", 2, "1 to 4 generators, 1 to 2 learner ranks: is it a straight line?"),

@@ -128,10 +128,10 @@ class SampleFiles:
             return ["(no record of what they depended on)"] if any(self._folder.glob("*.jsonl")) else []
         last = max(others, key=lambda path: path.stat().st_mtime_ns)
         try:
-            before = json.loads(last.read_text(encoding="utf-8"))
+            before = parse_json(last.read_bytes())
         except (OSError, ValueError):
             before = {}
-        return differences(before, json.loads(json.dumps(inputs, default=str)))
+        return differences(before if isinstance(before, dict) else {}, json.loads(json.dumps(inputs, default=str)))
 
     def add(self, sample: Sample) -> None:
         """On its way to the disk when this returns: a killed process loses none it has added."""

@@ -37,22 +37,22 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
         line: a parsed JSON log line; no field is required.
         colour: ANSI colours.
     """
-    level = _printable(str(line.get("level", "")))
+    level = printable(str(line.get("level", "")))
     time = str(line.get("time", ""))
     head = [
-        _paint(_printable(time[11:23] if len(time) >= 23 else time), _DIM, colour),
+        _paint(printable(time[11:23] if len(time) >= 23 else time), _DIM, colour),
         _paint(f"{level:<8}", _COLOURS.get(level, ""), colour),
-        *([f"{_printable(str(line['service'])):<12}"] if "service" in line else []),  # absent: a prefix says it already
-        _paint(_printable(str(line.get("event", ""))), _BOLD, colour),
+        *([f"{printable(str(line['service'])):<12}"] if "service" in line else []),  # absent: a prefix says it already
+        _paint(printable(str(line.get("event", ""))), _BOLD, colour),
     ]
     hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
     # Our loggers need no naming: the event says it. A library's does.
     if str(line.get("logger", "")).split(".")[0] in ("common", "learner", "generator", "deploy", "__main__", "None"):
         hidden.add("logger")
     shown = [(name, value) for name, value in line.items() if name not in hidden]
-    fields = [_paint(f"{_printable(name)}=", _DIM, colour) + _short(value) for name, value in shown]
+    fields = [_paint(f"{printable(name)}=", _DIM, colour) + _short(value) for name, value in shown]
     text = " ".join([*head, *fields]).rstrip()
-    trace = "\n".join(_printable(str(line[name])) for name in ("stack", "exception") if line.get(name))
+    trace = "\n".join(printable(str(line[name])) for name in ("stack", "exception") if line.get(name))
     return f"{text}\n{trace}" if trace else text
 
 
@@ -102,8 +102,8 @@ def _short(value: Any) -> str:
     )  # what a peer called itself must not steer a terminal
 
 
-def _printable(text: str) -> str:
-    """An event of a library may have several lines; nothing else that is no character is let through."""
+def printable(text: str) -> str:
+    """Of several lines, as a library's event may be; nothing else that is no character gets to a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 

@@ -42,6 +42,7 @@ class Series(NamedTuple):
 LEARNER = (
     Metric("reward/mean", "mean reward of the step's trajectories"),
     Metric("reward/accuracy", "share of them judged correct"),
+    Metric("reward/num_responses", "how many trajectories these are: what rates of the step are of"),
     Metric("length/mean", "mean response length, action tokens"),
     Metric("length/max", "longest response, action tokens"),
     Metric("length/truncated_fraction", "share of responses that met the length limit"),

@@ -89,6 +89,11 @@ class RunFolder:
         return self.path / "trained.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """Some responses of each RL step, one file a step (`vcppo samples`)."""
+        return self.path / "samples"
+
+    @property
     def endpoints(self) -> Path:
         """Where the buffers of the last launch listen, when the launcher chose (`common.transport.endpoints`)."""
         return self.path / "endpoints.json"

@@ -79,9 +79,13 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _sft(arguments: argparse.Namespace) -> int:
-    from deploy.demo import run_sft
+    from deploy.demo import other_cold_start, run_sft
 
-    return _stage_alone(_config(arguments), "cold start", run_sft)
+    config = _config(arguments)
+    code = _stage_alone(config, "cold start", run_sft)
+    if (said := other_cold_start(config)) is not None:
+        sys.stderr.write(f"vcppo: {said}\n")
+    return code
 
 
 def _reward_model(arguments: argparse.Namespace) -> int:
@@ -139,7 +143,7 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from deploy.report import write_report
+    from deploy.report import has_results, write_report
     from deploy.report.records import pack
     from deploy.report.suite import is_suite, write_suite_report
     from deploy.run_config import RunError, latest_run, open_run
@@ -153,17 +157,23 @@ def _report(arguments: argparse.Namespace) -> int:
     if len(runs) > 1 or (runs and is_suite(runs[0])):
         print(write_suite_report(runs, arguments.output, arguments.markdown))
     else:
-        print(write_report(open_run(runs[0]) if runs else latest_run()))
+        folder = open_run(runs[0]) if runs else latest_run()
+        if not has_results(folder):
+            raise RunError(
+                f"{folder.path} has nothing to report yet: no step, recording or evaluation. `vcppo logs {folder.path}`"
+                " says what it did"
+            )
+        print(write_report(folder))
     return EXIT_OK
 
 
 def _watch(arguments: argparse.Namespace) -> int:
     from deploy.live_view import watch
-    from deploy.run_config import latest_run, open_run
+    from deploy.run_config import config_of_run, latest_run, open_run
     from deploy.session import StoreReader
 
     folder = latest_run() if arguments.run is None else open_run(arguments.run)
-    watch(folder, StoreReader(load_config(folder.config)))
+    watch(folder, StoreReader(config_of_run(folder)))
     return EXIT_OK
 
 
@@ -201,15 +211,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace, between: Sequence[str] = ()) -> VcppoConfig:
     """The tree of -c CONFIG, or of an existing run, with the overrides applied, those `between` first."""
-    from deploy.run_config import open_run
+    from deploy.run_config import config_of_run, open_run
 
     overrides = [*between, *arguments.overrides]
     restarts = getattr(arguments, "restart_learner", None)
     if restarts is not None:
         overrides.append(f"launcher.learner_restarts={restarts}")
     run = getattr(arguments, "run", None)
-    path = arguments.config if run is None else open_run(run).config
-    return load_config(path, overrides)
+    return load_config(arguments.config, overrides) if run is None else config_of_run(open_run(run), overrides)
 
 
 # ---- the parser
@@ -223,6 +232,7 @@ examples:
   vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
+  vcppo samples runs/first --outcome correct   read its responses
   vcppo logs -f --level warning                follow warnings of all processes
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
   vcppo eval -c my.yaml --benchmark aime --model runs/first/export       also gpqa, codeforces, jsonl
@@ -252,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     from deploy.check.command import add_check
     from deploy.eval_command import add_evaluation
     from deploy.experiment.command import add_experiment
+    from deploy.samples.command import add_samples
 
     parser = argparse.ArgumentParser(
         prog="vcppo",
@@ -267,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add_experiment(lambda command, text, examples: _add(commands, "experiment", command, text, examples))
     _add_ledger(commands)
     _add_logs(commands)
+    add_samples(partial(_add, commands))
     _add_keys(commands)
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +21,7 @@ from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from common.ledger import Ledger
 from common.run_folder import RunFolder
 from deploy import recorded_view
+from deploy.check.quick import BEFORE_UP, refuse_start
 from deploy.cores import available_cores, thread_environment
 from deploy.display import clock, number
 from deploy.evaluate import EvalResult, current_result, evaluate, gain, read_result
@@ -28,19 +30,24 @@ from deploy.log_lines import JSON_LOGS
 from deploy.processes import ProcessSpec, Supervisor
 from deploy.report import write_report
 from deploy.report.write import EVAL_NAMES
-from deploy.run_config import exclusive, harmful_changes, write_config
+from deploy.run_config import RunError, exclusive, harmful_changes, write_config
 from deploy.run_data import RunData, is_exact
 from deploy.session import Mode, Session, open_session, write_ledger
 
+log = structlog.get_logger(__name__)
+
+_UNNAMED = "name-to-be-chosen"  # a run of this name is not named by the user's overrides
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 
 
-def demo_name(folder: Path, seed: int | None, fresh: bool) -> str:
-    """The run to work on: the last demo of that seed there is, the next number with `fresh`.
+def demo_name(folder: Path, seed: int | None, fresh: bool, name: str | None = None) -> str:
+    """The run to work on: `name`, else the last demo of that seed there is; the next number with `fresh`.
 
-    ``demo``, ``demo-2``, …; with a seed ``demo-seed7``, ``demo-seed7-2``, ….
+    ``demo``, ``demo-2``, …; with a seed ``demo-seed7``, ``demo-seed7-2``, …; with a name ``x``, ``x-2``, ….
     """
-    base = "demo" if seed is None else f"demo-seed{seed}"
+    if name is not None and not fresh:
+        return name
+    base = name or ("demo" if seed is None else f"demo-seed{seed}")
     numbers = [
         int(m[1] or 1)
         for path in folder.glob(f"{base}*/config.yaml")
@@ -59,11 +66,23 @@ def demo_config(
     name: str | None = None,
     fresh: bool = False,
 ) -> VcppoConfig:
-    """The demo's tree for this seed and run, its policy being the cold start of its own run folder."""
-    folder = load_config(path, overrides).run.folder
-    run = name or demo_name(folder, seed, fresh)
-    own = [f"run.name={run}", f"model.path={folder / run / 'cold_start'}"]
-    return load_config(path, [*own, *([f"run.seed={seed}"] if seed is not None else []), *overrides])
+    """The demo's tree for this seed and run, its policy being the cold start of its own run folder.
+
+    Args:
+        name: of the run, as ``run.name=…`` among the `overrides` says it too.
+
+    Raises:
+        RunError: these two name different runs.
+    """
+    given = load_config(path, [f"run.name={_UNNAMED}", *overrides])
+    if given.run.name != _UNNAMED:
+        if name not in (None, given.run.name):
+            raise RunError(f"--run {name} and run.name={given.run.name} name two runs: give one of them")
+        name = given.run.name
+    run = demo_name(given.run.folder, seed, fresh, name)
+    policy = given.sft.output or RunFolder(given.run.folder / run).cold_start
+    own = [f"model.path={policy}", *([f"run.seed={seed}"] if seed is not None else [])]
+    return load_config(path, [*own, *overrides, f"run.name={run}"])
 
 
 def run_sft(config: VcppoConfig, session: Session) -> None:
@@ -96,8 +115,21 @@ def _run_alone(config: VcppoConfig, session: Session, name: str, module: str) ->
         supervisor.wait_exit(name)
 
 
+def other_cold_start(config: VcppoConfig) -> str | None:
+    """What to say where RL starts from another model than the cold start that was made for this run."""
+    own = Path(config.sft.output or RunFolder(config.run.path).cold_start)
+    if not (own / "config.json").exists() or own.resolve() == Path(config.model.path).expanduser().resolve():
+        return None
+    return (
+        f"model.path = {config.model.path}, but this run has a cold start of its own: to train that, set "
+        f"model.path={own}"
+    )
+
+
 def run_up(config: VcppoConfig, session: Session) -> Ledger:
     """Value pretraining and RL to the end; the final ledger is noted in the run folder."""
+    if (said := other_cold_start(config)) is not None:
+        log.warning("other_cold_start", note=said)
     ledger = Launcher(config, session.sink, session.tick).run()
     write_ledger(config.run.path, ledger)
     return ledger
@@ -114,6 +146,8 @@ class Demo:
 
     def run(self) -> int:
         """All stages, then the verdict. Returns the exit code."""
+        is_made = (Path(self.config.model.path).expanduser() / "config.json").exists()
+        refuse_start(self.config, BEFORE_UP if is_made else BEFORE_UP - {"model"})
         with exclusive(self.folder.path):
             self.changed = self.folder.config.exists() and bool(harmful_changes(self.folder, self.config))
             write_config(self.config)

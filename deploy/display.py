@@ -6,6 +6,7 @@ import sys
 import time
 from typing import IO, Protocol
 
+from deploy import outcomes_view
 from deploy.log_lines import LEVELS, Record, level_of
 from deploy.run_data import Row, RunData
 
@@ -48,10 +49,13 @@ def progress_line(row: Row, data: RunData) -> str:
             f"value pretraining {row['step']:>3} · loss {number(row.get('vp/train_loss'))} · "
             f"held-out explained variance {quality} (gate {settings.min_explained_variance:g})"
         )
+    of = data.config.rl.batch_size
+    others = outcomes_view.others_line(row, of, besides=("right", "wrong"))
     return " · ".join(
         [
             f"rl {row['step']:>3}/{data.config.rl.num_steps}",
-            f"accuracy {number(row.get('reward/accuracy'))}",
+            f"accuracy {outcomes_view.accuracy(row, of)}",
+            *([others] if others else []),
             f"length {number(row.get('length/mean'), '{:.0f}')}",
             f"explained variance {number(row.get('explained_variance/token'), '{:.2f}')}",
             f"staleness {number(row.get('staleness/mean'), '{:.2f}')} max {number(row.get('staleness/max'), '{:.0f}')}",

@@ -57,7 +57,7 @@ def add_evaluation(add: Add, takes_config: Callable[[argparse.ArgumentParser], N
 
 def _eval(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
     from deploy.evaluate import Place, evaluate, print_table
-    from deploy.run_config import RunError, write_config
+    from deploy.run_config import RunError, leaving_nothing, write_config
     from deploy.session import open_session
 
     if arguments.data and not arguments.benchmark:
@@ -69,14 +69,15 @@ def _eval(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
     if len(models) < len(arguments.model):
         models = {f"{path.resolve().parent.name}-{path.resolve().name}": path for path in arguments.model}
     workers = arguments.generators or max(1, config.generator.num_generators // len(models))
-    if arguments.benchmark:
-        load_task(config.task)  # data at fault is one line now, not the end of a process later
-        place = Place.of_benchmark(config, arguments.benchmark)
-    else:
-        write_config(config)
-        place = Place.of_run(config)
-    with open_session(config, "follow") as session, session.stage("evaluation"):
-        results = evaluate(config, models, session.sink, place=place, workers=workers)
+    with leaving_nothing(config.run.path):
+        if arguments.benchmark:
+            load_task(config.task)  # data at fault is one line now, not the end of a process later
+            place = Place.of_benchmark(config, arguments.benchmark)
+        else:
+            write_config(config)
+            place = Place.of_run(config)
+        with open_session(config, "follow") as session, session.stage("evaluation"):
+            results = evaluate(config, models, session.sink, place=place, workers=workers)
     print_table(results)
     print(f"records: {place.results}/*.jsonl")
     return EXIT_OK

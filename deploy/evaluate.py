@@ -95,7 +95,8 @@ def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
 def _responses(found: object) -> dict[str, tuple[int, int]]:
     if not isinstance(found, dict):
         return {}
-    return {name: (int(each["count"]), int(each["of"])) for name, each in found.items()}
+    pairs = {name: (each.get("count"), each.get("of")) for name, each in found.items() if isinstance(each, dict)}
+    return {name: (count, of) for name, (count, of) in pairs.items() if type(count) is type(of) is int}
 
 
 def gain(before: EvalResult, after: EvalResult) -> tuple[float, bool]:

@@ -20,7 +20,7 @@ from rich.text import Text
 from common.config.yaml_text import one_line
 from common.ledger import Ledger, Member
 from common.run_folder import RunFolder
-from deploy import recorded_view
+from deploy import outcomes_view, recorded_view
 from deploy.display import clock, number
 from deploy.log_lines import LEVELS, Record, level_of
 from deploy.run_data import JsonLinesTail, Row, RunData, column
@@ -128,6 +128,8 @@ def learning_panel(data: RunData) -> Panel:
     last = rows[-1] if rows else {}
     bar = ProgressBar(total=settings.num_steps, completed=last.get("step", 0), width=24)
 
+    of = settings.batch_size
+
     def line(name: str, pattern: str = "{:.3f}", low: float | None = None, high: float | None = None) -> Text:
         return Text.assemble(
             (f"{number(last.get(name), pattern):>7}  ", "bold"), (sparkline(column(rows, name), 30, low, high), "cyan")
@@ -139,6 +141,8 @@ def learning_panel(data: RunData) -> Panel:
     body = _rows(
         ("step", Group(Text(f"{last.get('step', 0)} of {settings.num_steps}"), bar)),
         ("accuracy", line("reward/accuracy", low=0.0, high=1.0)),
+        ("", Text(f"{outcomes_view.accuracy(last, of)} right, {outcomes_view.accuracy_interval(last, of)}")),
+        ("", Text(outcomes_view.others_line(last, of))),
         ("reward", line("reward/mean", low=-1.0, high=1.0)),
         ("length", line("length/mean", "{:.0f}")),
         ("explained variance", line("explained_variance/token", "{:.2f}", 0.0, 1.0)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -116,11 +116,64 @@ def next_place(folder: RunFolder) -> Path:
     return next(place for number in count(1) if not (place := folder.path / f"before-{number}").exists())
 
 
+# What is written before a process is started.
+_BEFORE_ANY_START = {".lock", "config.yaml", "endpoints.json", "stages.jsonl", "launcher.jsonl"}
+
+
+@contextmanager
+def leaving_nothing(folder: Path) -> Iterator[None]:
+    """A start that is refused before any process was started leaves the folder as it was: not there, or without a run.
+
+    A run that is there already is not touched.
+    """
+    if (folder / "config.yaml").exists():
+        yield
+        return
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    before = set(folder.rglob("*"))
+    try:
+        yield
+    except BaseException:
+        new = set(folder.rglob("*")) - before
+        files = {path for path in new if not path.is_dir()}
+        if {path.name for path in files} <= _BEFORE_ANY_START and not _has_started(folder):
+            for path in files:
+                path.unlink(missing_ok=True)
+            for path in [*sorted(new - files, reverse=True), *made]:  # inner ones first; what holds more stays
+                with suppress(OSError):
+                    path.rmdir()
+        raise
+
+
+def _has_started(folder: Path) -> bool:
+    try:
+        return b"process_started" in RunFolder(folder).log_file("launcher").read_bytes()
+    except OSError:
+        return False
+
+
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the run for this launcher. Raises RunInUse when another one has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    """Hold the run for this launcher. One that is refused leaves nothing behind (`leaving_nothing`).
+
+    Raises:
+        RunInUse: another one has it.
+        RunError: the folder can't be written.
+    """
+    with leaving_nothing(folder), _locked(folder):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise RunError(
+            f"{folder} can't be written ({error.strerror or error}): set run.folder to a folder that can"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -141,6 +194,26 @@ def open_run(argument: str | Path) -> RunFolder:
             return RunFolder(path)
     runs = sorted(each.parent.name for each in Path("runs").glob("*/config.yaml"))
     raise RunError(f"{argument} is not a run folder (no config.yaml in it); runs here: {', '.join(runs) or 'none'}")
+
+
+def config_of_run(folder: RunFolder, overrides: Sequence[str] = ()) -> VcppoConfig:
+    """The config of an existing run, with `overrides`; its run folder is the one it was read from.
+
+    config.yaml says the folder as it was seen from where the run was started, which may be elsewhere.
+
+    Raises:
+        RunError: the folder holds a run of another name, which the settings would lead to.
+    """
+    own = load_config(folder.config)
+    place = folder.path.resolve()
+    if own.run.path.resolve() == place:
+        return load_config(folder.config, overrides)
+    if own.run.name != place.name:
+        raise RunError(
+            f"{folder.path} holds the run {own.run.name!r} (run.name in its config.yaml): it is a copy, or was renamed."
+            f" Name the folder {own.run.name!r} again; it may lie anywhere"
+        )
+    return load_config(folder.config, [f"run.folder={place.parent}", *overrides])
 
 
 def latest_run(root: Path = Path("runs")) -> RunFolder:

@@ -62,7 +62,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     use_keys(config, "generator")
     store = await asyncio.to_thread(connect_store, config)
     verifiers = VerifierPool(config.task)
-    engine = Engine(config, seed=config.run.seed)
+    engine = Engine(config, seed=config.run.seed, start_unset=config.generator.initial_weights == "learner")
     judging = asyncio.ensure_future(verifiers.start())  # the children come up while vLLM loads
     try:
         await engine.start()
@@ -98,10 +98,10 @@ async def _roll_out(
 ) -> None:
     control = WeightControl(engine, generator_id, config.broadcast.deadline_seconds)
     version = await asyncio.to_thread(store.get_value, "policy_version")
-    if version is None or int(version) == 0:
+    if not engine.start_unset and (version is None or int(version) == 0):
         control.loaded(0)  # the weights in model.path are version 0
     else:
-        log.info("waiting_for_weights", policy_version=int(version), waiting_for="learner")
+        log.info("waiting_for_weights", policy_version=version, waiting_for="learner")
     server = ControlServer(config.generator.control_host, config.transport.receive_memory_mib)
     serving = asyncio.create_task(server.serve(control.handlers()))
     worker = RolloutWorker(

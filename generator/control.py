@@ -20,15 +20,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import numpy as np
 import structlog
 
 from common import watchdog
-from common.trajectory import Float32Array, Int32Array
-from generator.engine import Engine
+from common.trajectory import Float32Array
+from generator.canary_call import CanaryCall
+from generator.engine import UNSYNCED, Engine
+
+__all__ = ["UNSYNCED", "WeightControl"]
 
 log = structlog.get_logger(__name__)
 
-UNSYNCED = -1
 Handler = Callable[..., Awaitable[Any]]
 
 
@@ -40,6 +43,7 @@ class WeightControl:
         running: set while prompts may be leased and begun: the weights are whole and the engine is not paused.
         policy_version: of the weights in the engine; -1: unknown or half-loaded, waiting for an update.
         epoch: raised each time this generator needs to be taken into the weight group anew.
+        incarnation: of the engine: the same as long as it runs, whatever happens to its weights.
         total_paused_seconds: that the engine stood still for weights, since the process began.
     """
 
@@ -47,7 +51,7 @@ class WeightControl:
         self.gate = asyncio.Event()
         self.running = asyncio.Event()
         self.policy_version = UNSYNCED
-        self.epoch = time.time_ns()
+        self.epoch = self.incarnation = time.time_ns()
         self.changed = asyncio.Event()  # something a member entry shows has changed: announce it
         self.end: Callable[[str], None] | None = None  # the worker's, for when this generator is dismissed
         self.drop_in_flight: Callable[[], Awaitable[None]] | None = None  # the worker's, for when the canary failed
@@ -150,13 +154,25 @@ class WeightControl:
     async def _update(self, update_info: dict[str, Any]) -> None:
         await self._engine.update_weights(update_info)
 
-    async def _finish(self, policy_version: int) -> None:
-        await self._engine.finish_weight_update(policy_version)
+    async def _finish(self, policy_version: int) -> dict[str, Any]:
+        received = await self._engine.finish_weight_update(policy_version)
         self.policy_version = policy_version
+        return {"received": received}
 
-    async def _canary(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
+    async def _canary(
+        self, token_ids: Any, prompt_length: Any, lengths: Any = None, num_sampled: Any = 0
+    ) -> Float32Array:
+        """Log-probs at temperature 1 of the sequences' tokens after the prompt, then the sampled ones.
+
+        Raises ValueError, before the engine hears of it, on a call that is none, and EngineError when it refuses.
+        """
+        call = CanaryCall.of(token_ids, prompt_length, lengths, num_sampled)
         await self._wake()
-        return await self._engine.canary(token_ids, prompt_length)
+        scores = [self._engine.canary(sequence, call.prompt_length) for sequence in call.sequences]
+        if call.num_sampled:
+            first = call.sequences[0]
+            scores.append(self._engine.canary_sampled(first, len(first) - call.num_sampled))
+        return np.concatenate(await asyncio.gather(*scores))
 
     async def _resume(self) -> dict[str, Any]:
         if self.policy_version == UNSYNCED:

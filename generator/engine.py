@@ -15,6 +15,7 @@ submitted under: after an update no new request finds an old block, and sequence
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, Ve
 from generator import seeded_prefill
 from generator.engine_start import OWNER_VARIABLE, die_with_parent, log_room, set_environment, start_failure
 from generator.model_files import end_tokens, load_tokenizer, require_model
+from generator.received_weights import SumsReport
 from generator.served import require_served
 from generator.stepper import EngineDead, Stepper
 from generator.stop_strings import StopStrings, watch
@@ -37,6 +39,11 @@ from generator.stop_strings import StopStrings, watch
 log = structlog.get_logger(__name__)
 
 _USUAL_BATCH = 2048  # tokens a step, vLLM's least default
+EXTENSION_VARIABLE = "VCPPO_WORKER_EXTENSION"  # the user's own worker_extension_cls: ours builds on it
+UNSYNCED = -1  # the policy version of weights that are not the learner's
+_CANARY_PLACES = 4  # sequences of a canary that go on beside the rollouts
+_UNSET_FORMAT = "vcppo_unset"
+_WORKER_BACKENDS = {"gloo": "gloo", "nccl": "vcppo_nccl"}
 
 
 class EngineError(VcppoError):
@@ -70,6 +77,8 @@ def register() -> None:
 
     if "gloo" not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine("gloo", "generator.gloo_engine", "GlooWeightTransferEngine")
+        WeightTransferEngineFactory.register_engine("vcppo_nccl", "generator.nccl_engine", "SummingNcclEngine")
+    importlib.import_module("generator.unset_weights")  # registers its load format
     if on_cpu():
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -95,10 +104,14 @@ def _ask_for_amx() -> None:
 class Engine:
     """vLLM with the calls a generator needs. Make it, `await start()`, and `shutdown()` at the end."""
 
-    def __init__(self, config: VcppoConfig, *, model: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, config: VcppoConfig, *, model: str | None = None, seed: int = 0, start_unset: bool = False
+    ) -> None:
+        """`start_unset`: no weights are read; the engine has visibly wrong ones until its first update."""
         self.config = config
         self.model = model or config.model.path
-        self.policy_version = 0
+        self.policy_version = UNSYNCED if start_unset else 0
+        self.start_unset = start_unset
         self._seed = seed
         self._stepper: Stepper | None = None
         self._requests: set[str] = set()
@@ -109,7 +122,7 @@ class Engine:
         self._vocabulary = 0
 
     async def start(self) -> None:
-        """Bring vLLM up (ten seconds or more). Raises EngineError; the engine's versions start at 0."""
+        """Bring vLLM up (ten seconds or more). Raises EngineError; versions start at 0, or -1 (`start_unset`)."""
         require_model(self.model)
         began = time.monotonic()
         self._stepper = Stepper()
@@ -119,7 +132,7 @@ class Engine:
             raise
         except Exception as error:  # vLLM raises many kinds here; each ends the start
             raise EngineError(start_failure(self.config, self.model, error)) from error
-        await self.set_version(0)
+        await self.set_version(self.policy_version)
         await self._warm_up()
         log.info("engine_ready", model=self.model, seconds=round(time.monotonic() - began, 1))
 
@@ -159,6 +172,8 @@ class Engine:
         tokens = np.zeros(2, dtype=np.int32)  # a token that every vocabulary has
         await self.generate(Prompt("warm-up", "", 0, "", tokens, {}, 0, 0, "rl", 2))
         await self.canary(tokens, 1)
+        if self.config.sampling.temperature != 1.0:
+            await self.canary_sampled(tokens, 1)
 
     def _arguments(self) -> dict[str, Any]:
         generator = self.config.generator
@@ -171,21 +186,26 @@ class Engine:
             "dtype": dtype,
             "seed": self._seed,
             "max_model_len": generator.max_model_len,
-            "max_num_seqs": generator.max_in_flight + 1,  # one place for the canary
+            "max_num_seqs": generator.max_in_flight + _CANARY_PLACES,
             "tensor_parallel_size": generator.tensor_parallel_size,
             "enforce_eager": generator.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",  # "auto" takes sampling defaults from the model folder
             "disable_log_stats": True,
-            "weight_transfer_config": {"backend": transfer_backend(self.config)},
+            "weight_transfer_config": {"backend": _WORKER_BACKENDS[transfer_backend(self.config)]},
         }
         if generator.max_in_flight >= _USUAL_BATCH:  # vLLM wants a token a sequence in each step
             arguments["max_num_batched_tokens"] = generator.max_in_flight + 1
+        if self.start_unset:
+            arguments["load_format"] = _UNSET_FORMAT
         if on_cpu():
             arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
         else:
             arguments["gpu_memory_utilization"] = generator.gpu_memory_utilization
-        return arguments | dict(generator.engine_options)
+        arguments |= dict(generator.engine_options)
+        if users_own := arguments.get("worker_extension_cls"):
+            os.environ[EXTENSION_VARIABLE] = str(users_own)
+        return arguments | {"worker_extension_cls": "generator.worker_extension.WorkerExtension"}
 
     @property
     def stepper(self) -> Stepper:
@@ -237,22 +257,14 @@ class Engine:
             watch(engine, request_id, StopStrings(self._tokenizer, stop))
 
     async def canary(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
-        """Log-probs ``[T]`` of ``token_ids[prompt_length:]`` under the current weights, at the sampling temperature.
+        """Log-probs ``[T]`` of ``token_ids[prompt_length:]`` under the current weights, at temperature 1.
 
-        At temperature 1 one request scores them all; else each goes through the sampler itself, so that a
-        wrong temperature shows. Top-p and top-k are left out: they would hide tokens.
+        One request scores them all. Raises EngineError when vLLM refuses the tokens or died.
         """
-        ids = [int(t) for t in token_ids]
-        if self.config.sampling.temperature == 1.0:
-            return await self._canary_prompt(ids, prompt_length)
-        positions = range(prompt_length, len(ids))
-        scores = await asyncio.gather(*(self._canary_sampler(ids[:i], ids[i]) for i in positions))
-        return np.asarray(scores, dtype=np.float32)
-
-    async def _canary_prompt(self, ids: list[int], prompt_length: int) -> Float32Array:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        ids = [int(t) for t in token_ids]
         params = SamplingParams(
             max_tokens=1,
             temperature=1.0,
@@ -263,6 +275,16 @@ class Engine:
         output = await self._run(ids, params, "canary", salt=f"canary{self._counter}")
         found = output.prompt_logprobs
         return np.asarray([found[i][ids[i]].logprob for i in range(prompt_length, len(ids))], dtype=np.float32)
+
+    async def canary_sampled(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
+        """As `canary`, but each token goes through the sampler, at the sampling temperature.
+
+        So a wrong temperature shows. Top-p and top-k are left out: they would hide tokens.
+        """
+        ids = [int(t) for t in token_ids]
+        positions = range(prompt_length, len(ids))
+        scores = await asyncio.gather(*(self._canary_sampler(ids[:i], ids[i]) for i in positions))
+        return np.asarray(scores, dtype=np.float32)
 
     async def _canary_sampler(self, prefix: list[int], token: int) -> float:
         from vllm import SamplingParams
@@ -349,11 +371,16 @@ class Engine:
             self._is_updating = False  # vLLM has ended it
             raise
 
-    async def finish_weight_update(self, policy_version: int) -> None:
-        """Finalise the reload: tokens sampled from now on carry ``policy_version``; prefixes cached before are dead."""
+    async def finish_weight_update(self, policy_version: int) -> list[SumsReport | None]:
+        """Finalise the reload: tokens sampled from now on carry ``policy_version``; prefixes cached before are dead.
+
+        Returns:
+            Sums of what each worker received.
+        """
         await self._on_workers("finish_weight_update")
         self._is_updating = False
         await self.set_version(policy_version)
+        return await self._on_workers("received_weight_sums")
 
     async def set_version(self, policy_version: int) -> None:
         await self.stepper.call(lambda engine: engine.set_weight_version(str(policy_version)))
@@ -362,8 +389,9 @@ class Engine:
     async def shutdown_weight_transfer(self) -> None:
         await self._on_workers("shutdown_weight_transfer_engine")
 
-    async def _on_workers(self, method: str, **arguments: Any) -> None:
-        await self.stepper.call(lambda engine: engine.collective_rpc(method, kwargs=arguments))
+    async def _on_workers(self, method: str, **arguments: Any) -> list[Any]:
+        results = await self.stepper.call(lambda engine: engine.collective_rpc(method, kwargs=arguments))
+        return list(results)
 
     def shutdown(self) -> None:
         """Stop vLLM and its processes. Safe to call twice."""

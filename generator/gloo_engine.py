@@ -4,7 +4,8 @@ vLLM creates this inside each of its workers (``WeightTransferConfig(backend="gl
 half is ``learner.weight_transfer``. Wire form, agreed per update by `GlooUpdateInfo`: the parameters in
 order, cut into chunks; each chunk is one uint8 buffer (the tensors' bytes end to end, no padding) and
 one gloo broadcast from rank 0. The next chunk's broadcast is posted before this one is loaded, so
-receiving and loading overlap. The model is loaded by one call that draws tensor after tensor.
+receiving and loading overlap. The model is loaded by one call that draws tensor after tensor; each is summed as it
+passes (`generator.received_weights`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.logger import init_logger
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+from generator.received_weights import ReceivedSums
 
 logger = init_logger(__name__)
 
@@ -96,7 +99,11 @@ class _Chunk:
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
-    """Receives dense weights in Hugging Face names and loads them through vLLM's layerwise reload."""
+    """Receives dense weights in Hugging Face names and loads them through vLLM's layerwise reload.
+
+    Attributes:
+        sums: of the tensors of the present update, or the last.
+    """
 
     init_info_cls = GlooInitInfo
     update_info_cls = GlooUpdateInfo
@@ -107,6 +114,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._store: Any = None
         self._deadline = timedelta(seconds=60)
         self._unfinished = False
+        self.sums = ReceivedSums()
         self._tied_heads: list[tuple[Any, Any]] = []
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(self._is_news)
 
@@ -154,8 +162,9 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         layout = iter(zip(update_info.names, dtypes, update_info.shapes, strict=True))
         layouts = [list(islice(layout, count)) for count in update_info.chunks]
         arriving = self._arriving(layouts)
+        self.sums.begin()
         with disable_mtp_completeness_check():
-            self.model.load_weights(arriving)
+            self.model.load_weights(self.sums.passing(arriving))
         for name, _ in arriving:
             raise ValueError(f"the model's load_weights left {name} and what follows")
 
@@ -176,6 +185,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def _finalize(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
+        mark_missing(self.model)
         finalize_layerwise_reload(self.model, self.model_config)
         for head, owner in self._tied_heads:
             # The tied head shares the embedding's weight, so the reload has nothing to load into it and leaves
@@ -216,3 +226,27 @@ def tied_heads(model: torch.nn.Module) -> list[tuple[Any, Any]]:
         for owner in packed
         if owner is not head and owner.weight is head.weight
     ]
+
+
+@torch.no_grad()
+def mark_missing(model: torch.nn.Module) -> None:
+    """Before a layerwise reload is finished: NaN where a layer got some of its tensors and not others.
+
+    vLLM makes such a layer (fused projections, of which one was not sent) from uninitialised memory, whose values may
+    be anything, even plausible ones. Padding is no concern: loaders that pad write it themselves.
+    """
+    from vllm.model_executor.layers.attention import is_deferred_attention_layer
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+    from vllm.model_executor.model_loader.reload.meta import materialize_layer
+    from vllm.model_executor.model_loader.reload.utils import get_layer_tensors
+
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if is_deferred_attention_layer(layer) or not 0 < info.load_numel < (info.load_numel_total or 0):
+            continue
+        absent = [name for name, tensor in get_layer_tensors(layer).items() if tensor.is_meta]
+        materialize_layer(layer, info)
+        for name in absent:
+            values = getattr(layer, name)
+            if values.is_floating_point() and not values.is_meta:
+                values.fill_(float("nan"))

@@ -17,8 +17,8 @@ from common.config import VcppoConfig
 from common.metrics import MetricsWriter
 from common.store import Member, RunStore, StoreError
 from common.transport import TrajectorySender
-from generator.control import UNSYNCED, WeightControl
-from generator.engine import Engine, EngineError
+from generator.control import WeightControl
+from generator.engine import UNSYNCED, Engine, EngineError
 from generator.in_flight import InFlight
 from generator.liveness import Liveness
 
@@ -113,7 +113,11 @@ class Heartbeat:
             control_endpoint=self._endpoint,
             policy_version=self._control.policy_version,
             epoch=self._control.epoch,
-            info={"num_workers": self._config.generator.tensor_parallel_size, "pid": os.getpid()},
+            info={
+                "num_workers": self._config.generator.tensor_parallel_size,
+                "pid": os.getpid(),
+                "incarnation": self._control.incarnation,
+            },
         )
 
     def _write_metrics(self) -> None:

@@ -30,8 +30,8 @@ from common.tasks import decode_response
 from common.trajectory import Prompt, Trajectory
 from common.transport import TrajectorySender
 from common.wire import encode_trajectory
-from generator.control import UNSYNCED, WeightControl
-from generator.engine import Engine, EngineError, Rollout
+from generator.control import WeightControl
+from generator.engine import UNSYNCED, Engine, EngineError, Rollout
 from generator.heartbeat import Heartbeat
 from generator.in_flight import InFlight
 from generator.liveness import Liveness

@@ -36,15 +36,17 @@ from learner.distributed import lost_peer
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
 from learner.engine import shutdown_distributed as leave_process_group
 from learner.export import export_policy, load_tokenizer, make_actor, make_policy
+from learner.frozen_policy import FrozenPolicy, VersionZero
 from learner.loop import Broadcaster, RankZero, RlLoop
 from learner.models import load_critic, vocabulary_size
 from learner.prompts import PromptSource
 from learner.recorded_with import digest, made_with
+from learner.samples import SampleWriter
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
 from learner.update import Models
 from learner.value_pretraining import is_done, run_value_pretraining
-from learner.weight_transfer import WeightBroadcaster
+from learner.weight_transfer import WeightBroadcaster, WeightEngine
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +57,10 @@ class WaitingBroadcaster(Broadcaster, Protocol):
     def wait_for_members(self, count: int, deadline_seconds: float) -> Any: ...
 
 
-MakeBroadcaster = Callable[[VcppoConfig, RunStore | None, TrainEngine], WaitingBroadcaster]
+MakeBroadcaster = Callable[[VcppoConfig, RunStore | None, Any], WaitingBroadcaster]
 
 
-def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: TrainEngine) -> WaitingBroadcaster:
+def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: WeightEngine) -> WaitingBroadcaster:
     return WeightBroadcaster(config, store, actor)
 
 
@@ -181,8 +183,16 @@ def _value_pretraining(session: Session) -> bool:
     issuer = None
     if session.store is not None and session.source is not None:
         issuer = PromptIssuer(session.store, session.source, "value_pretraining")
-    with session.stop.listening():
-        done = run_value_pretraining(config, session.share, session.store, issuer, session.metrics, session.stop)
+    frozen = FrozenPolicy(config)
+    broadcaster = session.make_broadcaster(config, session.store, frozen)
+    weights = VersionZero(config, frozen, broadcaster, session.source)
+    try:
+        with session.stop.listening():
+            done = run_value_pretraining(
+                config, session.share, session.store, issuer, session.metrics, session.stop, weights
+            )
+    finally:
+        broadcaster.close()
     gc.collect()  # the critic's engine is not needed any more; RL makes its own from the saved critic
     return done
 
@@ -223,7 +233,11 @@ def _rank_zero(session: Session) -> RankZero | None:
         give_up_outdated(session.store, digest(made_with(session.config, session.source.task)))
     issuer = PromptIssuer(session.store, session.source, "rl")
     collector = BatchCollector(session.config, session.store, issuer)
-    return RankZero(session.store, issuer, collector, session.metrics, TrainedLog(session.folder.trained_log))
+    trained, samples = (
+        TrainedLog(session.folder.trained_log),
+        SampleWriter(session.folder.samples, session.config.metrics),
+    )
+    return RankZero(session.store, issuer, collector, session.metrics, trained, samples)
 
 
 def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -40,19 +40,23 @@ class FanOut:
     num_workers: dict[str, int]
     deadline_seconds: float
     policy_version: int = 0
+    received: dict[str, Any] = field(default_factory=dict)  # what each said of the weights of the last update
 
     @property
     def world_size(self) -> int:
         return 1 + sum(self.num_workers.values())
 
     def call(self, method: str, arguments: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-        """Call ``method`` everywhere; returns the results by id. Raises MemberError at the first failure."""
+        """Call ``method`` everywhere, or where there are arguments for it; returns the results by id.
+
+        Raises MemberError at the first failure.
+        """
 
         def one(name: str) -> Callable[[], Any]:
             values = dict(arguments[name]) if arguments else {}
             return lambda: self.clients[name].call(method, values, self.deadline_seconds)
 
-        futures: dict[Future[Any], str] = {beside(one(name)): name for name in self.clients}
+        futures: dict[Future[Any], str] = {beside(one(name)): name for name in arguments or self.clients}
         done, _ = wait(futures, timeout=self.deadline_seconds + _GRACE_SECONDS, return_when=FIRST_EXCEPTION)
         failures = {futures[f]: error for f in done if isinstance(error := f.exception(), Exception)}
         if not failures:
@@ -87,7 +91,8 @@ class FanOut:
         self.call("update_weights", {name: {"update_info": update_info} for name in self.clients})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self.call("finish_weight_update", {name: {"policy_version": self.policy_version} for name in self.clients})
+        arguments = {name: {"policy_version": self.policy_version} for name in self.clients}
+        self.received = self.call("finish_weight_update", arguments)
 
 
 def beside(function: Callable[[], T]) -> Future[T]:

@@ -22,29 +22,49 @@ import torch.distributed as dist
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
+from common.tensor_sums import as_ints, byte_sum
 from learner.fan_out import beside
+from learner.transport_check import SentWeights
 
 if TYPE_CHECKING:
     from learner.weight_transfer import WeightEngine
 
 
 class LockstepSource(WeightSource):
-    """A `WeightSource` whose round can always be brought to its end.
+    """A `WeightSource` whose round can always be brought to its end, and which sums what it hands out.
 
     When sending fails half-way on rank 0, the other ranks still walk their parameters to the end and would wait
     for rank 0's part of the gathers: `complete_round` walks the rest, sending nothing.
+
+    Args:
+        sum_on_cpu: receivers hold the tensors on a CPU, whatever they lie on here: both must sum alike.
     """
 
-    def __init__(self, engine: WeightEngine) -> None:
+    def __init__(self, engine: WeightEngine, *, sum_on_cpu: bool = False) -> None:
         self._engine = engine
         self._round: Iterator[tuple[str, torch.Tensor]] | None = None
+        self._sum_on_cpu = sum_on_cpu
+        self._names: list[str] = []
+        self._sums: list[Any] = []
 
     def metadata(self) -> list[ParamMeta]:
         return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._engine.weight_metadata()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        self._round = self._engine.weight_source()
+        self._names, self._sums = [], []
+        self._round = self._summed(self._engine.weight_source())
         return self._round
+
+    @property
+    def sent(self) -> SentWeights:
+        """Names and sums of the round's tensors, in their order."""
+        return SentWeights(tuple(self._names), tuple(as_ints(self._sums)))
+
+    def _summed(self, walk: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in walk:
+            self._names.append(name)
+            self._sums.append(byte_sum(tensor.cpu() if self._sum_on_cpu else tensor))
+            yield name, tensor
 
     def complete_round(self) -> None:
         """Walk what is left of this round: all of it when it never began."""

@@ -40,8 +40,9 @@ from learner.canary import CanaryProbe
 from learner.checkpoint import CheckpointState, CheckpointStore, load_rng, save_rng
 from learner.collect import BatchCollector, PromptIssuer
 from learner.engine import barrier, broadcast_object
-from learner.probe import make_probe
+from learner.probe import make_probe, probe_tokens
 from learner.resume import commit, config_hash, newest_checkpoint, plan_replay, write_settings
+from learner.samples import SampleWriter
 from learner.step_metrics import step_metrics
 from learner.trained_log import TrainedLog
 from learner.update import Estimates, Models, UpdateStats, combine, compute_old_log_probs, compute_values, update
@@ -71,6 +72,7 @@ class RankZero:
     collector: BatchCollector
     metrics: MetricsWriter
     trained_log: TrainedLog
+    samples: SampleWriter
 
 
 class Phases:
@@ -118,6 +120,8 @@ class RlLoop:
         self._uncommitted: list[str] = []
         self._next_index: dict[str, int] = {}
         self._probe: CanaryProbe | None = None
+        self._probed_version = -1
+        self._probe_tokens: list[list[int]] | None = None
         self._next_sync_check = 0.0
 
     def run(self) -> bool:
@@ -133,7 +137,7 @@ class RlLoop:
                 return False
             estimates, stats = self.train(batch, phases)
             self._finish_step(batch, estimates, stats, phases)
-            self._broadcast_if_not_last(batch, phases)
+            self._broadcast_if_not_last(phases)
             self._issue()
             self._record(batch, estimates, stats, phases)
         return True
@@ -215,6 +219,7 @@ class RlLoop:
             log.debug("trajectories_trained", policy_version=self.version, trajectory_ids=ids)
             early = self._measure(batch, estimates, stats, phases)
             self._rank_zero.metrics.write(self.version, early, final=False)
+            self._rank_zero.samples.write(self.version, batch.trajectories)
         due = self.version % self.config.learner.checkpoint_every == 0 or self.version == self.config.rl.num_steps
         if due:
             with phases.phase("checkpoint"):
@@ -249,16 +254,21 @@ class RlLoop:
             zero_stage=self.config.learner.zero_stage,
         )
 
-    def _broadcast_if_not_last(self, batch: Batch, phases: Phases) -> None:
+    def _broadcast_if_not_last(self, phases: Phases) -> None:
         """Nobody generates for the version after the last step; `learner.export` writes its weights."""
         if self.version == self.config.rl.num_steps:
             return
         with phases.phase("broadcast"):
-            self._probe = make_probe(self.models.actor, batch, self.config)
             report = self._broadcast()
         phases.seconds["pause"] = report.pause_seconds
 
     def _broadcast(self) -> BroadcastReport:
+        """Bring every generator to the present weights, and prove it by the task's own prompts."""
+        if self._probe_tokens is None:
+            self._probe_tokens = self._agree(lambda rank_zero: probe_tokens(rank_zero.issuer.source, self.config))
+        if self._probed_version != self.version:
+            self._probe = make_probe(self.models.actor, self._probe_tokens or [], self.config)
+            self._probed_version = self.version
         return self._broadcaster.broadcast(self.version, self._probe)
 
     def _issue(self) -> None:
@@ -289,9 +299,8 @@ class RlLoop:
         self.version = plan["version"]
         for step, prompt_ids in plan["claims"]:
             self._replay(step, prompt_ids)
-        must_broadcast = self._agree(lambda _: self.version > 0 or bool(self._broadcaster.out_of_sync(self.version)))
-        if must_broadcast and self.version < self.config.rl.num_steps:
-            self._broadcast()
+        if self.version < self.config.rl.num_steps:
+            self._broadcast()  # also at version 0: what generators answer now is compared with their next answers
 
     def _load(self, folder: Path, state: dict[str, Any]) -> None:
         watchdog.stage("load")
@@ -312,7 +321,6 @@ class RlLoop:
         phases = Phases()
         batch = Batch.decode(payloads, self.version)
         estimates, stats = self.train(batch, phases)
-        self._probe = make_probe(self.models.actor, batch, self.config)
         self._finish_step(batch, estimates, stats, phases)
         self._record(batch, estimates, stats, phases)
 
@@ -321,6 +329,7 @@ def _log_fields(version: int, values: dict[str, Any]) -> dict[str, Any]:
     """The one line a user reads per step."""
     chosen = {
         "accuracy": "reward/accuracy",
+        "responses": "reward/num_responses",
         "length": "length/mean",
         "explained_variance": "explained_variance/token",
         "entropy": "policy/entropy",

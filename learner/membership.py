@@ -105,6 +105,12 @@ class Membership:
         client.close()
 
 
+def incarnation(member: Member) -> int:
+    """When its engine started, by its own clock; a member that does not say so is new with each epoch."""
+    found = member.info.get("incarnation")
+    return found if isinstance(found, int) else member.epoch
+
+
 def dismiss(name: str, client: ControlClient, reason: str) -> None:
     """Tell a generator that it is not wanted any more: it hands its prompts back and ends."""
     log.error("generator_dismissed", generator_id=name, reason=reason)

@@ -43,6 +43,7 @@ def _reward_and_length(batch: Batch) -> dict[str, MetricValue]:
     return {
         "reward/mean": float(batch.outcome_rewards.mean()),
         "reward/accuracy": outcomes["correct"] / len(batch),
+        "reward/num_responses": len(batch),
         "length/mean": float(lengths.mean()),
         "length/max": int(lengths.max()),
         "length/truncated_fraction": float(batch.truncated.mean()),

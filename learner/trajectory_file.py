@@ -7,21 +7,19 @@ A tail torn by a crash is cut off when the file is opened; what was in it was no
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgpack
 import structlog
 
 from common.config.yaml_text import one_line
 from common.errors import VcppoError
 from common.trajectory import Trajectory
-from common.wire import WireError, decode_trajectory
+from common.trajectory_records import BAD_RECORD, pack_record, records
+from common.wire import decode_trajectory
 
 log = structlog.get_logger(__name__)
 
-_MAX_RECORD_BYTES = (1 << 31) - 1
 _PAYLOAD_START = b"vct"  # as token ids these bytes would be beyond any vocabulary
 
 
@@ -52,7 +50,7 @@ class TrajectoryFile:
             if trajectory.prompt_id not in self._prompt_ids:
                 self._prompt_ids.add(trajectory.prompt_id)
                 new.append(trajectory)
-                self._file.write(msgpack.packb([zlib.crc32(payload), payload]))
+                self._file.write(pack_record(payload))
         self._file.flush()
         os.fsync(self._file.fileno())
         self.trajectories.extend(new)
@@ -71,12 +69,11 @@ class TrajectoryFile:
             return 0
         sound = 0
         with self.path.open("rb") as file:
-            unpacker = msgpack.Unpacker(file, max_buffer_size=_MAX_RECORD_BYTES, max_array_len=2, max_map_len=0)
             try:
-                for record in unpacker:
-                    self.trajectories.append(_decode(record))
-                    sound = unpacker.tell()
-            except (ValueError, TypeError, msgpack.UnpackException, WireError) as error:
+                for trajectory, end in records(file):
+                    self.trajectories.append(trajectory)
+                    sound = end
+            except BAD_RECORD as error:
                 raise self._damaged(sound, one_line(error)) from error
             file.seek(sound)
             if file.read().count(_PAYLOAD_START) > 1:  # torn is the last record only; a bad length swallows the others
@@ -88,11 +85,3 @@ class TrajectoryFile:
             f"{self.path} is damaged after {sound} bytes ({len(self.trajectories)} trajectories): {why}; "
             "restore it from a backup, or remove it and the same command records again"
         )
-
-
-def _decode(record: object) -> Trajectory:
-    if not isinstance(record, list) or len(record) != 2 or not isinstance(record[1], bytes):
-        raise ValueError("not a [crc32, payload] record")
-    if zlib.crc32(record[1]) != record[0]:
-        raise ValueError("a record does not have its checksum")
-    return decode_trajectory(record[1])

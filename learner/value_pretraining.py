@@ -47,7 +47,7 @@ from learner.recorded_with import check_recording, critic_inputs, digest, made_w
 from learner.recording_stats import count_responses
 from learner.trajectory_file import TrajectoryFile
 from learner.value_gate import verdict
-from learner.value_recording import Recorder, record, share_record
+from learner.value_recording import Recorder, WeightSender, record, share_record
 
 log = structlog.get_logger(__name__)
 
@@ -150,8 +150,12 @@ def run_value_pretraining(
     issuer: PromptIssuer | None,
     metrics: MetricsWriter | None,
     stop_requested: Callable[[], bool],
+    weights: WeightSender | None = None,
 ) -> bool:
     """The whole stage on every rank; ``store``, ``issuer`` and ``metrics`` are rank 0's.
+
+    Args:
+        weights: sends version 0 to generators while trajectories are recorded; None: they have it.
 
     Returns:
         True when the critic is there and passed; False when asked to stop before.
@@ -167,8 +171,10 @@ def run_value_pretraining(
         note = check_recording(folder, config, issuer.source, len(file))
         give_up_outdated(store, digest(made_with(config, issuer.source.task)))
         recorder = Recorder(config, store, issuer, file)
-    if not record(recorder, metrics, stop_requested):
+    if not record(recorder, metrics, stop_requested, weights):
         return False
+    if weights is not None:
+        weights.release()
     if file is not None:
         write_note(folder, {**note, "longest_tokens": _longest(file.trajectories, config)})
     trajectories = share_record(file)[: config.value_pretraining.num_trajectories]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from typing import Protocol
 
 import structlog
 
@@ -74,8 +75,29 @@ class Recorder:
             self._store.commit(claimed)
 
 
-def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_requested: Callable[[], bool]) -> bool:
-    """All ranks: until everything is recorded (True) or a stop is asked for (False)."""
+class WeightSender(Protocol):
+    """Brings generators to version 0 (`learner.frozen_policy.FrozenPolicy`)."""
+
+    def is_wanted(self) -> bool:
+        """A generator does not run version 0. Rank 0 only."""
+
+    def send(self) -> None:
+        """Collective."""
+
+    def release(self) -> None:
+        """Nothing is sent any more."""
+
+
+def record(
+    recorder: Recorder | None,
+    metrics: MetricsWriter | None,
+    stop_requested: Callable[[], bool],
+    weights: WeightSender | None = None,
+) -> bool:
+    """All ranks: until everything is recorded (True) or a stop is asked for (False).
+
+    Generators that join, or lost their weights, are sent version 0 meanwhile.
+    """
     told = -1
     while True:
         watchdog.stage("record", waiting_for=["trajectories"] if recorder else ["learner rank 0"])
@@ -84,6 +106,8 @@ def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_reques
             num_recorded = recorder.poll()
             if recorder.is_complete or stop_requested():
                 state = "done" if recorder.is_complete else "stop"
+            elif weights is not None and weights.is_wanted():
+                state = "send"
             due = num_recorded - told >= REPORT_EVERY or (state == "done" and num_recorded != told)
             if metrics is not None and due:
                 told = num_recorded
@@ -92,7 +116,9 @@ def record(recorder: Recorder | None, metrics: MetricsWriter | None, stop_reques
                 metrics.write(num_recorded, values | counts.metrics())
                 log.info("value_pretraining_recorded", num_trajectories=num_recorded, **counts.as_text())
         agreed: str = broadcast_object(state)
-        if agreed != "wait":
+        if agreed == "send" and weights is not None:
+            weights.send()
+        elif agreed != "wait":
             return agreed == "done"
 
 

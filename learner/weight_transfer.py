@@ -1,15 +1,15 @@
 """Weights from the learner to every generator: one `broadcast` per policy version.
 
     rank 0:  group of this membership ─▶ pause(keep) ─▶ start ─▶ update ‖ broadcast ─▶ finish(version)
-             ─▶ canary ─▶ resume ─▶ policy_version in the store
+             ─▶ proof (sums, canary) ─▶ resume ─▶ policy_version in the store
     others:  walk the parameters in lockstep (ZeRO-3 gathers), send nothing
 
 `broadcast` is called on every learner rank. Rank 0 alone talks to generators and tells the others after each
 attempt how it went, so all ranks make the same number of walks. A generator that fails is dropped by name, the
 group is rebuilt without it and the update repeated for the rest; it may come back as a new member (new epoch).
-A generator whose canary fails is put out alone: it drops what it has in flight and is sent everything anew. One that
-fails, either way, ``broadcast.attempts`` times in a row is dismissed. If the canary fails everywhere the learner is
-likely wrong, and the run stops.
+A generator that fails the proof (`learner.weight_proof`) is put out alone: it drops what it has in flight and is sent
+everything anew. One that fails, either way, ``broadcast.attempts`` times in a row is dismissed. If all fail the proof
+the learner is likely wrong, and the run stops.
 Waits: every call and collective has ``broadcast.deadline_seconds``.
 
 Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer engine, driven by the same code
@@ -34,10 +34,11 @@ from common.errors import VcppoError
 from common.ports import free_port
 from common.store import Member, RunStore
 from common.transport import ControlClient
-from learner.canary import CanaryError, CanaryJudge, CanaryProbe, CanaryVerdict
+from learner.canary import CanaryError, CanaryProbe
 from learner.distributed import broadcast_object, rank
 from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, silent
-from learner.membership import Life, Membership, dismiss, tell
+from learner.membership import Life, Membership, dismiss, incarnation, tell
+from learner.weight_proof import ProofVerdict, WeightProof
 
 __all__ = [
     "POLICY_VERSION",
@@ -83,8 +84,8 @@ class BroadcastReport:
         pause_seconds: longest time a generator stood still.
         num_bytes: of the weights, sent once to the whole group.
         members: ids of the generators that now run this version.
-        dropped: ids of those left behind, those whose canary failed among them.
-        canary_difference: largest |log-prob difference| seen (nats); None without a probe.
+        dropped: ids of those left behind, those that failed the proof among them.
+        canary_difference: largest mean |log-prob difference| of a generator (nats); None without a probe.
     """
 
     seconds: float
@@ -117,7 +118,8 @@ class WeightBroadcaster:
         self._engine: Any = None
         self._source: Any = None
         self._num_groups = 0
-        self._canaries = CanaryJudge(config.broadcast.canary_tolerance, config.broadcast.attempts)
+        self._engines: dict[str, int] = {}  # incarnations of the members' engines
+        self._proof = WeightProof(config.broadcast)
 
     # Membership (rank 0)
 
@@ -183,7 +185,7 @@ class WeightBroadcaster:
         if self._source is None:
             from learner.gloo_trainer import LockstepSource
 
-            self._source = LockstepSource(self._weights)
+            self._source = LockstepSource(self._weights, sum_on_cpu=self._backend == "gloo")
 
     def _attempt(
         self, policy_version: int, canary: CanaryProbe | None, dropped: list[str], failures: dict[str, int]
@@ -213,20 +215,18 @@ class WeightBroadcaster:
         self._fan_out.policy_version = policy_version
         watchdog.stage("broadcast", waiting_for=sorted(self._fan_out.clients))
         self._engine.send_weights()  # pauses them
-        joined, difference = self._joined, None
-        if canary is not None:
-            verdict = self._check_canary(canary)
-            difference = verdict.difference
-            dropped.extend(verdict.failed)
-            if not self._fan_out.clients:
-                return {"state": "again"}
+        joined = self._joined
+        verdict = self._prove(canary)
+        dropped.extend(verdict.faults)
+        if not self._fan_out.clients:
+            return {"state": "again"}
         resumed = self._fan_out.call("resume")
         self._fan_out.release()
         self.membership.synced([life for life in joined if life[0] in self._fan_out.clients], policy_version)
         return {
             "members": list(self._fan_out.clients),
             "pause_seconds": max(float(r["paused_seconds"]) for r in resumed.values()),
-            "canary_difference": difference,
+            "canary_difference": verdict.difference,
         }
 
     def _follow_membership(self, policy_version: int, dropped: list[str]) -> None:
@@ -253,6 +253,7 @@ class WeightBroadcaster:
         )
         self._engine = self._make_engine(self._fan_out)
         self._joined = joined
+        self._engines = {m.id: incarnation(m) for m in found}
 
     def _make_engine(self, fan_out: FanOut) -> Any:
         from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
@@ -283,30 +284,28 @@ class WeightBroadcaster:
             )
         return WeightTransferTrainerFactory.trainer_init(info, client=fan_out, source=self._source)
 
-    def _check_canary(self, probe: CanaryProbe) -> CanaryVerdict:
+    def _prove(self, probe: CanaryProbe | None) -> ProofVerdict:
         """Put out those that fail. Raises CanaryError when nobody passes and sending again won't help."""
         assert self._fan_out is not None
-        tokens = {"token_ids": probe.token_ids, "prompt_length": int(probe.prompt_length)}
-        answers = self._fan_out.call("canary", dict.fromkeys(self._fan_out.clients, tokens))
-        verdict = self._canaries.judge(answers, probe)
-        if verdict.failed:
+        verdict = self._proof.check(self._fan_out, self._engines, self._source.sent, probe)
+        if verdict.faults:
             joined, self._joined = self._joined, frozenset()  # they come back: rebuild it whatever their entries say
             worn_out = [life for life in joined if life[0] in verdict.worn_out]
-            self.membership.drop(worn_out, dict.fromkeys(verdict.worn_out, verdict.text))
-        for name in verdict.failed:
-            self._put_out(name, verdict)
+            self.membership.drop(worn_out, {name: verdict.faults[name] for name in verdict.worn_out})
+        for name, fault in verdict.faults.items():
+            self._put_out(name, fault, for_good=name in verdict.worn_out)
         if verdict.is_hopeless:
             raise CanaryError(f"generators do not run the weights they were sent: {verdict.text}")
         return verdict
 
-    def _put_out(self, name: str, verdict: CanaryVerdict) -> None:
+    def _put_out(self, name: str, fault: str, *, for_good: bool) -> None:
         """Let a generator drop what it has in flight and ask for a new update; the one that failed too often ends."""
         assert self._fan_out is not None
         client = self._fan_out.clients.pop(name)
-        log.error("canary_failed", generator_id=name, reason=verdict.text)
+        log.error("canary_failed", generator_id=name, reason=fault)
         tell(name, client, "abort", {})
-        if name in verdict.worn_out:
-            dismiss(name, client, f"its canary failed again and again: {verdict.text}")
+        if for_good:
+            dismiss(name, client, f"its canary failed again and again: {fault}")
         client.close()
 
     # When something failed (rank 0)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from common.config.fields import config_fields
+from common.config.removed import REMOVED
 from common.config.tree import PROBLEM_SEPARATOR, VcppoConfig
 from common.config.yaml_text import MAX_CHARACTERS, Refused, one_line, read_yaml, write_yaml
 from common.errors import ConfigError
@@ -185,6 +186,8 @@ def _problem(details: ErrorDetails, sources: _Sources) -> str:
     if details["type"] == "missing":
         name = "model.path" if name == "model" else name  # the only section that has no default
         return f"{source}: {name} is missing: {_description(name) or 'add it'}"
+    if details["type"] == "extra_forbidden" and name in REMOVED:
+        return f"{source}: {name} = {_shown(value)}: {REMOVED[name]}"
     if details["type"] == "extra_forbidden":
         return f"{source}: {name} = {_shown(value)}: unknown field; {_suggestion(location)}"
     if details["type"] in ("model_type", "model_attributes_type", "dict_type"):

@@ -83,6 +83,11 @@ class GeneratorConfig(Section):
     tensor_parallel_size: Positive = 1
     """GPUs per engine."""
 
+    initial_weights: Literal["learner", "model"] = "learner"
+    """learner: a generator starts with wrong weights on purpose and takes no prompts until the learner has sent it the
+    right ones, which proves that every tensor arrives. model: it reads model.path as version 0, for use without a
+    learner, or for a model with weights that are not sent."""
+
     enforce_eager: bool = False
     """Skip compilation: slower decode, faster start."""
 
@@ -192,15 +197,16 @@ class BroadcastConfig(Section):
     packed_buffer_mib: float = Field(default=16.0, gt=0)
     """Weights travel in buffers of this size."""
 
-    canary_tolerance: float = Field(default=0.05, gt=0)
-    """Largest |log-prob difference| (nats) between generator and learner on the canary tokens."""
+    noise_factor: float = Field(default=3.0, ge=1)
+    """How many times as large as rounding explains the mean |log-prob difference| between generator and learner may be
+    on the canary tokens. Raise it for a generator that computes less exactly than its dtype says (a quantised one)."""
 
     attempts: Positive = 3
     """A generator whose update or canary fails is sent the weights anew; after this often in a row it is dismissed by
     name."""
 
-    canary_tokens: Positive = 64
-    """Response tokens the canary compares."""
+    canary_tokens: Positive = 256
+    """Tokens of the task's own prompts whose log-probs are compared after every update."""
 
 
 class LoggingConfig(Section):
@@ -217,7 +223,7 @@ class LoggingConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Where numbers go besides the run folder (docs/metrics.md)."""
+    """Where numbers go besides the run folder (docs/metrics.md), and which responses are kept (docs/samples.md)."""
 
     prometheus_port: int = Field(default=0, ge=0, le=65535)
     """Every process serves /metrics here; 0: none. Under `vcppo up` each takes a port of its own from this one on."""
@@ -227,6 +233,12 @@ class MetricsConfig(Section):
 
     wandb_project: str | None = None
     """Metrics also go to this project of Weights & Biases (pip install vcppo[wandb])."""
+
+    samples_per_step: int = Field(default=32, ge=0)
+    """Responses of each RL step kept for `vcppo samples`, of every outcome some; 0: none."""
+
+    samples_mib: float = Field(default=256.0, gt=0)
+    """All kept responses of a run together; beyond it those of the oldest steps go."""
 
 
 class WatchdogConfig(Section):

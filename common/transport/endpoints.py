@@ -43,16 +43,6 @@ def choose_endpoints(config: VcppoConfig) -> list[str]:
     return [free_endpoint()]
 
 
-def check_endpoints(config: VcppoConfig) -> None:
-    """Raises ConfigError when an endpoint of the config can't be had on this machine."""
-    for endpoint in config.transport.endpoints or ():
-        if (reason := why_not_free(endpoint)) is not None:
-            raise ConfigError(
-                f"transport.endpoints: {endpoint} can't be used ({reason}). Is another run up? Stop it, or set"
-                " transport.endpoints=null: then a free port is chosen"
-            )
-
-
 def note_endpoints(config: VcppoConfig, endpoints: Sequence[str]) -> None:
     """Write them where `endpoints_of` looks."""
     write_whole(RunFolder(config.run.path).endpoints, json.dumps(list(endpoints)) + "\n")

@@ -6,15 +6,15 @@ import base64
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import metadata
 
 from common.config import VcppoConfig, config_fields
-from deploy import recorded_view
+from deploy import outcomes_view, recorded_view
 from deploy.display import clock, number
-from deploy.evaluate import gain
+from deploy.evaluate import EvalResult, gain
 from deploy.report.figures import FIGURES, FigureData
 from deploy.run_data import LEDGER_STATES, RunData, is_exact
 
@@ -55,6 +55,10 @@ details summary { cursor:pointer; color:var(--accent); margin:8px 0 }
 """
 
 
+_FEW_STEPS = 5
+_EVALUATED = (("correct",), ("unparsable",), ("timeout", "crash"), ("cut",))
+
+
 @dataclass(frozen=True)
 class Page:
     """What the page shows. `summary` and `figures` are PNG bytes."""
@@ -74,6 +78,7 @@ def render_page(page: Page) -> str:
         "<h2>Figures</h2>",
         f"<div class=figures>{''.join(_figure(name, png) for name, png in page.figures.items())}</div>",
         *([f"<h2>Value pretraining</h2>{_value_pretraining(run)}"] if run.recorded or run.decision else []),
+        *([f"<h2>Reinforcement learning</h2>{_outcomes(run)}"] if run.rl else []),
         "<h2>Evaluation</h2>" + _evaluation(page.data),
         "<h2>Ledger and time</h2>",
         f"<div class=columns><div>{_ledger(page.data)}</div><div>{_times(page.data)}</div></div>",
@@ -159,6 +164,23 @@ def _value_pretraining(run: RunData) -> str:
     return "".join(parts)
 
 
+def _outcomes(run: RunData) -> str:
+    """What became of the responses RL trained on, in its first and last steps and all together."""
+    of, few = run.config.rl.batch_size, min(_FEW_STEPS, len(run.rl))
+    parts = {f"first {few} steps": run.rl[:few], f"last {few} steps": run.rl[-few:], "all steps": run.rl}
+    found = {name: outcomes_view.counts(rows, of) for name, rows in parts.items()}
+    rows = [
+        [name, *(f"{outcomes_view.rate(counts[name], total)}" for counts, total in found.values())]
+        for name in next(iter(found.values()))[0]
+    ]
+    right = ["right, interval", *(outcomes_view.interval(counts["right"], total) for counts, total in found.values())]
+    note = (
+        "Intervals are Wilson's, as if responses were independent; several responses to a prompt make them wider. A"
+        " response that was cut has another outcome too. To read responses: vcppo samples."
+    )
+    return _table(("outcome", *found), [*rows, right]) + f"<p class=note>{escape(note)}</p>"
+
+
 def _evaluation(data: FigureData) -> str:
     if not data.evals:
         return "<p class=lead>Not evaluated yet: <code>vcppo eval</code>.</p>"
@@ -167,6 +189,7 @@ def _evaluation(data: FigureData) -> str:
         [
             r.name,
             f"{r.pass_at_1:.3f}",
+            *(_response_counts(r, name) for name in _EVALUATED),
             f"{r.low:.3f} – {r.high:.3f}",
             number(r.pass_at_k),
             number(r.mean_length, "{:.0f}"),
@@ -174,7 +197,14 @@ def _evaluation(data: FigureData) -> str:
         ]
         for r in data.evals
     ]
-    return _table(("model", "pass@1", "95 % interval", f"pass@{k}", "mean length", "problems"), rows)
+    headings = ("right", "unparsable", "timeout or crash", "cut")
+    return _table(("model", "pass@1", *headings, "95 % interval", f"pass@{k}", "mean length", "problems"), rows)
+
+
+def _response_counts(result: EvalResult, names: Sequence[str]) -> str:
+    """Of an evaluation: how many of its samples had one of these outcomes; a dash in results of an older version."""
+    found = [result.responses[name] for name in names if name in result.responses]
+    return outcomes_view.rate(sum(count for count, _ in found), found[0][1]) if found else "–"
 
 
 def _ledger(data: FigureData) -> str:

@@ -29,6 +29,13 @@ def read_evals(folder: RunFolder) -> list[EvalResult]:
     return [result for path in paths if (result := read_result(path, EVAL_NAMES.get(path.stem, path.stem)))]
 
 
+def has_results(folder: RunFolder) -> bool:
+    """Whether a run has come to anything that a report can show."""
+    data = RunData.load(folder)
+    rows = [data.rl, data.value_pretraining, data.generators, data.recorded, data.decision]
+    return any(rows) or bool(read_evals(folder)) or folder.metrics_file("sft").exists()
+
+
 def write_report(folder: RunFolder) -> Path:
     """Write the report of a run, finished or not. Returns the page's path."""
     data = FigureData(RunData.load(folder), read_evals(folder))

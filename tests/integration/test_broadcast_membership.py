@@ -59,13 +59,16 @@ class FakeEngine:
             await asyncio.Event().wait()
         await asyncio.to_thread(self.worker.update_weights, info)
 
+    async def finish_weight_update(self, policy_version: int) -> Any:
+        return [self.worker.sums.report()]
+
     async def canary(self, token_ids: Any, prompt_length: int) -> Any:
         return np.full(len(token_ids) - prompt_length, self.model.value, np.float32)
 
     async def nothing(self, *_: Any) -> None:
         return
 
-    pause = resume = start_weight_update = finish_weight_update = shutdown_weight_transfer = nothing
+    pause = resume = start_weight_update = shutdown_weight_transfer = nothing
 
 
 class FakeGenerator:
@@ -235,7 +238,9 @@ def test_without_any_generator_left_the_error_says_so(make: Callable[..., Bench]
 def test_wrong_weights_are_a_canary_error_that_names_the_generator(make: Callable[..., Bench]) -> None:
     bench = make("g-0", "g-1")
     bench.weights.value = 5.0
-    with pytest.raises(CanaryError, match=r"g-0: 4, g-1: 4 nats"):
+    with pytest.raises(
+        CanaryError, match=r"g-0: mean \|log-prob difference\| 4 nats .*; g-1: mean \|log-prob difference\| 4 nats"
+    ):
         bench.broadcaster.broadcast(1, CanaryProbe(PROBE_TOKENS, 2, np.ones(4, np.float32)))
     assert bench.store.values == {}
     assert not bench.store.generators[0].control.gate.is_set()
@@ -272,7 +277,7 @@ def test_a_generator_whose_canary_fails_again_and_again_is_dismissed_by_name(mak
         assert not bad.dismissed
         assert bench.send(version).members == ("g-0",)
     assert len(bad.dismissed) == 1
-    assert "g-1: 7" in bad.dismissed[0]
+    assert "mean |log-prob difference| 7 nats" in bad.dismissed[0]
     bad.alive = False
     assert bench.send(3).members == ("g-0",)
     assert bench.broadcaster.out_of_sync(3) == []
@@ -297,7 +302,7 @@ def test_an_only_generator_is_sent_the_weights_anew_before_the_run_stops(make: C
     assert report.members == ("g-0",)
     assert only.control.gate.is_set()
     only.engine.model.wrong_loads = 100
-    with pytest.raises(CanaryError, match="g-0: 7"):
+    with pytest.raises(CanaryError, match=r"g-0: mean \|log-prob difference\| 7 nats"):
         bench.send(2)
     assert not only.control.gate.is_set()
     assert not only.dismissed

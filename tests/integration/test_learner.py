@@ -22,6 +22,7 @@ from common.metrics import read_metrics
 from common.run_folder import RunFolder
 from common.store import RunStore
 from common.trajectory import Prompt
+from common.trajectory_records import read_trajectories
 from learner.trained_log import check_trained_once, read_trained_log
 from tests.integration.scripted import ScriptedGenerator, make_tiny_model
 
@@ -182,6 +183,12 @@ def _check_artefacts(run: Run) -> None:
     for name in expected.split():
         assert rows[-1][name] is not None, name
     assert len(rows[-1]["advantages/by_position"]) == 10
+    trained = {step: set(line["trajectory_ids"]) for step, line in read_trained_log(run.folder.trained_log).items()}
+    kept = {
+        step: {each.id for each in read_trajectories(run.folder.samples / f"step-{step:06d}.msgpack")}
+        for step in trained
+    }
+    assert kept == trained  # 8 a step, of at most 32
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert AutoModelForCausalLM.from_pretrained(run.folder.export).config.tie_word_embeddings

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,8 @@ from common.ports import free_port
 from common.run_folder import RunFolder
 from deploy import redis_server
 from deploy.cli import _parse, main
-from deploy.demo import demo_name
-from deploy.run_config import Change, RunError, changes, exclusive, open_run, write_config
+from deploy.demo import demo_config, demo_name, other_cold_start
+from deploy.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
 from deploy.start_over import start_over
 from tests.unit.fake_run import config_of, make_run
 
@@ -107,7 +108,7 @@ class TestErrors:
         with socket.create_server(("127.0.0.1", free_port(count=4) + 3)) as server:
             first = server.getsockname()[1] - 3
             words = ["up", "-c", str(config_file), "metrics.prometheus_host=127.0.0.1"]
-            said = (f"metrics.prometheus_port = {first}", f"{first + 3} can't be used", "Set metrics.prometheus_port=")
+            said = (f"metrics.prometheus_port = {first}", f"{first + 3} can't be used", "set metrics.prometheus_port=")
             self.fails([*words, f"metrics.prometheus_port={first}"], 2, *said, capsys=capsys)
 
     def test_no_redis_at_the_url(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +147,95 @@ def train(path: Path) -> RunFolder:
     folder = record(path)
     folder.trained_log.write_text("{}\n")
     return folder
+
+
+REFUSED = {
+    "a model that is none": ["up", "model.path=./gone"],
+    "a setting that is none": ["up", "rl.nmu_steps=3"],
+    "settings that contradict": ["up", "rl.batch_size=7"],
+    "a Redis that is not there": ["up", "redis.url=redis://127.0.0.1:{free}/0"],
+    "a port in use": ["up", "transport.endpoints=[tcp://127.0.0.1:{used}]"],
+    "a metrics port in use": ["up", "metrics.prometheus_port={used}"],
+    "a folder that is a file": ["up", "run.folder=run.yaml"],
+    "an evaluation of no model": ["eval", "--model", "gone"],
+    "a benchmark without data": ["eval", "--model", "model", "--benchmark", "jsonl", "--data", "gone.jsonl"],
+    "a benchmark without a model": ["eval", "--model", "gone", "--benchmark", "jsonl", "--data", "p.jsonl"],
+    "nothing to start over": ["up", "--start-over", "rl", "redis.url=redis://127.0.0.1:{used}/0"],
+}  # fmt: skip
+
+
+class TestRefusedStart:
+    """Nothing is left of a start that is refused: no folder, no config.yaml, no lock."""
+
+    @pytest.mark.parametrize("case", REFUSED)
+    @pytest.mark.parametrize("prepared", [False, True])
+    def test_nothing_is_left(
+        self, config_file: Path, tmp_path: Path, case: str, prepared: bool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """`prepared`: the folder is there and holds a file of the user's, and no run."""
+        (tmp_path / "p.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n')
+        if prepared:
+            (tmp_path / "runs" / "r").mkdir(parents=True)
+            (tmp_path / "runs" / "r" / "notes.txt").write_text("mine")
+        before = sorted(path for path in tmp_path.rglob("*"))
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ports = {"free": str(free_port()), "used": str(server.getsockname()[1])}
+            command, *words = [word.format(**ports) for word in REFUSED[case]]
+            assert main([command, "-c", str(config_file), *words]) in (1, 2)
+        assert capsys.readouterr().err.startswith("vcppo: ")
+        assert sorted(path for path in tmp_path.rglob("*")) == before
+        assert main(["report", "r"]) == 2
+        assert "is not a run folder" in capsys.readouterr().err
+
+    def test_what_is_raised_before_any_process_leaves_nothing_either(
+        self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Past the quick checks: no redis-server, found when it is to be started."""
+        monkeypatch.setattr("deploy.check.quick.refuse_start", lambda *_: [])
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        assert main(["up", "-c", str(config_file)]) == 1
+        assert not (tmp_path / "runs").exists()
+
+    def test_a_demo_in_a_place_that_can_not_be_used(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            used = f"transport.endpoints=[tcp://127.0.0.1:{server.getsockname()[1]}]"
+            assert main(["demo", used]) == 2
+        assert "transport.endpoints" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_run_that_is_there_stays_as_it_is(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = train(write_config(load_config(config_file)))
+        before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+        assert main(["up", "-c", str(config_file), "critic.init=policy"]) == 2
+        assert main(["up", "-c", str(config_file), "model.path=./gone"]) == 2
+        after = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+        assert {path: after[path] for path in before} == before
+        assert {path.name for path in after.keys() - before.keys()} <= {".lock"}
+
+    def test_what_a_process_has_said_is_kept(self, tmp_path: Path) -> None:
+        """A start that got as far as a process: its lines say what was wrong."""
+
+        def start() -> None:
+            with exclusive(tmp_path / "r"):
+                (tmp_path / "r" / "logs").mkdir()
+                (tmp_path / "r" / "logs" / "launcher.jsonl").write_text('{"event": "process_started"}\n')
+                raise RunError("its learner ended")
+
+        with pytest.raises(RunError):
+            start()
+        assert (tmp_path / "r" / "logs" / "launcher.jsonl").exists()
+
+    def test_a_run_that_has_done_nothing_has_no_report(
+        self, config_file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_config(load_config(config_file))
+        assert main(["report", "r"]) == 2
+        assert "has nothing to report yet" in capsys.readouterr().err
+        assert not Path("runs/r/report").exists()
 
 
 class TestResume:
@@ -272,6 +362,68 @@ class TestResume:
         assert demo_name(tmp_path, 7, fresh=False) == "demo-seed7"
         assert demo_name(tmp_path, 7, fresh=True) == "demo-seed7-2"
         assert demo_name(tmp_path, 3, fresh=True) == "demo-seed3"
+        assert demo_name(tmp_path, None, fresh=False, name="x") == "x"
+        assert demo_name(tmp_path, None, fresh=True, name="demo-2") == "demo-2-2"
+        assert demo_name(tmp_path, None, fresh=True, name="demonstration") == "demonstration-2"
+
+    @pytest.mark.parametrize(
+        ("words", "name"),
+        [
+            ({"overrides": ["run.name=x"]}, "x"),
+            ({"overrides": [], "name": "x"}, "x"),
+            ({"overrides": ["run.name=x"], "name": "x", "seed": 3}, "x"),
+            ({"overrides": ["run.name=x", "run.folder=elsewhere"]}, "x"),
+            ({"overrides": ["run.folder=elsewhere"]}, "demo"),
+            ({"overrides": [], "seed": 3}, "demo-seed3"),
+            ({"overrides": ["sft.output=cold"]}, "demo"),
+        ],
+    )
+    def test_a_demo_trains_its_own_cold_start(
+        self, words: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whatever names it: the model it trains is the one that its own first stage makes."""
+        monkeypatch.chdir(tmp_path)
+        config = demo_config(**words)
+        assert config.run.name == name
+        assert Path(config.model.path) == Path(config.sft.output or config.run.path / "cold_start")
+        assert config.run.seed == words.get("seed", 0)
+
+    def test_a_demo_has_one_name_and_takes_a_model_that_is_given(self) -> None:
+        with pytest.raises(RunError, match=r"--run y and run\.name=x name two runs"):
+            demo_config(["run.name=x"], name="y")
+        assert demo_config(["run.name=x", "model.path=mine"]).model.path == "mine"
+
+    def test_a_run_that_trains_another_cold_start_than_its_own_says_so(self, tmp_path: Path) -> None:
+        config = config_of(tmp_path, "b")
+        assert other_cold_start(config) is None  # it has none of its own
+        own = config.run.path / "cold_start"
+        own.mkdir(parents=True)
+        (own / "config.json").write_text("{}")
+        said = other_cold_start(config)
+        assert said is not None and f"set model.path={own}" in said
+        mended = config.model_copy(update={"model": config.model.model_copy(update={"path": str(own)})})
+        assert other_cold_start(mended) is None
+
+    def test_a_run_is_worked_on_where_it_lies(
+        self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """config.yaml says runs/r as seen from where it was started; now we are elsewhere, or it was moved."""
+        write_config(load_config(config_file))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        there = tmp_path / "runs" / "r"
+        assert config_of_run(open_run("../runs/r")).run.path == there
+        assert config_of_run(open_run(there), ["rl.num_steps=7"]).rl.num_steps == 7
+        there.rename(tmp_path / "elsewhere" / "r")
+        assert config_of_run(open_run("r")).run.path == tmp_path / "elsewhere" / "r"
+
+    def test_a_copy_under_another_name_is_not_the_run(self, config_file: Path, tmp_path: Path) -> None:
+        """Its settings would lead to the first one's folder: it would be trained on, silently."""
+        write_config(load_config(config_file))
+        shutil.copytree("runs/r", "runs/copy")
+        with pytest.raises(RunError, match="holds the run 'r'"):
+            config_of_run(open_run("copy"))
+        assert main(["ledger", "--run", "copy"]) == 2
 
 
 class TestOutput:

@@ -10,7 +10,7 @@ import pytest
 from common.config import VcppoConfig, load_config
 from common.errors import ConfigError
 from common.ports import dealt_by_the_kernel, free_endpoint, reserved_range
-from common.transport.endpoints import check_endpoints, choose_endpoints, endpoints_of, note_endpoints
+from common.transport.endpoints import choose_endpoints, endpoints_of, note_endpoints
 from deploy.launcher import Launcher
 from deploy.log_lines import LogSink
 from tests.unit.fake_run import config_of
@@ -52,7 +52,7 @@ def test_a_damaged_note_is_none(config: VcppoConfig, text: str) -> None:
         endpoints_of(config)
 
 
-def test_what_is_set_is_taken_or_refused_with_a_remedy(config: VcppoConfig, tmp_path: Path) -> None:
+def test_what_is_set_is_taken_and_null_chooses_again(config: VcppoConfig, tmp_path: Path) -> None:
     endpoint = free_endpoint()
     path = tmp_path / "c.yaml"
     path.write_text(f"model: {{path: model}}\nrun: {{name: r, folder: {tmp_path}}}\n")
@@ -60,8 +60,6 @@ def test_what_is_set_is_taken_or_refused_with_a_remedy(config: VcppoConfig, tmp_
     note_endpoints(given, ["tcp://127.0.0.1:1"])
     assert endpoints_of(given) == choose_endpoints(given) == [endpoint]
     with socket.create_server(("127.0.0.1", port_of(endpoint))):
-        with pytest.raises(ConfigError, match=r"set transport\.endpoints=null"):
-            check_endpoints(given)
         assert choose_endpoints(load_config(path, [f"transport.endpoints=[{endpoint}]", "transport.endpoints=null"]))
 
 

@@ -1,0 +1,1 @@
+"""`vcppo samples`: the responses of a run, read, filtered and shown."""

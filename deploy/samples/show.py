@@ -1,0 +1,78 @@
+"""Samples as text for a person and as JSON lines for a program; token ids are decoded only for what is shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+from common.config import VcppoConfig
+from common.log_render import printable
+from common.trajectory import Int32Array
+from deploy.samples.sources import Sample
+
+_DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
+_COLOURS = {"correct": "\x1b[32m", "wrong": "\x1b[31m"}
+_YELLOW = "\x1b[33m"
+
+Decode = Callable[[Int32Array], str]
+
+
+class Decoder:
+    """The run's tokenizer, loaded when the first ids are decoded: that takes seconds."""
+
+    def __init__(self, config: VcppoConfig, path: str | None) -> None:
+        self._path, self._trust = path or config.model.path, config.model.trust_remote_code
+        self._tokenizer: Any = None
+
+    def __call__(self, ids: Int32Array) -> str:
+        """Text with its special tokens: whether a response ended is part of what it says."""
+        if self._tokenizer is None:
+            from common.tokenizer import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self._path, self._trust)
+        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
+
+def heading(sample: Sample) -> str:
+    """``rl step 12 · rl-00000003-1@generator-0.0 · correct · reward 1 · 87 tokens · stop``."""
+    parts = [sample.place, sample.id, sample.outcome]
+    if sample.reward is not None:
+        parts.append(f"reward {sample.reward:g}")
+    parts += [f"{sample.length} tokens", "cut by length" if sample.finish_reason == "length" else sample.finish_reason]
+    if sample.versions:
+        spans = [f"v{version}" for version, _ in sample.versions]
+        parts.append(spans[0] if len(spans) == 1 else f"{spans[0]} to {spans[-1]}")
+    if sample.extracted is not None:
+        parts.append(f"answer {sample.extracted!r}")
+    return " · ".join(parts)
+
+
+def show(samples: Sequence[Sample], decode: Decode, stream: IO[str], *, colour: bool) -> None:
+    """Heading, prompt and response of each."""
+
+    def painted(text: str, code: str) -> str:
+        return f"{code}{text}{_RESET}" if colour else text
+
+    for sample in samples:
+        title = painted(printable(heading(sample)), _BOLD + _COLOURS.get(sample.outcome, _YELLOW))
+        prompt = "" if sample.prompt is None else painted(printable(_text(sample.prompt, decode)).rstrip(), _DIM)
+        response = printable(_text(sample.response, decode)).rstrip()
+        stream.write(f"── {title}\n" + (f"{prompt}\n" if prompt else "") + f"{painted('»', _DIM)} {response}\n\n")
+
+
+def show_json(samples: Sequence[Sample], decode: Decode, stream: IO[str]) -> None:
+    """One object a line."""
+    for sample in samples:
+        line = {
+            "stage": sample.stage, "step": sample.step, "id": sample.id, **sample.more, "outcome": sample.outcome,
+            "reward": sample.reward, "length": sample.length, "finish_reason": sample.finish_reason,
+            "versions": sample.versions, "generator": sample.generator, "extracted": sample.extracted,
+            "prompt": None if sample.prompt is None else _text(sample.prompt, decode),
+            "response": _text(sample.response, decode),
+        }  # fmt: skip
+        stream.write(json.dumps(line) + "\n")
+
+
+def _text(content: Int32Array | str, decode: Decode) -> str:
+    return content if isinstance(content, str) else decode(content)

@@ -1,0 +1,160 @@
+"""Where a run keeps responses: value pretraining's recording, samples of RL steps, samples of evaluations.
+
+Each is read while its writer goes on; what it is in the middle of writing is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+from common.json_lines import Row, read_json_lines
+from common.run_folder import RECORD_FILE, RunFolder
+from common.trajectory import Int32Array, Trajectory
+from common.trajectory_records import read_trajectories
+
+Stage = Literal["value_pretraining", "rl", "eval"]
+STAGES: tuple[Stage, ...] = ("value_pretraining", "rl", "eval")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response of any stage.
+
+    Attributes:
+        place: ``rl step 12``, ``value pretraining``, ``eval export``.
+        step: of RL; None elsewhere.
+        id: trajectory id, or problem and number in an evaluation.
+        length: in tokens; of a trajectory its actions.
+        reward: None where a stage has none (evaluations).
+        versions: (policy version, tokens) in turn; empty where unknown.
+        extracted: the answer the verifier took out, where it was kept.
+        prompt, response: token ids, or text where it was kept as text.
+    """
+
+    stage: Stage
+    place: str
+    step: int | None
+    id: str
+    outcome: str
+    finish_reason: str
+    length: int
+    reward: float | None
+    prompt: Int32Array | str | None
+    response: Int32Array | str
+    versions: tuple[tuple[int, int], ...] = ()
+    extracted: str | None = None
+    generator: str | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def steps_of(folder: RunFolder) -> dict[int, Path]:
+    """RL steps whose samples are kept, in order."""
+    found = ((re.fullmatch(r"step-(\d+)\.msgpack", path.name), path) for path in folder.samples.glob("step-*.msgpack"))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def newest_stage(folder: RunFolder) -> Stage | None:
+    """Of RL, value pretraining and evaluation, the first that has kept something."""
+    if steps_of(folder):
+        return "rl"
+    if (folder.value_pretraining / RECORD_FILE).exists():
+        return "value_pretraining"
+    return "eval" if _evaluations(folder) else None
+
+
+def samples_of_rl(folder: RunFolder, first: int, last: int) -> Iterator[Sample]:
+    """Of steps `first` to `last`."""
+    for step, path in steps_of(folder).items():
+        if first <= step <= last:
+            for trajectory in read_trajectories(path):
+                yield _of_trajectory(trajectory, "rl", f"rl step {step}", step)
+
+
+def samples_of_value_pretraining(folder: RunFolder) -> Iterator[Sample]:
+    for trajectory in read_trajectories(folder.value_pretraining / RECORD_FILE):
+        yield _of_trajectory(trajectory, "value_pretraining", "value pretraining", None)
+
+
+def samples_of_evaluations(folder: RunFolder, name: str | None) -> Iterator[Sample]:
+    """Of every evaluation of the run, or those of the model or benchmark `name`: of each the newest settings."""
+    for model, paths in _evaluations(folder).items():
+        if name is not None and name not in model.split("/"):
+            continue
+        prompts = {str(row.get("problem")): _as_text(row.get("prompt")) for row in read_json_lines(_results(paths[0]))}
+        for path in paths:
+            for row in read_json_lines(path):
+                if (sample := _of_row(row, model, prompts)) is not None:
+                    yield sample
+
+
+def _evaluations(folder: RunFolder) -> dict[str, list[Path]]:
+    """model, or benchmark/model -> the files of the plan that was written to last, a file a worker."""
+    found: dict[str, list[Path]] = {}
+    for samples in sorted(folder.eval.rglob("*.samples")):
+        plans = {
+            plan: list(paths)
+            for plan, paths in groupby(sorted(samples.glob("*.*.jsonl")), key=lambda path: path.name.split(".")[0])
+        }
+        if plans:
+            model = str(samples.relative_to(folder.eval).with_suffix(""))
+            found[model] = max(plans.values(), key=lambda paths: max(path.stat().st_mtime for path in paths))
+    return found
+
+
+def _results(samples: Path) -> Path:
+    """FILE.jsonl of FILE.samples/…: a line a problem, there when the evaluation is complete."""
+    return samples.parent.with_suffix(".jsonl")
+
+
+def _of_trajectory(trajectory: Trajectory, stage: Stage, place: str, step: int | None) -> Sample:
+    return Sample(
+        stage=stage,
+        place=place,
+        step=step,
+        id=trajectory.id,
+        outcome=trajectory.outcome,
+        finish_reason=trajectory.finish_reason,
+        length=int(trajectory.action_mask.sum()),
+        reward=trajectory.reward,
+        prompt=trajectory.prompt_token_ids,
+        response=trajectory.response_token_ids,
+        versions=tuple((span.version, span.count) for span in trajectory.version_spans),
+        generator=trajectory.generator_id,
+        more={"prompt_id": trajectory.prompt_id, "group_id": trajectory.group_id},
+    )
+
+
+def _of_row(row: Row, model: str, prompts: dict[str, str]) -> Sample | None:
+    """None for a row of another kind."""
+    text = ("problem", "outcome", "finish_reason", "response")
+    if not all(isinstance(row.get(name), str) for name in text) or not isinstance(row.get("length"), int):
+        return None
+    extracted = row.get("extracted")
+    return Sample(
+        stage="eval",
+        place=f"eval {model}",
+        step=None,
+        id=f"{row['problem']}-{row.get('sample', 0)}",
+        outcome=row["outcome"],
+        finish_reason=row["finish_reason"],
+        length=row["length"],
+        reward=None,
+        prompt=prompts.get(row["problem"]),
+        response=row["response"],
+        extracted=extracted if isinstance(extracted, str) else None,
+        more={"model": model},
+    )
+
+
+def _as_text(prompt: object) -> str:
+    """A text prompt, or chat messages one after the other."""
+    if isinstance(prompt, list):
+        return "\n".join(
+            f"{message.get('role')}: {message.get('content')}" for message in prompt if isinstance(message, dict)
+        )
+    return str(prompt)

@@ -1,0 +1,60 @@
+"""Sums of the weights a worker was sent, tensor by tensor.
+
+They go back to the learner, which compares them with those of what it sent (`common.tensor_sums`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypedDict
+
+from torch import Tensor, nn
+
+from common.tensor_sums import as_ints, byte_sum, names_sum
+
+
+class SumsReport(TypedDict):
+    """Sums of one update.
+
+    Attributes:
+        names: of the tensors' names in the order they came.
+        sums: of each tensor's bytes, in the same order.
+    """
+
+    names: int
+    sums: list[int]
+
+
+class ReceivedSums:
+    """Sums the tensors of one update on their way to the model."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sums: list[Any] = []
+
+    def begin(self) -> None:
+        """A new update."""
+        self._names, self._sums = [], []
+
+    def passing(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same tensors, each summed before it is handed on."""
+        for name, tensor in weights:
+            self._names.append(name)
+            self._sums.append(byte_sum(tensor))
+            yield name, tensor
+
+    def report(self) -> SumsReport:
+        return {"names": names_sum(self._names), "sums": as_ints(self._sums)}
+
+
+class SummingModel:
+    """Stands in for a model whose ``load_weights`` gets an update in pieces; everything else is the model's."""
+
+    def __init__(self, model: nn.Module, sums: ReceivedSums) -> None:
+        self._model, self._sums = model, sums
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
+        return self._model.load_weights(self._sums.passing(weights))  # type: ignore[operator]

@@ -1,0 +1,47 @@
+"""Did the bytes that were sent arrive? Sums of each tensor, from both ends (`common.tensor_sums`). Pure."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from common.tensor_sums import names_sum
+
+_MOST_NAMED = 3
+
+
+class SentWeights(NamedTuple):
+    """What the learner handed to the transport: the tensors' names and the sums of their bytes, in order."""
+
+    names: tuple[str, ...] = ()
+    sums: tuple[int, ...] = ()
+
+
+def transport_fault(answer: Any, sent: SentWeights) -> str:
+    """What is wrong with what a generator says it received; "" when every worker received what was sent.
+
+    Args:
+        answer: of ``finish_weight_update``: ``{"received": [one SumsReport a worker]}``.
+    """
+    reports = answer.get("received") if isinstance(answer, dict) else None
+    if not isinstance(reports, list) or not reports:
+        return "it returned no sums of the weights it received: it runs another version of this program"
+    for worker, report in enumerate(reports):
+        if fault := _fault_of(report, sent):
+            return f"worker {worker}: {fault}" if len(reports) > 1 else fault
+    return ""
+
+
+def _fault_of(report: Any, sent: SentWeights) -> str:
+    if not isinstance(report, dict) or not isinstance(report.get("sums"), list):
+        return "it returned no sums of the weights it received: its weight-transfer engine is not ours"
+    sums = report["sums"]
+    if len(sums) != len(sent.sums) or report.get("names") != names_sum(sent.names):
+        return f"it received {len(sums)} tensors, {len(sent.sums)} were sent, or their names or order differ"
+    differing = [name for name, theirs, ours in zip(sent.names, sums, sent.sums, strict=True) if theirs != ours]
+    if not differing:
+        return ""
+    more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
+    return (
+        f"the bytes it received of {', '.join(differing[:_MOST_NAMED])}{more} are not those that were sent: look at "
+        "the memory and the network of its machine"
+    )
