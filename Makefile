@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test faults compose-test fuzz check bench lock clean
+.PHONY: help setup demo test bench-test faults compose-test real-job real-job-test fuzz check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,6 +37,13 @@ faults: setup ## kill, freeze and cut off real processes, minutes of chaos inclu
 
 compose-test: setup ## the compose application on a docker engine: built, scaled, hurt, finished (skipped without one)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/compose
+
+real-job: ## a pretrained model and data for real-job-test, in .cache/real-job (needs ../shared)
+	@if [ -x ../shared/real-job/make ]; then ../shared/real-job/make .cache/real-job; \
+	else echo "real-job left out: no ../shared/real-job/make; REAL_JOB=FOLDER names one that is made"; fi
+
+real-job-test: setup ## the way of docs/first_run.md, short, with a pretrained model (skipped without one)
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/real_job
 
 fuzz: setup ## hostile input for longer: FUZZ="wire --runs 1000000 --seed 0"
 	@$(PYTHON_BIN) -m tests.fuzz $(FUZZ)

@@ -72,7 +72,7 @@ def _measure(case: Case, core: int, *, one_process: bool = False) -> dict[str, l
             "run",
             model,
             model={"dtype": case.dtype},
-            generator={"num_generators": 1, "max_in_flight": case.in_flight},
+            generator={"num_generators": 1, "max_in_flight": case.in_flight, "initial_weights": "model"},
         )
         rig = stack.enter_context(Rig(config, service_core=_another_core(core)))
         os.sched_setaffinity(0, {core, _another_core(core)})

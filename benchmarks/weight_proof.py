@@ -313,10 +313,14 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--quick", action="store_true", help="few tries of each kind")
     options = parser.parse_args()
-    task = {"name": "dataset", "options": {"path": str(options.data.resolve())}}
+    changes: dict[str, Mapping[str, Any]] = {
+        "task": {"name": "dataset", "options": {"path": str(options.data.resolve())}},
+        "generator": {"max_model_len": 512},
+        "learner": {"micro_batch_tokens": 1024},
+    }
     with (
         tempfile.TemporaryDirectory() as name,
-        bench_of(Path(name), "proof", options.model.resolve(), options.dtype, task=task) as bench,
+        bench_of(Path(name), "proof", options.model.resolve(), options.dtype, **changes) as bench,
     ):
         print("| kind | tries | found | mean difference / largest that passes | least share of answers that moved |")
         print("|---|---|---|---|---|")

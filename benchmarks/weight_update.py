@@ -33,14 +33,14 @@ from benchmarks.gloo_peer import GlooPeer
 from benchmarks.harness import Settings
 from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
 from common.config import VcppoConfig
-from common.trajectory import Trajectory
 from common.wire import decode_trajectory
+from learner.canary import limit_of, mean_difference
 from learner.engine import TrainEngine, init_distributed
 from learner.export import make_actor
-from learner.packing import build_packed
+from learner.probe import make_probe
 from learner.weight_transfer import BroadcastReport, CanaryProbe, WeightBroadcaster
 
-_PROMPT_LENGTH, _NUM_PROBED = 16, 64
+_NUM_PROBED = 80
 _NUM_PROMPTS = 12_000  # more than two generators finish in the time
 _INTERVALS = (0.4, 0.4, 2.0, 2.0)  # seconds between updates, in turn: each set of weights runs for both
 _QUICK_INTERVALS = (0.1, 0.1, 0.3, 0.3)
@@ -59,10 +59,7 @@ def run(settings: Settings) -> list[Figure]:
 
 def _rig(folder: Path, name: str, architecture: dict[str, Any], dtype: str, num_generators: int) -> Rig:
     model = write_model(folder / f"{name}-model", architecture, dtype)
-    tolerance = {"canary_tolerance": 1e-3} if dtype == "float32" else {}
-    config = demo_settings(
-        folder, name, model, model={"dtype": dtype}, generator={"num_generators": num_generators}, broadcast=tolerance
-    )
+    config = demo_settings(folder, name, model, model={"dtype": dtype}, generator={"num_generators": num_generators})
     return Rig(config)
 
 
@@ -77,14 +74,14 @@ class Learner:
         self.actor: TrainEngine = make_actor(rig.config)
         self.broadcaster = WeightBroadcaster(rig.config, rig.store, self.actor)
         self.version = 0
-        self._tokens = np.random.default_rng(7).integers(4, 32, _PROMPT_LENGTH + _NUM_PROBED).astype(np.int32)
+        self._tokens = np.random.default_rng(7).integers(4, 32, _NUM_PROBED).astype(np.int32)
         self._sets = [(self._weights(), self._score())]
         torch.manual_seed(1)
         for parameter in self.actor.module.parameters():
             parameter.data.mul_(0.9 + 0.2 * torch.rand(()).item())
         self._sets.append((self._weights(), self._score()))
-        moved = float(np.abs(self._sets[0][1].log_probs - self._sets[1][1].log_probs).max())
-        if not moved > 2 * self.config.broadcast.canary_tolerance:
+        moved = mean_difference(self._sets[0][1].log_probs, self._sets[1][1].log_probs)
+        if not moved > limit_of(None, self._sets[0][1], self.config.broadcast.noise_factor):
             raise AssertionError(f"log-probs differ by {moved} only: the canary would let the wrong weights pass")
         wanted = rig.config.generator.num_generators
         rig.wait(lambda: len(rig.store.members("generator")) == wanted, f"{wanted} generators registered")
@@ -104,26 +101,9 @@ class Learner:
         return [parameter.detach().clone() for parameter in self.actor.module.parameters()]
 
     def _score(self) -> CanaryProbe:
-        response = self._tokens[_PROMPT_LENGTH:]
-        probed = Trajectory(
-            id="probe",
-            prompt_id="probe",
-            group_id="probe",
-            sample_index=0,
-            task="probe",
-            prompt_token_ids=self._tokens[:_PROMPT_LENGTH],
-            response_token_ids=response,
-            action_mask=np.ones(len(response), np.bool_),
-            behaviour_log_probs=np.zeros(len(response), np.float32),
-            version_spans=(),
-            finish_reason="stop",
-            reward=0.0,
-            outcome="wrong",
-            generator_id="none",
-            issue_version=0,
-        )
-        log_probs = self.actor.infer(build_packed([probed]), self.config.sampling.temperature).log_probs
-        return CanaryProbe(self._tokens, _PROMPT_LENGTH, log_probs.float().numpy())
+        probe = make_probe(self.actor, [self._tokens.tolist()], self.config)
+        assert probe is not None
+        return probe
 
 
 def _demo(rig: Rig, num_updates: int, intervals: Sequence[float]) -> list[Figure]:

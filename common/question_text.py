@@ -6,13 +6,18 @@ import unicodedata
 
 
 def question_key(text: str) -> str:
-    """The question without what a reader does not see as a difference: two questions are one if their keys are equal.
+    """Two questions are one if their keys are equal: `visible_text`, and case does not count either.
 
-    Unicode's compatibility forms (NFKC: full-width letters, ligatures, non-breaking spaces), white space, invisible
-    characters and case don't count. Case: a question that is asked again in capitals must not be trained on while it
-    is held out. Two questions that differ in case alone fall into the same split, no more.
+    A question that is asked again in capitals must not be trained on while it is held out. Two questions that differ
+    in case alone fall into the same split, no more.
     """
-    if text.isascii():
-        return " ".join(text.split()).casefold()
-    visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
-    return " ".join(unicodedata.normalize("NFKC", visible).split()).casefold()
+    return visible_text(text).casefold()
+
+
+def visible_text(text: str) -> str:
+    """The text as a reader sees it: one blank for any white space, Unicode's compatibility forms (NFKC: full-width
+    letters, ligatures, non-breaking spaces), no invisible characters."""
+    if not text.isascii():
+        visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
+        text = unicodedata.normalize("NFKC", visible)
+    return " ".join(text.split())

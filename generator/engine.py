@@ -41,7 +41,6 @@ log = structlog.get_logger(__name__)
 _USUAL_BATCH = 2048  # tokens a step, vLLM's least default
 EXTENSION_VARIABLE = "VCPPO_WORKER_EXTENSION"  # the user's own worker_extension_cls: ours builds on it
 UNSYNCED = -1  # the policy version of weights that are not the learner's
-_CANARY_PLACES = 4  # sequences of a canary that go on beside the rollouts
 _UNSET_FORMAT = "vcppo_unset"
 _WORKER_BACKENDS = {"gloo": "gloo", "nccl": "vcppo_nccl"}
 
@@ -186,7 +185,7 @@ class Engine:
             "dtype": dtype,
             "seed": self._seed,
             "max_model_len": generator.max_model_len,
-            "max_num_seqs": generator.max_in_flight + _CANARY_PLACES,
+            "max_num_seqs": generator.max_sequences,
             "tensor_parallel_size": generator.tensor_parallel_size,
             "enforce_eager": generator.enforce_eager,
             "logprobs_mode": "processed_logprobs",
@@ -194,17 +193,16 @@ class Engine:
             "disable_log_stats": True,
             "weight_transfer_config": {"backend": _WORKER_BACKENDS[transfer_backend(self.config)]},
         }
-        if generator.max_in_flight >= _USUAL_BATCH:  # vLLM wants a token a sequence in each step
-            arguments["max_num_batched_tokens"] = generator.max_in_flight + 1
-        if self.start_unset:
-            arguments["load_format"] = _UNSET_FORMAT
+        if generator.max_sequences > _USUAL_BATCH:  # vLLM wants a token a sequence in each step
+            arguments["max_num_batched_tokens"] = generator.max_sequences
         if on_cpu():
             arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
         else:
             arguments["gpu_memory_utilization"] = generator.gpu_memory_utilization
         arguments |= dict(generator.engine_options)
-        if users_own := arguments.get("worker_extension_cls"):
-            os.environ[EXTENSION_VARIABLE] = str(users_own)
+        if self.start_unset:
+            arguments["load_format"] = _UNSET_FORMAT
+        os.environ[EXTENSION_VARIABLE] = str(arguments.get("worker_extension_cls", ""))
         return arguments | {"worker_extension_cls": "generator.worker_extension.WorkerExtension"}
 
     @property

@@ -17,5 +17,5 @@ hypothesis.settings.load_profile("vcppo")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0]
-        if tier in ("unit", "conformance", "integration", "fuzz", "faults", "compose"):
+        if tier in ("unit", "conformance", "integration", "fuzz", "faults", "compose", "real_job"):
             item.add_marker(getattr(pytest.mark, tier))

@@ -256,10 +256,11 @@ def _batched_token_problems(config: VcppoConfig) -> Iterator[str]:
     if not isinstance(tokens, int):
         return
     name = f"generator.engine_options.max_num_batched_tokens = {tokens}"
-    if tokens <= generator.max_in_flight:
+    if tokens < generator.max_sequences:
         yield (
             f"{name}: a step takes a token of each sequence, and there are up to generator.max_in_flight ="
-            f" {generator.max_in_flight} and one more: raise it to {generator.max_in_flight + 1} or more"
+            f" {generator.max_in_flight} and {generator.max_sequences - generator.max_in_flight} more:"
+            f" raise it to {generator.max_sequences} or more"
         )
     if generator.engine_options.get("enable_chunked_prefill") is False and tokens < generator.max_model_len:
         yield (

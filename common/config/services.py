@@ -109,6 +109,11 @@ class GeneratorConfig(Section):
     engine_options: dict[str, object] = Field(default_factory=dict)
     """More of vLLM's EngineArgs, by name."""
 
+    @property
+    def max_sequences(self) -> int:
+        """Most sequences of one engine: the rollouts in flight, and four that check its weights beside them."""
+        return self.max_in_flight + 4
+
 
 class SecurityConfig(Section):
     """Who may speak with whom. Redis' user and password are in `redis`."""

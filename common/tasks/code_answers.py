@@ -19,6 +19,7 @@ _FENCE = re.compile(r"(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)\Z")
 _CLOSE = re.compile(r"[ \t>]*(?P<fence>`{3,}|~{3,})[\s.,;:!?)*_]*\Z")
 _LABEL = re.compile(r"\s*\{?\s*[.=]?\s*(?:lang(?:uage)?[-=:])?\s*\"?([A-Za-z+#]+)")
 _MAX_NESTED = 2
+_MAX_LABEL = 60
 
 _PYTHON = frozenset(("python", "py", "pypy", "cpython", "ipython", "sage"))
 _SHELL = frozenset(("bash", "sh", "shell", "zsh", "fish", "dash"))
@@ -280,7 +281,7 @@ def _without_indentation(line: str, before: str) -> str:
 
 
 def _label(info: str) -> str:
-    match = _LABEL.match(info)
+    match = _LABEL.match(info.strip()[:_MAX_LABEL])
     return "" if match is None else match[1].lower()
 
 

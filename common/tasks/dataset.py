@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
 from common.config.yaml_text import one_line
+from common.question_text import visible_text
 from common.tasks.interface import Finding, TaskError, Verdict, parse_options
 from common.tasks.math_answers import judge, quick_problem, reference_problem
 from common.tasks.maths.values import Unreadable, exact_value
@@ -89,7 +90,7 @@ class DatasetTask(RowsTask):
             if not _agree(str(earlier.answer["reference"]), reference):
                 other = one_line(repr(earlier.answer["reference"]), 80)
                 text = f"asks the same question as {earlier.place}, but the answer is {shown}, not {other}"
-                is_same = " ".join(earlier.text.split()) == " ".join(question.text.split())
+                is_same = visible_text(earlier.text) == visible_text(question.text)
                 yield Finding("error" if is_same else "warning", question.place, text, "drop one of the two rows")
 
     def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
@@ -99,7 +100,7 @@ class DatasetTask(RowsTask):
 
     def warm_up(self) -> None:
         """math-verify drags in SymPy: seconds, which must not count as the first response's."""
-        judge(reference="1/2", text="$0.5$")
+        judge(reference=r"\frac{x+\sqrt{2}}{3}", text=r"$\frac{x}{3}+\frac{\sqrt{2}}{3}$")
 
 
 def _number(reference: str) -> Fraction | None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from common.config.yaml_text import one_line
-from common.question_text import question_key
+from common.question_text import question_key, visible_text
 from common.tasks.interface import ChatMessages, Finding, Problem, Split, Task, TaskError, TaskOptions
 from common.tasks.prompt_template import check_no_placeholder, fill_in
 from common.tasks.rows import BadRow, Row, RowsError, read_rows
@@ -182,8 +182,7 @@ class RowsTask(Task):
                 raise TaskError(f"task.options.path = {options.path!r} holds no problem: add rows")
             return {"train": [], "held_out": self._each_once(train)}
         if options.held_out_path is None:
-            held_out = [question for question in train if self._is_held_out(question.key)]
-            train = [question for question in train if not self._is_held_out(question.key)]
+            train, held_out = self._split(train)
         else:
             train = self._without(train, held_out)
         for split, questions in (("train", train), ("held_out", held_out)):
@@ -265,10 +264,24 @@ class RowsTask(Task):
             raise TaskError(f"{row.place}: {', '.join(options.question_columns)} are all empty: drop the row")
         return text
 
-    def _is_held_out(self, key: str) -> bool:
-        """By the question's own hash, so the split survives reordering and additions."""
-        digest = blake2b(key.encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") < self._rows_options.held_out_fraction * 2**64
+    def _split(self, questions: list[Question]) -> tuple[list[Question], list[Question]]:
+        """Train and held-out, by a hash of the question's own text: the split survives reordering and additions.
+
+        All ways to write a question go the same way: that of the first of them in the order of the alphabet.
+        """
+        written: dict[str, str] = {}
+        for question in questions:
+            text = visible_text(question.text)
+            written[question.key] = min(text, written.get(question.key, text))
+        limit = self._rows_options.held_out_fraction * 2**64
+        held_out = {
+            key
+            for key, text in written.items()
+            if int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") < limit
+        }
+        return [each for each in questions if each.key not in held_out], [
+            each for each in questions if each.key in held_out
+        ]
 
     def _numbered(self, split: Split, seed: int, number: int) -> Question:
         questions = self._questions[split]

@@ -43,6 +43,7 @@ class Processes:
             "generator": {
                 "enforce_eager": True, "max_in_flight": 8, "max_model_len": 64, "kv_cache_gib": 0.1,
                 "heartbeat_seconds": 0.5, "lease_seconds": LEASE_SECONDS,
+                "initial_weights": "model",  # there is no learner
             },
             "learner": {"micro_batch_tokens": 64},
             "sampling": {"max_response_tokens": 16},

@@ -84,7 +84,7 @@ class Scene:
             "sampling": {"max_response_tokens": 16},
             "redis": {"url": redis.url},
             "transport": {"endpoints": [free_endpoint()]},
-            "broadcast": {"deadline_seconds": 30.0, "canary_tolerance": 0.01},
+            "broadcast": {"deadline_seconds": 30.0},
             "logging": {"format": "json", "tensorboard": False},
         }  # fmt: skip
         self.folder, self.config_file = folder, folder / "config.yaml"

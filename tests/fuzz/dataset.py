@@ -31,8 +31,9 @@ def one(data: bytes) -> str:
         task = DatasetTask(path=str(file), held_out_fraction=0.5)
     except TaskError as error:
         text = str(error)
-        assert str(file) in text and len(text) < 1500 and text.isprintable(), text[:300]
-        return text.removeprefix(str(file)).lstrip("0123456789: row").split("(")[0].split("'")[0][:24] or "?"
+        lines = text.splitlines()
+        assert str(file) in text and all(len(line) < 1500 and line.isprintable() for line in lines), text[:300]
+        return lines[-1].removeprefix(str(file)).lstrip("0123456789: row").split("(")[0].split("'")[0][:24] or "?"
     for split in ("train", "held_out"):
         for problem in task.problems(split, 0, 0, 4):  # type: ignore[arg-type]
             json.dumps(problem.prompt).encode()

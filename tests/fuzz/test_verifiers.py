@@ -1,4 +1,6 @@
-"""Symbolic maths on hostile text, in its child: an outcome by the deadline, and the next response is judged."""
+"""Symbolic maths on hostile text, in its child: a verdict before the deadline, and the next response is judged.
+
+What is killed at the deadline is in tests/unit/test_generator_verifier_pool.py: nothing here gets that far."""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from common.tasks.code_answers import last_code_block
 from generator.verifier_pool import VerifierPool
 
 SECONDS = 2.0
-HANGS = {
+LARGE = {
     "tower": "$9^{9^{9^{9}}}$",
     "factorial": r"\boxed{100000000!}",
     "binomial": r"\boxed{\binom{1000000000}{500000000}}",
@@ -43,9 +45,7 @@ def test_hostile_answers_get_an_outcome_by_the_deadline(tmp_path: Path) -> None:
         pool = VerifierPool(config)
         await pool.start()
         try:
-            for name, text in HANGS.items():
-                assert (await pool.verify({"reference": "42"}, text, "stop")).outcome == "timeout", name
-            for name, text in ODD.items():
+            for name, text in {**LARGE, **ODD}.items():
                 began = time.monotonic()
                 verdict = await pool.verify({"reference": "42"}, text, "length")
                 assert verdict.outcome in ("wrong", "unparsable"), (name, verdict)

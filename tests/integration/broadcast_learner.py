@@ -27,6 +27,7 @@ from common.wire import decode_trajectory
 from learner.engine import EngineOptions, TrainEngine, broadcast_bytes, init_distributed, num_ranks, rank
 from learner.models import load_policy
 from learner.packing import build_packed
+from learner.probe import make_probe
 from learner.weight_transfer import CanaryError, CanaryProbe, WeightBroadcaster
 
 PROMPT_LENGTH = 29
@@ -93,9 +94,8 @@ class Case:
         flat = self.engine.infer(packed, self.config.sampling.temperature).log_probs.numpy()
         return np.split(flat, np.cumsum([len(t.response_token_ids) for t in trajectories])[:-1])
 
-    def probe(self) -> CanaryProbe:
-        (log_probs,) = self.log_probs([as_trajectory(self.probe_tokens)])
-        return CanaryProbe(self.probe_tokens, PROMPT_LENGTH, log_probs.astype(np.float32))
+    def probe(self) -> CanaryProbe | None:
+        return make_probe(self.engine, [self.probe_tokens.tolist()], self.config)
 
     def broadcast(self) -> Any:
         self.version += 1

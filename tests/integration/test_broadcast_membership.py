@@ -27,6 +27,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.value = float("nan")
         self.refusals = 0
+        self.ignored = 0  # updates that change nothing
         self.wrong_loads = 0  # updates after which the weights are not what was sent
 
     def load_weights(self, weights: Any) -> None:
@@ -34,6 +35,9 @@ class FakeModel:
         if self.refusals:
             self.refusals -= 1
             raise ValueError("this model refuses the weights")
+        if self.ignored:
+            self.ignored -= "b" in loaded
+            return
         if "b" in loaded:  # called once a chunk
             self.value = float(loaded["b"][0]) + (7.0 if self.wrong_loads else 0.0)
             self.wrong_loads = max(0, self.wrong_loads - 1)
@@ -50,6 +54,7 @@ class FakeEngine:
         config: Any = SimpleNamespace(parallel_config=parallel, model_config=None)
         self.worker: Any = GlooWeightTransferEngine(None, config, torch.device("cpu"), self.model)  # type: ignore[arg-type]
         self.hang = threading.Event()
+        self.flips = 0  # updates of which one tensor arrives otherwise than it was sent
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         await asyncio.to_thread(lambda: self.worker.init_transfer_engine(self.worker.parse_init_info(info)))
@@ -60,7 +65,11 @@ class FakeEngine:
         await asyncio.to_thread(self.worker.update_weights, info)
 
     async def finish_weight_update(self, policy_version: int) -> Any:
-        return [self.worker.sums.report()]
+        report = self.worker.sums.report()
+        if self.flips:
+            self.flips -= 1
+            report["sums"][1] ^= 1
+        return [report]
 
     async def canary(self, token_ids: Any, prompt_length: int) -> Any:
         return np.full(len(token_ids) - prompt_length, self.model.value, np.float32)
@@ -306,6 +315,31 @@ def test_an_only_generator_is_sent_the_weights_anew_before_the_run_stops(make: C
         bench.send(2)
     assert not only.control.gate.is_set()
     assert not only.dismissed
+
+
+def test_bytes_that_changed_on_the_way_are_found_and_sent_again(make: Callable[..., Bench]) -> None:
+    bench = make("g-0", "g-1")
+    bench.send(1)
+    good, bad = bench.store.generators
+    bad.engine.flips = 1
+    report = bench.send(2)
+    assert (report.members, report.dropped) == (("g-0",), ("g-1",))
+    assert bad.control.policy_version == -1
+    assert bench.send(2).members == ("g-0", "g-1")
+    assert good.control.policy_version == bad.control.policy_version == 2
+
+
+def test_a_generator_that_goes_on_with_old_weights_is_found_after_the_smallest_step(make: Callable[..., Bench]) -> None:
+    """The step is far below rounding (0.01 here): only that the answer stays the same tells."""
+    bench = make("g-0", "g-1")
+    bench.send(1)
+    bad = bench.store.generators[1]
+    bad.engine.model.ignored = 1
+    bench.weights.value = 1.0001
+    probe = CanaryProbe(PROBE_TOKENS, 2, np.full(4, 1.0001, np.float32))
+    report = bench.broadcaster.broadcast(2, probe)
+    assert (report.members, report.dropped) == (("g-0",), ("g-1",))
+    assert bench.broadcaster.broadcast(2, probe).members == ("g-0", "g-1")
 
 
 def test_without_generators_the_version_is_announced_and_sent_to_whoever_joins(make: Callable[..., Bench]) -> None:

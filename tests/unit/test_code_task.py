@@ -49,6 +49,55 @@ class TestCodeBlock:
     def test_the_last_closed_one(self, text: str, source: str | None) -> None:
         assert last_code_block(text) == source
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "```python\nPROGRAM\n```\n\nExample:\n```\n1 2\n3\n```",
+            "```python\nPROGRAM\n```\nOutput:\n```text\n3\n```",
+            "```python\nPROGRAM\n```\nRun it:\n```bash\npython a.py < in.txt\n```",
+            "```python\nPROGRAM\n```\n```output\n1\n```",
+            "```py\nPROGRAM\n```\n```json\n{}\n```",
+            "```Python 3\nPROGRAM\n```\n```\n1\n```",
+            "```python3\nPROGRAM\n```\n~~~\n1\n~~~",
+            "```PYTHON\nPROGRAM\n```\n```\n1\n```",
+            "```{.python .numberLines}\nPROGRAM\n```\n```\n1\n```",
+            '```python title="a.py"\nPROGRAM\n```\n```\n1\n```',
+            "```python:main.py\nPROGRAM\n```\n```\n1\n```",
+            "```python\nPROGRAM\n```\n```cpp\nint main(){}\n```",
+            "```cpp\nPROGRAM\n```\n```\n1\n```",
+            "```\nPROGRAM\n```\nOutput:\n```\n1\n```",
+            "```\nPROGRAM\n```\n**Example:**\n\n```\n1\n```",
+            "Sample run\n```\n$ x\n```\nSolution\n```\nPROGRAM\n```",
+            "```python\nPROGRAM\n```\nExample usage:\n```python\nprint(solve(3))\n```",
+            "Here's an example solution:\n```python\nPROGRAM\n```\n",
+            "```python\nprint(0)\n```\nCorrected:\n```python\nPROGRAM\n```",
+            "```python\nPROGRAM\n```.",
+            "```python\nPROGRAM\n```**\n",
+            "1. Solution:\n\n    ```python\n    PROGRAM\n    ```\n",
+            "- ```python\n  PROGRAM\n  ```",
+            "1. ```python\n   PROGRAM\n   ```",
+            "\t```python\n\tPROGRAM\n\t```",
+            "> ```python\n> PROGRAM\n> ```",
+            "```python\r\nPROGRAM\r\n```\r\n```\r\n1\r\n```\r\n",
+            "~~~python\nPROGRAM\n~~~",
+            "````markdown\n```python\nPROGRAM\n```\n````",
+            "```python\nPROGRAM\n```\n```python\nprint(2)",
+        ],
+    )
+    def test_the_program_among_blocks(self, text: str) -> None:
+        assert last_code_block(text) == "PROGRAM\n"
+
+    @pytest.mark.parametrize("label", ["bash", "text", "json", "output", "markdown", "pycon"])
+    def test_what_is_never_a_program(self, label: str) -> None:
+        assert last_code_block(f"```{label}\nls\n```") is None
+
+    def test_another_interpreters_blocks(self) -> None:
+        text = "```js\na\n```\n```sh\nnode a\n```"
+        assert (last_code_block(text, "node"), last_code_block(text, "bash")) == ("a\n", "node a\n")
+
+    def test_lines_end_where_python_says(self) -> None:
+        assert last_code_block("```python\nprint('\u2028\x0c')\n```") == "print('\u2028\x0c')\n"
+
     @given(st.text(alphabet="`~ \nax", max_size=60))
     def test_never_raises(self, text: str) -> None:
         found = last_code_block(text)
@@ -59,6 +108,9 @@ class TestCodeBlock:
         began = time.process_time()
         assert last_code_block("```python\n" * 100_000) is None
         assert last_code_block("`" * 1_000_000) is None
+        assert last_code_block("> " * 500_000) is None
+        assert last_code_block("~~~" + " " * 500_000 + "~\na\n~~~") == "a\n"
+        assert last_code_block("Example " * 100_000 + "\n```\na\n```") == "a\n"
         assert time.process_time() - began < 2
 
 
@@ -79,6 +131,25 @@ class TestOutputs:
             ("yes", "YES", 1e-6, False),
             ("1", "nan", 1e-6, False),
             ("0", "inf", 1.0, False),
+            ("nan", "nan", 1e-6, True),
+            ("1e999", "1e998", 1e-6, False),
+            ("1000000006", "1000000005", 1e-6, False),
+            ("1000000000000000001", "1000000000000000002", 1e-6, False),
+            ("1000000007", "1e9", 1e-6, False),
+            ("1000000007", "1000000006.0", 1e-6, False),
+            ("1000000007", "1.000000007e9", 1e-6, True),
+            ("2", "2.0000001", 1e-6, True),
+            ("7", "007", 1e-6, True),
+            ("7", "007", 0, False),
+            ("0.50", "0.5", 1e-9, True),
+            ("0.50", "0.5", 0, False),
+            ("1000", "1_000", 1e-6, False),
+            ("12", "１２", 1e-6, False),
+            ("0.1", "٠.١", 1e-3, False),
+            ("1", "True", 1e-6, False),
+            ("1" * 400, "1" * 399 + "2", 1e-6, False),
+            ("1" * 400 + ".5", "1" * 400, 1e-6, False),
+            ("1 2", "1\u00a02", 0, False),
         ],
     )
     def test_word_by_word(self, expected: str, printed: str, tolerance: float, same: bool) -> None:

@@ -123,6 +123,7 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         (["rl.batch_siz=64"], "command line: rl.batch_siz = 64: unknown field; did you mean rl.batch_size?"),
         (["lerner.num_ranks=2"], "unknown field; did you mean learner?"),
         (["max_staleness=0"], "unknown field; did you mean rl.max_staleness?"),
+        (["broadcast.canary_tolerance=1"], "broadcast.canary_tolerance = 1: this setting is gone: take it out. "),
         (["rl.zzz=1"], "unknown field; known here: actor_learning_rate, "),
         (["sft.init=m", "sft.phases=[{steps: 1, stile: {}}]"], "did you mean sft.phases.style?"),
         (
@@ -197,7 +198,7 @@ GRPO = "algorithm.advantage_estimator=group_mean"
         (["generator.engine_options={generation_config: auto}"], ["generation_config", "leave it out"]),
         (["generator.engine_options={logits_processors: [x]}"], ["logits_processors", "another distribution"]),
         (["generator.engine_options={skip_tokenizer_init: false}"], ["skip_tokenizer_init", "leave it out"]),
-        (["generator.engine_options={max_num_batched_tokens: 64}"], ["max_num_batched_tokens = 64", "raise it to 65"]),
+        (["generator.engine_options={max_num_batched_tokens: 64}"], ["max_num_batched_tokens = 64", "raise it to 68"]),
         (
             ["generator.engine_options={max_num_batched_tokens: 256, enable_chunked_prefill: false}"],
             ["max_num_batched_tokens = 256", "generator.max_model_len = 512"],

@@ -226,7 +226,7 @@ def _without_delimiters(text: str) -> str:
 def _trim(text: str) -> str:
     for _ in range(_MAX_ROUNDS):
         before = text
-        text = text.strip()
+        text = re.sub(" {2,}", " ", text.strip())
         if not text.endswith("..."):
             text = text.rstrip(".;:,").strip()
         text = text.removeprefix("=").removeprefix(":").strip()
