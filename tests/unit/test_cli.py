@@ -108,7 +108,7 @@ class TestErrors:
         with socket.create_server(("127.0.0.1", free_port(count=4) + 3)) as server:
             first = server.getsockname()[1] - 3
             words = ["up", "-c", str(config_file), "metrics.prometheus_host=127.0.0.1"]
-            said = (f"metrics.prometheus_port = {first}", f"{first + 3} can't be used", "set metrics.prometheus_port=")
+            said = (f"metrics.prometheus_port = {first}", f"{first + 3} can't be used", "Set metrics.prometheus_port=")
             self.fails([*words, f"metrics.prometheus_port={first}"], 2, *said, capsys=capsys)
 
     def test_no_redis_at_the_url(self, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
