@@ -28,6 +28,7 @@ from common.trajectory import FinishReason
 _MAX_TEXT = 1 << 18
 _MAX_ANSWER_BYTES = 1 << 19
 _FEW_HELD_OUT = 30
+_SHOWN_REPEATED = 10  # findings; data that is repeated on purpose would fill pages
 
 
 class RowsOptions(TaskOptions):
@@ -147,7 +148,11 @@ class RowsTask(Task):
     def findings(self) -> Iterator[Finding]:
         """Repeated questions, splits that are too small, options without effect; then the answers'."""
         options = self._rows_options
-        yield from self._repeated
+        yield from self._repeated[:_SHOWN_REPEATED]
+        if (more := len(self._repeated) - _SHOWN_REPEATED) > 0:
+            different = len({row.key for row in self._rows})
+            text = f"{more} more rows ask again what another row asks; {different} questions in all"
+            yield Finding("warning", options.path, text, "drop the rows, or leave them on purpose")
         for name in ("system_prompt", "instruction"):
             if options.prompt_template is not None and name in options.model_fields_set and getattr(options, name):
                 text = f"{one_line(repr(getattr(options, name)), 80)} has no effect: prompt_template is set"

@@ -154,6 +154,14 @@ class TestSameQuestion:
         assert (task.size("held_out"), task.size("train")) == (3, 0)
         assert "a.jsonl:4: asks the same question as" in texts(list(task.findings()), "warning")[0]
 
+    def test_rows_repeated_a_hundred_times_fill_no_page(self, tmp_path: Path) -> None:
+        task = DatasetTask(path=write(tmp_path / "a.jsonl", *numbered(50) * 20))
+        found = [
+            each for each in texts(list(task.findings()), "warning") if "asks the same" in each or "more rows" in each
+        ]
+        assert len(found) == 11
+        assert found[-1].startswith("a.jsonl: 940 more rows ask again") and "50 questions in all" in found[-1]
+
     def test_two_numbers_for_one_question_are_refused(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", *numbered(20), row("What is 3 + 1?\n", 5), row("What is 4 + 1?", "5.0"))
         with pytest.raises(
