@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin, get_type_hints
 
 from common.evaluation_inputs import differences
 from common.intervals import wilson
@@ -53,16 +53,7 @@ class Sample:
 
 
 _OUTCOMES = get_args(Outcome)
-_FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    "problem": (str,),
-    "sample": (int,),
-    "outcome": (str,),
-    "extracted": (str, type(None)),
-    "finish_reason": (str,),
-    "length": (int,),
-    "seconds": (float, int),
-    "response": (str,),
-}
+_FIELD_TYPES = get_type_hints(Sample)
 
 
 @dataclass(slots=True)
@@ -208,12 +199,19 @@ def _parse(line: str) -> Sample | None:
         return None
     if not isinstance(values, dict) or values.keys() != _FIELD_TYPES.keys():
         return None
-    if (
-        any(type(values[name]) not in kinds for name, kinds in _FIELD_TYPES.items())
-        or values["outcome"] not in _OUTCOMES
-    ):
+    are_right = all(_is_of(value, _FIELD_TYPES[name]) for name, value in values.items())
+    if not are_right or values["outcome"] not in _OUTCOMES:
         return None
     return Sample(**values)
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Has a JSON value the type of a field? A bool is no integer; an integer will do for a float."""
+    if get_origin(kind) in (list, dict):
+        return isinstance(value, get_origin(kind))
+    if kind is float and type(value) is int:
+        return True
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
 
 
 def _ends_line(file: Any) -> bool:

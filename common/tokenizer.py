@@ -50,19 +50,22 @@ TEXTS = (
 )
 
 
-def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(path: str, trust_remote_code: bool = False, field: str = "model.path") -> Any:
     """transformers' tokenizer of a model folder or hub id, which encodes and decodes as its tokenizer.json does.
+
+    Args:
+        field: the setting that names it, for the error.
 
     Raises:
         ModelError: there is none, or none that does so.
     """
     with _quiet():
         given, error = _by_class(path, trust_remote_code)
-        reference = _reference(path)
+        reference = _reference(path, field)
     if reference is None:
         if given is None:
-            raise _unusable(path, error)
-        return _checked_alone(given, path)
+            raise _unusable(path, error, field)
+        return _checked_alone(given, path, field)
     if given is not None and (_is_foreign_code(given) or (difference := _difference(given, reference, path)) is None):
         return given
     with _quiet():
@@ -72,10 +75,10 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
         log.warning("tokenizer_replaced", model=path, reason=reason, effect="tokenizer.json itself is used")
         return replacement
     if given is None:
-        raise _unusable(path, error)
+        raise _unusable(path, error, field)
     seen = second if replacement is not None else one_line(second_error)
     raise ModelError(
-        f"model.path: {path}: its tokenizer, as transformers loads it ({type(given).__name__}), {difference}, and "
+        f"{field}: {path}: its tokenizer, as transformers loads it ({type(given).__name__}), {difference}, and "
         f"tokenizer.json can't be used in its place ({seen}): save the tokenizer again with "
         "PreTrainedTokenizerFast(tokenizer_file='tokenizer.json').save_pretrained()"
     )
@@ -136,7 +139,7 @@ def _by_file(path: str) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def _reference(path: str) -> Any:
+def _reference(path: str, field: str) -> Any:
     """tokenizers' own reading of tokenizer.json; None where there is none, or none that can be read."""
     from tokenizers import Tokenizer
 
@@ -146,7 +149,7 @@ def _reference(path: str) -> Any:
     try:
         reference = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception
-        raise _unusable(path, error) from error
+        raise _unusable(path, error, field) from error
     reference.no_truncation()
     reference.no_padding()
     return reference
@@ -197,12 +200,12 @@ def _with_template(tokenizer: Any) -> Iterator[str]:
         log.debug("chat_template_not_compared", error=one_line(error))
 
 
-def _checked_alone(tokenizer: Any, path: str) -> Any:
+def _checked_alone(tokenizer: Any, path: str, field: str) -> Any:
     """Without a tokenizer.json there is nothing to compare with but the texts themselves."""
     lost = lost_texts(tokenizer, TEXTS[:6]) if len(tokenizer) > _LARGE else []
     if lost:
         raise ModelError(
-            f"model.path: {path}: it has no tokenizer.json, and {type(tokenizer).__name__}, made of its other files by "
+            f"{field}: {path}: it has no tokenizer.json, and {type(tokenizer).__name__}, made of its other files by "
             f"transformers, does not give {lost[0][:40]!r} back: put a tokenizer.json into the folder"
         )
     return tokenizer
@@ -221,9 +224,9 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _unusable(path: str, error: Exception | None) -> ModelError:
+def _unusable(path: str, error: Exception | None, field: str) -> ModelError:
     return ModelError(
-        f"model.path: {path} has no tokenizer that can be loaded: {one_line(error) if error else 'no files of one'}; "
+        f"{field}: {path} has no tokenizer that can be loaded: {one_line(error) if error else 'no files of one'}; "
         "give a model folder with a tokenizer.json, such as the one `vcppo sft` writes, or a Hugging Face id"
     )
 

@@ -60,6 +60,7 @@ class Rollout:
         finish_reason: ``stop``, ``length`` or ``abort``.
         seconds: from submission to the last token.
         stop_string: which of ``sampling.stop`` ended it; None when none did.
+        end_ids: the end token that ended it, if one did: it is no part of the text.
     """
 
     token_ids: Int32Array
@@ -68,6 +69,7 @@ class Rollout:
     finish_reason: FinishReason
     seconds: float
     stop_string: str | None = None
+    end_ids: tuple[int, ...] = ()
 
 
 def register() -> None:
@@ -401,13 +403,15 @@ class Engine:
 def _rollout(completion: Any, seconds: float) -> Rollout:
     spans = tuple(VersionSpan(int(s.version), s.end - s.start) for s in completion.weight_versions or ())
     reason: FinishReason = completion.finish_reason if completion.finish_reason in ("stop", "length") else "abort"
+    stop_string = completion.stop_reason if isinstance(completion.stop_reason, str) else None
     return Rollout(
         token_ids=np.asarray(completion.token_ids, dtype=np.int32),
         log_probs=np.asarray(completion.logprobs.logprobs if completion.logprobs else (), dtype=np.float32),
         version_spans=spans,
         finish_reason=reason,
         seconds=seconds,
-        stop_string=completion.stop_reason if isinstance(completion.stop_reason, str) else None,
+        stop_string=stop_string,
+        end_ids=tuple(completion.token_ids[-1:]) if reason == "stop" and stop_string is None else (),
     )
 
 

@@ -143,7 +143,7 @@ class Sampler:
     async def _make(self, work: Work, total: int) -> None:
         async with self._places:
             rollout = await self._engine.generate(self._prompt(work))
-            text = decode_response(self._tokenizer, rollout.token_ids)
+            text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
             judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
             verdict = await self._verifiers.verify(work.problem.answer, judged, rollout.finish_reason)
         self._files.add(

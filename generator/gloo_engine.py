@@ -27,6 +27,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
 from generator.received_weights import ReceivedSums
@@ -116,6 +117,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._unfinished = False
         self.sums = ReceivedSums()
         self._tied_heads: list[tuple[Any, Any]] = []
+        self._expert_kernels: list[tuple[Any, Any]] = []
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(self._is_news)
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
@@ -146,7 +148,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             self._finalize()
         self._unfinished = True
         self._tied_heads = tied_heads(self.model)  # now: during the reload nothing is shared with anything
-        unpack_experts(self.model)
+        self._expert_kernels = take_expert_kernels(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -187,6 +189,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
 
         mark_missing(self.model)
         finalize_layerwise_reload(self.model, self.model_config)
+        for method, kernel in self._expert_kernels:
+            if method.moe_kernel is None:  # nothing came for these experts
+                method.moe_kernel = kernel
+        self._expert_kernels = []
         for head, owner in self._tied_heads:
             # The tied head shares the embedding's weight, so the reload has nothing to load into it and leaves
             # its prepacked CPU GEMM with the old weights. The embedding's was packed anew, of the same weight.
@@ -204,18 +210,6 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self._group = self._store = None
 
 
-def unpack_experts(model: torch.nn.Module) -> None:
-    """Let the experts of every mixture pack their weights anew when these have come, as after the first load.
-
-    On a CPU they compute from prepacked weights, and vLLM 0.32 packs them only when a layer makes its kernel: an update
-    would leave them as they come, and the log-probs off by a nat.
-    """
-    for module in model.modules():
-        method: Any = getattr(module, "quant_method", None)
-        if getattr(method, "moe_kernel", None) is not None:
-            method.moe_kernel = None
-
-
 def tied_heads(model: torch.nn.Module) -> list[tuple[Any, Any]]:
     """LM heads with a prepacked CPU GEMM (``cpu_linear``) whose weight another module owns too, each with that one."""
     packed = [module for module in model.modules() if hasattr(module, "cpu_linear")]
@@ -226,6 +220,23 @@ def tied_heads(model: torch.nn.Module) -> list[tuple[Any, Any]]:
         for owner in packed
         if owner is not head and owner.weight is head.weight
     ]
+
+
+def take_expert_kernels(model: torch.nn.Module) -> list[tuple[Any, Any]]:
+    """Take the kernels from unquantised experts, each with the method it belongs to, so that a reload makes new ones.
+
+    vLLM's CPU build packs experts for its grouped GEMM only when it makes a kernel. When there is one it would copy
+    unpacked weights over packed ones: all experts would compute with their elements out of order.
+    """
+    methods = {id(method): method for module in model.modules() if (method := getattr(module, "quant_method", None))}
+    found = [
+        (method, method.moe_kernel)
+        for method in methods.values()
+        if isinstance(method, UnquantizedFusedMoEMethod) and method.moe_kernel is not None
+    ]
+    for method, _ in found:
+        method.moe_kernel = None
+    return found
 
 
 @torch.no_grad()

@@ -221,7 +221,7 @@ class RolloutWorker:
             await self._return_leases([prompt.id])
             return
         began = time.monotonic()
-        text = decode_response(self._tokenizer, rollout.token_ids)
+        text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
         judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
         verdict = await self._verifiers.verify(prompt.problem, judged, rollout.finish_reason)
         verify_seconds = time.monotonic() - began

@@ -31,9 +31,10 @@ def require_served(path: str, trust_remote_code: bool, options: dict[str, Any] |
         asked = {"skip_tokenizer_init": True, "trust_remote_code": trust_remote_code, **(options or {})}
         model_config = EngineArgs(model=path, **asked).create_model_config()
     except Exception as error:  # vLLM raises many kinds here
+        reason = one_line(error).partition(" Supported architectures")[0]  # a list of hundreds
         raise ModelError(
             f"model.path: {path}: vLLM can't serve {', '.join(architectures) or 'a model without architectures'} "
-            f"({one_line(error)}): choose a model of an architecture that vLLM lists as supported"
+            f"({reason}): choose a model of an architecture that vLLM lists as supported"
         ) from error
     log.warning(
         "generic_implementation",

@@ -60,7 +60,7 @@ def _task_tokenizer(config: VcppoConfig, task: Task) -> PreTrainedTokenizerFast:
 
 
 def _load_tokenizer(path: str, config: VcppoConfig) -> Any:
-    tokenizer = load_tokenizer(path, config.model.trust_remote_code)
+    tokenizer = load_tokenizer(path, config.model.trust_remote_code, field="sft.init")
     if tokenizer.eos_token_id is None:
         raise VcppoError(f"the tokenizer of {path!r} has no end-of-sequence token: responses could never end")
     return tokenizer

@@ -14,10 +14,13 @@ from common.config.yaml_text import one_line
 from common.question_text import visible_text
 from common.tasks.interface import Finding, TaskError, Verdict, parse_options
 from common.tasks.math_answers import judge, quick_problem, reference_problem
+from common.tasks.maths.symbols import is_prose
 from common.tasks.maths.values import Unreadable, exact_value
 from common.tasks.rows import Row
 from common.tasks.rows_task import Question, RowsOptions, RowsTask, text_of
 from common.trajectory import FinishReason
+
+_MANY_WORDS = 12
 
 
 class DatasetOptions(RowsOptions):
@@ -86,6 +89,9 @@ class DatasetTask(RowsTask):
                     "error", question.place, text, "write the answer as a number, LaTeX or words, or drop the row"
                 )
                 continue
+            if is_prose(reference) and (num_words := len(reference.split())) > _MANY_WORDS:
+                text = f"the answer {shown} has {num_words} words: only the same words are judged correct"
+                yield Finding("warning", question.place, text, "shorten it to what a response can be expected to say")
             earlier = first.setdefault(question.key, question)
             if not _agree(str(earlier.answer["reference"]), reference):
                 other = one_line(repr(earlier.answer["reference"]), 80)

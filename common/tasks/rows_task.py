@@ -157,7 +157,7 @@ class RowsTask(Task):
             text = f"{count} held-out problems: pass@1 of 50 % has an interval of ± {98 / count**0.5:.0f} points"
             remedy = "add rows, raise task.options.held_out_fraction, or give a larger held_out_path"
             yield Finding("warning", options.held_out_path or options.path, text, remedy)
-        yield from self.answer_findings([*self._questions["train"], *self._questions["held_out"]])
+        yield from self.answer_findings(self._rows)
 
     def judged_part(self, response: str, finish_reason: FinishReason) -> str | None:
         """What follows the thinking; None: by the options there is nothing to judge."""
@@ -174,7 +174,8 @@ class RowsTask(Task):
         held_out: list[Question] = []
         if options.held_out_path is not None and not options.evaluation_only:
             held_out = self._read(options.held_out_path, options.hub_held_out_split, problems)
-        problems += self._contradictions([*train, *held_out])
+        self._rows = [*train, *held_out]  # the repeated ones too, for findings
+        problems += self._contradictions(self._rows)
         if problems:
             raise RowsError(problems)
         if options.evaluation_only:

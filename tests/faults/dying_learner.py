@@ -49,6 +49,19 @@ def die_after(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
     setattr(owner, name, wrapped)
 
 
+def die_before(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
+    """The same, when ``owner.name`` is called."""
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        if is_due(*arguments):
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, wrapped)
+
+
 def arm(boundary: str, step: int) -> None:
     """Make this process die there."""
     current = [0]  # the step whose checkpoint is being committed
@@ -75,7 +88,7 @@ def arm(boundary: str, step: int) -> None:
         case "noted":
             die_after(loop, "commit", lambda _, store, ids, committed_step: committed_step == step)
         case "sending":
-            die_after(loop, "make_probe", lambda _, actor, batch, *rest: batch.version + 1 == step)
+            die_before(NoMemberBroadcaster, "broadcast", lambda self, version, canary=None: version == step)
         case "broadcast":
             die_after(NoMemberBroadcaster, "broadcast", lambda _, self, version, canary=None: version == step)
         case _:

@@ -95,7 +95,7 @@ def test_own_folder_is_not_overwritten(config: VcppoConfig) -> None:
         ("sft.architecture={model_type: qwen2, hidden_size: 32, num_hidden_layers: 1}", "use llama"),
         ("sft.architecture={model_type: no_such_model}", "sft.architecture"),
         ("task={name: dataset, options: {path: tests/data/problems.jsonl}}", "tokenizer"),
-        ("sft.init={run}/missing", "can't be loaded"),
+        ("sft.init={run}/missing", "sft.init: .*missing has no tokenizer that can be loaded"),
     ],
 )
 def test_unusable_config_says_what_to_do(

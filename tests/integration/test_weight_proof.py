@@ -15,16 +15,15 @@ COMMON: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "head_dim": 32,
     "intermediate_size": 128,
     "max_position_embeddings": 512,
 }
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "tied": COMMON | {"model_type": "llama", "tie_word_embeddings": True},
-    "untied, biases": COMMON | {"model_type": "qwen2", "tie_word_embeddings": False, "head_dim": None},
+    "untied, biases": COMMON | {"model_type": "qwen2", "tie_word_embeddings": False},
     "experts": COMMON | {
         "model_type": "qwen3_moe", "tie_word_embeddings": False, "num_experts": 4, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 64, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "moe_intermediate_size": 64, "head_dim": 32, "decoder_sparse_step": 1, "mlp_only_layers": [],
     },
 }  # fmt: skip
 

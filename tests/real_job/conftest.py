@@ -1,4 +1,4 @@
-"""A real pretrained model and its data, as `../shared/real-job/make` makes them. Without them the tests are left out."""
+"""A real pretrained model and its data, which `make real-job` makes. Without them the tests are left out."""
 
 from __future__ import annotations
 

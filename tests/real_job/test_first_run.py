@@ -23,7 +23,8 @@ NUM_STEPS = 3
 SHORT = [
     "model.dtype=bfloat16",
     "sampling.max_response_tokens=16",
-    "value_pretraining={num_trajectories: 48, batch_size: 16, max_steps: 2, eval_every: 1, min_explained_variance: -10, held_out_fraction: 0.34}",
+    "value_pretraining={num_trajectories: 48, batch_size: 16, max_steps: 2, eval_every: 1, held_out_fraction: 0.34}",
+    "value_pretraining.min_explained_variance=-10",
     f"rl={{num_steps: {NUM_STEPS}, batch_size: 16, group_size: 4}}",
     "algorithm.num_mini_batches=2",
     # Sixty-four prompts of sixty tokens in flight: vLLM cuts their prefill into pieces.

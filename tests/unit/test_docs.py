@@ -12,7 +12,7 @@ from common.config import config_fields, load_config
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
-    "docs/check.md", "docs/compose.md", "docs/experiments.md", "docs/models.md", "docs/samples.md", "docs/sampling.md",
+    "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/models.md", "docs/samples.md", "docs/sampling.md",
     "docs/value_pretraining.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")

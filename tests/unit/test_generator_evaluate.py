@@ -123,6 +123,27 @@ def test_a_line_that_broke_off_is_made_again_and_spoils_no_other(tmp_path: Path)
     assert files.read() == {("a", 0): sample("a", 0), ("a", 1): sample("a", 1)}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "9" * 5000,
+        "[]",
+        '{"problem": "a"}',
+        json.dumps({**asdict(sample("a", 0)), "outcome": "maybe"}),
+        json.dumps({**asdict(sample("a", 0)), "outcome": ["correct"]}),
+        json.dumps({**asdict(sample("a", 0)), "length": "9"}),
+        json.dumps({**asdict(sample("a", 0)), "sample": True}),
+    ],
+)
+def test_a_line_that_is_no_sample_is_made_again(tmp_path: Path, line: str) -> None:
+    files = SampleFiles(tmp_path / "model.json", "plan", 0)
+    files.add(sample("a", 1))
+    (path,) = (tmp_path / "model.samples").glob("plan.0.jsonl")
+    path.write_text(line + "\n" + path.read_text())
+    assert files.read() == {("a", 1): sample("a", 1)}
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
 def test_workers_share_the_samples_without_a_word(tmp_path: Path, num_workers: int) -> None:
     plan = Plan(config_of(tmp_path), "m", PROBLEMS)

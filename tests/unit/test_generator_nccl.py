@@ -1,4 +1,4 @@
-"""The nccl worker engine: vLLM's own receiving, with sums. No GPU: the stream of packets is played, the flow is real."""
+"""The nccl worker engine: vLLM's own receiving, with sums. No GPU: the packets are played, the flow is real."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Verdicts on mathematical answers: 700 pairs as a careful person judges them, and hostile ones in bounded time."""
+"""Verdicts on mathematical answers: 800 pairs as a careful person judges them, and hostile ones in bounded time."""
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -189,3 +190,13 @@ def test_ten_thousand_references_are_tried_in_a_minute(tmp_path: Path) -> None:
     began = time.process_time()
     assert [finding for finding in task.findings() if finding.level == "error"] == []
     assert time.process_time() - began < 3
+
+
+def test_the_table_of_the_docs_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dataset.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| (`.*`) \| (`.*`) \|$", page, re.MULTILINE)
+    assert len(rows) >= 15
+    for reference, right, wrong in rows:
+        for outcome, answers in (("correct", right), ("wrong", wrong)):
+            for answer in re.findall(r"`([^`]+)`", answers):
+                assert judge(reference, f"\\boxed{{{answer}}}").outcome == outcome, (reference, answer)

@@ -173,7 +173,7 @@ def _proportional(wanted: Relation, said: Relation) -> bool:
         return False
     if operator in ("=", r"\ne"):
         return True
-    return (f0 / g0 > 0) == (operator == other)
+    return bool(f0 / g0 > 0) == (operator == other)
 
 
 # --- lists, tuples, sets, intervals, matrices --------------------------------------------------------------------

@@ -137,7 +137,7 @@ def _same_values(reference: str, given: str, factor: Fraction) -> bool:
     if wanted is not None and said is not None:
         if wanted == said * factor:
             return True
-        return factor == 1 and _rounded(reference, given, wanted, said)
+        return _rounded(reference, given, wanted, said, factor)
     if key(reference) == key(given):
         return factor == 1 and bool(key(reference))
     found = symbols.values([reference, given])
@@ -147,8 +147,8 @@ def _same_values(reference: str, given: str, factor: Fraction) -> bool:
     if all(symbols.is_same_number(a, b) for a, b in zip(found[0], scaled, strict=True)):
         return True
     (a, a_im), (b, b_im) = found[0][0], found[1][0]
-    is_number = len(found[0]) == 1 and a_im == 0 == b_im and factor == 1
-    return is_number and _rounded(reference, given, a, b)
+    is_number = len(found[0]) == 1 and a_im == 0 == b_im
+    return is_number and _rounded(reference, given, a, b, factor)
 
 
 def _exact(text: str) -> Fraction | None:
@@ -161,8 +161,12 @@ def _exact(text: str) -> Fraction | None:
         return None
 
 
-def _rounded(reference: str, given: str, wanted: Fraction, said: Fraction) -> bool:
+def _rounded(reference: str, given: str, wanted: Fraction, said: Fraction, factor: Fraction) -> bool:
+    """Does one of the two show the other's digits?"""
     decimals = literal(reference), literal(given)
-    return any(
-        decimal is not None and agrees(decimal, value) for decimal, value in zip(decimals, (said, wanted), strict=True)
-    )
+    if decimals[0] is not None and agrees(decimals[0], said * factor):
+        return True
+    if decimals[1] is None:
+        return False
+    scaled = decimals[1]._replace(value=decimals[1].value * factor, last_place=decimals[1].last_place * factor)
+    return agrees(scaled, wanted)

@@ -157,4 +157,5 @@ def _fraction(value: Any) -> Fraction | None:
     sign, mantissa, exponent, num_bits = value._mpf_
     if abs(exponent) + num_bits > _MAX_BITS or (not mantissa and exponent):
         return None
-    return (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent
+    found: Fraction = (-1) ** sign * Fraction(int(mantissa)) * Fraction(2) ** exponent
+    return found

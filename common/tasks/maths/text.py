@@ -132,7 +132,7 @@ def is_balanced(text: str) -> bool:
 def normal_form(answer: str) -> str:
     """The answer without what only changes its looks: signs as LaTeX, spacing, delimiters, dialects of LaTeX."""
     text = _without_delimiters(_as_ascii(answer).strip())
-    text = _LOOKS.sub("", text).replace("{,}", ",")
+    text = _LOOKS.sub("", text).replace("{,}", ",").replace("{:}", ":")
     text = _MONEY.sub(r"\1\2\\text{ dollars}", text)
     text = _FOREIGN.sub(lambda m: rf"{m[1]}{m[3]}\text{{ {_CURRENCIES[m[2]]}}}", text)
     text = text.replace("\\$", "").replace("$", "")
