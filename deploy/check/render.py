@@ -82,7 +82,7 @@ class Screen:
             self._write(f"    {'':<11} [bright_black]│ {escape(_printable(detail))}[/]")
 
     def _write(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False)
+        self.console.print(text, soft_wrap=True, highlight=False, emoji=False)  # train.jsonl:100: is no emoji
 
 
 def _printable(text: str) -> str:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator
 
 from common.check_lines import Result, failed, passed, warned
+from common.tasks import Finding
 from generator.check.context import Context
 
-_MOST_LINES = 20
+_SHOWN = 4  # findings of one kind that are shown in full
+_NAMED = 20  # of the others, by place
 _Z_95 = 1.959964
 _WIDE = 0.05  # half-width of pass@1's interval from which on an evaluation can't tell small gains
 
@@ -27,16 +29,19 @@ def task(context: Context) -> Result:
 
 
 def rows(context: Context) -> Iterator[Result]:
-    """What the task itself finds wrong with its rows and options."""
-    found = list(context.task.findings())
-    for finding in found[:_MOST_LINES]:
-        kind = failed if finding.level == "error" else warned
-        yield kind(f"{finding.where}: {finding.text}", finding.remedy)
-    if rest := found[_MOST_LINES:]:
-        is_error = any(finding.level == "error" for finding in rest)
-        places = ", ".join(finding.where for finding in rest[:_MOST_LINES])
-        yield (failed if is_error else warned)(f"{len(rest)} more like these: {places}", "")
-    if not found:
+    """What the task itself finds wrong with its rows and options: errors first, findings of a kind together."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in context.task.findings():
+        kinds.setdefault((finding.level, finding.remedy), []).append(finding)
+    for (level, remedy), found in sorted(kinds.items(), key=lambda kind: kind[0][0]):  # "error" before "warning"
+        shown = found[:_SHOWN]
+        details = [f"{finding.where}: {finding.text}" for finding in shown[1:]]
+        if more := found[_SHOWN:]:
+            places = ", ".join(finding.where for finding in more[:_NAMED])
+            details.append(f"{len(more)} more: {places}{', ...' if len(more) > _NAMED else ''}")
+        text = f"{shown[0].where}: {shown[0].text}"
+        yield (failed if level == "error" else warned)(text, remedy, *details)
+    if not kinds:
         yield passed("the task finds nothing wrong with its rows and options")
 
 

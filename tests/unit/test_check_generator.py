@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from common.check_lines import CheckLine
 from common.config import VcppoConfig, load_config
-from common.tasks import Problem, Split, Task, Verdict
+from common.tasks import Finding, Problem, Split, Task, Verdict
 from common.tasks.dataset import DatasetOptions
 from common.trajectory import FinishReason
 from generator.check.__main__ import CHECKS
@@ -49,6 +49,16 @@ class TestData:
         context = Context(config)
         lines = [line for check in CHECKS for line in check.lines(context) if check.name in ("task", "rows", "text")]
         assert [line.status for line in lines] == ["failed", "skipped", "skipped"]  # said once
+
+    def test_findings_of_a_kind_stand_together_errors_first(self, tmp_path: Path) -> None:
+        make(tmp_path)
+        name = f"{Careless.__module__}:{Careless.__name__}"
+        lines = look(load_config(tmp_path / "run.yaml", [f"task={{name: '{name}'}}"]), "rows")
+        assert [(line.status, line.text) for line in lines] == [
+            ("failed", "row 70: no answer"), ("warned", "row 0: asked twice"),
+        ]  # fmt: skip
+        assert lines[1].details[:3] == tuple(f"row {i}: asked twice" for i in (1, 2, 3))
+        assert lines[1].details[3].startswith("46 more: row 4, row 5") and lines[1].details[3].endswith(", ...")
 
     def test_few_held_out_problems_tell_little(self, tmp_path: Path) -> None:
         config = make(tmp_path)
@@ -194,6 +204,14 @@ class YesMan(Task):
 
     def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
         return Verdict("correct", response[:10])
+
+
+class Careless(YesMan):
+    """Its data hold fifty small faults, and a large one behind them."""
+
+    def findings(self) -> list[Finding]:
+        small = [Finding("warning", f"row {i}", "asked twice", "drop it") for i in range(50)]
+        return [*small, Finding("error", "row 70", "no answer", "mend it")]
 
 
 class NoMan(YesMan):

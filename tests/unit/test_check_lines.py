@@ -99,6 +99,12 @@ def test_text_of_a_model_can_not_steer_the_terminal() -> None:
     assert "\\x1b[31m[bold]red\\u202e" in screen_text(screen)
 
 
+def test_places_in_files_are_no_emoji() -> None:
+    screen = make_screen()
+    screen.add(CheckLine("data", "rows", "warned", "rows.jsonl:100: asks it again"))
+    assert "rows.jsonl:100: asks" in screen_text(screen)
+
+
 def test_json_is_a_line_each_and_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(Console(file=io.StringIO()), as_json=True)
     screen.expect(["data"])
