@@ -34,6 +34,7 @@ _start, _receive = GlooWeightTransferEngine.start_weight_update, GlooWeightTrans
 _finish, _tensors, _tied_heads = GlooWeightTransferEngine.finish_weight_update, _Chunk.tensors, gloo_engine.tied_heads
 _layout: list[tuple[str, torch.dtype, list[int]]] = []
 _scrambling = False
+_wrong: list[tuple[str, torch.Tensor]] = []
 
 
 class WeightFaults:
@@ -72,7 +73,9 @@ def start_weight_update(self: Any) -> None:
     if order().get("scramble") and _layout:
         _scrambling = True
         _start(self)
-        self.model.load_weights(_wrong_weights())
+        if not _wrong:
+            _wrong.extend(_wrong_weights())
+        self.model.load_weights(iter(_wrong))
         _finish(self)
         _scrambling = False
     _start(self)

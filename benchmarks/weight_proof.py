@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ class Counts(NamedTuple):
     true_updates: int
 
 
-FULL = Counts(None, 20, 100, 30, 20, 200)
+FULL = Counts(None, 20, 100, 30, 6, 200)
 QUICK = Counts(6, 2, 4, 2, 1, 6)
 
 
@@ -100,6 +100,9 @@ class Row(NamedTuple):
         return f"{min(shares):.3g} at least" if self.must_fail else f"{max(shares):.3g} at most"
 
 
+Add = Callable[[str, bool, Iterator[Try]], None]
+
+
 class WatchedProof(WeightProof):
     """Keeps the figures behind each judgement."""
 
@@ -128,6 +131,7 @@ class Bench:
         self._texts = [prompt.token_ids for prompt in source.prompts("rl", 0, 64, 0)]
         self.actor: TrainEngine = make_actor(self.config)
         self.names = [info.name for info in self.actor.weight_metadata()]
+        self.is_tied = "lm_head.weight" not in self.names
         self.sizes = {name: tensor.nbytes for name, tensor in self.actor.weight_source()}
         self._broadcaster = WeightBroadcaster(self.config, rig.store, self.actor)
         self._version = 0
@@ -179,21 +183,33 @@ class Bench:
         self._broadcaster.close()
 
 
-def measure(bench: Bench, counts: Counts, tell: Callable[[Row], None]) -> list[Row]:
-    """All kinds, one after the other; `tell` hears of each."""
+def measure(
+    bench: Bench, counts: Counts, tell: Callable[[Row], None], updates: Sequence[str] = ("first", "later")
+) -> list[Row]:
+    """All kinds of these updates, one after the other; `tell` hears of each."""
     rows: list[Row] = []
 
     def add(kind: str, must_fail: bool, tries: Iterator[Try]) -> None:
         rows.append(Row(kind, must_fail, list(tries)))
         tell(rows[-1])
 
-    tied = "lm_head.weight" not in bench.names
     bench.send_true()
+    if "first" in updates:
+        _first_updates(bench, counts, add)
+    if "later" in updates:
+        _later_updates(bench, counts, add)
+    return rows
+
+
+def _first_updates(bench: Bench, counts: Counts, add: Add) -> None:
     add("first: nothing wrong", False, _first(bench, [{}] * max(2, counts.heads // 2)))
     add("first: one tensor left out", True, _first(bench, [{"leave_out": [n]} for n in _some(bench, counts.left_out)]))
     add("first: two layers swapped", True, _first(bench, [{"swap": [p]} for p in _pairs(bench, counts.swapped)]))
-    if tied:
+    if bench.is_tied:
         add("first: head keeps the old weights", True, _first(bench, [{"keep_head": True}] * counts.heads))
+
+
+def _later_updates(bench: Bench, counts: Counts, add: Add) -> None:
     bench.forget()
     bench.send_true()
     rate = bench.config.rl.actor_learning_rate
@@ -207,9 +223,8 @@ def measure(bench: Bench, counts: Counts, tell: Callable[[Row], None]) -> list[R
     flips = [{"flip": (name, byte)} for name, byte in _bytes(bench, counts.flipped)]
     add("later: one bit of one byte flipped", True, _later(bench, SMALL_STEP, flips))
     add("later: nothing wrong, after a step at 1e-06", False, _later(bench, SMALL_STEP, [{}] * counts.small_steps))
-    if tied:
+    if bench.is_tied:
         add("later: head keeps the old weights", True, _later(bench, rate, [{"keep_head": True}] * counts.heads, 8))
-    return rows
 
 
 def _first(bench: Bench, faults: list[dict[str, Any]]) -> Iterator[Try]:
@@ -311,12 +326,15 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--data", type=Path, required=True, help="questions and answers, one JSON object a line")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--tokens", type=int, default=256, help="broadcast.canary_tokens")
+    parser.add_argument("--updates", nargs="+", choices=["first", "later"], default=["first", "later"])
     parser.add_argument("--quick", action="store_true", help="few tries of each kind")
     options = parser.parse_args()
     changes: dict[str, Mapping[str, Any]] = {
         "task": {"name": "dataset", "options": {"path": str(options.data.resolve())}},
         "generator": {"max_model_len": 512},
         "learner": {"micro_batch_tokens": 1024},
+        "broadcast": {"canary_tokens": options.tokens},
     }
     with (
         tempfile.TemporaryDirectory() as name,
@@ -324,7 +342,8 @@ def main() -> int:
     ):
         print("| kind | tries | found | mean difference / largest that passes | least share of answers that moved |")
         print("|---|---|---|---|---|")
-        rows = measure(bench, QUICK if options.quick else FULL, lambda row: print(line(row), flush=True))
+        counts = QUICK if options.quick else FULL
+        rows = measure(bench, counts, lambda row: print(line(row), flush=True), options.updates)
         print(f"pause, median over updates: {np.median(bench.seconds):.3f} s; {torch.get_num_threads()} thread")
     return 0 if all(row.num_right == len(row.tries) for row in rows) else 1
 

@@ -32,6 +32,7 @@ _LEAST_RATIO = 1 / 64  # float32 agrees far better than TF32's rounding, which i
 _RELATIVE = 0.01  # of a probe without a measured rounding: of its mean |log-prob|
 _MOVED_TOKENS = 0.25  # the learner's own answers have moved when this share of them is not the same bit for bit
 _TINY = 1e-30
+_MOVED_SHARE = 1e-3  # and when they moved by more than this share of what rounding explains, on average
 _NOT_ALL_TAKEN = (
     "; an engine starts with wrong weights on purpose, and some of these seem to be in use still: look for what vLLM "
     "says of weights in its log, and try another model.path"
@@ -172,8 +173,9 @@ def _stale(known: Incarnation, answer: Float32Array, probe: CanaryProbe, sums: S
         return ""
     moved_here = np.abs(probe.log_probs.astype(np.float64) - known.probe.log_probs)
     moved_there = mean_difference(answer, known.answer)
-    if np.mean(moved_here > 0) < _MOVED_TOKENS or np.mean(moved_here) <= 4 * known.repeat:
-        return ""  # too little has changed to tell
+    least = max(4 * known.repeat, _MOVED_SHARE * probe.explained)
+    if np.mean(moved_here > 0) < _MOVED_TOKENS or np.mean(moved_here) <= least:
+        return ""  # too little has changed to tell: rounding may hide all of it
     if moved_there > 2 * known.repeat:
         return ""
     same = "to the last bit" if moved_there == 0 else f"within {moved_there:.3g} nats, as when nothing changes"

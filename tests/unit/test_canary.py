@@ -100,6 +100,7 @@ def test_an_unchanged_answer_is_right_where_nothing_changed() -> None:
     engine = known(0.05)
     assert later_update(engine, Answers(engine.answer), probe(), FACTOR, [1, 2])[1] == ""  # the same weights again
     assert later_update(engine, Answers(engine.answer), probe(), FACTOR, [1, 3])[1] == ""  # too little moved to tell
+    assert later_update(engine, Answers(engine.answer), probe(moved=1e-5), FACTOR, [1, 3])[1] == ""  # rounding hides it
     other = probe(moved=1e-4, tokens=TOKENS + 1)
     assert later_update(engine, Answers(engine.answer), other, FACTOR, [1, 4])[1] == ""  # another question
 
