@@ -113,7 +113,8 @@ def unusable(path: str | Path, error: Exception) -> str:
     if "Unrecognized configuration class" in reason and "SequenceClassification" in reason:
         return (
             f"model {path}: transformers has no critic for this architecture (no ForSequenceClassification class): set "
-            "algorithm.advantage_estimator = leave_one_out or group_mean, which have none, or choose another model.path"
+            "algorithm.advantage_estimator=leave_one_out and value_pretraining.num_trajectories=0, which need none, or "
+            "choose another model.path"
         )
     return (
         f"model path {str(path)!r} can't be loaded ({reason}); give a folder with config.json and safetensors, "

@@ -232,8 +232,22 @@ ON_A_RUN = [
     Text("deploy/redis_server.py", "or set redis.url", TRAINED, ["redis.url=redis://127.0.0.1:6379/0"]),
     Text("generator/evaluate.py", "raise it to their sum", RECORDED,
          ["generator.max_model_len=9000", "learner.micro_batch_tokens=9000"]),
-    Text("learner/attention.py", "choose another model.path", BEFORE, ["model.path=c/d"]),
-    Text("learner/models.py", "choose another model.path", BEFORE, ["model.path=c/d"]),
+    *(
+        Text(f"learner/{name}.py", "choose another model.path", BEFORE, ["model.path=c/d"])
+        for name in ("export", "model_loading", "packing_proof", "saving", "wire_weights")
+    ),
+    Text("learner/model_loading.py", "set algorithm.advantage_estimator=leave_one_out and value_pretraining.num_traj",
+         BEFORE, ["algorithm.advantage_estimator=leave_one_out", "value_pretraining.num_trajectories=0"]),
+    Text("learner/model_loading.py", "set generator.max_model_len to at most", BEFORE, ["generator.max_model_len=400"]),
+    Text("learner/model_loading.py", "set learner.gradient_checkpointing = false", TRAINED,
+         ["learner.gradient_checkpointing=false"]),
+    Text("generator/engine_start.py", "lower generator.max_model_len", BEFORE, ["generator.max_model_len=400"]),
+    Text("generator/engine_start.py", "raise generator.kv_cache_gib", TRAINED, ["generator.kv_cache_gib=9"]),
+    Text("generator/engine_start.py", "lower generator.max_in_flight", TRAINED, ["generator.max_in_flight=9"]),
+    Text("common/config/sampling_checks.py", "set eval.samples_per_problem and eval.k to 1", TRAINED,
+         ["eval.samples_per_problem=1", "eval.k=1"]),
+    Text("common/tasks/dataset.py", "set task.options.answer_after", BEFORE, ["task.options.answer_after='####'"]),
+    Text("deploy/demo.py", "to train that, set model.path=", BEFORE, ["model.path=c/d"]),
     Text("learner/__main__.py", "or set learner.num_ranks", BEFORE, ["learner.num_ranks=2"]),
     Text("learner/starting_point.py", "name a model in sft.init", BEFORE, ["sft.init=c/d"]),
     Text("learner/sft.py", "sft.phases is empty", BEFORE, ["model.path=c/d"]),
@@ -296,6 +310,7 @@ NOT_ON_A_RUN = {
     "deploy/check/": "as above; the tests of each check follow what it says",
     "generator/check/": "as above",
     "learner/check/": "as above",
+    "deploy/run_config.py": "a folder that can't be written is no run yet: the next start is under another one",
 }
 
 
