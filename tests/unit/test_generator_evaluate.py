@@ -13,7 +13,7 @@ import pytest
 
 from common.config import VcppoConfig
 from common.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
-from common.pass_at_k import wilson_interval
+from common.intervals import wilson
 from common.tasks import Problem, Verdict
 from common.trajectory import Prompt, VersionSpan
 from generator import evaluate
@@ -66,7 +66,7 @@ class FakeVerifiers:
 
 
 class Tokenizer:
-    def __call__(self, text: str) -> dict[str, list[int]]:
+    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [1, 2]}
 
     def decode(self, ids: list[int], **_: Any) -> str:
@@ -229,7 +229,7 @@ def test_summary_counts_every_sample(tmp_path: Path) -> None:
     assert counts == {"correct": 1, "wrong": 1, "unparsable": 1, "timeout": 1, "crash": 0, "cut": 1}
     assert all(each["of"] == 4 for each in figures["responses"].values())
     one = summarise([records[0]], k=1, seed=0)["responses"]["correct"]  # two samples of one problem: as one draw
-    assert (one["rate"], one["interval"]) == (0.5, wilson_interval(0.5, 1))
+    assert (one["rate"], one["interval"]) == (0.5, wilson(0.5, 1))
     write_results(tmp_path / "eval" / "x.json", figures, records)
     lines = (tmp_path / "eval" / "x.jsonl").read_text().splitlines()
     assert json.loads(lines[1]) == json.loads(json.dumps(asdict(records[1])))

@@ -65,8 +65,8 @@ def test_numbers_of_yaml_1_1_are_those_of_1_2(run_yaml: Path) -> None:
 
 
 def test_aliases_within_reason_are_fine(run_yaml: Path) -> None:
-    run_yaml.write_text("model: {path: m}\nsampling: &s {temperature: 0.5}\neval: {<<: *s, k: 1}\n")
-    assert "eval.temperature" in problems_of(run_yaml)[0]  # merged, and no field of eval
+    run_yaml.write_text("model: {path: m}\nsampling: &s {max_response_tokens: 5}\neval: {<<: *s, k: 1}\n")
+    assert "eval.max_response_tokens" in problems_of(run_yaml)[0]  # merged, and no field of eval
     run_yaml.write_text("model: &m {path: m}\ntask: {options: {again: *m}}\n")
     assert load_config(run_yaml).task.options == {"again": {"path": "m"}}
 

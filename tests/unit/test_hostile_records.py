@@ -17,6 +17,7 @@ from common.errors import VcppoError
 from common.json_file import read_json_object
 from common.ledger import DeadLetter, Ledger
 from common.log_render import render_line
+from common.run_folder import RunFolder
 from common.store_codec import dead_letter_from, member_from
 from common.transport.receiver import TrajectoryReceiver
 from common.wire import encode_trajectory
@@ -25,6 +26,7 @@ from learner.trained_log import check_trained_once, read_trained_log
 from learner.trajectory_file import TrajectoryFile
 from learner.value_pretraining import CRITIC_FOLDER, DECISION_FILE, is_done
 from tests.fuzz.wire import a_trajectory
+from tests.unit.fake_run import config_of
 
 
 def record(number: int) -> bytes:
@@ -81,13 +83,15 @@ def test_a_batch_of_nothing_has_no_staleness(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\0\0"])
 def test_a_damaged_marker_names_its_file_and_the_remedy(tmp_path: Path, text: str) -> None:
-    (tmp_path / CRITIC_FOLDER).mkdir()
-    (tmp_path / CRITIC_FOLDER / "config.json").write_text("{}")
-    (tmp_path / DECISION_FILE).write_text(text)
+    config = config_of(tmp_path)
+    folder = RunFolder(config.run.path).value_pretraining
+    (folder / CRITIC_FOLDER).mkdir(parents=True)
+    (folder / CRITIC_FOLDER / "config.json").write_text("{}")
+    (folder / DECISION_FILE).write_text(text)
     with pytest.raises(VcppoError, match=r"decision\.json: is damaged .*: remove it, and value pretraining"):
-        is_done(tmp_path)
-    (tmp_path / DECISION_FILE).write_text('{"best_step": 3}')
-    assert not is_done(tmp_path)
+        is_done(config)
+    (folder / DECISION_FILE).write_text('{"best_step": 3}')
+    assert not is_done(config)
     with pytest.raises(VcppoError, match="No such file"):
         read_json_object(tmp_path / "none", "remedy")
 
