@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 Cores = frozenset[int]
 
+FEW_CORES = 4  # on fewer, halves waste whichever side is faster
+
 GENERATOR_NICENESS = 10
 """A tenth of the learner's share where both want the same core."""
 
@@ -37,9 +39,9 @@ class CorePlan(NamedTuple):
 def plan_cores(num_cpus: int, num_generators: int, num_ranks: int) -> CorePlan:
     """Divide `num_cpus` cores among the generators and the learner's ranks.
 
-    With a core for everyone, each generator gets an equal share of its own and the learner the rest. With fewer, all
-    may run everywhere and the learner goes first: its step is what everybody's next weights wait for, while
-    generators fill whatever is left. No core is idle in the stages where only one side works.
+    With a core for everyone, each generator gets an equal share of its own and the learner the rest. With fewer, and
+    on fewer than `FEW_CORES`, all may run everywhere and the learner goes first: its step is what everybody's next
+    weights wait for, while generators fill whatever is left. No core is idle in the stages where only one side works.
 
     Raises:
         ValueError: when a count is not positive (`num_generators` may be 0).
@@ -51,12 +53,13 @@ def plan_cores(num_cpus: int, num_generators: int, num_ranks: int) -> CorePlan:
     everything = frozenset(range(num_cpus))
     if num_generators == 0:
         return CorePlan(everything, max(1, num_cpus // num_ranks), (), 1, shared=False)
-    if num_cpus >= num_generators + num_ranks:
+    if num_cpus >= max(FEW_CORES, num_generators + num_ranks):
         share = num_cpus // (num_generators + num_ranks)
         generators = tuple(frozenset(range(i * share, (i + 1) * share)) for i in range(num_generators))
         learner = everything - frozenset().union(*generators)
         return CorePlan(learner, max(1, len(learner) // num_ranks), generators, share, shared=False)
-    return CorePlan(everything, max(1, num_cpus // num_ranks), (everything,) * num_generators, 1, shared=True)
+    threads = max(1, num_cpus // num_generators)
+    return CorePlan(everything, max(1, num_cpus // num_ranks), (everything,) * num_generators, threads, shared=True)
 
 
 def available_cores() -> list[int]:

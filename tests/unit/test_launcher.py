@@ -72,6 +72,11 @@ class TestPlanCores:
         assert plan.shared
         assert plan.generator_niceness > 0
 
+    def test_two_cores_are_not_halved_between_one_generator_and_the_learner(self) -> None:
+        plan = plan_cores(2, 1, 1)
+        assert (plan.learner, plan.generators) == ({0, 1}, (frozenset({0, 1}),))
+        assert (plan.learner_threads, plan.generator_threads, plan.shared) == (2, 2, True)
+
     def test_enough_cores_are_divided(self) -> None:
         plan = plan_cores(8, 2, 1)
         assert plan.generators == (frozenset({0, 1}), frozenset({2, 3}))
