@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
-from huggingface_hub import try_to_load_from_cache
 
 from common.config import VcppoConfig
 from common.config.dependents import differences, flat, settings_of
 from common.errors import EXIT_REFUSED, VcppoError
+from common.fingerprints import model_contents
 from common.json_file import read_json_object
 from common.run_folder import RECORD_FILE, RECORDED_WITH_FILE
 from common.tasks import BUILT_IN_TASKS, Task
@@ -32,9 +32,6 @@ from common.whole_file import write_whole
 
 log = structlog.get_logger(__name__)
 
-_WHOLE = 16 << 20  # files up to this size are read whole
-_NUM_SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
-_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.py", "*.safetensors")
 _OURS = ("cold_start.json", "reward_model.json")  # notes of our stages, with times in them
 
 
@@ -157,35 +154,8 @@ def _task_code(name: str, task: Task) -> str | None:
 
 
 def model_digest(path: str) -> str:
-    """Of the files at a model path; of a hub id, of those in the local cache.
-
-    Small files are read whole; of larger ones their size and `_NUM_SAMPLES` pieces, which training changes everywhere.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(path, "config.json") if path.count("/") == 1 else None
-        if not isinstance(cached, str):
-            return f"not on this machine: {path}"
-        folder = Path(cached).parent
-    found = blake2b(digest_size=16)
-    for file in _model_files(folder):
-        found.update(f"{file.name} {file.stat().st_size} ".encode())
-        for piece in _pieces(file):
-            found.update(piece)
-    return found.hexdigest()
-
-
-def _model_files(folder: Path) -> list[Path]:
-    names = {file.name: file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file()}
-    return [file for name, file in sorted(names.items()) if name not in _OURS]
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        if size <= _WHOLE:
-            yield opened.read()
-            return
-        for number in range(_NUM_SAMPLES):
-            opened.seek((size - _SAMPLE_BYTES) * number // (_NUM_SAMPLES - 1))
-            yield opened.read(_SAMPLE_BYTES)
+    """Of the files at a model path; of a hub id, of those in the local cache (`common.fingerprints`)."""
+    contents = model_contents(path)
+    if not contents:
+        return f"not on this machine: {path}"
+    return digest({name: each for name, each in contents.items() if name not in _OURS})
