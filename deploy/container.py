@@ -250,7 +250,8 @@ def learner(run: str, overrides: Sequence[str], sink: LogSink, *, until: str | N
 
 
 def value_pretraining(run: str, overrides: Sequence[str], sink: LogSink) -> int:
-    return learner(run, overrides, sink, until="value_pretraining")
+    """It sends weights too, and `docker compose run` gives its container no name that others could find."""
+    return learner(run, [f"broadcast.host={own_address()}", *overrides], sink, until="value_pretraining")
 
 
 def evaluation(run: str, overrides: Sequence[str], sink: LogSink) -> int:
