@@ -196,17 +196,18 @@ def evaluate(
 
 
 def eval_table(results: Sequence[EvalResult]) -> Table:
-    """pass@1 ± interval, pass@k, mean length."""
+    """pass@1 ± interval, pass@k if k is more than 1, mean length."""
     k = max((result.k for result in results), default=1)
+    pass_at_k = [f"pass@{k}"] if k > 1 else []
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("model", "pass@1", "95 % interval", f"pass@{k}", "mean length", "problems"):
+    for heading in ("model", "pass@1", "95 % interval", *pass_at_k, "mean length", "problems"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for result in results:
         table.add_row(
             result.name,
             f"{result.pass_at_1:.3f}",
             f"{result.low:.3f} to {result.high:.3f}",
-            "–" if result.pass_at_k is None else f"{result.pass_at_k:.3f}",
+            *(["–" if result.pass_at_k is None else f"{result.pass_at_k:.3f}"] if pass_at_k else []),
             "–" if result.mean_length is None else f"{result.mean_length:.0f}",
             str(result.num_problems),
         )
