@@ -180,7 +180,8 @@ def prepare(run: str, overrides: Sequence[str], sink: LogSink, *, always_sft: bo
     path = Path(os.environ.get("VCPPO_CONFIG", "/config/run.yaml"))
     overrides = [*shlex.split(os.environ.get("VCPPO_SET", "")), *overrides]
     config, own_cold_start = run_config(path, run, overrides, device=os.environ.get("VCPPO_DEVICE", "cpu"))
-    require(config, CONTAINER["prepare"])
+    is_folder = not own_cold_start and (Path(config.model.path).is_absolute() or os.path.exists(config.model.path))
+    require(config, CONTAINER["prepare"] | ({"model"} if is_folder else set()))
     folder = RunFolder(config.run.path)
     write_config(config, rename="RUN in .env")
     if given_keys() is None:
@@ -193,7 +194,7 @@ def prepare(run: str, overrides: Sequence[str], sink: LogSink, *, always_sft: bo
             environment=_threads(None),
         )
         return _supervise(config, sink, spec)
-    if not own_cold_start and not Path(config.model.path).exists():
+    if not own_cold_start and not is_folder:
         command = [sys.executable, "-m", "deploy.fetch_model", config.model.path]
         return _supervise(config, sink, ProcessSpec("fetch", command, role="fetch", environment=_threads(1)))
     return EXIT_OK

@@ -11,6 +11,7 @@ here loads in transformers and vLLM:
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -201,6 +202,8 @@ def save_model(
     """
     state = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()} if state_dict is not None else None
     model.hf_model.save_pretrained(str(folder), state_dict=state)
+    for weights in Path(folder).glob("*.safetensors"):  # safetensors lets nobody but the owner read them
+        shutil.copymode(Path(folder) / "config.json", weights)
 
 
 def _hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:

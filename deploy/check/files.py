@@ -25,6 +25,13 @@ def model_files(setup: Setup) -> Iterator[Result]:
     """Whether ``model.path`` can be a model at all: a folder with a config and safetensors, or a hub's id."""
     path = setup.config.model.path
     folder = Path(path).expanduser()
+    if unreadable := _unreadable(folder):
+        yield failed(
+            f"model.path: {unreadable[0]} can't be read by user {os.getuid()}"
+            + (f", nor can {len(unreadable) - 1} more" if unreadable[1:] else ""),
+            f"chmod -R a+rX {path}, where it is kept: under compose that is the folder behind DATA",
+        )
+        return
     if not (folder / "config.json").exists():
         if not folder.exists() and _HUB_ID.fullmatch(path) and not folder.parent.is_dir():
             yield _hub_model(path)
@@ -100,6 +107,18 @@ def _hub_model(path: str) -> Result:
     return warned(
         f"{path}: a hub's model that is not in the cache", f"fetch it first: python -m deploy.fetch_model {path}"
     )
+
+
+def _unreadable(folder: Path) -> list[Path]:
+    """The folder, or those of its files, that this user can't open. Files saved by safetensors are their owner's alone."""
+    try:
+        if not folder.is_dir():
+            return []
+        if not os.access(folder, os.R_OK | os.X_OK):
+            return [folder]
+        return sorted(file for file in folder.iterdir() if file.is_file() and not os.access(file, os.R_OK))
+    except PermissionError:
+        return [folder]
 
 
 def _missing_shards(folder: Path) -> list[str]:

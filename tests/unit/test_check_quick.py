@@ -196,6 +196,16 @@ class TestFiles:
         (folder / "model" / "model.safetensors.index.json").write_text("[")
         assert only(look(folder, "model")).status == "failed"
 
+    def test_files_of_another_user(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What safetensors saves is its owner's alone; a container is another user."""
+        weights = folder / "model" / "model.safetensors"
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != weights)
+        line = only(look(folder, "model"))
+        assert line.status == "failed"
+        assert f"{weights} can't be read" in line.text and f"chmod -R a+rX {folder / 'model'}" in line.remedy
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+        assert f"{folder / 'model'} can't be read" in only(look(folder, "model")).text
+
     def test_a_hubs_model(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
         line = only(look(folder, "model", ["model.path=owner/name"]))

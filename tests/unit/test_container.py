@@ -109,6 +109,22 @@ def test_a_run_folder_that_can_not_be_written_is_one_json_line(
     assert "chown" in record["error"]
 
 
+def test_a_model_folder_that_is_none_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "model").mkdir(parents=True)
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        f"run: {{name: x}}\nmodel: {{path: {tmp_path / 'data' / 'model'}}}\ntask: {{name: chain_arithmetic}}\n"
+    )
+    monkeypatch.setattr(container, "RUNS", tmp_path / "runs")
+    monkeypatch.setenv("VCPPO_RUN", "first")
+    monkeypatch.setenv("VCPPO_CONFIG", str(file))
+    assert container.main(["prepare"]) == 2
+    assert "holds no model" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert not (tmp_path / "runs" / "first" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize("name", ["", "../x", "a b"])
 def test_a_run_name_that_is_none_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -12,8 +12,8 @@ from common.config import config_fields, load_config
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
-    "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/models.md",
-    "docs/samples.md", "docs/sampling.md", "docs/value_pretraining.md",
+    "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
+    "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/value_pretraining.md", "docs/weights.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -62,6 +62,11 @@ def test_the_config_in_readme_loads(tmp_path: Path) -> None:
     assert ppo and grpo
     assert load_config(path, ppo[1].split()).algorithm.lambda_critic == 0.95
     assert load_config(path, grpo[1].split()).algorithm.advantage_estimator == "group_mean"
+
+
+def test_the_config_in_readme_is_the_one_that_first_run_was_made_with() -> None:
+    page = (ROOT / "docs" / "first_run.md").read_text(encoding="utf-8")
+    assert f"```yaml\n{example('yaml')}```" in page
 
 
 def test_the_task_in_readme_works() -> None:

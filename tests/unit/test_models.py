@@ -33,6 +33,8 @@ def test_a_saved_policy_loads_in_transformers_with_the_same_logits(tmp_path: Pat
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(tokens).logits
     assert torch.equal(before, after)
     assert all(name.startswith(("model.", "lm_head.")) for name in load_file(tmp_path / "out" / "model.safetensors"))
+    modes = {file.stat().st_mode for file in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1, "whoever may read the config may read the weights"
 
 
 def test_another_architecture_gives_its_own_log_probs(tmp_path: Path) -> None:
