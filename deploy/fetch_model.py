@@ -16,7 +16,10 @@ def main(model: str) -> int:
         # Weights once: many repositories hold them in older formats too.
         path = snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"])
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        print(f"ERROR model.path = {model!r} can't be fetched: {one_line(error)}")
+        print(
+            f"ERROR model.path = {model!r} can't be fetched: {one_line(error)} (If it is a folder of yours: containers "
+            "see what lies in the folder named by DATA, as /data/…)"
+        )
         return EXIT_FAILURE
     print(f"{model} is in {path}")
     return EXIT_OK

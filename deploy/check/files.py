@@ -110,7 +110,7 @@ def _hub_model(path: str) -> Result:
 
 
 def _unreadable(folder: Path) -> list[Path]:
-    """The folder, or those of its files, that this user can't open. Files saved by safetensors are their owner's alone."""
+    """The folder, or those of its files, that this user can't open (safetensors saves for the owner alone)."""
     try:
         if not folder.is_dir():
             return []
