@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from common.config import VcppoConfig
+from common.errors import EXIT_FAILURE, EXIT_REFUSED
 from common.metrics import MetricsWriter, read_metrics
 from common.ports import free_endpoint, free_port
 from common.store import RunStore
@@ -365,8 +366,8 @@ def start(folder: Path, **tree: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def fatal_line(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1, done.stderr
+def fatal_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
+    assert done.returncode == exit_code, done.stderr
     fatal = [line for line in map(json.loads, done.stdout.splitlines()) if line["event"] == "fatal"]
     assert len(fatal) == 1
     assert "Traceback" not in done.stdout + done.stderr
@@ -376,7 +377,7 @@ def fatal_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize("path", ["/no/such/model", "owner/no-such-model"])
 def test_an_unknown_model_is_one_clear_line(tmp_path: Path, path: str) -> None:
     began = time.monotonic()
-    assert path in fatal_line(start(tmp_path, model={"path": path}))
+    assert path in fatal_line(start(tmp_path, model={"path": path}), EXIT_REFUSED)
     assert time.monotonic() - began < 40  # before vLLM is started
 
 
@@ -385,8 +386,12 @@ def test_no_redis_is_one_clear_line(tmp_path: Path) -> None:
     model.mkdir()
     (model / "config.json").write_text("{}")
     url = f"redis://127.0.0.1:{free_port()}/0"
-    tree = {"redis": {"url": url, "connect_deadline_seconds": 1.0}, "model": {"path": str(model)}}
-    assert url in fatal_line(start(tmp_path, **tree))
+    tree = {
+        "redis": {"url": url, "connect_deadline_seconds": 1.0},
+        "model": {"path": str(model)},
+        "transport": {"endpoints": [f"tcp://127.0.0.1:{free_port()}"]},
+    }
+    assert url in fatal_line(start(tmp_path, **tree), EXIT_FAILURE)
 
 
 def test_what_is_leased_while_weights_are_lost_is_handed_back(tmp_path: Path, shared_redis: RedisServer) -> None:
