@@ -25,6 +25,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from deploy.log_lines import JSON_LOGS, LogSink, Screen, timestamp
 from deploy.nodes import Nodes
 from deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
 from deploy.run_config import RunError, write_config
-from deploy.session import route_own_logs
+from deploy.session import own_logs_to
 
 log = structlog.get_logger(__name__)
 
@@ -78,14 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         screen.show(arguments.role, record)
         return error.exit_code
-    route_own_logs(sink, arguments.role)
-    try:
-        return ROLES[arguments.role](run, arguments.overrides, sink)
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    finally:
-        sink.close()
+    with closing(sink), own_logs_to(sink, arguments.role):
+        try:
+            return ROLES[arguments.role](run, arguments.overrides, sink)
+        except VcppoError as error:
+            log.error("fatal", error=str(error))
+            return error.exit_code
 
 
 def _open_sink(run: str, screen: Screen) -> LogSink:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,10 +82,8 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
     folder = RunFolder(config.run.path)
     data = run or RunData(folder, config)
     sink = LogSink(folder.logs, config.run.name)
-    logging_before = structlog.get_config()
-    route_own_logs(sink)
     terminal = sys.stdout.isatty()
-    try:
+    with closing(sink), own_logs_to(sink):
         if mode == "follow":
             as_json = config.logging.format == "json" or (config.logging.format == "auto" and not terminal)
             sink.show = Screen(level=config.logging.level, as_json=as_json).show
@@ -102,18 +100,18 @@ def open_session(config: VcppoConfig, mode: Mode, run: RunData | None = None) ->
             sink.show = lines.show
             yield Session(config, sink, lines.tick)
             lines.tick()
-    finally:
-        sink.close()
-        structlog.configure(**logging_before)
 
 
-def route_own_logs(sink: LogSink, service: str = "launcher") -> None:
-    """The log lines of the process that supervises others go where theirs go, under the name `service`."""
+@contextmanager
+def own_logs_to(sink: LogSink, service: str = "launcher") -> Iterator[None]:
+    """The log lines of the process that supervises others go where theirs go, under the name `service`; afterwards
+    they go where they went before."""
 
     def to_sink(logger: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         sink.line(service, to_json(event))
         raise structlog.DropEvent
 
+    before = structlog.get_config()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -124,6 +122,10 @@ def route_own_logs(sink: LogSink, service: str = "launcher") -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(0),
     )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _identity(run_id: str, service: str) -> structlog.typing.Processor:

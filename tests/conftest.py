@@ -1,10 +1,12 @@
 """Marks every test by the folder it lives in, so that `-m unit` and `-m integration` are never forgotten."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 TESTS = Path(__file__).parent
 
@@ -19,3 +21,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.relative_to(TESTS).parts[0]
         if tier in ("unit", "conformance", "integration", "fuzz", "faults", "compose", "real_job"):
             item.add_marker(getattr(pytest.mark, tier))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command called in this process leaves nobody's log lines going to a file that is closed."""
+    before = structlog.get_config()
+    yield
+    after = structlog.get_config()
+    structlog.configure(**before)
+    changed = [name for name in before if before[name] is not after[name] and before[name] != after[name]]
+    assert not changed, f"structlog configured by this test and not put back: {', '.join(changed)}"
