@@ -41,6 +41,7 @@ class EvalResult:
         pass_at_k: None when fewer than k samples were drawn.
         mean_length: response tokens.
         responses: outcome, or ``cut`` → how many samples of how many; empty in results of an older version.
+        left_out: problems beside `num_problems` whose prompts are too long.
     """
 
     name: str
@@ -52,6 +53,7 @@ class EvalResult:
     mean_length: float | None
     num_problems: int
     responses: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    left_out: int = 0
 
     @property
     def standard_error(self) -> float:
@@ -88,7 +90,7 @@ def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
     low, high = interval if isinstance(interval, list) and len(interval) == 2 else wilson(share * count, count)
     return EvalResult(
         name, share, float(low), float(high), value("pass_at_k"), int(value("k") or 1), value("mean_length"), count,
-        _responses(found.get("responses")),
+        _responses(found.get("responses")), int(value("left_out") or 0),
     )  # fmt: skip
 
 
@@ -209,7 +211,7 @@ def eval_table(results: Sequence[EvalResult]) -> Table:
             f"{result.low:.3f} to {result.high:.3f}",
             *(["–" if result.pass_at_k is None else f"{result.pass_at_k:.3f}"] if pass_at_k else []),
             "–" if result.mean_length is None else f"{result.mean_length:.0f}",
-            str(result.num_problems),
+            str(result.num_problems) + (f" ({result.left_out} too long, left out)" if result.left_out else ""),
         )
     return table
 

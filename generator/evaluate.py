@@ -38,7 +38,8 @@ from common.eval_samples import (
 from common.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
 from common.log import configure_logging
 from common.run_folder import RunFolder
-from common.tasks import Problem, decode_response, encode_prompt, load_task
+from common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
+from common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
 from common.trajectory import Prompt
 from generator.engine import Engine
 from generator.model_files import load_tokenizer
@@ -58,19 +59,41 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be evaluated, the same in every worker."""
+    """What is to be evaluated, the same in every worker.
+
+    Attributes:
+        left_out: how many problems are not among `problems` because their prompts are too long.
+    """
 
     config: VcppoConfig
     model: str
     problems: list[Problem]
+    left_out: int = 0
 
     @classmethod
-    def of(cls, config: VcppoConfig, model: str) -> Plan:
-        """``eval.num_problems`` held-out problems, or all there are. Raises VcppoError on a task or data at fault."""
+    def of(cls, config: VcppoConfig, model: str, tokenizer: Any) -> Plan:
+        """``eval.num_problems`` held-out problems, or all there are, as far as ``generator.max_model_len`` has room.
+
+        Raises:
+            VcppoError: a task or data at fault; a prompt is too long and ``task.overlong`` is ``refuse``; all are.
+        """
         task = load_task(config.task)
         known = task.num_problems("held_out")
         count = config.eval.num_problems if known is None else min(config.eval.num_problems, known)
-        return cls(config, model, task.problems("held_out", config.eval.seed, 0, count))
+        problems = task.problems("held_out", config.eval.seed, 0, count)
+        if not problems:
+            raise VcppoError("there is no held-out problem to evaluate on: set task.options.held_out_path")
+        room = prompt_room(config, "held_out")
+        lengths = [len(tokens) for tokens in encode_prompts(tokenizer, [problem.prompt for problem in problems])]
+        too_long = sorted((i for i, length in enumerate(lengths) if length > room.tokens), key=lambda i: -lengths[i])
+        if not too_long:
+            return cls(config, model, problems)
+        places = [LongPrompt(i, task.where("held_out", config.eval.seed, i), lengths[i]) for i in too_long]
+        found = PromptLengths("held_out", room, len(problems), max(lengths), tuple(places))
+        if len(too_long) == len(problems) or (config.task.overlong == "refuse" and known is not None):
+            raise VcppoError(f"{found.problem()}: {found.remedy()}")
+        log.warning("overlong_problems_left_out", count=len(too_long), of=len(problems), where=found.describe())
+        return cls(config, model, [p for i, p in enumerate(problems) if i not in set(too_long)], len(too_long))
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -106,6 +129,7 @@ class Plan:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
+            "left_out": self.left_out,
             "asked": asked(self.config),
             "inputs": files.plan,
         }
@@ -185,14 +209,12 @@ def sample_seed(seed: int, key: str, sample: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles) -> None:
+async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles, tokenizer: Any) -> None:
     """Bring an engine up on the plan's model and make the samples."""
     config = with_evaluation_sampling(plan.config)
     engine, verifiers = Engine(config, model=plan.model, seed=config.eval.seed % 2**31), VerifierPool(config.task)
     began = time.monotonic()
     try:
-        tokenizer = await asyncio.to_thread(load_tokenizer, plan.model, config.model.trust_remote_code)
-        _check_lengths(plan, tokenizer)
         await verifiers.start()
         await engine.start()
         started = time.monotonic()
@@ -204,24 +226,10 @@ async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles) -> None
     log.info("samples_done", samples=len(work), seconds=round(seconds, 1), startup_seconds=round(started - began, 1))
 
 
-def _check_lengths(plan: Plan, tokenizer: Any) -> None:
-    """VcppoError before vLLM is up, not from the middle of the evaluation."""
-    room = plan.config.generator.max_model_len - plan.config.sampling.max_response_tokens
-    lengths = [len(encode_prompt(tokenizer, problem.prompt)) for problem in plan.problems]
-    longest = max(lengths, default=0)
-    if longest > room:
-        number = lengths.index(longest)
-        raise VcppoError(
-            f"generator.max_model_len = {plan.config.generator.max_model_len}: the longest prompt (problem {number}, "
-            f"{str(plan.problems[number].prompt)[:60]!r}) has {longest} tokens and sampling.max_response_tokens is "
-            f"{plan.config.sampling.max_response_tokens}: raise it to their sum, "
-            f"{longest + plan.config.sampling.max_response_tokens}"
-        )
-
-
 def evaluate(config: VcppoConfig, model: str, output: Path, worker: int, num_workers: int) -> dict[str, Any] | None:
     """Make what is missing of this worker's part; the figures if then nothing is missing at all."""
-    plan = Plan.of(config, model)
+    tokenizer = load_tokenizer(model, config.model.trust_remote_code)
+    plan = Plan.of(config, model, tokenizer)
     inputs = plan.inputs
     files = SampleFiles(output, plan_key(inputs), worker)
     there = files.read()
@@ -232,7 +240,7 @@ def evaluate(config: VcppoConfig, model: str, output: Path, worker: int, num_wor
     if there:
         log.info("evaluation_resumed", samples_there=len(there), missing_of_mine=len(work))
     if work:
-        asyncio.run(generate(plan, work, files))
+        asyncio.run(generate(plan, work, files, tokenizer))
     return plan.finish(files, output)
 
 

@@ -34,7 +34,8 @@ class TaskConfig(Section):
     overlong: Literal["refuse", "skip"] = "refuse"
     """A prompt that leaves no room for sampling.max_response_tokens in generator.max_model_len. refuse: the learner
     looks at all prompts when it starts, and ends, naming the rows. skip: another problem takes its place, with a log
-    line. A task without an end can't be looked through: there it is always skip."""
+    line. A task without an end can't be looked through: there it is always skip. An evaluation refuses or leaves out
+    held-out problems in the same way, and says how many."""
 
     verifier_timeout_seconds: Seconds = 5.0
     """A verifier child that takes longer is killed; the outcome is `timeout`."""

@@ -20,7 +20,7 @@ that are killed at a deadline.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -118,15 +118,22 @@ class Task(ABC):
         """
 
     def num_problems(self, split: Split) -> int | None:
-        """How many different problems there are; None: no end to them. An evaluation asks for each at most once."""
+        """So many problems of the sequence, whatever the seed, are all different; None: there is no end to them.
+
+        An evaluation asks for no more, so that it counts none twice.
+        """
         return None
 
     def size(self, split: Split) -> int | None:
-        """How many different problems the split has; None: as many as are asked for. The same as `num_problems`.
+        """How many different problems the split has; None: as many as are asked for. Default: `num_problems`.
 
         ``problems(split, seed, 0, size(split))`` gives each of them once, whatever the seed.
         """
         return self.num_problems(split)
+
+    def parts(self) -> Sequence[Task]:
+        """The tasks whose problems these are, for a look through all there are; default: itself."""
+        return (self,)
 
     def where(self, split: Split, seed: int, number: int) -> str:
         """The place that problem `number` of the sequence comes from, e.g. ``train.jsonl:17``: for messages."""

@@ -74,19 +74,19 @@ class PromptLengths:
         )
 
     def remedy(self) -> str:
-        """Both remedies, with the values to set."""
-        return (
-            f"set generator.max_model_len={self.needed} and learner.micro_batch_tokens to at least as much, shorten or"
-            " drop the rows, or leave them out by task.overlong=skip"
-        )
+        """What helps, with the values to set."""
+        learner = " and learner.micro_batch_tokens to at least as much" if self.split == "train" else ""
+        longer = f"set generator.max_model_len={self.needed}{learner}"
+        if len(self.too_long) == self.num_prompts:  # without them nothing is left
+            return f"{longer}, or shorten the rows"
+        return f"{longer}, shorten or drop the rows, or leave them out by task.overlong=skip"
 
 
-def prompt_room(config: VcppoConfig) -> PromptRoom:
-    """Of the engine's and the learner's limits, the lower one."""
-    limits = {
-        "generator.max_model_len": config.generator.max_model_len,
-        "learner.micro_batch_tokens": config.learner.micro_batch_tokens,
-    }
+def prompt_room(config: VcppoConfig, split: Split = "train") -> PromptRoom:
+    """Of the limits, the lowest: held-out prompts go to the engine alone, the others to the learner, too."""
+    limits = {"generator.max_model_len": config.generator.max_model_len}
+    if split == "train":
+        limits["learner.micro_batch_tokens"] = config.learner.micro_batch_tokens
     field = min(limits, key=lambda name: limits[name])
     response = config.sampling.max_response_tokens
     return PromptRoom(limits[field] - response, field, limits[field], response)
@@ -95,29 +95,40 @@ def prompt_room(config: VcppoConfig) -> PromptRoom:
 def measure_prompts(
     config: VcppoConfig, task: Task, split: Split, lengths: LengthsOf, *, exact: bool = False
 ) -> PromptLengths | None:
-    """Lengths of a split's prompts, each problem once; None: there is no end to them.
+    """Lengths of a split's prompts, each problem once; None: there is no end to them. Of a mix with a source that has
+    no end, those of the others.
 
     Args:
         exact: make tokens of all of them. Else a prompt is left alone whose bytes are fewer than the tokens it may
             have: a byte-level tokenizer never makes more tokens than there are bytes. What a tokenizer that enlarges
             text gets past this, `PromptSource` meets later, and passes over.
     """
-    size = task.size(split)
-    if size is None:
+    parts = [(part, size) for part in task.parts() if (size := part.size(split)) is not None]
+    if not parts:
         return None
-    room, longest, found = prompt_room(config), 0, []
+    room = prompt_room(config, split)
+    found = [_measure(part, split, size, room.tokens, lengths, exact) for part, size in parts]
+    too_long = sorted((each for _, some in found for each in some), key=lambda each: -each.tokens)
+    return PromptLengths(
+        split, room, sum(size for _, size in parts), max(longest for longest, _ in found), tuple(too_long)
+    )
+
+
+def _measure(
+    task: Task, split: Split, size: int, room: int, lengths: LengthsOf, exact: bool
+) -> tuple[int, list[LongPrompt]]:
+    """The longest prompt that was made into tokens, and those that are too long, in their order."""
+    longest, found = 0, []
     added: int | None = None
     for start, prompts in _batches(task, split, size):
         if added is None and not exact:
             added = _added_tokens(prompts[0], lengths)
-        kept = [i for i, prompt in enumerate(prompts) if exact or _num_bytes(prompt) + (added or 0) > room.tokens]
+        kept = [i for i, prompt in enumerate(prompts) if exact or _num_bytes(prompt) + (added or 0) > room]
         for number, tokens in zip(kept, lengths([prompts[i] for i in kept]), strict=True):
             longest = max(longest, tokens)
-            if tokens > room.tokens:
-                found.append((start + number, tokens))
-    found.sort(key=lambda each: (-each[1], each[0]))
-    too_long = tuple(LongPrompt(number, task.where(split, 0, number), tokens) for number, tokens in found)
-    return PromptLengths(split, room, size, longest, too_long)
+            if tokens > room:
+                found.append(LongPrompt(start + number, task.where(split, 0, start + number), tokens))
+    return longest, found
 
 
 def _added_tokens(prompt: Text, lengths: LengthsOf) -> int:

@@ -14,7 +14,7 @@ as often by chance; within a source problems come in its own order, none skipped
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -76,6 +76,25 @@ class MixTask(Task):
     def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
         inner: Any = answer["answer"]
         return self._tasks[int(str(answer["source"]))].verify(inner, response, finish_reason)
+
+    def num_problems(self, split: Split) -> int | None:
+        """Until the first source may have to begin again: full periods, and one in which it comes first."""
+        known = [
+            (count, share)
+            for task, share in zip(self._tasks, self._shares, strict=True)
+            if (count := task.num_problems(split)) is not None
+        ]
+        if not known:
+            return None
+        periods = min(count // share for count, share in known)
+        return periods * PERIOD + min(count - periods * share for count, share in known)
+
+    def size(self, split: Split) -> int | None:
+        """None: no number of problems has each of every source once."""
+        return None
+
+    def parts(self) -> Sequence[Task]:
+        return self._tasks
 
     def questions(self, split: Split, count: int) -> list[str]:
         """`count` of each source: an overlap is one however small the source's share."""

@@ -47,7 +47,7 @@ def rows(context: Context) -> Iterator[Result]:
 
 def held_out(context: Context) -> Result:
     """How wide the interval of a held-out accuracy will be."""
-    size, wanted = context.task.size("held_out"), context.config.eval.num_problems
+    size, wanted = context.task.num_problems("held_out"), context.config.eval.num_problems
     count = wanted if size is None else min(size, wanted)
     if count == 0:
         return failed("no held-out problem: no evaluation can be made", "set task.options.held_out_path")

@@ -62,35 +62,37 @@ def look_at(tokenizer: Any, prompt: Text, ids: list[int]) -> Result:
 def lengths(context: Context) -> Iterator[Result]:
     """All prompts of both splits, in one go."""
     for split in _SPLITS:
-        size = context.task.size(split)
-        if size == 0:
+        sizes = [part.size(split) for part in context.task.parts()]
+        if not any(size is None or size for size in sizes):
             continue
-        exact = size is not None and size <= _EXACT_UP_TO
+        exact = sum(size or 0 for size in sizes) <= _EXACT_UP_TO
         found = measure_prompts(context.config, context.task, split, context.lengths, exact=exact)
-        yield _sampled(context, split) if found is None else _line(context, found, exact)
+        if found is not None:
+            yield _line(context, found, exact)
+        if None in sizes:
+            yield _sampled(context, split)
 
 
 def _line(context: Context, found: PromptLengths, exact: bool) -> Result:
     if not found.too_long:
         longest = f"the longest has {found.longest}" if exact else "none is longer"
         return passed(f"{found.split}: {found.num_prompts:,} prompts, room for {found.room.tokens} tokens, {longest}")
-    if context.config.task.overlong == "skip" and found.split == "train" and len(found.too_long) < found.num_prompts:
+    if context.config.task.overlong == "skip" and len(found.too_long) < found.num_prompts:
         return warned(f"{found.problem()}: left out (task.overlong = skip)", "")
     return failed(found.problem(), found.remedy())
 
 
 def _sampled(context: Context, split: Split) -> Result:
     """A task without end: some of its problems."""
-    room = prompt_room(context.config)
+    room = prompt_room(context.config, split)
     count = 1000
     problems = context.task.problems(split, context.config.run.seed, 0, count)
     found = context.lengths([problem.prompt for problem in problems])
     text = f"{split}: {count} of a task without end, room for {room.tokens} tokens, the longest has {max(found)}"
     too_long = sum(tokens > room.tokens for tokens in found)
     if too_long == count:
-        return failed(
-            text, f"set generator.max_model_len={max(found) + room.response} and learner.micro_batch_tokens too"
-        )
+        learner = " and learner.micro_batch_tokens too" if split == "train" else ""
+        return failed(text, f"set generator.max_model_len={max(found) + room.response}{learner}")
     if too_long:
         return warned(f"{text}: {too_long} are too long, and will be passed over", f"raise {room.field}")
     return passed(text)

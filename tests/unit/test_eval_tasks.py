@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +181,29 @@ class TestMix:
             letter = str(problem.prompt)[0]
             assert task.verify(problem.answer, letter, "stop").outcome == "correct"
             assert task.verify(problem.answer, "?", "stop").outcome == "wrong"
+
+    @pytest.mark.parametrize(("sizes", "weights"), [((7, 5), (1, 1)), ((7, None), (2, 1)), ((200, 90, 11), (3, 2, 1))])
+    def test_until_its_number_of_problems_none_comes_twice(
+        self, tmp_path: Path, sizes: tuple[int | None, ...], weights: tuple[int, ...]
+    ) -> None:
+        """Finite sources were taken for endless: an evaluation asked some problems several times."""
+        sources: list[dict[str, Any]] = []
+        for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
+            file = tmp_path / f"{number}.jsonl"
+            file.write_text("".join(f'{{"question": "{number} {i}", "answer": "1"}}\n' for i in range(size or 0)))
+            of_file = {"name": "dataset", "options": {"path": str(file), "evaluation_only": True}}
+            endless = {"name": f"{__name__}:Letters", "options": {"letter": "a"}}
+            sources.append({**(endless if size is None else of_file), "weight": weight})
+        task = MixTask(sources=sources)
+        count = task.num_problems("held_out")
+        assert count is not None and count >= min(size for size in sizes if size is not None)
+        for seed in range(20):
+            prompts = [str(problem.prompt) for problem in task.problems("held_out", seed, 0, count)]
+            assert len(set(prompts)) == count
+        assert task.size("held_out") is None and len(task.parts()) == len(sizes)
+
+    def test_a_mix_of_endless_sources_has_no_end(self) -> None:
+        assert mix(2, 1).num_problems("held_out") is None
 
     def test_parts(self) -> None:
         assert parts_of([1, 1, 1], 120) == [40, 40, 40]

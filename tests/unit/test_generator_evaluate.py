@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from common.config import VcppoConfig
+from common.errors import VcppoError
 from common.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
 from common.intervals import wilson
 from common.tasks import Problem, Verdict
 from common.trajectory import Prompt, VersionSpan
+from deploy.evaluate import eval_table, parse_result
 from generator import evaluate
 from generator.engine import EngineError, Rollout
 from generator.evaluate import Plan, Sampler, sample_seed
@@ -66,8 +68,12 @@ class FakeVerifiers:
 
 
 class Tokenizer:
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [1, 2]}
+    chat_template = None
+
+    def __call__(self, text: str | list[str], *, add_special_tokens: bool = True) -> dict[str, Any]:
+        """A token a word, and one more."""
+        of = [[1] * (1 + len(each.split())) for each in ([text] if isinstance(text, str) else text)]
+        return {"input_ids": of[0] if isinstance(text, str) else of}
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return "x" * ids[0]
@@ -204,9 +210,60 @@ def test_fewer_problems_than_asked_for_are_all_of_them(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(f'{{"question": "q{i}", "answer": "{i}"}}\n' for i in range(6)))
     config = config_of(tmp_path, num_problems=512)
-    task = config.task.model_copy(update={"name": "dataset", "options": {"path": str(file), "evaluation_only": True}})
-    plan = Plan.of(config.model_copy(update={"task": task}), "m")
-    assert len(plan.problems) == len(set(problem_keys(plan.problems))) == 6
+    task = config.task.model_copy(
+        update={
+            "name": "dataset",
+            "options": {"path": str(file), "evaluation_only": True, "prompt_template": "{question}"},
+        }
+    )
+    plan = Plan.of(config.model_copy(update={"task": task}), "m", Tokenizer())
+    assert plan.left_out == 0 and len(plan.problems) == len(set(problem_keys(plan.problems))) == 6
+
+
+def rows_of(folder: Path, lengths: list[int], **changes: object) -> VcppoConfig:
+    """An evaluation of questions of so many words; 20 tokens are room for 15 words, `Tokenizer`'s own, and 4 more."""
+    file = folder / "p.jsonl"
+    file.write_text(
+        "".join(f'{{"question": "{i} {"w " * (n - 1)}", "answer": "{i}"}}\n' for i, n in enumerate(lengths))
+    )
+    config = config_of(folder, num_problems=512)
+    options = {"path": str(file), "evaluation_only": True, "prompt_template": "{question}"}
+    return config.model_copy(
+        update={
+            "task": config.task.model_copy(update={"name": "dataset", "options": options, **changes}),
+            "generator": config.generator.model_copy(update={"max_model_len": 20}),
+            "sampling": config.sampling.model_copy(update={"max_response_tokens": 4}),
+            "learner": config.learner.model_copy(update={"micro_batch_tokens": 8}),  # no matter: it never sees these
+        }
+    )
+
+
+def test_overlong_problems_are_refused_by_row_with_remedies_that_work(tmp_path: Path) -> None:
+    lengths = [15, 16, 3, 30]
+    config = rows_of(tmp_path, lengths)
+    with pytest.raises(
+        VcppoError, match=r"2 of 4 held_out prompts are too long: .*p.jsonl:4 \(31 tokens\), .*p.jsonl:2"
+    ):
+        Plan.of(config, "m", Tokenizer())
+    longer = config.model_copy(update={"generator": config.generator.model_copy(update={"max_model_len": 35})})
+    assert len(Plan.of(longer, "m", Tokenizer()).problems) == 4
+    skipping = rows_of(tmp_path, lengths, overlong="skip")
+    plan = Plan.of(skipping, "m", Tokenizer())
+    assert sorted(len(str(problem.prompt).split()) for problem in plan.problems) == [3, 15]
+    assert plan.left_out == 2
+
+
+def test_when_all_prompts_are_too_long_it_is_refused_whatever_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(VcppoError, match=r"set generator.max_model_len=25, or shorten the rows$"):
+        Plan.of(rows_of(tmp_path, [20, 20], overlong="skip"), "m", Tokenizer())
+
+
+def test_left_out_problems_are_said_with_the_result(tmp_path: Path) -> None:
+    config = rows_of(tmp_path, [15, 16, 3], overlong="skip")
+    figures = run(Plan.of(config, "m", Tokenizer()), tmp_path, FakeEngine())
+    assert figures is not None and (figures["num_problems"], figures["left_out"]) == (2, 1)
+    result = parse_result(figures, "m")
+    assert list(eval_table([result]).columns[-1].cells) == ["2 (1 too long, left out)"]
 
 
 def test_summary_counts_every_sample(tmp_path: Path) -> None:

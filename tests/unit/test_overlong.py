@@ -112,6 +112,23 @@ def test_an_endless_task_passes_them_over_whatever_the_setting(tmp_path: Path) -
     assert source.num_passed_over == 10
 
 
+def test_of_a_mix_every_source_with_an_end_is_looked_through(tmp_path: Path) -> None:
+    """A mix was taken for a task without end, so that `refuse` did nothing and long rows were passed over."""
+    config = make_config(tmp_path)
+    sources = [
+        {"name": "dataset", "weight": 1, "options": config.task.options},
+        {"name": f"{__name__}:Endless", "weight": 1},
+    ]
+    of_mix = config.model_copy(
+        update={"task": config.task.model_copy(update={"name": "mix", "options": {"sources": sources}})}
+    )
+    with pytest.raises(PromptTooLong, match=rf"2 of {NUM_ROWS} train prompts are too long: .*p.jsonl:151 \(381 tokens"):
+        PromptSource(of_mix, load_task(of_mix.task), encode)
+    skipping = of_mix.model_copy(update={"task": of_mix.task.model_copy(update={"overlong": "skip"})})
+    source = PromptSource(skipping, load_task(skipping.task), encode)
+    assert max(len(prompt.token_ids) for prompt in source.prompts("rl", 0, 400, 0)) <= ROOM
+
+
 def test_when_nothing_fits_the_run_ends_and_says_what_would(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with pytest.raises(PromptTooLong, match=r"the shortest of them has 301.*generator.max_model_len to 365"):
