@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from common.errors import EXIT_REFUSED, VcppoError
+from common.json_file import JsonError, parse_json
 
 
 class ModelError(VcppoError):
@@ -37,7 +37,7 @@ def read_stated(path: str, name: str) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(file.read_bytes())
+    except (OSError, JsonError) as error:
         raise ModelError(f"{file}: not readable as JSON: {error}: restore it or download it again") from error
     return found if isinstance(found, dict) else {}

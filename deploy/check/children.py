@@ -6,7 +6,6 @@ on with the next one. So a model that takes the process with it hides nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.check_lines import CheckLine
+from common.json_file import parse_json
 from deploy.cores import available_cores, thread_environment
 
 START_SECONDS = 180.0  # imports of torch and vLLM, on a busy machine
@@ -155,7 +155,7 @@ class Children:
     def _read(self, child: Child, text: str) -> Iterator[Event]:
         """One message. What is none is passed over: it is a stray line, and a check that is silent is found by time."""
         try:
-            message: _Message = json.loads(text)
+            message: _Message = parse_json(text)
             if "plan" in message:
                 child.checks = tuple((str(group), str(name)) for group, name in message["plan"])
                 yield Planned(child.name, child.checks)

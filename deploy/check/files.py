@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.check_lines import Result, failed, passed, skipped, warned
+from common.json_file import JsonError, parse_json
 from common.run_folder import RunFolder
 from deploy.check.machine import Setup
 from deploy.plan.architecture import PlanError, architecture_of
@@ -124,11 +124,11 @@ def _unreadable(folder: Path) -> list[Path]:
 def _missing_shards(folder: Path) -> list[str]:
     """Files that the index of shards names and that are not there."""
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = parse_json((folder / "model.safetensors.index.json").read_bytes())
         return sorted({str(name) for name in index["weight_map"].values() if not (folder / str(name)).is_file()})
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, JsonError, KeyError, TypeError, AttributeError):
         return ["a readable model.safetensors.index.json"]
 
 

@@ -18,7 +18,7 @@ from common.errors import VcppoError
 from common.run_folder import RunFolder
 from deploy.demo import run_reward_model, run_sft, run_up
 from deploy.display import clock, number
-from deploy.evaluate import EvalResult, evaluate, read_result
+from deploy.evaluate import EvalResult, current_result, evaluate, read_result
 from deploy.experiment.shared import adopt, has_decided, publish_recording
 from deploy.experiment.suite import Run, Suite, recorded_at
 from deploy.processes import Interrupted
@@ -44,8 +44,16 @@ class Tally:
 
 
 def export_eval(run: Run) -> EvalResult | None:
-    """The run's result on held-out problems."""
-    return read_result(run.folder.eval / "export.json", run.config.run.name)
+    """The run's result on held-out problems, of the policy and settings there are now."""
+    return _result(run.config, "export", run.folder.export)
+
+
+def _result(config: VcppoConfig, name: str, model: Path) -> EvalResult | None:
+    """None: none, or of other inputs. Of a model whose folder is gone, what was written is all there can be."""
+    path = RunFolder(config.run.path).eval / f"{name}.json"
+    if not (model / "config.json").exists():
+        return read_result(path, config.run.name)
+    return current_result(path, config.run.name, config, model)
 
 
 def is_trained(run: Run) -> bool:
@@ -138,7 +146,7 @@ class Experiment:
             write_config(config)
             if not (folder.cold_start / "config.json").exists():
                 self._stage(config, "cold start", run_sft)
-            if read_result(folder.eval / "cold_start.json", "cold start") is None:
+            if _result(config, "cold_start", folder.cold_start) is None:
                 self._stage(config, "evaluation", _evaluation({"cold_start": folder.cold_start}))
 
     def _reward_model(self, run: Run) -> None:

@@ -193,8 +193,9 @@ class TestFiles:
         index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
         (folder / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
         assert "lacks model-00002.safetensors" in only(look(folder, "model")).text
-        (folder / "model" / "model.safetensors.index.json").write_text("[")
-        assert only(look(folder, "model")).status == "failed"
+        for text in ("[", "[" * 100_000, '{"weight_map": 3}'):
+            (folder / "model" / "model.safetensors.index.json").write_text(text)
+            assert only(look(folder, "model")).status == "failed"
 
     def test_files_of_another_user(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """What safetensors saves is its owner's alone; a container is another user."""

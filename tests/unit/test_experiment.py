@@ -9,6 +9,8 @@ import pytest
 from rich.console import Console
 
 from common.errors import ConfigError, VcppoError
+from common.eval_samples import plan_key
+from common.evaluation_inputs import asked, evaluation_inputs
 from deploy.cli import main
 from deploy.experiment import runner as runner_module
 from deploy.experiment.runner import Experiment, is_done
@@ -159,12 +161,16 @@ class Stages:
                 (config.run.path / "cold_start" / "config.json").write_text("{}")
             else:
                 (config.run.path / "ledger.json").write_text("{}")
+                (config.run.path / "export").mkdir()
+                (config.run.path / "export" / "config.json").write_text("{}")
 
         return run
 
     def evaluate(self, config, models, sink, tick):  # type: ignore[no-untyped-def]
-        for name in models:
-            result = {"pass_at_1": 0.5, "num_problems": 10, "mean_length": 3.0}
+        self.calls += [("evaluate", config.run.name)]
+        for name, model in models.items():
+            of = {"inputs": plan_key(evaluation_inputs(config, str(model))), "asked": asked(config)}
+            result = {"pass_at_1": 0.5, "num_problems": 10, "mean_length": 3.0, **of}
             (config.run.path / "eval" / f"{name}.json").write_text(json.dumps(result))
 
 
@@ -178,8 +184,21 @@ def test_finished_runs_are_skipped_and_failures_passed_by(suite: Suite, monkeypa
     assert [is_done(run) for run in runs] == [True, False, True, True]
     stages.calls, stages.fails = [], set()
     tally = Experiment(suite, runs, runs, Console(quiet=True)).work()
-    assert stages.calls == [("run_up", "without_decoupled_gae-seed0")]
+    assert stages.calls == [(stage, "without_decoupled_gae-seed0") for stage in ("run_up", "evaluate")]
     assert len(tally.done) == 4
+
+
+def test_an_evaluation_of_other_settings_is_made_again_and_nothing_else(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result was taken because a file of its name was there."""
+    stages, runs = Stages(monkeypatch), plan_runs(suite, ["vc_ppo"], [0])
+    Experiment(suite, runs, runs, Console(quiet=True)).work()
+    stages.calls = []
+    more = plan_runs(suite, ["vc_ppo"], [0], [f"eval.num_problems={runs[0].config.eval.num_problems + 1}"])
+    tally = Experiment(suite, more, more, Console(quiet=True)).work()
+    assert tally.failed == {} and all(is_done(run) for run in more)
+    assert stages.calls == [("evaluate", "cold_start-seed0"), ("evaluate", "vc_ppo-seed0")]
 
 
 def test_time_is_up(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
