@@ -71,8 +71,9 @@ class Plan:
     left_out: int = 0
 
     @classmethod
-    def of(cls, config: VcppoConfig, model: str, tokenizer: Any) -> Plan:
-        """``eval.num_problems`` held-out problems, or all there are, as far as ``generator.max_model_len`` has room.
+    def of(cls, config: VcppoConfig, model: str, tokenizer: Any = None) -> Plan:
+        """``eval.num_problems`` held-out problems, or all there are; with a tokenizer, those for whose prompts
+        ``generator.max_model_len`` has room.
 
         Raises:
             VcppoError: a task or data at fault; a prompt is too long and ``task.overlong`` is ``refuse``; all are.
@@ -83,6 +84,8 @@ class Plan:
         problems = task.problems("held_out", config.eval.seed, 0, count)
         if not problems:
             raise VcppoError("there is no held-out problem to evaluate on: set task.options.held_out_path")
+        if tokenizer is None:
+            return cls(config, model, problems)
         room = prompt_room(config, "held_out")
         lengths = [len(tokens) for tokens in encode_prompts(tokenizer, [problem.prompt for problem in problems])]
         too_long = sorted((i for i, length in enumerate(lengths) if length > room.tokens), key=lambda i: -lengths[i])
