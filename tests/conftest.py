@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """A process' `main` called in this one may send log lines to where this test's output goes, which is closed later."""
+    """A process' `main` called in this one may send log lines to where this test's output goes, closed later."""
     before = structlog.get_config()
     yield
     structlog.configure(**before)
