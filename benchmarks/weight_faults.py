@@ -24,8 +24,7 @@ from typing import Any
 
 import torch
 
-from generator import gloo_engine
-from generator.gloo_engine import GlooUpdateInfo, GlooWeightTransferEngine, _Chunk
+from generator.gloo_engine import GlooUpdateInfo, GlooWeightTransferEngine, _Chunk, tied_heads
 from generator.unset_weights import _fill
 
 ORDER_VARIABLE = "VCPPO_WEIGHT_FAULTS"
@@ -33,9 +32,8 @@ _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
 _Weights = Iterable[tuple[str, torch.Tensor]]
 
 _start, _receive = GlooWeightTransferEngine.start_weight_update, GlooWeightTransferEngine.receive_weights
-_finish, _tensors, _tied_heads = GlooWeightTransferEngine.finish_weight_update, _Chunk.tensors, gloo_engine.tied_heads
+_finish, _tensors = GlooWeightTransferEngine.finish_weight_update, _Chunk.tensors
 _layout: list[tuple[str, torch.dtype, list[int]]] = []
-_scrambling = False
 _wrong: list[tuple[str, torch.Tensor]] = []
 
 
@@ -71,16 +69,19 @@ def _changed(weights: _Weights, wanted: dict[str, Any]) -> Iterator[tuple[str, t
 
 
 def start_weight_update(self: Any) -> None:
-    global _scrambling
     if order().get("scramble") and _layout:
-        _scrambling = True
         _start(self)
         if not _wrong:
             _wrong.extend(_wrong_weights())
         self.model.load_weights(iter(_wrong))
         _finish(self)
-        _scrambling = False
+    kept = tied_heads(self.model) if order().get("keep_head") else []
+    old = [(head, head.weight.detach().clone()) for head, _ in kept]
     _start(self)
+    for head, weight in old:
+        head.cpu_linear = partial(_linear_of, weight)
+    if kept:
+        self._tied_heads = []
 
 
 def _wrong_weights() -> Iterator[tuple[str, torch.Tensor]]:
@@ -109,15 +110,6 @@ def tensors(self: Any, deadline: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, tensor
 
 
-def tied_heads(model: Any) -> list[tuple[Any, Any]]:
-    heads = _tied_heads(model)
-    if not order().get("keep_head") or _scrambling:
-        return heads
-    for head, _ in heads:
-        head.cpu_linear = partial(_linear_of, head.weight.detach().clone())
-    return []
-
-
 def _linear_of(old: torch.Tensor, values: torch.Tensor, _weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
     return torch.nn.functional.linear(values, old, bias)
 
@@ -126,4 +118,3 @@ if ORDER_VARIABLE in os.environ:  # in a generator of `benchmarks.weight_proof`;
     GlooWeightTransferEngine.start_weight_update = start_weight_update  # type: ignore[method-assign]
     GlooWeightTransferEngine.receive_weights = receive_weights  # type: ignore[method-assign]
     _Chunk.tensors = tensors  # type: ignore[method-assign]
-    gloo_engine.tied_heads = tied_heads

@@ -83,7 +83,7 @@ class Plan:
         count = config.eval.num_problems if known is None else min(config.eval.num_problems, known)
         problems = task.problems("held_out", config.eval.seed, 0, count)
         if not problems:
-            raise VcppoError("there is no held-out problem to evaluate on: set task.options.held_out_path")
+            raise VcppoError("there is no held-out problem to evaluate on: the task gives none for split 'held_out'")
         if tokenizer is None:
             return cls(config, model, problems)
         room = prompt_room(config, "held_out")

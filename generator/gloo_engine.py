@@ -197,6 +197,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             # The tied head shares the embedding's weight, so the reload has nothing to load into it and leaves
             # its prepacked CPU GEMM with the old weights. The embedding's was packed anew, of the same weight.
             head.cpu_linear = owner.cpu_linear
+        # In bfloat16 no answer would tell it from a right one for long: so it is looked at, after every update.
+        self.sums.stale = sum(head.cpu_linear is not owner.cpu_linear for head, owner in tied_heads(self.model))
 
     def _is_news(self, record: logging.LogRecord) -> bool:
         """False for vLLM's warning, at every update, about layers that are never sent weights of their own."""

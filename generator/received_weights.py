@@ -19,10 +19,12 @@ class SumsReport(TypedDict):
     Attributes:
         names: of the tensors' names in the order they came.
         sums: of each tensor's bytes, in the same order.
+        stale: heads that share the embedding's weight and compute with another copy than the embedding.
     """
 
     names: int
     sums: list[int]
+    stale: int
 
 
 class ReceivedSums:
@@ -31,10 +33,11 @@ class ReceivedSums:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._sums: list[Any] = []
+        self.stale = 0
 
     def begin(self) -> None:
         """A new update."""
-        self._names, self._sums = [], []
+        self._names, self._sums, self.stale = [], [], 0
 
     def passing(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The same tensors, each summed before it is handed on."""
@@ -44,7 +47,7 @@ class ReceivedSums:
             yield name, tensor
 
     def report(self) -> SumsReport:
-        return {"names": names_sum(self._names), "sums": as_ints(self._sums)}
+        return {"names": names_sum(self._names), "sums": as_ints(self._sums), "stale": self.stale}
 
 
 class SummingModel:

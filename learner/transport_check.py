@@ -1,4 +1,4 @@
-"""Did the bytes that were sent arrive? Sums of each tensor, from both ends (`common.tensor_sums`). Pure."""
+"""Did the bytes that were sent arrive, and where they are used? Sums of each tensor, from both ends. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any, NamedTuple
 from common.tensor_sums import names_sum
 
 _MOST_NAMED = 3
+_STALE_HEAD = (
+    "its head, tied to the embedding, still computes with a copy from before the update: this version of vLLM packs "
+    "weights in a way that is not known here; use the version of the lock file, or a model whose head is its own"
+)
 
 
 class SentWeights(NamedTuple):
@@ -39,7 +43,7 @@ def _fault_of(report: Any, sent: SentWeights) -> str:
         return f"it received {len(sums)} tensors, {len(sent.sums)} were sent, or their names or order differ"
     differing = [name for name, theirs, ours in zip(sent.names, sums, sent.sums, strict=True) if theirs != ours]
     if not differing:
-        return ""
+        return _STALE_HEAD if report.get("stale") else ""
     more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
     return (
         f"the bytes it received of {', '.join(differing[:_MOST_NAMED])}{more} are not those that were sent: look at "

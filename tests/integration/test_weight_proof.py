@@ -40,9 +40,7 @@ def test_every_kind_of_wrong_weights_is_found(tmp_path: Path, name: str) -> None
         measure(bench, counts, rows.append)
     wrong = {row.kind: [each.share for each in row.tries] for row in rows if not row.is_right}
     assert wrong == {}
-    kept = [row for row in rows if row.kind.startswith("later: head")]  # in float32 rounding hides nothing
-    assert [row.num_found for row in kept] == ([QUICK.heads] if name == "tied" else [])
-    assert {True, False} <= {row.must_fail for row in rows}
+    assert {row.must_fail for row in rows} == {True, False}
     assert len(rows) == (10 if name == "tied" else 8)
     left_out = next(row for row in rows if row.kind == "first: one tensor left out")
     assert min(each.share for each in left_out.tries) > 3

@@ -150,6 +150,7 @@ def test_every_worker_must_have_received_what_was_sent() -> None:
     assert fault.startswith("worker 1: the bytes it received of c are not those that were sent")
     assert "a, b, c and 2 more" in transport_fault({"received": [report([0] * 5)]}, SENT)
     assert "names or order differ" in transport_fault({"received": [report([1, 2, 3, 4, 5], SENT.names[::-1])]}, SENT)
+    assert "its head, tied to the embedding" in transport_fault({"received": [{**right, "stale": 1}]}, SENT)
     assert "it received 4 tensors, 5 were sent" in transport_fault({"received": [report([1, 2, 3, 4])]}, SENT)
 
 

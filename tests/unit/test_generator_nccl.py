@@ -58,7 +58,7 @@ def test_what_passes_is_loaded_and_summed(monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(2):  # an update's sums are its own
         worker.receive_weights(worker.parse_update_info(INFO))
         report = worker.sums.report()
-        assert report == {"names": names_sum(TENSORS), "sums": list(SENT.sums)}
+        assert report == {"names": names_sum(TENSORS), "sums": list(SENT.sums), "stale": 0}
         assert transport_fault({"received": [report]}, SENT) == ""
     assert worker.model is model
     assert all(torch.equal(model.loaded[name], tensor) for name, tensor in TENSORS.items())

@@ -215,7 +215,7 @@ ON_A_RUN = [
     Text("learner/reward_model.py", "lower reward_model.learning_rate", TRAINED, ["reward_model.learning_rate=1e-5"]),
     Text("learner/preference_pairs.py", "set reward_model.prefix_fraction=0", TRAINED,
          ["reward_model.prefix_fraction=0"]),
-    Text("common/tasks/lengths.py", "set generator.max_model_len={} and learner.micro_batch_tokens", TRAINED,
+    Text("common/tasks/lengths.py", "set generator.max_model_len={}", TRAINED,
          ["generator.max_model_len=9000", "learner.micro_batch_tokens=9000"]),
     Text("common/tasks/lengths.py", "or leave them out by task.overlong=skip", TRAINED, ["task.overlong=skip"]),
     Text("learner/distributed.py", "set learner.device=auto or cpu", TRAINED, ["learner.device=cpu"]),
@@ -230,8 +230,6 @@ ON_A_RUN = [
     Text("common/transport/sockets.py", "choose another port in transport.endpoints", TRAINED,
          ["transport.endpoints=[tcp://127.0.0.1:5999]"]),
     Text("deploy/redis_server.py", "or set redis.url", TRAINED, ["redis.url=redis://127.0.0.1:6379/0"]),
-    Text("generator/evaluate.py", "raise it to their sum", RECORDED,
-         ["generator.max_model_len=9000", "learner.micro_batch_tokens=9000"]),
     *(
         Text(f"learner/{name}.py", "choose another model.path", BEFORE, ["model.path=c/d"])
         for name in ("export", "model_loading", "packing_proof", "saving", "wire_weights")
