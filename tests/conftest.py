@@ -25,10 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """A command called in this process leaves nobody's log lines going to a file that is closed."""
+    """A process' `main` called in this one may send log lines to where this test's output goes, closed later."""
     before = structlog.get_config()
     yield
-    after = structlog.get_config()
     structlog.configure(**before)
-    changed = [name for name in before if before[name] is not after[name] and before[name] != after[name]]
-    assert not changed, f"structlog configured by this test and not put back: {', '.join(changed)}"

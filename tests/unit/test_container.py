@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import structlog
 import yaml
 
 from common.errors import ConfigError
@@ -120,7 +121,9 @@ def test_a_model_folder_that_is_none_is_refused_before_anything_starts(
     monkeypatch.setattr(container, "RUNS", tmp_path / "runs")
     monkeypatch.setenv("VCPPO_RUN", "first")
     monkeypatch.setenv("VCPPO_CONFIG", str(file))
+    before = structlog.get_config()
     assert container.main(["prepare"]) == 2
+    assert structlog.get_config() == before  # nobody's log lines go to a file that is closed
     assert "holds no model" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
     assert not (tmp_path / "runs" / "first" / "config.yaml").exists()
 
