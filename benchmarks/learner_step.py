@@ -38,10 +38,11 @@ from benchmarks.workload import ModelFlops, log_normal_lengths, random_trajector
 from common.config import VcppoConfig
 from learner.batch import Batch, Share
 from learner.engine import EngineOptions, TrainEngine, init_distributed
-from learner.loop import Broadcaster, Phases, RlLoop
+from learner.loop import Models, RlLoop
 from learner.models import load_critic, load_policy
 from learner.packing import pack
-from learner.update import Models
+from learner.phases import Phases
+from learner.publish import Broadcaster
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
 _PRODUCT_SIZE = {torch.bfloat16: 2048, torch.float32: 1024}

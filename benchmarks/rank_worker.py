@@ -29,9 +29,10 @@ from learner.engine import (
     rank,
     shutdown_distributed,
 )
-from learner.loop import Broadcaster, Phases, RlLoop
+from learner.loop import Models, RlLoop
 from learner.models import load_critic, load_policy
-from learner.update import Models
+from learner.phases import Phases
+from learner.publish import Broadcaster
 
 NUM_SEQUENCES = 24
 NUM_VOCAB = 24

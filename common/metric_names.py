@@ -74,11 +74,13 @@ LEARNER = (
     Metric("staleness/ratio_mean_*", "mean probability ratio by staleness", label="staleness"),
     Metric("staleness/clip_fraction_*", "clip fraction by staleness", label="staleness"),
     Metric("staleness/explained_variance_*", "explained variance (token) by staleness", label="staleness"),
-    Metric("time/*", "seconds of the last step by phase; `pause`: the longest a generator stood still for the weights;"
+    Metric("time/*", "seconds by phase since the step before was trained: that one's `checkpoint` and `broadcast`,"
+           " `claim`, `values`, `old_log_probs`, `update`; `pause`: the longest a generator stood still for weights;"
            " `step`: all of it", family="vcppo_phase_seconds", label="phase"),
     Metric("tokens/step", "tokens trained in the step, prompts included"),
     Metric("tokens/per_second", "the same by the whole step's seconds"),
-    Metric("ledger/*", "prompts by state, as the learner last saw them", family="vcppo_ledger_prompts", label="state"),
+    Metric("ledger/*", "prompts by state when the step was trained, before its commit",
+           family="vcppo_ledger_prompts", label="state"),
     Metric("vp/recorded", "trajectories recorded for value pretraining"),
     Metric("vp/reward", "value pretraining: mean reward of what is recorded"),
     Metric("vp/accuracy", "value pretraining: share of recorded responses judged correct"),

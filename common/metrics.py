@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -29,15 +29,6 @@ Value = float | int | str | None | Sequence[float | None]
 log = structlog.get_logger(__name__)
 
 
-class _Numbers(NamedTuple):
-    """What a sink is told of one line."""
-
-    step: int
-    values: dict[str, float | int]
-    undefined: list[str]
-    wall_time: float
-
-
 class MetricsWriter:
     """Appends one line per step to ``<run>/metrics/<service>.jsonl``, flushed at once: a crash tears one line at most.
 
@@ -52,17 +43,14 @@ class MetricsWriter:
         self._identity = {"service": service, "run_id": run_id}
         self._file = open_to_append(RunFolder(folder).metrics_file(service))
         self._sinks = list(sinks)
-        self._early: _Numbers | None = None
 
-    def write(self, step: int, values: Mapping[str, Value], *, final: bool = True) -> None:
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Append ``{"time", "service", "run_id", "step", …values}``.
 
         Args:
             step: x-axis of the charts; learner step or seconds, as the service defines it.
             values: by name. NaN and infinity become null, which sinks hear of as undefined. Lists (curves by position,
                 say) and text (``stage``) are in the JSON line only.
-            final: False: what is known of the step before all of it is done, so that it outlives what may still fail.
-                The last line of a step counts. Sinks get a step once: the final line, or this one at `close`.
         """
         now = time.time()
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -72,21 +60,12 @@ class MetricsWriter:
         self._file.flush()
         scalars = {name: value for name, value in plain.items() if isinstance(value, float | int)}
         undefined = [name for name, value in plain.items() if value is None]
-        numbers = _Numbers(step, scalars, undefined, now)
-        self._early = None if final else numbers
-        if final:
-            self._tell(numbers)
-
-    def _tell(self, numbers: _Numbers) -> None:
         for sink in self._sinks:
-            sink.write(*numbers)
+            sink.write(step, scalars, undefined, now)
 
     def close(self) -> None:
         """Flush and close everything; idempotent."""
         self._file.close()
-        if self._early is not None:
-            self._tell(self._early)
-            self._early = None
         while self._sinks:
             self._sinks.pop().close()
 

@@ -56,7 +56,7 @@ class RunData:
     def refresh(self) -> RunData:
         """Read what was added since the last call."""
         rows = self._read("learner")
-        self.new = [row for row in rows if row.get("stage", "rl") != "rl" or "ledger/issued" in row]
+        self.new = rows
         for row in rows:
             if recorded := column([row], "vp/recorded"):
                 self.num_recorded = max(self.num_recorded, int(recorded[0]))

@@ -37,14 +37,15 @@ from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_di
 from learner.engine import shutdown_distributed as leave_process_group
 from learner.export import export_policy, load_tokenizer, make_actor, make_policy
 from learner.frozen_policy import FrozenPolicy, VersionZero
-from learner.loop import Broadcaster, RankZero, RlLoop
+from learner.loop import Models, RlLoop
 from learner.models import load_critic, vocabulary_size
 from learner.prompts import PromptSource
+from learner.publish import Broadcaster
+from learner.rank_zero import RankZero
 from learner.recorded_with import digest, made_with
 from learner.samples import SampleWriter
 from learner.stop import StopRequest
 from learner.trained_log import TrainedLog, check_trained_once
-from learner.update import Models
 from learner.value_pretraining import is_done, run_value_pretraining
 from learner.weight_transfer import WeightBroadcaster, WeightEngine
 

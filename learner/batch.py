@@ -7,9 +7,10 @@ are plain numpy over whole arrays, and nothing depends on how many ranks there a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from learner.packing import (
     Int64Array,
     PackedBatch,
     action_cu_seqlens,
+    action_slots,
+    behaviour_log_probs,
     build_packed,
     plan_micro_batches,
     split_mini_batches,
@@ -78,6 +81,11 @@ class Batch:
         return np.array([trajectory.finish_reason == "length" for trajectory in self.trajectories], np.bool_)
 
     @cached_property
+    def behaviour_log_probs(self) -> NDArray[np.float32]:
+        """``[A]`` what the generators recorded."""
+        return behaviour_log_probs(self.trajectories)
+
+    @cached_property
     def group_ids(self) -> list[str]:
         return [trajectory.group_id for trajectory in self.trajectories]
 
@@ -100,12 +108,40 @@ class Share:
     micro_batch_tokens: int
 
 
-def micro_batches(batch: Batch, members: Sequence[int], share: Share) -> Iterator[PackedBatch]:
-    """This rank's packed micro-batches of ``members``; every rank gets equally many (empty ones are dummies)."""
+class MicroBatch(NamedTuple):
+    """One pack, and where its actions stand: ``flat[slots]`` of a batch's ``[A]`` array are its own."""
+
+    packed: PackedBatch
+    slots: Int64Array
+
+
+class Packer:
+    """This rank's packs of a batch. Those of the whole batch are made once: values, log-probs and every epoch with one
+    mini-batch go over the same ones. Mini-batches of several are drawn anew each epoch, and packed when they come."""
+
+    def __init__(self, batch: Batch, share: Share) -> None:
+        self.batch = batch
+        self._share = share
+
+    @cached_property
+    def whole(self) -> list[MicroBatch]:
+        """The batch's micro-batches. Every rank gets equally many; those it has none for are dummies."""
+        return list(micro_batches(self.batch, range(len(self.batch)), self._share))
+
+    def micro_batches(self, members: Sequence[int]) -> Iterable[MicroBatch]:
+        """Of these sequences of the batch."""
+        if len(members) == len(self.batch):
+            return self.whole
+        return micro_batches(self.batch, members, self._share)
+
+
+def micro_batches(batch: Batch, members: Sequence[int], share: Share) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of ``members``; every rank gets equally many (empty ones are dummies)."""
     lengths = [batch.lengths[i] for i in members]
     plan = plan_micro_batches(lengths, share.micro_batch_tokens, share.num_ranks)
     for group in plan[share.rank]:
-        yield build_packed(batch.trajectories, [members[i] for i in group])
+        packed = build_packed(batch.trajectories, [members[i] for i in group])
+        yield MicroBatch(packed, action_slots(packed, batch.action_cu_seqlens))
 
 
 def mini_batches(batch: Batch, num_mini_batches: int, *, seed: int, step: int, epoch: int) -> list[list[int]]:

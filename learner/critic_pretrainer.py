@@ -19,17 +19,16 @@ from common.config import VcppoConfig
 from common.metrics import MetricsWriter
 from common.trajectory import Trajectory
 from learner.advantages import Truncation, place_ends
-from learner.batch import Batch, Share, micro_batches
+from learner.batch import Batch, Packer, Share, micro_batches
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, sum_over_ranks
+from learner.estimates import compute_values
 from learner.explained_variance import explained_variance
 from learner.explained_variance_interval import Figure, Sums, choose_and_measure, measure, sums_by_prompt
 from learner.gae import monte_carlo_returns
 from learner.losses import value_loss
 from learner.models import load_critic
-from learner.packing import action_slots
 from learner.prompts import derive_seed
 from learner.recording_stats import Counts, count_responses
-from learner.update import compute_values
 from learner.value_gate import Gate, Measurement
 
 log = structlog.get_logger(__name__)
@@ -85,6 +84,7 @@ class CriticPretrainer:
         self._seed = config.run.seed
         self._share = share
         self._train, self._held_out = train, held_out
+        self._held_out_packer = Packer(held_out.batch, share)
         self._metrics = metrics
         options = EngineOptions.from_config(config)
         module = load_critic(
@@ -140,8 +140,7 @@ class CriticPretrainer:
         part, cu = self._train, self._train.batch.action_cu_seqlens
         num_tokens = max(1, sum(int(part.mask[cu[i] : cu[i + 1]].sum()) for i in members))
         total = 0.0
-        for packed in micro_batches(part.batch, members, self._share):
-            slots = action_slots(packed, cu)
+        for packed, slots in micro_batches(part.batch, members, self._share):
             values = self.engine.forward(packed.to(self.engine.device)).values
             loss = value_loss(
                 values,
@@ -161,7 +160,7 @@ class CriticPretrainer:
 
     def _measure(self, step: int, losses: Sequence[float]) -> Measurement:
         part = self._held_out
-        values, _ = compute_values(self.engine, part.batch, self._share)
+        values, _ = compute_values(self.engine, self._held_out_packer)
         counted, returns = values[part.mask], part.returns[part.mask]
         quality = explained_variance(counted, returns, part.counted_cu_seqlens, part.counted_groups)
         self._prompts, sums = sums_by_prompt(counted, returns, part.counted_cu_seqlens, part.counted_groups)

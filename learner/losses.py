@@ -55,7 +55,7 @@ def policy_loss(
     KL(pi_old || pi)), importance_weight, behaviour_gap (|proximal - behaviour|, nats).
     """
     weight = _weight(mask, log_probs)
-    log_ratio = (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = _log_ratio(log_probs, old_log_probs)
     ratio = log_ratio.exp()
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
@@ -74,6 +74,11 @@ def policy_loss(
         if behaviour_log_probs is not None:
             sums["behaviour_gap"] = ((old_log_probs - behaviour_log_probs).abs() * weight).sum()
     return Loss(loss, sums)
+
+
+def probability_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    """``[A]`` rho_t of `policy_loss`, detached: for statistics."""
+    return _log_ratio(log_probs.detach(), old_log_probs).exp()
 
 
 def value_loss(
@@ -113,6 +118,10 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, *, num_tokens: in
     difference = (reference_log_probs - log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     total = ((difference.exp() - difference - 1.0) * weight).sum()
     return Loss(total / num_tokens, {"num_tokens": weight.sum(), "kl_penalty": total.detach()})
+
+
+def _log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _importance_weight(proximal: Tensor, behaviour: Tensor | None, truncation: float | None) -> Tensor:

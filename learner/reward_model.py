@@ -30,7 +30,7 @@ from common.metrics import open_metrics
 from common.run_folder import RunFolder
 from common.tasks import load_task
 from common.whole_folder import written_whole
-from learner.batch import Batch, Share
+from learner.batch import Batch, Packer, Share
 from learner.engine import (
     EngineOptions,
     TrainEngine,
@@ -39,6 +39,7 @@ from learner.engine import (
     rank,
     sum_over_ranks,
 )
+from learner.estimates import compute_values
 from learner.explained_variance import mean_by_position
 from learner.export import load_tokenizer
 from learner.models import CriticModel, load_critic, save_model
@@ -47,7 +48,6 @@ from learner.preference_pairs import DemonstrationPairs, Pair, PairSource, Prefi
 from learner.prompts import derive_seed
 from learner.stage import Product, fingerprinted, run_stage
 from learner.trajectory_file import TrajectoryFile
-from learner.update import compute_values
 
 log = structlog.get_logger(__name__)
 
@@ -214,7 +214,7 @@ def pair_loss(scores: torch.Tensor, complete: torch.Tensor, centre: float) -> to
 def measure(engine: TrainEngine, pairs: Sequence[Pair], share: Share) -> Quality:
     """On pairs that were not trained on. Collective."""
     batch = Batch([trajectory for pair in pairs for trajectory in (pair.better, pair.worse)], version=0)
-    values, scores = compute_values(engine, batch, share)
+    values, scores = compute_values(engine, Packer(batch, share))
     right = scores[0::2] > scores[1::2]
     whole = np.array([all(pair.complete) for pair in pairs])
     ends = np.array([done for pair in pairs for done in pair.complete])

@@ -12,9 +12,10 @@ import numpy as np
 from common.trajectory import Outcome
 from learner.batch import Batch
 from learner.critic_worth import critic_worth
+from learner.estimates import Estimates
 from learner.explained_variance import explained_variance, mean_by_position
 from learner.reward_signal import reward_signal
-from learner.update import Estimates, UpdateStats
+from learner.update_stats import UpdateStats
 
 MetricValue = float | int | str | None | Sequence[float | None]
 

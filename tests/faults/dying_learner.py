@@ -15,7 +15,7 @@ from typing import Any
 
 from common.end_process import end_process
 from common.store import RunStore
-from learner import loop, resume
+from learner import progress, resume
 from learner.__main__ import main
 from learner.checkpoint import CheckpointStore
 from learner.loop import RlLoop
@@ -71,7 +71,7 @@ def arm(boundary: str, step: int) -> None:
         current[0] = committed_step
         commit(store, prompt_ids, committed_step)
 
-    resume.commit = loop.commit = noting
+    resume.commit = progress.commit = noting
     match boundary:
         case "claimed":
             die_after(RunStore, "claim", lambda _, store, ids, claimed_step: claimed_step == step)
@@ -80,13 +80,13 @@ def arm(boundary: str, step: int) -> None:
         case "logged":
             die_after(TrainedLog, "append", lambda _, self, logged_step, batch: logged_step == step)
         case "staged":
-            die_after(loop, "save_rng", lambda _, folder, rank: folder.name.endswith(f"{step:06d}"))
+            die_after(progress, "save_rng", lambda _, folder, rank: folder.name.endswith(f"{step:06d}"))
         case "published":
             die_after(CheckpointStore, "publish", lambda folder, self, state: state.step == step)
         case "committed":
             die_after(RunStore, "commit", lambda _, store, ids: current[0] == step)
         case "noted":
-            die_after(loop, "commit", lambda _, store, ids, committed_step: committed_step == step)
+            die_after(progress, "commit", lambda _, store, ids, committed_step: committed_step == step)
         case "sending":
             die_before(NoMemberBroadcaster, "broadcast", lambda self, version, canary=None: version == step)
         case "broadcast":

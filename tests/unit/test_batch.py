@@ -10,10 +10,10 @@ import pytest
 from common.config import AlgorithmConfig
 from common.trajectory import FinishReason, Trajectory, VersionSpan
 from common.wire import encode_trajectory
-from learner.batch import Batch, Share, gather_flat, micro_batches, mini_batches
-from learner.packing import action_slots
+from learner.batch import Batch, Packer, Share, gather_flat, micro_batches, mini_batches
+from learner.estimates import Estimates, estimate
 from learner.step_metrics import step_metrics
-from learner.update import UpdateStats, combine
+from learner.update_stats import UpdateStats
 
 
 def trajectory(index: int, *, reward: float = 1.0, finish: FinishReason = "stop", oldest: int = 3) -> Trajectory:
@@ -55,6 +55,24 @@ def test_mini_batches_are_a_seeded_partition(batch: Batch) -> None:
     assert parts != mini_batches(batch, 3, seed=1, step=5, epoch=1)
 
 
+def estimated(
+    batch: Batch, algorithm: AlgorithmConfig, values: np.ndarray, old_log_probs: np.ndarray | None = None
+) -> Estimates:
+    """As the loop estimates; V after the last token is 0, pi_old the behaviour policy unless given."""
+    old = batch.behaviour_log_probs if old_log_probs is None else old_log_probs
+    lambdas = {"lambda_actor": algorithm.lambda_actor, "lambda_critic": algorithm.lambda_critic}
+    return estimate(batch, values, np.zeros(len(batch), np.float32), old, algorithm, **lambdas)
+
+
+def test_the_whole_batch_is_packed_once_in_whatever_order_it_is_named(batch: Batch) -> None:
+    packer = Packer(batch, Share(0, 1, micro_batch_tokens=20))
+    members = mini_batches(batch, 1, seed=0, step=1, epoch=0)[0]
+    assert members != sorted(members)
+    assert packer.micro_batches(members) is packer.whole
+    part = list(packer.micro_batches([5, 2]))
+    assert sorted(i for pack in part for i in pack.packed.sequence_index) == [2, 5]
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 16])
 def test_ranks_share_members_once_and_run_equally_many_micro_batches(batch: Batch, num_ranks: int) -> None:
     members = [9, 0, 4, 7, 2]
@@ -64,7 +82,7 @@ def test_ranks_share_members_once_and_run_equally_many_micro_batches(batch: Batc
     for rank in range(num_ranks):
         packs = list(micro_batches(batch, members, Share(rank, num_ranks, micro_batch_tokens=20)))
         counts.add(len(packs))
-        slots += [action_slots(pack, cu) for pack in packs]
+        slots += [pack.slots for pack in packs]
     assert len(counts) == 1
     assert np.array_equal(np.sort(np.concatenate(slots)), expected)
 
@@ -78,7 +96,7 @@ def test_gather_is_exact_in_float32() -> None:
 
 def test_targets_are_monte_carlo_at_lambda_critic_one(batch: Batch) -> None:
     values = np.linspace(-1, 1, batch.num_actions).astype(np.float32)
-    estimates = combine(batch, AlgorithmConfig(), values, np.zeros(len(batch), np.float32), values * 0, None)
+    estimates = estimated(batch, AlgorithmConfig(), values, values * 0)
     expected = np.repeat(batch.outcome_rewards, np.diff(batch.action_cu_seqlens))
     assert np.array_equal(estimates.value_targets, expected)
     assert np.array_equal(estimates.returns, expected)
@@ -88,7 +106,7 @@ def test_targets_are_monte_carlo_at_lambda_critic_one(batch: Batch) -> None:
 
 def test_behaviour_policy_is_pi_old_without_proximal_log_probs(batch: Batch) -> None:
     zeros = np.zeros(batch.num_actions, np.float32)
-    estimates = combine(batch, AlgorithmConfig(), zeros, np.zeros(len(batch), np.float32), None, None)
+    estimates = estimated(batch, AlgorithmConfig(), zeros)
     assert np.array_equal(estimates.old_log_probs, np.full(batch.num_actions, -0.5, np.float32))
 
 
@@ -96,7 +114,7 @@ def test_masked_truncation_leaves_out_whole_responses() -> None:
     batch = Batch([trajectory(0, finish="length"), trajectory(1)], version=4)
     zeros = np.zeros(batch.num_actions, np.float32)
     algorithm = AlgorithmConfig(truncation="mask")
-    estimates = combine(batch, algorithm, zeros, np.zeros(2, np.float32), None, None)
+    estimates = estimated(batch, algorithm, zeros)
     cut = batch.action_cu_seqlens[1]
     assert not estimates.mask[:cut].any()
     assert estimates.mask[cut:].all()
@@ -106,7 +124,7 @@ def test_masked_truncation_leaves_out_whole_responses() -> None:
 def test_group_estimators_need_no_values_and_are_not_whitened(batch: Batch, whitened: bool | None) -> None:
     zeros = np.zeros(batch.num_actions, np.float32)
     algorithm = AlgorithmConfig(advantage_estimator="leave_one_out", whiten_advantages=whitened)
-    estimates = combine(batch, algorithm, zeros, np.zeros(len(batch), np.float32), None, None)
+    estimates = estimated(batch, algorithm, zeros)
     first = estimates.raw_advantages[batch.action_cu_seqlens[:-1]]
     assert first[:2].tolist() == [-2.0, 2.0]  # rewards -1 and +1 of one group
     assert np.array_equal(estimates.advantages, estimates.raw_advantages)
@@ -123,7 +141,7 @@ def test_a_group_of_equal_rewards_has_advantage_zero(
     assert lengths[0] != lengths[1]
     zeros = np.zeros(batch.num_actions, np.float32)
     algorithm = AlgorithmConfig(advantage_estimator=estimator, whiten_advantages=whitened)
-    advantages = combine(batch, algorithm, zeros, np.zeros(4, np.float32), None, None).advantages
+    advantages = estimated(batch, algorithm, zeros).advantages
     first = advantages[batch.action_cu_seqlens[:-1]]
     assert first[0] < 0 < first[1]
     assert not advantages[batch.action_cu_seqlens[2] :].any()
@@ -131,7 +149,7 @@ def test_a_group_of_equal_rewards_has_advantage_zero(
 
 def test_metrics_have_every_name_readers_know(batch: Batch) -> None:
     values = np.linspace(-1, 1, batch.num_actions).astype(np.float32)
-    estimates = combine(batch, AlgorithmConfig(), values, np.zeros(len(batch), np.float32), None, None)
+    estimates = estimated(batch, AlgorithmConfig(), values)
     stats = UpdateStats(num_buckets=2)
     stats.by_staleness[:, 1] = [10, 11, 1]
     metrics = step_metrics(batch, estimates, stats, {"values": 1.0, "step": 2.0}, has_critic=True)

@@ -1,0 +1,182 @@
+"""What Algorithm 1 needs before its updates: values, old log-probs, advantages and value targets.
+
+Flat arrays are whole-batch ``[A]`` float32 numpy (see `learner.batch`); each function below is called on
+every rank and returns the same on every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.config import AlgorithmConfig
+from learner.advantages import (
+    group_mean_advantages,
+    leave_one_out_advantages,
+    length_adaptive_lambda,
+    place_ends,
+    spread_over_actions,
+    whiten,
+)
+from learner.batch import Batch, MicroBatch, Packer, gather_flat
+from learner.engine import TrainEngine, sum_over_ranks
+from learner.gae import decoupled_gae, monte_carlo_returns
+from learner.models import PolicyModel
+
+Float32Array = NDArray[np.float32]
+Int64Array = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What the losses need of a batch, ``[A]`` each but for `last_values`.
+
+    Attributes:
+        values: V(s_t) before each action, of the critic as it was when the batch was claimed (0 without a critic).
+        last_values: ``[S]`` V at each sequence's last token.
+        old_log_probs: log pi_old(a_t | s_t) of the ratio.
+        behaviour_log_probs: what generators recorded.
+        reference_log_probs: of the starting policy; None without a KL term.
+        raw_advantages: before whitening.
+        advantages, value_targets: with lambda_actor and lambda_critic.
+        returns: Monte-Carlo, with the verifier's reward for cut responses too: explained variance is measured on them.
+        mask: bool, actions trained on.
+        staleness: int64, of the response each action belongs to.
+        action_cu_seqlens: ``[S+1]`` of the batch.
+    """
+
+    values: Float32Array
+    last_values: Float32Array
+    old_log_probs: Float32Array
+    behaviour_log_probs: Float32Array
+    reference_log_probs: Float32Array | None
+    raw_advantages: Float32Array
+    advantages: Float32Array
+    value_targets: Float32Array
+    returns: Float32Array
+    mask: NDArray[np.bool_]
+    staleness: Int64Array
+    action_cu_seqlens: Int64Array
+
+    def num_trained(self, members: Sequence[int]) -> int:
+        """Actions of these sequences that are trained on, at least 1: what a mini-batch's losses are divided by."""
+        cu = self.action_cu_seqlens
+        return max(1, sum(int(self.mask[cu[i] : cu[i + 1]].sum()) for i in members))
+
+    def of(self, micro: MicroBatch, device: torch.device) -> Part:
+        """A micro-batch's part, as tensors."""
+
+        def part(flat: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(flat[micro.slots])).to(device)
+
+        reference = self.reference_log_probs
+        return Part(
+            old_log_probs=part(self.old_log_probs),
+            behaviour_log_probs=part(self.behaviour_log_probs),
+            reference_log_probs=None if reference is None else part(reference),
+            advantages=part(self.advantages),
+            values=part(self.values),
+            value_targets=part(self.value_targets),
+            mask=part(self.mask),
+            staleness=self.staleness[micro.slots],
+        )
+
+
+class Part(NamedTuple):
+    """`Estimates` of one micro-batch's actions, ``[A]`` tensors on the models' device; `staleness` stays numpy."""
+
+    old_log_probs: Tensor
+    behaviour_log_probs: Tensor
+    reference_log_probs: Tensor | None
+    advantages: Tensor
+    values: Tensor
+    value_targets: Tensor
+    mask: Tensor
+    staleness: Int64Array
+
+
+def compute_values(critic: TrainEngine | None, packer: Packer) -> tuple[Float32Array, Float32Array]:
+    """``values [A]`` V(s_t) before each action, ``last_values [S]`` V at the last token; zeros without a critic."""
+    num_actions = packer.batch.num_actions
+    flat = np.zeros(num_actions + len(packer.batch), np.float64)
+    if critic is not None:
+        for packed, slots in packer.whole:
+            output = critic.infer(packed.to(critic.device))
+            flat[slots] = output.values.cpu().numpy()
+            flat[num_actions + np.array(packed.sequence_index, np.int64)] = output.final_values.cpu().numpy()
+        flat = gather_flat(flat, sum_over_ranks).astype(np.float64)
+    return flat[:num_actions].astype(np.float32), flat[num_actions:].astype(np.float32)
+
+
+def compute_log_probs(policy: TrainEngine | PolicyModel, packer: Packer, temperature: float) -> Float32Array:
+    """``[A]`` log pi(a_t | s_t) at the sampling temperature."""
+    flat = np.zeros(packer.batch.num_actions, np.float64)
+    for packed, slots in packer.whole:
+        if isinstance(policy, TrainEngine):
+            log_probs = policy.infer(packed.to(policy.device), temperature).log_probs
+        else:
+            with torch.no_grad():
+                log_probs = policy(packed.to(next(policy.parameters()).device), temperature).log_probs
+        flat[slots] = log_probs.cpu().numpy()
+    return gather_flat(flat, sum_over_ranks)
+
+
+def estimate(
+    batch: Batch,
+    values: Float32Array,
+    last_values: Float32Array,
+    old_log_probs: Float32Array,
+    algorithm: AlgorithmConfig,
+    *,
+    lambda_actor: float,
+    lambda_critic: float,
+    reference_log_probs: Float32Array | None = None,
+) -> Estimates:
+    """Advantages A_t with lambda_actor (paper eq. 4), value targets R_t with lambda_critic (eq. 5). Numpy only.
+
+    Under ``algorithm.length_adaptive_alpha`` each response has a lambda_actor of its own; the group estimators have a
+    baseline in place of a critic, and no targets.
+    """
+    cu = batch.action_cu_seqlens
+    ends = place_ends(batch.outcome_rewards, last_values, batch.truncated, cu, algorithm.truncation)
+    outcomes = place_ends(batch.outcome_rewards, last_values, batch.truncated, cu, "terminal").rewards
+    if algorithm.has_group_baseline:
+        advantages, targets = _group_advantages(batch, algorithm), np.zeros_like(values)
+    else:
+        alpha = algorithm.length_adaptive_alpha
+        advantages, targets = decoupled_gae(
+            ends.rewards,
+            values,
+            ends.final_values,
+            cu,
+            gamma=algorithm.gamma,
+            lambda_actor=lambda_actor if alpha is None else length_adaptive_lambda(cu, alpha),
+            lambda_critic=lambda_critic,
+        )
+    centre = not algorithm.has_group_baseline
+    return Estimates(
+        values=values,
+        last_values=last_values,
+        old_log_probs=old_log_probs,
+        behaviour_log_probs=batch.behaviour_log_probs,
+        reference_log_probs=reference_log_probs,
+        raw_advantages=advantages,
+        advantages=whiten(advantages, ends.mask, centre=centre) if algorithm.whitens else advantages,
+        value_targets=targets,
+        returns=monte_carlo_returns(outcomes, cu, gamma=algorithm.gamma),
+        mask=ends.mask,
+        staleness=np.repeat(batch.staleness, np.diff(cu)),
+        action_cu_seqlens=cu,
+    )
+
+
+def _group_advantages(batch: Batch, algorithm: AlgorithmConfig) -> Float32Array:
+    grouped = {"group_mean": group_mean_advantages, "leave_one_out": leave_one_out_advantages}
+    per_sequence = grouped[algorithm.advantage_estimator](batch.outcome_rewards, batch.group_ids)
+    return spread_over_actions(per_sequence, batch.action_cu_seqlens)
