@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.end_process import end_process
 from common.errors import VcppoError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,3 +295,4 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.Monkey
 
 if __name__ == "__main__":
     run_worker(Path(sys.argv[1]))
+    end_process(0)  # as a learner: gloo's threads may outlive the group, and abort a process that is torn down
