@@ -101,7 +101,7 @@ class Row(NamedTuple):
         shares = [each.share for each in self.tries if not math.isnan(each.share)]
         if not shares:
             return ""
-        return f"{max(shares):.3g} at most" if not self.must_fail else f"{min(shares):.3g} at least"
+        return f"{min(shares):.3g} at least" if self.must_fail else f"{max(shares):.3g} at most"
 
 
 Add = Callable[[str, bool, Iterator[Try]], None]

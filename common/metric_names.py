@@ -74,8 +74,8 @@ LEARNER = (
     Metric("staleness/ratio_mean_*", "mean probability ratio by staleness", label="staleness"),
     Metric("staleness/clip_fraction_*", "clip fraction by staleness", label="staleness"),
     Metric("staleness/explained_variance_*", "explained variance (token) by staleness", label="staleness"),
-    Metric("time/*", "seconds by phase since the step before was trained: that one's `checkpoint` and `broadcast`,"
-           " `claim`, `values`, `old_log_probs`, `update`; `pause`: the longest a generator stood still for weights;"
+    Metric("time/*", "seconds by phase: `checkpoint` and `broadcast` are of the step before, `claim`, `values`,"
+           " `old_log_probs` and `update` of this one; `pause`: the longest a generator stood still for weights;"
            " `step`: all of it", family="vcppo_phase_seconds", label="phase"),
     Metric("tokens/step", "tokens trained in the step, prompts included"),
     Metric("tokens/per_second", "the same by the whole step's seconds"),

@@ -88,15 +88,15 @@ class Plan:
             return cls(config, model, problems)
         room = prompt_room(config, "held_out")
         lengths = [len(tokens) for tokens in encode_prompts(tokenizer, [problem.prompt for problem in problems])]
-        too_long = sorted((i for i, length in enumerate(lengths) if length > room.tokens), key=lambda i: -lengths[i])
+        too_long = {i: tokens for i, tokens in enumerate(lengths) if tokens > room.tokens}
         if not too_long:
             return cls(config, model, problems)
-        places = [LongPrompt(i, task.where("held_out", config.eval.seed, i), lengths[i]) for i in too_long]
-        found = PromptLengths("held_out", room, len(problems), max(lengths), tuple(places))
-        if len(too_long) == len(problems) or (config.task.overlong == "refuse" and known is not None):
+        places = [LongPrompt(i, task.where("held_out", config.eval.seed, i), n) for i, n in too_long.items()]
+        found = PromptLengths.of("held_out", room, len(problems), max(lengths), places)
+        if found.leaves_none or (config.task.overlong == "refuse" and known is not None):
             raise VcppoError(f"{found.problem()}: {found.remedy()}")
         log.warning("overlong_problems_left_out", count=len(too_long), of=len(problems), where=found.describe())
-        return cls(config, model, [p for i, p in enumerate(problems) if i not in set(too_long)], len(too_long))
+        return cls(config, model, [p for i, p in enumerate(problems) if i not in too_long], len(too_long))
 
     @property
     def inputs(self) -> dict[str, Any]:

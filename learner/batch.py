@@ -13,7 +13,9 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.trajectory import Trajectory
 from common.wire import decode_trajectory
@@ -114,6 +116,10 @@ class MicroBatch(NamedTuple):
     packed: PackedBatch
     slots: Int64Array
 
+    def of(self, flat: NDArray[np.generic], device: torch.device) -> Tensor:
+        """Its part of a flat array."""
+        return torch.from_numpy(np.ascontiguousarray(flat[self.slots])).to(device)
+
 
 class Packer:
     """This rank's packs of a batch. Those of the whole batch are made once: values, log-probs and every epoch with one
@@ -142,6 +148,12 @@ def micro_batches(batch: Batch, members: Sequence[int], share: Share) -> Iterato
     for group in plan[share.rank]:
         packed = build_packed(batch.trajectories, [members[i] for i in group])
         yield MicroBatch(packed, action_slots(packed, batch.action_cu_seqlens))
+
+
+def num_trained(mask: NDArray[np.bool_], action_cu_seqlens: Int64Array, members: Sequence[int]) -> int:
+    """Actions of these sequences under ``mask [A]``, at least 1: what a mini-batch's losses are divided by."""
+    cu = action_cu_seqlens
+    return max(1, sum(int(mask[cu[i] : cu[i + 1]].sum()) for i in members))
 
 
 def mini_batches(batch: Batch, num_mini_batches: int, *, seed: int, step: int, epoch: int) -> list[list[int]]:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import structlog
-import torch
 
 from common import watchdog
 from common.config import VcppoConfig
 from common.metrics import MetricsWriter
 from common.trajectory import Trajectory
 from learner.advantages import Truncation, place_ends
-from learner.batch import Batch, Packer, Share, micro_batches
+from learner.batch import Batch, Packer, Share, micro_batches, num_trained
 from learner.engine import EngineOptions, TrainEngine, broadcast_object, sum_over_ranks
 from learner.estimates import compute_values
 from learner.explained_variance import explained_variance
@@ -137,16 +136,16 @@ class CriticPretrainer:
 
     def _step(self, members: Sequence[int]) -> float:
         """One optimizer step; returns the mean loss. No value clipping: it throttles pretraining."""
-        part, cu = self._train, self._train.batch.action_cu_seqlens
-        num_tokens = max(1, sum(int(part.mask[cu[i] : cu[i + 1]].sum()) for i in members))
+        part = self._train
+        num_tokens = num_trained(part.mask, part.batch.action_cu_seqlens, members)
         total = 0.0
-        for packed, slots in micro_batches(part.batch, members, self._share):
-            values = self.engine.forward(packed.to(self.engine.device)).values
+        for micro in micro_batches(part.batch, members, self._share):
+            values = self.engine.forward(micro.packed.to(self.engine.device)).values
             loss = value_loss(
                 values,
-                torch.from_numpy(part.returns[slots]).to(values.device),
+                micro.of(part.returns, values.device),
                 num_tokens=num_tokens,
-                mask=torch.from_numpy(part.mask[slots]).to(values.device),
+                mask=micro.of(part.mask, values.device),
             )
             self.engine.accumulate(loss.value)
             total += float(loss.sums["value_loss"])

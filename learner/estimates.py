@@ -6,7 +6,6 @@ every rank and returns the same on every rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,7 +47,6 @@ class Estimates:
         returns: Monte-Carlo, with the verifier's reward for cut responses too: explained variance is measured on them.
         mask: bool, actions trained on.
         staleness: int64, of the response each action belongs to.
-        action_cu_seqlens: ``[S+1]`` of the batch.
     """
 
     values: Float32Array
@@ -62,28 +60,18 @@ class Estimates:
     returns: Float32Array
     mask: NDArray[np.bool_]
     staleness: Int64Array
-    action_cu_seqlens: Int64Array
-
-    def num_trained(self, members: Sequence[int]) -> int:
-        """Actions of these sequences that are trained on, at least 1: what a mini-batch's losses are divided by."""
-        cu = self.action_cu_seqlens
-        return max(1, sum(int(self.mask[cu[i] : cu[i + 1]].sum()) for i in members))
 
     def of(self, micro: MicroBatch, device: torch.device) -> Part:
         """A micro-batch's part, as tensors."""
-
-        def part(flat: NDArray[np.generic]) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(flat[micro.slots])).to(device)
-
         reference = self.reference_log_probs
         return Part(
-            old_log_probs=part(self.old_log_probs),
-            behaviour_log_probs=part(self.behaviour_log_probs),
-            reference_log_probs=None if reference is None else part(reference),
-            advantages=part(self.advantages),
-            values=part(self.values),
-            value_targets=part(self.value_targets),
-            mask=part(self.mask),
+            old_log_probs=micro.of(self.old_log_probs, device),
+            behaviour_log_probs=micro.of(self.behaviour_log_probs, device),
+            reference_log_probs=None if reference is None else micro.of(reference, device),
+            advantages=micro.of(self.advantages, device),
+            values=micro.of(self.values, device),
+            value_targets=micro.of(self.value_targets, device),
+            mask=micro.of(self.mask, device),
             staleness=self.staleness[micro.slots],
         )
 
@@ -172,7 +160,6 @@ def estimate(
         returns=monte_carlo_returns(outcomes, cu, gamma=algorithm.gamma),
         mask=ends.mask,
         staleness=np.repeat(batch.staleness, np.diff(cu)),
-        action_cu_seqlens=cu,
     )
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from common import watchdog
 from common.config import VcppoConfig
-from learner.batch import Batch, Packer, Share, mini_batches
+from learner.batch import Batch, Packer, Share, mini_batches, num_trained
 from learner.claiming import Claiming
 from learner.engine import TrainEngine
 from learner.estimates import Estimates, compute_log_probs, compute_values, estimate
@@ -126,7 +126,8 @@ class RlLoop:
         """One mini-batch: gradients of its micro-batches add up, then one actor and one critic step."""
         actor, critic, algorithm = self.models.actor, self.models.critic, self.config.algorithm
         proximal = algorithm.old_log_probs == "proximal"
-        num_tokens = estimates.num_trained(members)  # over all ranks: neither packing nor ranks change the objective
+        # Over all ranks: neither packing nor ranks change the objective.
+        num_tokens = num_trained(estimates.mask, packer.batch.action_cu_seqlens, members)
         for micro in packer.micro_batches(members):
             packed, part = micro.packed.to(actor.device), estimates.of(micro, actor.device)
             log_probs, entropy = actor.forward(packed, self.config.sampling.temperature)

@@ -165,7 +165,7 @@ class PromptSource:
         log.info("prompts_looked_through", prompts=found.num_prompts, seconds=round(time.monotonic() - began, 1))
         if not found.too_long:
             return
-        if self._config.task.overlong == "refuse" or len(found.too_long) == found.num_prompts:
+        if self._config.task.overlong == "refuse" or found.leaves_none:
             raise PromptTooLong(f"{found.problem()}: {found.remedy()}")
         log.warning(
             "overlong_prompts_left_out",

@@ -5,7 +5,7 @@ The tokenizer gets prompts in batches, which is several times faster than one by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,6 +54,18 @@ class PromptLengths:
     longest: int
     too_long: tuple[LongPrompt, ...]
 
+    @classmethod
+    def of(
+        cls, split: Split, room: PromptRoom, num_prompts: int, longest: int, too_long: Iterable[LongPrompt]
+    ) -> PromptLengths:
+        """With `too_long` in any order."""
+        return cls(split, room, num_prompts, longest, tuple(sorted(too_long, key=lambda each: -each.tokens)))
+
+    @property
+    def leaves_none(self) -> bool:
+        """Every prompt is too long."""
+        return len(self.too_long) == self.num_prompts
+
     @property
     def needed(self) -> int:
         """What ``generator.max_model_len`` must be for all of them."""
@@ -77,7 +89,7 @@ class PromptLengths:
         """What helps, with the values to set."""
         learner = " and learner.micro_batch_tokens to at least as much" if self.split == "train" else ""
         longer = f"set generator.max_model_len={self.needed}{learner}"
-        if len(self.too_long) == self.num_prompts:  # without them nothing is left
+        if self.leaves_none:
             return f"{longer}, or shorten the rows"
         return f"{longer}, shorten or drop the rows, or leave them out by task.overlong=skip"
 
@@ -108,10 +120,8 @@ def measure_prompts(
         return None
     room = prompt_room(config, split)
     found = [_measure(part, split, size, room.tokens, lengths, exact) for part, size in parts]
-    too_long = sorted((each for _, some in found for each in some), key=lambda each: -each.tokens)
-    return PromptLengths(
-        split, room, sum(size for _, size in parts), max(longest for longest, _ in found), tuple(too_long)
-    )
+    num_prompts, longest = sum(size for _, size in parts), max(longest for longest, _ in found)
+    return PromptLengths.of(split, room, num_prompts, longest, (each for _, some in found for each in some))
 
 
 def _measure(

@@ -77,7 +77,7 @@ def _line(context: Context, found: PromptLengths, exact: bool) -> Result:
     if not found.too_long:
         longest = f"the longest has {found.longest}" if exact else "none is longer"
         return passed(f"{found.split}: {found.num_prompts:,} prompts, room for {found.room.tokens} tokens, {longest}")
-    if context.config.task.overlong == "skip" and len(found.too_long) < found.num_prompts:
+    if context.config.task.overlong == "skip" and not found.leaves_none:
         return warned(f"{found.problem()}: left out (task.overlong = skip)", "")
     return failed(found.problem(), found.remedy())
 

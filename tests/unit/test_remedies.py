@@ -217,6 +217,8 @@ ON_A_RUN = [
          ["reward_model.prefix_fraction=0"]),
     Text("common/tasks/lengths.py", "set generator.max_model_len={}", TRAINED,
          ["generator.max_model_len=9000", "learner.micro_batch_tokens=9000"]),
+    Text("common/tasks/lengths.py", " and learner.micro_batch_tokens to at least as much", TRAINED,
+         ["generator.max_model_len=9000", "learner.micro_batch_tokens=9000"]),
     Text("common/tasks/lengths.py", "or leave them out by task.overlong=skip", TRAINED, ["task.overlong=skip"]),
     Text("learner/distributed.py", "set learner.device=auto or cpu", TRAINED, ["learner.device=cpu"]),
     Text("learner/buffer.py", "set security.curve=always", TRAINED, ["security.curve=always"]),
