@@ -1,6 +1,6 @@
 """A generator's tokens per second against vLLM's own `LLM.generate` on the same requests.
 
-Ours is `python -m generator` as the launcher starts it, on one core with everything it does: leasing from Redis, vLLM,
+Ours is `python -m vcppo.generator` as the launcher starts it, on one core with everything it does: leasing from Redis, vLLM,
 verifier children, encoding, sending, heartbeats. It is timed from the prompts' issue to the last append in the store.
 Redis and the buffer are not the generator's: they run on another core where there is one. `LLM.generate` runs on the
 same core, in processes of its own with the same engine arguments and as many sequences at once; plain (no log-probs,
@@ -24,9 +24,9 @@ from benchmarks.figures import Figure, at_least
 from benchmarks.harness import Settings
 from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
 from benchmarks.vllm_peer import Generated, VllmPeer
-from common.config import VcppoConfig
-from common.trajectory import Prompt
-from common.wire import decode_trajectory
+from vcppo.common.config import VcppoConfig
+from vcppo.common.trajectory import Prompt
+from vcppo.common.wire import decode_trajectory
 
 
 class Case(NamedTuple):
@@ -79,7 +79,10 @@ def _measure(case: Case, core: int, *, one_process: bool = False) -> dict[str, l
         (spec,) = rig.launcher.generator_specs()  # a core of its own, as with one for the learner beside it
         os.sched_setaffinity(0, {_another_core(core)})  # what only watches is not to be counted
         rig.start(spec, [core])
-        environment = {**spec.environment, "TORCHDYNAMO_DISABLE": "1"}  # as `generator.engine` has it in eager mode
+        environment = {
+            **spec.environment,
+            "TORCHDYNAMO_DISABLE": "1",
+        }  # as `vcppo.generator.engine` has it in eager mode
         if one_process:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         peer = stack.enter_context(VllmPeer(llm_arguments(config), _another_core(core), environment))
@@ -102,7 +105,7 @@ def _another_core(core: int) -> int:
 
 
 def llm_arguments(config: VcppoConfig) -> dict[str, Any]:
-    """Of `generator.engine`, less what only a generator needs."""
+    """Of `vcppo.generator.engine`, less what only a generator needs."""
     generator = config.generator
     return {
         "model": config.model.path,

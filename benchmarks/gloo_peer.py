@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
-from deploy.processes import REPOSITORY
+from benchmarks import REPOSITORY
 
 _DEADLINE = timedelta(seconds=300)
 _SIZES = 4096  # int64: number of chunks, then bytes of each

@@ -1,6 +1,6 @@
 """A whole learner step against model FLOPs at the speed of this machine's own matrix product.
 
-`learner.loop.RlLoop.train` on a real batch with real DeepSpeed engines: values, old log-probs, advantages, then actor
+`vcppo.learner.loop.RlLoop.train` on a real batch with real DeepSpeed engines: values, old log-probs, advantages, then actor
 and critic updates. Model FLOPs (`workload.ModelFlops`): 2 a weight and token for values and for old log-probs, 6 for
 each update, plus causal attention and the output layer. Their time at the speed of `torch.mm` of the same type,
 square, of size 2,048 (float32: 1,024), over the time the step takes, is the figure. The product runs before every
@@ -35,14 +35,14 @@ from benchmarks.harness import Settings
 from benchmarks.rig import DEMO, SMOLLM2_135M, demo_architecture, write_model
 from benchmarks.step_picture import PHASES, draw
 from benchmarks.workload import ModelFlops, log_normal_lengths, random_trajectories
-from common.config import VcppoConfig
-from learner.batch import Batch, Share
-from learner.engine import EngineOptions, TrainEngine, init_distributed
-from learner.loop import Models, RlLoop
-from learner.models import load_critic, load_policy
-from learner.packing import pack
-from learner.phases import Phases
-from learner.publish import Broadcaster
+from vcppo.common.config import VcppoConfig
+from vcppo.learner.batch import Batch, Share
+from vcppo.learner.engine import EngineOptions, TrainEngine, init_distributed
+from vcppo.learner.loop import Models, RlLoop
+from vcppo.learner.models import load_critic, load_policy
+from vcppo.learner.packing import pack
+from vcppo.learner.phases import Phases
+from vcppo.learner.publish import Broadcaster
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
 _PRODUCT_SIZE = {torch.bfloat16: 2048, torch.float32: 1024}

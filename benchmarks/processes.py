@@ -27,8 +27,8 @@ from benchmarks.figures import NO_KNEE, Figure, at_most, seconds_text
 from benchmarks.harness import Settings, tree_cpu_seconds
 from benchmarks.real_run import ROOT, RealRun
 from benchmarks.rig import write_model
-from common.run_folder import RunFolder
-from deploy.run_data import Row
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.run_data import Row
 
 NUM_GENERATORS = (1, 4)
 NUM_STEPS = 7

@@ -17,10 +17,10 @@ import structlog
 import torch
 
 from benchmarks.workload import log_normal_lengths, random_trajectories
-from common.config import VcppoConfig
-from common.end_process import end_process
-from learner.batch import Batch, Share
-from learner.engine import (
+from vcppo.common.config import VcppoConfig
+from vcppo.common.end_process import end_process
+from vcppo.learner.batch import Batch, Share
+from vcppo.learner.engine import (
     EngineOptions,
     TrainEngine,
     barrier,
@@ -29,10 +29,10 @@ from learner.engine import (
     rank,
     shutdown_distributed,
 )
-from learner.loop import Models, RlLoop
-from learner.models import load_critic, load_policy
-from learner.phases import Phases
-from learner.publish import Broadcaster
+from vcppo.learner.loop import Models, RlLoop
+from vcppo.learner.models import load_critic, load_policy
+from vcppo.learner.phases import Phases
+from vcppo.learner.publish import Broadcaster
 
 NUM_SEQUENCES = 24
 NUM_VOCAB = 24

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.rig import DEMO, demo_architecture, write_model
-from common.config import load_config
-from common.run_folder import RunFolder
-from deploy.run_data import RunData
+from vcppo.common.config import load_config
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.run_data import RunData
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # what `vcppo up` ends with when its learner was stopped from outside
@@ -59,7 +59,7 @@ class RealRun:
             stops_early: `on_tick` ends the run by stopping its learner; that is no failure then.
         """
         good = (0, STOPPED) if stops_early else (0,)
-        words = [sys.executable, "-m", "deploy.cli", "up", *self._always, f"run.name={name}", *overrides]
+        words = [sys.executable, "-m", "vcppo.deploy.cli", "up", *self._always, f"run.name={name}", *overrides]
         load_config(DEMO, words[6:])  # a wrong setting fails here, by name
         with subprocess.Popen(
             words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_whole_machine()

@@ -17,16 +17,17 @@ from typing import Any, Self
 import numpy as np
 import yaml
 
-from common.config import VcppoConfig, dump_config
-from common.ports import free_endpoint
-from common.run_folder import RunFolder
-from common.store import RunStore
-from common.tasks import load_task
-from common.trajectory import Prompt
-from deploy import redis_server
-from deploy.launcher import Launcher
-from deploy.log_lines import LogSink
-from deploy.processes import REPOSITORY, ProcessSpec
+from benchmarks import REPOSITORY
+from vcppo.common.config import VcppoConfig, dump_config
+from vcppo.common.ports import free_endpoint
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.tasks import load_task
+from vcppo.common.trajectory import Prompt
+from vcppo.deploy import redis_server
+from vcppo.deploy.launcher import Launcher
+from vcppo.deploy.log_lines import LogSink
+from vcppo.deploy.processes import ProcessSpec
 
 DEADLINE_SECONDS = 240.0
 DEMO = REPOSITORY / "deploy" / "configs" / "demo.yaml"

@@ -19,7 +19,7 @@ from benchmarks.figures import Figure, at_most
 from benchmarks.harness import Settings
 from benchmarks.page import DOCS
 from benchmarks.real_run import RealRun
-from common.run_folder import RunFolder
+from vcppo.common.run_folder import RunFolder
 
 MINUTES = 30.0
 QUICK_MINUTES = 0.5

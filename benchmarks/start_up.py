@@ -1,8 +1,8 @@
 """From process start to ready: a generator and the learner against vLLM's engine alone, demo model.
 
-- Generator: `python -m generator` until its member entry is in the store, so that it takes prompts: vLLM up, its first
+- Generator: `python -m vcppo.generator` until its member entry is in the store, so that it takes prompts: vLLM up, its first
   request and canary done, verifiers running, buffer and Redis connected.
-- Learner: `python -m learner` on the same run, with that generator there, until its first prompts are issued: actor
+- Learner: `python -m vcppo.learner` on the same run, with that generator there, until its first prompts are issued: actor
   and critic under DeepSpeed, its end of the weight transfer loaded.
 - vLLM alone: ``LLM(...)`` with the generator's engine arguments and environment, until it has made one token, all in
   one process, as ours is on a CPU. (As it comes, engine and worker processes of their own, it takes twice as long.)
@@ -25,12 +25,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import REPOSITORY
 from benchmarks.figures import Figure, at_most, seconds_text
 from benchmarks.generation import llm_arguments
 from benchmarks.harness import Settings
 from benchmarks.rig import DEADLINE_SECONDS, Rig, demo_architecture, demo_settings, write_model
-from common.config import VcppoConfig
-from deploy.processes import REPOSITORY
+from vcppo.common.config import VcppoConfig
 
 _IMPORTS = "import deepspeed, vllm.entrypoints.llm, vllm.v1.worker.cpu_worker"
 _SCRIPT = """

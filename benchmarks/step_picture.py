@@ -11,7 +11,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.figures import seconds_text
-from deploy.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, STYLE, TEAL
+from vcppo.deploy.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, STYLE, TEAL
 
 PHASES = {
     "values": TEAL,

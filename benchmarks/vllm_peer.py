@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Self
 
 import psutil
 
+from benchmarks import REPOSITORY
 from benchmarks.harness import tree_cpu_seconds
-from common.trajectory import Prompt
-from deploy.processes import REPOSITORY
+from vcppo.common.trajectory import Prompt
 
 
 class Generated(NamedTuple):

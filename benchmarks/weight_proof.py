@@ -2,7 +2,7 @@
 
     python -m benchmarks.weight_proof --model DIR --data FILE.jsonl --dtype bfloat16
 
-Real are: `python -m generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`, gloo
+Real are: `python -m vcppo.generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`, gloo
 and Redis. A worker extension of vLLM's (`benchmarks.weight_faults`) makes one update go wrong in a chosen way. Found
 means that the broadcast raises and names the generator. Two kinds of updates:
 
@@ -34,18 +34,18 @@ from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.harness import Settings
 from benchmarks.rig import Rig, demo_architecture, demo_settings, write_model
 from benchmarks.weight_faults import ORDER_VARIABLE
-from common.config import VcppoConfig
-from common.tasks import encode_prompt, load_task
-from learner.canary import Answers, CanaryError, CanaryProbe, Incarnation, limit_of, mean_difference
-from learner.demonstrations import as_trajectory
-from learner.engine import TrainEngine, init_distributed
-from learner.export import load_tokenizer, make_actor
-from learner.packing import build_packed
-from learner.probe import make_probe, probe_tokens
-from learner.prompts import PromptSource
-from learner.transport_check import SentWeights
-from learner.weight_proof import IncarnationId, WeightProof
-from learner.weight_transfer import WeightBroadcaster
+from vcppo.common.config import VcppoConfig
+from vcppo.common.tasks import encode_prompt, load_task
+from vcppo.learner.canary import Answers, CanaryError, CanaryProbe, Incarnation, limit_of, mean_difference
+from vcppo.learner.demonstrations import as_trajectory
+from vcppo.learner.engine import TrainEngine, init_distributed
+from vcppo.learner.export import load_tokenizer, make_actor
+from vcppo.learner.packing import build_packed
+from vcppo.learner.probe import make_probe, probe_tokens
+from vcppo.learner.prompts import PromptSource
+from vcppo.learner.transport_check import SentWeights
+from vcppo.learner.weight_proof import IncarnationId, WeightProof
+from vcppo.learner.weight_transfer import WeightBroadcaster
 
 SMALL_STEP = 1e-6
 

@@ -1,6 +1,6 @@
 """Weights from a learner to real generators: how long they stand still, how fast the bytes go, what generation loses.
 
-Real are: `python -m generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`, gloo,
+Real are: `python -m vcppo.generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`, gloo,
 the canary after each update (weights that did not arrive raise), Redis and buffer. Two runs, started at once:
 
 - the demo model with two generators on two cores, both busy with rollouts all the time. *Pause* is from the moment
@@ -32,13 +32,13 @@ from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.gloo_peer import GlooPeer
 from benchmarks.harness import Settings
 from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
-from common.config import VcppoConfig
-from common.wire import decode_trajectory
-from learner.canary import limit_of, mean_difference
-from learner.engine import TrainEngine, init_distributed
-from learner.export import make_actor
-from learner.probe import make_probe
-from learner.weight_transfer import BroadcastReport, CanaryProbe, WeightBroadcaster
+from vcppo.common.config import VcppoConfig
+from vcppo.common.wire import decode_trajectory
+from vcppo.learner.canary import limit_of, mean_difference
+from vcppo.learner.engine import TrainEngine, init_distributed
+from vcppo.learner.export import make_actor
+from vcppo.learner.probe import make_probe
+from vcppo.learner.weight_transfer import BroadcastReport, CanaryProbe, WeightBroadcaster
 
 _NUM_PROBED = 80
 _NUM_PROMPTS = 12_000  # more than two generators finish in the time
@@ -212,7 +212,7 @@ def _cut(tensors: list[torch.Tensor], buffer_bytes: int) -> list[torch.Tensor]:
     """Buffers of the sizes the product sends."""
     from vllm.distributed.weight_transfer.base import ParamMeta
 
-    from learner.gloo_trainer import cut_chunks
+    from vcppo.learner.gloo_trainer import cut_chunks
 
     counts = cut_chunks([ParamMeta("", t.dtype, tuple(t.shape)) for t in tensors], buffer_bytes)
     left = iter(tensors)

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from common.check_lines import Check
-from common.config import VcppoConfig, load_config
-from common.errors import EXIT_OK, VcppoError
-from common.log import configure_logging
+from vcppo.common.check_lines import Check
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.log import configure_logging
 
 ContextT = TypeVar("ContextT")
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-from common.config.yaml_text import one_line
-from common.errors import VcppoError
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import VcppoError
 
 Status = Literal["passed", "warned", "failed", "skipped"]
 STATUSES: tuple[Status, ...] = get_args(Status)

@@ -6,7 +6,7 @@
     FILE.json                             the figures: written last, whole or not at all
 
 A process that is killed loses what it was generating; the next one reads what is there and makes the rest. `<plan>` is
-a hash of whatever the samples depend on (`common.evaluation_inputs`), so samples of another model or temperature are
+a hash of whatever the samples depend on (`vcppo.common.evaluation_inputs`), so samples of another model or temperature are
 never taken for these: they stay, unread.
 """
 
@@ -20,13 +20,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from common.evaluation_inputs import differences
-from common.intervals import wilson
-from common.json_file import JsonError, parse_json
-from common.pass_at_k import mean_interval, pass_figures
-from common.tasks import Problem
-from common.trajectory import Outcome
-from common.whole_file import write_whole
+from vcppo.common.evaluation_inputs import differences
+from vcppo.common.intervals import wilson
+from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.pass_at_k import mean_interval, pass_figures
+from vcppo.common.tasks import Problem
+from vcppo.common.trajectory import Outcome
+from vcppo.common.whole_file import write_whole
 
 Key = tuple[str, int]
 _INPUTS = ".inputs.json"
@@ -173,7 +173,7 @@ def summarise(records: Sequence[ProblemRecord], k: int, seed: int) -> dict[str, 
 
 
 def _rate(marks: Sequence[Sequence[bool]], seed: int) -> dict[str, Any]:
-    """How many of all samples, their share and its 95 % interval: `common.pass_at_k`'s, as for pass@1.
+    """How many of all samples, their share and its 95 % interval: `vcppo.common.pass_at_k`'s, as for pass@1.
 
     Args:
         marks: problem → sample → whether it counts.

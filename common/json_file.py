@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.config.yaml_text import one_line
-from common.errors import VcppoError
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import VcppoError
 
 _MAX_BYTES = 64 << 20
 

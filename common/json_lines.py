@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from common.json_file import JsonError, parse_json
+from vcppo.common.json_file import JsonError, parse_json
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
-from common.trajectory import Trajectory
+from vcppo.common.trajectory import Trajectory
 
 VOCABULARY_SIZE = "vocabulary_size"
 """Under this name the learner tells the buffers, before its first prompt, how many tokens its model has."""

@@ -25,10 +25,10 @@ import structlog
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from common.log_render import render_line, to_json
+from vcppo.common.log_render import render_line, to_json
 
 if TYPE_CHECKING:
-    from common.config import LoggingConfig
+    from vcppo.common.config import LoggingConfig
 
 __all__ = ["configure_logging", "inherit_logging", "render_line", "to_json"]
 
@@ -218,16 +218,18 @@ def _show_warning(
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        structlog.get_logger("common.log").warning("interrupted")
+        structlog.get_logger("vcppo.common.log").warning("interrupted")
         return
-    structlog.get_logger("common.log").critical("uncaught_exception", error=str(error), exc_info=(kind, error, trace))
+    structlog.get_logger("vcppo.common.log").critical(
+        "uncaught_exception", error=str(error), exc_info=(kind, error, trace)
+    )
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
         return
     error = args.exc_value or args.exc_type()
-    structlog.get_logger("common.log").critical(
+    structlog.get_logger("vcppo.common.log").critical(
         "uncaught_exception",
         error=str(error),
         thread=args.thread.name if args.thread else None,
@@ -237,7 +239,7 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
 
 def _log_unraisable(args: Any) -> None:
     error = args.exc_value or args.exc_type()
-    structlog.get_logger("common.log").error(
+    structlog.get_logger("vcppo.common.log").error(
         "unraisable_exception",
         error=str(error),
         source=repr(args.object),

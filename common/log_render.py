@@ -47,7 +47,7 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
     ]
     hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
     # Our loggers need no naming: the event says it. A library's does.
-    if str(line.get("logger", "")).split(".")[0] in ("common", "learner", "generator", "deploy", "__main__", "None"):
+    if str(line.get("logger", "")).split(".")[0] in ("vcppo", "__main__", "None"):
         hidden.add("logger")
     shown = [(name, value) for name, value in line.items() if name not in hidden]
     fields = [_paint(f"{printable(name)}=", _DIM, colour) + _short(value) for name, value in shown]

@@ -1,7 +1,7 @@
 """Every metric a service writes, by name: what it means and what it is called in Prometheus. Pure; no I/O.
 
 One name, ``reward/mean``, in the run folder's JSON lines, in TensorBoard and in Weights & Biases; in Prometheus it is
-``vcppo_reward_mean``. ``python -m common.metric_names > docs/metrics.md`` writes the page; a test notices a stale one.
+``vcppo_reward_mean``. ``python -m vcppo.common.metric_names > docs/metrics.md`` writes the page; a test notices a stale one.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def render_markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "Made by `python -m common.metric_names > docs/metrics.md`; edit the texts there, not this page.",
+        "Made by `python -m vcppo.common.metric_names > docs/metrics.md`; edit the texts there, not this page.",
         "",
         "Every number has one name and goes to four places at once: `<run>/metrics/<service>.jsonl`, TensorBoard",
         "(`logging.tensorboard`), Prometheus (`metrics.prometheus_port`) and, if asked for, Weights & Biases",

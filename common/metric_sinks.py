@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
-from common.errors import MetricsError
-from common.metric_names import STEP, Metric, series_of
+from vcppo.common.errors import MetricsError
+from vcppo.common.metric_names import STEP, Metric, series_of
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family

@@ -1,7 +1,7 @@
 """Metrics of one service: JSON lines in the run folder; the same call feeds TensorBoard, Prometheus and the like.
 
 writer = open_metrics(config, "learner")
-writer.write(step, {"reward/mean": 0.5})     the names: `common.metric_names`
+writer.write(step, {"reward/mean": 0.5})     the names: `vcppo.common.metric_names`
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from common.errors import MetricsError
-from common.json_lines import open_to_append, parse_object
-from common.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
-from common.run_folder import RunFolder
+from vcppo.common.errors import MetricsError
+from vcppo.common.json_lines import open_to_append, parse_object
+from vcppo.common.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
+from vcppo.common.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from common.config import VcppoConfig
+    from vcppo.common.config import VcppoConfig
 
 Value = float | int | str | None | Sequence[float | None]
 

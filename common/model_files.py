@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.errors import EXIT_REFUSED, VcppoError
-from common.json_file import JsonError, parse_json
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.json_file import JsonError, parse_json
 
 
 class ModelError(VcppoError):

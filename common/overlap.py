@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from common.question_text import question_key
+from vcppo.common.question_text import question_key
 
 NGRAM = 13
 _WORD = re.compile(r"\w+")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from common.intervals import Interval, wilson
+from vcppo.common.intervals import Interval, wilson
 
 NUM_RESAMPLES = 9999
 CONFIDENCE = 0.95

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.trajectory import Purpose
+from vcppo.common.trajectory import Purpose
 
 PURPOSE_PREFIX: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl"}
 

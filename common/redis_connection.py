@@ -16,8 +16,8 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.connection import PythonRespSerializer
 from redis.retry import Retry
 
-from common.errors import VcppoError
-from common.store_codec import redact
+from vcppo.common.errors import VcppoError
+from vcppo.common.store_codec import redact
 
 log = structlog.get_logger(__name__)
 

@@ -95,7 +95,7 @@ class RunFolder:
 
     @property
     def endpoints(self) -> Path:
-        """Where the buffers of the last launch listen, when the launcher chose (`common.transport.endpoints`)."""
+        """Where the buffers of the last launch listen, when the launcher chose (`vcppo.common.transport.endpoints`)."""
         return self.path / "endpoints.json"
 
     @property

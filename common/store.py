@@ -12,7 +12,7 @@ whoever resends what. Settled prompts leave nothing behind but their id: the new
 most that were ever unsettled at once, if that is more.
 
 Waiting is ``XREAD BLOCK`` on two short notification streams: a generator waits for prompts, the learner
-for trajectories; nobody polls. A Redis that is away or full is `common.redis_connection`'s to bear with.
+for trajectories; nobody polls. A Redis that is away or full is `vcppo.common.redis_connection`'s to bear with.
 Keys are ``vcppo:{<run_id>}:<name>``; the braces keep a run in one slot of a Redis cluster.
 """
 
@@ -27,8 +27,8 @@ from typing import Any, cast
 import msgpack
 import structlog
 
-from common.ledger import AppendResult, BufferEntry, DeadLetter, Ledger, Member, Outstanding
-from common.redis_connection import (
+from vcppo.common.ledger import AppendResult, BufferEntry, DeadLetter, Ledger, Member, Outstanding
+from vcppo.common.redis_connection import (
     Credentials,
     Memory,
     RedisConnection,
@@ -36,7 +36,7 @@ from common.redis_connection import (
     StoreFull,
     StoreUnavailable,
 )
-from common.store_codec import (
+from vcppo.common.store_codec import (
     DEAD_LETTER_BYTES,
     FACT_KEYS,
     LEDGER_KEYS,
@@ -53,8 +53,8 @@ from common.store_codec import (
     scripts,
     texts,
 )
-from common.trajectory import Prompt
-from common.wire import decode_prompt
+from vcppo.common.trajectory import Prompt
+from vcppo.common.wire import decode_prompt
 
 __all__ = [
     "AppendResult",

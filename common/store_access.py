@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from common import embedded_redis
-from common.config import VcppoConfig
-from common.errors import ConfigError
-from common.run_folder import RunFolder
-from common.store import Credentials, RunStore
+from vcppo.common import embedded_redis
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import ConfigError
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import Credentials, RunStore
 
 PASSWORD_VARIABLE = "VCPPO_REDIS_PASSWORD"
 

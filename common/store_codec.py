@@ -8,10 +8,10 @@ from typing import Any
 
 import msgpack
 
-from common.config.yaml_text import one_line
-from common.ledger import BufferEntry, DeadLetter, Member, Outstanding, PromptState
-from common.trajectory import Prompt
-from common.wire import encode_prompt
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.ledger import BufferEntry, DeadLetter, Member, Outstanding, PromptState
+from vcppo.common.trajectory import Prompt
+from vcppo.common.wire import encode_prompt
 
 FLUSH_BYTES = 512 * 1024
 """Batches go out when they are this big: fewer round trips and syncs, and still nothing Redis is long busy with."""

@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 
-from common.config.yaml_text import one_line
-from common.model_files import ModelError, find_file, read_stated
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.model_files import ModelError, find_file, read_stated
 
 __all__ = [
     "TEXTS",

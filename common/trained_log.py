@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.errors import VcppoError
+from vcppo.common.errors import VcppoError
 
 
 class TrainedStep(BaseModel):

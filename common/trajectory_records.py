@@ -12,8 +12,8 @@ from typing import IO
 
 import msgpack
 
-from common.trajectory import Trajectory
-from common.wire import WireError, decode_trajectory
+from vcppo.common.trajectory import Trajectory
+from vcppo.common.wire import WireError, decode_trajectory
 
 MAX_RECORD_BYTES = (1 << 31) - 1
 BAD_RECORD = (ValueError, TypeError, msgpack.UnpackException, WireError)

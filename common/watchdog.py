@@ -22,8 +22,8 @@ from typing import NoReturn
 
 import structlog
 
-from common.config import WatchdogConfig
-from common.errors import EXIT_STUCK
+from vcppo.common.config import WatchdogConfig
+from vcppo.common.errors import EXIT_STUCK
 
 log = structlog.get_logger(__name__)
 

@@ -20,9 +20,9 @@ from typing import cast, get_args
 import msgpack
 import numpy as np
 
-from common.errors import VcppoError
-from common.json_file import JsonError, parse_json
-from common.trajectory import (
+from vcppo.common.errors import VcppoError
+from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.trajectory import (
     DEFAULT_LIMITS,
     FinishReason,
     InvalidTrajectory,

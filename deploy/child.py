@@ -1,6 +1,6 @@
 """Trampoline of every child: ties its life to the launcher's, sets its cores and priority, becomes the real program.
 
-    python -m deploy.child --parent PID [--cores 0,1] [--niceness 10] -- PROGRAM ARGUMENT...
+    python -m vcppo.deploy.child --parent PID [--cores 0,1] [--niceness 10] -- PROGRAM ARGUMENT...
 
 It exists because this must happen in the child: `preexec_fn` is unsafe once the parent has threads.
 """
@@ -25,7 +25,7 @@ def prctl(option: int, value: int) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="deploy.child")
+    parser = argparse.ArgumentParser(prog="vcppo.deploy.child")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--cores", default="")
     parser.add_argument("--niceness", type=int, default=0)

@@ -1,4 +1,4 @@
-"""`python -m deploy.container ROLE [section.field=value ...]`: one role of a run in a container of its own.
+"""`python -m vcppo.deploy.container ROLE [section.field=value ...]`: one role of a run in a container of its own.
 
     prepare           writes <run>/config.yaml; makes the model if it is the run's own cold start, fetches it from a hub
     sft               the cold start, whatever the model is
@@ -31,21 +31,21 @@ from pathlib import Path
 
 import structlog
 
-from common.config import VcppoConfig, load_config
-from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
-from common.run_folder import RunFolder
-from common.transport.keys import ROLES as ROLES_WITH_KEYS
-from common.transport.keys import Role, make_keys, private_files
-from common.whole_file import write_whole
-from deploy.check.quick import CONTAINER, require
-from deploy.cores import available_cores, thread_environment
-from deploy.keys import ACL_FILE, PASSWORD_FILE, USER, make_redis_access
-from deploy.launcher import Launcher
-from deploy.log_lines import JSON_LOGS, LogSink, Screen, timestamp
-from deploy.nodes import Nodes
-from deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
-from deploy.run_config import RunError, write_config
-from deploy.session import own_logs_to
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.transport.keys import ROLES as ROLES_WITH_KEYS
+from vcppo.common.transport.keys import Role, make_keys, private_files
+from vcppo.common.whole_file import write_whole
+from vcppo.deploy.check.quick import CONTAINER, require
+from vcppo.deploy.cores import available_cores, thread_environment
+from vcppo.deploy.keys import ACL_FILE, PASSWORD_FILE, USER, make_redis_access
+from vcppo.deploy.launcher import Launcher
+from vcppo.deploy.log_lines import JSON_LOGS, LogSink, Screen, timestamp
+from vcppo.deploy.nodes import Nodes
+from vcppo.deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
+from vcppo.deploy.run_config import RunError, write_config
+from vcppo.deploy.session import own_logs_to
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,9 @@ METRICS_PORT = 9400  # deploy/monitoring/prometheus.yml
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one role. Returns the exit code of its process."""
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.container", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m vcppo.deploy.container",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("role", choices=sorted(ROLES), metavar="ROLE", help=", ".join(ROLES))
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
@@ -188,13 +190,13 @@ def prepare(run: str, overrides: Sequence[str], sink: LogSink, *, always_sft: bo
     if always_sft or (own_cold_start and not (folder.cold_start / "config.json").exists()):
         spec = ProcessSpec(
             "sft",
-            [sys.executable, "-m", "learner.sft", "--config", str(folder.config), JSON_LOGS],
+            [sys.executable, "-m", "vcppo.learner.sft", "--config", str(folder.config), JSON_LOGS],
             role="sft",
             environment=_threads(None),
         )
         return _supervise(config, sink, spec)
     if not own_cold_start and not is_folder:
-        command = [sys.executable, "-m", "deploy.fetch_model", config.model.path]
+        command = [sys.executable, "-m", "vcppo.deploy.fetch_model", config.model.path]
         return _supervise(config, sink, ProcessSpec("fetch", command, role="fetch", environment=_threads(1)))
     return EXIT_OK
 
@@ -256,9 +258,9 @@ def value_pretraining(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 
 def evaluation(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     """Evaluate what there is and was not evaluated, then write the report."""
-    from deploy.evaluate import current_result, evaluate, print_table
-    from deploy.report import write_report
-    from deploy.report.write import read_evals
+    from vcppo.deploy.evaluate import current_result, evaluate, print_table
+    from vcppo.deploy.report import write_report
+    from vcppo.deploy.report.write import read_evals
 
     config = _prepared(run, overrides)
     folder = RunFolder(config.run.path)

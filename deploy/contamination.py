@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.config import VcppoConfig
-from common.overlap import Overlap, find_overlaps
-from common.tasks import load_task
+from vcppo.common.config import VcppoConfig
+from vcppo.common.overlap import Overlap, find_overlaps
+from vcppo.common.tasks import load_task
 
 SHOWN = 10
 

@@ -6,11 +6,11 @@ import sys
 import time
 from typing import IO, Protocol
 
-from deploy import outcomes_view
-from deploy.log_lines import LEVELS, Record, level_of
-from deploy.run_data import Row, RunData
+from vcppo.deploy import outcomes_view
+from vcppo.deploy.log_lines import LEVELS, Record, level_of
+from vcppo.deploy.run_data import Row, RunData
 
-OUR_PACKAGES = ("learner", "generator", "common", "deploy", "__main__")
+OUR_PACKAGES = ("vcppo", "__main__")
 NEWS = ("ready", "sft_step", "evaluation_done", "checkpoint_loaded", "step_replayed", "value_pretraining_decided")
 UNSAID = ("time", "level", "service", "run_id", "event", "logger", "exception", "stack", "unstructured", "process")
 

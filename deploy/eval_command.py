@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from common.config import VcppoConfig
-from common.errors import EXIT_FAILURE, EXIT_OK
-from common.tasks import load_task
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
+from vcppo.common.tasks import load_task
 
 Command = Callable[[argparse.Namespace], int]
 Add = Callable[[str, Command, str, str], argparse.ArgumentParser]
@@ -56,9 +56,9 @@ def add_evaluation(add: Add, takes_config: Callable[[argparse.ArgumentParser], N
 
 
 def _eval(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
-    from deploy.evaluate import Place, evaluate, print_table
-    from deploy.run_config import RunError, leaving_nothing, write_config
-    from deploy.session import open_session
+    from vcppo.deploy.evaluate import Place, evaluate, print_table
+    from vcppo.deploy.run_config import RunError, leaving_nothing, write_config
+    from vcppo.deploy.session import open_session
 
     if arguments.data and not arguments.benchmark:
         raise RunError(
@@ -86,7 +86,7 @@ def _eval(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
 def _contamination(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from deploy.contamination import check_contamination
+    from vcppo.deploy.contamination import check_contamination
 
     train = config_of(arguments, ())
     benchmark = argparse.Namespace(**{**vars(arguments), "overrides": []})  # those given are of what is trained on
@@ -97,8 +97,8 @@ def _contamination(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
 
 def _benchmark_config(config_of: ConfigOf, arguments: argparse.Namespace) -> VcppoConfig:
     """The command's config, with the benchmark's settings between the file's and the command line's."""
-    from deploy.benchmarks import as_overrides
-    from deploy.run_config import RunError
+    from vcppo.deploy.benchmarks import as_overrides
+    from vcppo.deploy.run_config import RunError
 
     try:
         return config_of(arguments, as_overrides(arguments.benchmark, arguments.data))
@@ -107,7 +107,7 @@ def _benchmark_config(config_of: ConfigOf, arguments: argparse.Namespace) -> Vcp
 
 
 def _takes_benchmark(parser: argparse.ArgumentParser, required: bool) -> None:
-    from deploy.benchmarks import names
+    from vcppo.deploy.benchmarks import names
 
     parser.add_argument(
         "--benchmark", choices=names(), required=required,

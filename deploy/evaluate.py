@@ -11,18 +11,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.config import VcppoConfig, dump_config
-from common.errors import VcppoError
-from common.eval_samples import plan_key
-from common.evaluation_inputs import asked, evaluation_inputs
-from common.intervals import wilson
-from common.run_folder import RunFolder
-from common.whole_file import write_whole
-from deploy.cores import available_cores, malloc_environment, thread_environment
-from deploy.log_lines import JSON_LOGS, LogSink
-from deploy.processes import ProcessSpec, Supervisor
-from deploy.run_config import RunError
-from deploy.run_data import read_json
+from vcppo.common.config import VcppoConfig, dump_config
+from vcppo.common.errors import VcppoError
+from vcppo.common.eval_samples import plan_key
+from vcppo.common.evaluation_inputs import asked, evaluation_inputs
+from vcppo.common.intervals import wilson
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.whole_file import write_whole
+from vcppo.deploy.cores import available_cores, malloc_environment, thread_environment
+from vcppo.deploy.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.processes import ProcessSpec, Supervisor
+from vcppo.deploy.run_config import RunError
+from vcppo.deploy.run_data import read_json
 
 Z_95 = 1.959964
 _HEADINGS = {
@@ -61,7 +61,7 @@ class EvalResult:
 
 
 def read_result(path: Path, name: str) -> EvalResult | None:
-    """The result `generator.evaluate` wrote; None when there is none."""
+    """The result `vcppo.generator.evaluate` wrote; None when there is none."""
     found = read_json(path)
     return None if found is None else parse_result(found, name)
 
@@ -75,7 +75,7 @@ def current_result(path: Path, name: str, config: VcppoConfig, model: Path) -> E
 
 
 def parse_result(found: Mapping[str, object], name: str) -> EvalResult:
-    """From the JSON of `generator.evaluate`."""
+    """From the JSON of `vcppo.generator.evaluate`."""
 
     def value(*keys: str) -> float | None:
         for key in keys:
@@ -146,7 +146,7 @@ def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path], place: Pla
     for index, (name, worker) in enumerate((name, worker) for name in models for worker in range(workers)):
         mine = cores[(index % at_once) * share : (index % at_once + 1) * share]
         command = [
-            sys.executable, "-m", "generator.evaluate", "--config", str(place.config),
+            sys.executable, "-m", "vcppo.generator.evaluate", "--config", str(place.config),
             "--model", str(models[name]), "--output", str(place.result(name)),
             "--worker", str(worker), "--num-workers", str(workers), JSON_LOGS,
         ]  # fmt: skip

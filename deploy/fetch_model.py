@@ -1,11 +1,11 @@
-"""`python -m deploy.fetch_model OWNER/NAME`: a hub's model into the cache; all others then run without a way out."""
+"""`python -m vcppo.deploy.fetch_model OWNER/NAME`: a hub's model into the cache; all others then run without a way out."""
 
 from __future__ import annotations
 
 import sys
 
-from common.config.yaml_text import one_line
-from common.errors import EXIT_FAILURE, EXIT_OK
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
 
 
 def main(model: str) -> int:

@@ -1,6 +1,6 @@
 """`vcppo keys`: who may speak with whom. Makes what is missing, shows public keys, rotates.
 
-CURVE pairs of the three roles (`common.transport.keys`), and for a Redis of one's own a password with the ACL file that
+CURVE pairs of the three roles (`vcppo.common.transport.keys`), and for a Redis of one's own a password with the ACL file that
 lets a user of that password do what the store does and nothing else.
 """
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.transport.keys import ROLES, Role, make_keys, private_files, public_key, rotate_keys
+from vcppo.common.transport.keys import ROLES, Role, make_keys, private_files, public_key, rotate_keys
 
 USER = "vcppo"
 PASSWORD_FILE = "redis.password"
 ACL_FILE = "redis.acl"
-# What `common.store` and its scripts call. Everything else is refused: KEYS, FLUSHALL, CONFIG, SCRIPT FLUSH, ...
+# What `vcppo.common.store` and its scripts call. Everything else is refused: KEYS, FLUSHALL, CONFIG, SCRIPT FLUSH, ...
 # A server does not start with a file that names a command it does not know: nothing newer than Redis 6.2 here.
 COMMANDS = (
     *("ping", "info", "multi", "exec", "evalsha", "script|load"),

@@ -16,21 +16,21 @@ from functools import cached_property
 
 import structlog
 
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.ledger import Ledger
-from common.run_folder import RunFolder
-from common.store import RunStore
-from common.store_access import connect_store
-from common.transport.endpoints import choose_endpoints, note_endpoints
-from common.transport.keys import make_keys
-from deploy import redis_server
-from deploy.check.quick import require
-from deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
-from deploy.log_lines import JSON_LOGS, LogSink
-from deploy.nodes import ENVIRONMENT as NODES_ENVIRONMENT
-from deploy.nodes import Nodes
-from deploy.processes import FINAL, ProcessFailed, ProcessSpec, Supervisor
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.ledger import Ledger
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.store_access import connect_store
+from vcppo.common.transport.endpoints import choose_endpoints, note_endpoints
+from vcppo.common.transport.keys import make_keys
+from vcppo.deploy import redis_server
+from vcppo.deploy.check.quick import require
+from vcppo.deploy.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
+from vcppo.deploy.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.nodes import ENVIRONMENT as NODES_ENVIRONMENT
+from vcppo.deploy.nodes import Nodes
+from vcppo.deploy.processes import FINAL, ProcessFailed, ProcessSpec, Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -149,7 +149,7 @@ class Launcher:
             ProcessSpec(
                 name="buffer" if len(endpoints) == 1 else f"buffer-{index}",
                 role="buffer",
-                command=[*self._command("learner.buffer"), "--endpoint", endpoint, *self.overrides("buffer")],
+                command=[*self._command("vcppo.learner.buffer"), "--endpoint", endpoint, *self.overrides("buffer")],
                 environment=thread_environment(1, shared=True),
                 max_restarts=self.config.launcher.buffer_restarts,
                 may_finish=False,
@@ -169,7 +169,7 @@ class Launcher:
         return ProcessSpec(
             name=name,
             role="generator",
-            command=[*self._command("generator"), "--id", name, *self.overrides("generator")],
+            command=[*self._command("vcppo.generator"), "--id", name, *self.overrides("generator")],
             # We pin the process; vLLM's own binding would look at the whole machine.
             environment={
                 **thread_environment(plan.generator_threads, shared=plan.shared),
@@ -186,11 +186,11 @@ class Launcher:
     def learner_spec(self, nodes: Nodes | None = None) -> ProcessSpec:
         """The learner: plain with one rank, under torchrun with more; with `nodes` this machine's part of it."""
         cores, plan, ranks = available_cores(), self._plan(), self.config.learner.num_ranks
-        words = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "learner"]
+        words = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "vcppo.learner"]
         if nodes is not None:
             words = nodes.torchrun(self.config.run.name, ranks)
         elif ranks == 1:
-            words = ["learner"]
+            words = ["vcppo.learner"]
         return ProcessSpec(
             name="learner",
             role="learner",

@@ -11,16 +11,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from common.config import VcppoConfig
-from common.config.yaml_text import one_line
-from common.ledger import Ledger
-from common.run_folder import RunFolder
-from common.store import RunStore
-from common.store_access import connect_store
-from deploy import redis_server
-from deploy.log_lines import LogSink
-from deploy.processes import Supervisor
-from deploy.run_config import RunError
+from vcppo.common.config import VcppoConfig
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.ledger import Ledger
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.store_access import connect_store
+from vcppo.deploy import redis_server
+from vcppo.deploy.log_lines import LogSink
+from vcppo.deploy.processes import Supervisor
+from vcppo.deploy.run_config import RunError
 
 MEANING = {
     "issued": "by the learner, ever",

@@ -17,13 +17,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from common.config.yaml_text import one_line
-from common.ledger import Ledger, Member
-from common.run_folder import RunFolder
-from deploy import outcomes_view, recorded_view
-from deploy.display import clock, number
-from deploy.log_lines import LEVELS, Record, level_of
-from deploy.run_data import JsonLinesTail, Row, RunData, column
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.ledger import Ledger, Member
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy import outcomes_view, recorded_view
+from vcppo.deploy.display import clock, number
+from vcppo.deploy.log_lines import LEVELS, Record, level_of
+from vcppo.deploy.run_data import JsonLinesTail, Row, RunData, column
 
 REFRESH_SECONDS = 1.0
 BLOCKS = "▁▂▃▄▅▆▇█"

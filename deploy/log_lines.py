@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from common.json_lines import parse_object
-from common.log import render_line, to_json
-from common.log_render import plain
-from deploy.foreign_lines import parse_foreign
+from vcppo.common.json_lines import parse_object
+from vcppo.common.log import render_line, to_json
+from vcppo.common.log_render import plain
+from vcppo.deploy.foreign_lines import parse_foreign
 
 Record = dict[str, Any]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.log_lines import LEVELS, Record, level_of, parse_line
-from deploy.run_data import JsonLinesTail
+from vcppo.deploy.log_lines import LEVELS, Record, level_of, parse_line
+from vcppo.deploy.run_data import JsonLinesTail
 
 FOLLOW_SECONDS = 0.25
 _COMPOSE_PREFIX = re.compile(r"^(?P<service>[\w.-]+)\s+\|\s?")

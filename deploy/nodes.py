@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.errors import EXIT_USAGE, VcppoError
+from vcppo.common.errors import EXIT_USAGE, VcppoError
 
 RENDEZVOUS_SECONDS = 900
 # Since ranks may share the agents' store, torchrun writes rank 0's address down in its first round only: a machine that
@@ -74,5 +74,5 @@ class Nodes:
             *("--nnodes", str(self.count), "--nproc-per-node", str(num_ranks // self.count)),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", self.rendezvous, "--rdzv-id", run, "--rdzv-conf", conf),
             *("--local-addr", self.address, "--max-restarts", str(MAX_RESTARTS)),
-            *("-m", "learner"),
+            *("-m", "vcppo.learner"),
         ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from deploy.child import PR_SET_CHILD_SUBREAPER, prctl
+from vcppo.deploy.child import PR_SET_CHILD_SUBREAPER, prctl
 
 log = structlog.get_logger(__name__)
 

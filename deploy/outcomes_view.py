@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from common.intervals import wilson
-from common.trajectory import Outcome
-from deploy.run_data import Row, column
+from vcppo.common.intervals import wilson
+from vcppo.common.trajectory import Outcome
+from vcppo.deploy.run_data import Row, column
 
 CUT = "cut by length"
 _METRICS = {**{name: f"outcome/{name}" for name in get_args(Outcome)}, CUT: "length/truncated_fraction"}

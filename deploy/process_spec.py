@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from common.errors import EXIT_INTERRUPTED, EXIT_USAGE, VcppoError
-from deploy.log_lines import Record
+from vcppo.common.errors import EXIT_INTERRUPTED, EXIT_USAGE, VcppoError
+from vcppo.deploy.log_lines import Record
 
 
 class ProcessFailed(VcppoError):

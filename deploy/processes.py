@@ -17,22 +17,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import IO
 
 import structlog
 
-from common.errors import EXIT_REFUSED, EXIT_USAGE, DeadlineExceeded
-from deploy.log_lines import LineSplitter, LogSink
-from deploy.orphans import GRACE_SECONDS, Orphans
-from deploy.process_spec import Child, Interrupted, ProcessFailed, ProcessSpec
+from vcppo.common.errors import EXIT_REFUSED, EXIT_USAGE, DeadlineExceeded
+from vcppo.common.user_modules import SAFE_PATH
+from vcppo.deploy.log_lines import LineSplitter, LogSink
+from vcppo.deploy.orphans import GRACE_SECONDS, Orphans
+from vcppo.deploy.process_spec import Child, Interrupted, ProcessFailed, ProcessSpec
 
 __all__ = ["Child", "Interrupted", "ProcessFailed", "ProcessSpec", "Supervisor"]
 
 log = structlog.get_logger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TICK_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 30.0
 FINAL = (EXIT_USAGE, EXIT_REFUSED)
@@ -204,8 +203,7 @@ class Supervisor:
 
     def _spawn(self, child: Child) -> None:
         spec = child.spec
-        python_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
-        trampoline = [sys.executable, "-m", "deploy.child", "--parent", str(os.getpid())]
+        trampoline = [sys.executable, "-m", "vcppo.deploy.child", "--parent", str(os.getpid())]
         if spec.niceness:
             trampoline += ["--niceness", str(spec.niceness)]
         if spec.cores is not None:
@@ -215,7 +213,7 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1", **spec.environment},
+            env={**os.environ, **SAFE_PATH, "PYTHONUNBUFFERED": "1", **spec.environment},
             start_new_session=True,
         )
         child.exit_code, child.ready = None, False

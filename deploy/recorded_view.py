@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deploy.display import number
-from deploy.run_data import Row
+from vcppo.deploy.display import number
+from vcppo.deploy.run_data import Row
 
 OUTCOMES = ("correct", "wrong", "unparsable", "timeout", "crash")
 

@@ -1,8 +1,8 @@
 """The embedded redis-server: the binary on PATH or beside this Python, data in the run folder, a private Unix socket.
 
 A Unix socket, because no port can then be in use and no other user of the machine can reach the store (its folder is
-ours alone); `common.embedded_redis` says where.
-Redis itself is only spoken to by `common.redis_connection`; here it is a process with a socket.
+ours alone); `vcppo.common.embedded_redis` says where.
+Redis itself is only spoken to by `vcppo.common.redis_connection`; here it is a process with a socket.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.embedded_redis import socket_path, url
-from common.errors import VcppoError
-from deploy.cores import glibc_malloc
-from deploy.log_lines import Record
-from deploy.processes import ProcessSpec
+from vcppo.common.embedded_redis import socket_path, url
+from vcppo.common.errors import VcppoError
+from vcppo.deploy.cores import glibc_malloc
+from vcppo.deploy.log_lines import Record
+from vcppo.deploy.processes import ProcessSpec
 
 __all__ = ["RedisUnavailable", "check_reachable", "find_binary", "is_running", "redis_spec", "socket_path", "url"]
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from common.config import VcppoConfig, dump_config, load_config
-from common.config.dependents import Begun, Change, consequence, differences, flat, start_over
-from common.errors import EXIT_USAGE, VcppoError
-from common.run_folder import RECORD_FILE, RECORDED_WITH_FILE, RunFolder
-from common.whole_file import write_whole
-from deploy.run_data import read_json
+from vcppo.common.config import VcppoConfig, dump_config, load_config
+from vcppo.common.config.dependents import Begun, Change, consequence, differences, flat, start_over
+from vcppo.common.errors import EXIT_USAGE, VcppoError
+from vcppo.common.run_folder import RECORD_FILE, RECORDED_WITH_FILE, RunFolder
+from vcppo.common.whole_file import write_whole
+from vcppo.deploy.run_data import read_json
 
 
 class RunError(VcppoError):
@@ -53,7 +53,7 @@ def write_config(config: VcppoConfig, *, rename: str = "run.name") -> Path:
     """Write ``<run>/config.yaml`` when the run can go on with it. Returns its path.
 
     What the run has not come to yet may change, and of what it has, all that can be taken over or made again from its
-    recording (`common.config.dependents`). The learner logs each such change where it takes effect.
+    recording (`vcppo.common.config.dependents`). The learner logs each such change where it takes effect.
 
     Args:
         rename: how another name is given to a run, for the error.
@@ -112,7 +112,7 @@ def _names(changed: Sequence[Change]) -> str:
 
 
 def next_place(folder: RunFolder) -> Path:
-    """Where `deploy.start_over` moves what is there: the first of before-1, before-2, ... that is free."""
+    """Where `vcppo.deploy.start_over` moves what is there: the first of before-1, before-2, ... that is free."""
     return next(place for number in count(1) if not (place := folder.path / f"before-{number}").exists())
 
 

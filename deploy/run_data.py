@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from common.config import VcppoConfig, load_config
-from common.config.yaml_text import one_line
-from common.errors import VcppoError
-from common.json_file import JsonError, parse_json
-from common.json_lines import JsonLinesTail, Row, read_json_lines
-from common.run_folder import DECISION_FILE, RunFolder
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import VcppoError
+from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.json_lines import JsonLinesTail, Row, read_json_lines
+from vcppo.common.run_folder import DECISION_FILE, RunFolder
 
 __all__ = ["JsonLinesTail", "Row", "RunData", "column", "is_exact", "read_json", "seconds_between", "series"]
 

@@ -13,17 +13,17 @@ from typing import Any, Literal
 
 import structlog
 
-from common.config import VcppoConfig
-from common.ledger import Ledger, Member
-from common.log import to_json
-from common.run_folder import RunFolder
-from common.store import RunStore, StoreError
-from common.store_access import connect_store
-from deploy import redis_server
-from deploy.display import ProgressLines
-from deploy.live_view import LiveView
-from deploy.log_lines import LogSink, Screen, timestamp
-from deploy.run_data import RunData
+from vcppo.common.config import VcppoConfig
+from vcppo.common.ledger import Ledger, Member
+from vcppo.common.log import to_json
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore, StoreError
+from vcppo.common.store_access import connect_store
+from vcppo.deploy import redis_server
+from vcppo.deploy.display import ProgressLines
+from vcppo.deploy.live_view import LiveView
+from vcppo.deploy.log_lines import LogSink, Screen, timestamp
+from vcppo.deploy.run_data import RunData
 
 Mode = Literal["follow", "watch", "lines", "silent"]
 
@@ -130,7 +130,7 @@ def own_logs_to(sink: LogSink, service: str = "launcher") -> Iterator[None]:
 
 def _identity(run_id: str, service: str) -> structlog.typing.Processor:
     def add(logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return {"time": timestamp(), "service": service, "run_id": run_id, "logger": "deploy", **event}
+        return {"time": timestamp(), "service": service, "run_id": run_id, "logger": "vcppo.deploy", **event}
 
     return add
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from common.config import VcppoConfig
-from common.run_folder import RunFolder
-from common.whole_file import write_whole
-from deploy import redis_server
-from deploy.run_config import RunError, begun, check_config, next_place
-from deploy.run_data import JsonLinesTail
+from vcppo.common.config import VcppoConfig
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.whole_file import write_whole
+from vcppo.deploy import redis_server
+from vcppo.deploy.run_config import RunError, begun, check_config, next_place
+from vcppo.deploy.run_data import JsonLinesTail
 
 Stage = Literal["value_pretraining", "rl"]
 STAGES: tuple[Stage, ...] = ("value_pretraining", "rl")

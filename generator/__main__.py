@@ -1,4 +1,4 @@
-"""``python -m generator --config RUN/config.yaml --id generator-0 [section.field=value ...]``."""
+"""``python -m vcppo.generator --config RUN/config.yaml --id generator-0 [section.field=value ...]``."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from typing import Any
 
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig, load_config
-from common.end_process import end_process
-from common.errors import EXIT_OK, VcppoError
-from common.log import configure_logging
-from common.metrics import MetricsWriter, open_metrics
-from common.run_folder import RunFolder
-from common.store import RunStore
-from common.store_access import connect_store
-from common.transport import ControlServer, TrajectorySender, use_keys
-from common.transport.endpoints import endpoints_of
-from generator.control import WeightControl
-from generator.engine import Engine
-from generator.model_files import load_tokenizer, require_model
-from generator.rollout import RolloutWorker
-from generator.verifier_pool import VerifierPool
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.end_process import end_process
+from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.log import configure_logging
+from vcppo.common.metrics import MetricsWriter, open_metrics
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.store_access import connect_store
+from vcppo.common.transport import ControlServer, TrajectorySender, use_keys
+from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.generator.control import WeightControl
+from vcppo.generator.engine import Engine
+from vcppo.generator.model_files import load_tokenizer, require_model
+from vcppo.generator.rollout import RolloutWorker
+from vcppo.generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one generator until SIGTERM or SIGINT. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m generator", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vcppo.generator", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--id", required=True, help="unique among the run's generators, e.g. generator-0")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")

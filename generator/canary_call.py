@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.trajectory import Int32Array
+from vcppo.common.trajectory import Int32Array
 
 MAX_SEQUENCES = 64
 MAX_TOKENS = 65_536  # of all sequences together

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import structlog
 
-from common import watchdog
-from common.trajectory import Float32Array
-from generator.canary_call import CanaryCall
-from generator.engine import UNSYNCED, Engine
+from vcppo.common import watchdog
+from vcppo.common.trajectory import Float32Array
+from vcppo.generator.canary_call import CanaryCall
+from vcppo.generator.engine import UNSYNCED, Engine
 
 __all__ = ["UNSYNCED", "WeightControl"]
 

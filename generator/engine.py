@@ -3,7 +3,7 @@
 Token ids go in and out; text is the caller's business. Weight versions are vLLM's own labels, so the
 spans of a rollout say which weights sampled which token even when an update fell into its middle.
 
-The engine steps in a thread (`generator.stepper`). On a CPU its core is in this process too: in one of its own, as
+The engine steps in a thread (`vcppo.generator.stepper`). On a CPU its core is in this process too: in one of its own, as
 `AsyncLLM` would have it, every token and its log-prob crosses a socket, which costs a fifth of the core's time, and
 all imports are made twice. On CUDA the core has its own process, vLLM's default (``VLLM_ENABLE_V1_MULTIPROCESSING``).
 
@@ -25,16 +25,16 @@ from typing import Any
 import numpy as np
 import structlog
 
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
-from generator import seeded_prefill
-from generator.engine_start import OWNER_VARIABLE, die_with_parent, log_room, set_environment, start_failure
-from generator.model_files import end_tokens, load_tokenizer, require_model
-from generator.received_weights import SumsReport
-from generator.served import require_served
-from generator.stepper import EngineDead, Stepper
-from generator.stop_strings import StopStrings, watch
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
+from vcppo.generator import seeded_prefill
+from vcppo.generator.engine_start import OWNER_VARIABLE, die_with_parent, log_room, set_environment, start_failure
+from vcppo.generator.model_files import end_tokens, load_tokenizer, require_model
+from vcppo.generator.received_weights import SumsReport
+from vcppo.generator.served import require_served
+from vcppo.generator.stepper import EngineDead, Stepper
+from vcppo.generator.stop_strings import StopStrings, watch
 
 log = structlog.get_logger(__name__)
 
@@ -77,9 +77,9 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", "generator.gloo_engine", "GlooWeightTransferEngine")
-        WeightTransferEngineFactory.register_engine("vcppo_nccl", "generator.nccl_engine", "SummingNcclEngine")
-    importlib.import_module("generator.unset_weights")  # registers its load format
+        WeightTransferEngineFactory.register_engine("gloo", "vcppo.generator.gloo_engine", "GlooWeightTransferEngine")
+        WeightTransferEngineFactory.register_engine("vcppo_nccl", "vcppo.generator.nccl_engine", "SummingNcclEngine")
+    importlib.import_module("vcppo.generator.unset_weights")  # registers its load format
     if on_cpu():
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
@@ -205,7 +205,7 @@ class Engine:
         if self.start_unset:
             arguments["load_format"] = _UNSET_FORMAT
         os.environ[EXTENSION_VARIABLE] = str(arguments.get("worker_extension_cls", ""))
-        return arguments | {"worker_extension_cls": "generator.worker_extension.WorkerExtension"}
+        return arguments | {"worker_extension_cls": "vcppo.generator.worker_extension.WorkerExtension"}
 
     @property
     def stepper(self) -> Stepper:

@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-from common.config import VcppoConfig
-from common.config.yaml_text import one_line
+from vcppo.common.config import VcppoConfig
+from vcppo.common.config.yaml_text import one_line
 
 log = structlog.get_logger(__name__)
 

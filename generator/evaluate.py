@@ -1,11 +1,11 @@
 """Samples of a model folder on a task's held-out problems, by vLLM, judged by the task's verifier; then the figures.
 
-    python -m generator.evaluate --config RUN/config.yaml --model DIR --output FILE.json
+    python -m vcppo.generator.evaluate --config RUN/config.yaml --model DIR --output FILE.json
                                  [--worker 0 --num-workers 2] [section.field=value ...]
 
-Each sample goes to disk as it is done (`common.eval_samples`), and samples that are there are not made again: killed
+Each sample goes to disk as it is done (`vcppo.common.eval_samples`), and samples that are there are not made again: killed
 and started anew, only the missing ones are made. Of W workers, number w makes every W-th sample; who finds all of them
-there writes FILE.jsonl (a line a problem) and FILE.json (the figures, `common.pass_at_k`).
+there writes FILE.jsonl (a line a problem) and FILE.json (the figures, `vcppo.common.pass_at_k`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig, load_config
-from common.errors import EXIT_OK, VcppoError
-from common.eval_samples import (
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.eval_samples import (
     Key,
     Sample,
     SampleFiles,
@@ -35,16 +35,16 @@ from common.eval_samples import (
     summarise,
     write_results,
 )
-from common.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
-from common.log import configure_logging
-from common.run_folder import RunFolder
-from common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
-from common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
-from common.trajectory import Prompt
-from generator.engine import Engine
-from generator.model_files import load_tokenizer
-from generator.stop_strings import judged_text
-from generator.verifier_pool import VerifierPool
+from vcppo.common.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
+from vcppo.common.log import configure_logging
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
+from vcppo.common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
+from vcppo.common.trajectory import Prompt
+from vcppo.generator.engine import Engine
+from vcppo.generator.model_files import load_tokenizer
+from vcppo.generator.stop_strings import judged_text
+from vcppo.generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
 
@@ -249,7 +249,9 @@ def evaluate(config: VcppoConfig, model: str, output: Path, worker: int, num_wor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m generator.evaluate", description="pass@1 and pass@k of a model")
+    parser = argparse.ArgumentParser(
+        prog="python -m vcppo.generator.evaluate", description="pass@1 and pass@k of a model"
+    )
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="FILE.json; records go to FILE.jsonl")

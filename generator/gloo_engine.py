@@ -1,11 +1,11 @@
 """Worker side of the CPU weight broadcast: vLLM's weight-transfer interface over gloo.
 
 vLLM creates this inside each of its workers (``WeightTransferConfig(backend="gloo")``); the trainer's
-half is ``learner.weight_transfer``. Wire form, agreed per update by `GlooUpdateInfo`: the parameters in
+half is ``vcppo.learner.weight_transfer``. Wire form, agreed per update by `GlooUpdateInfo`: the parameters in
 order, cut into chunks; each chunk is one uint8 buffer (the tensors' bytes end to end, no padding) and
 one gloo broadcast from rank 0. The next chunk's broadcast is posted before this one is loaded, so
 receiving and loading overlap. The model is loaded by one call that draws tensor after tensor; each is summed as it
-passes (`generator.received_weights`).
+passes (`vcppo.generator.received_weights`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-from generator.received_weights import ReceivedSums
+from vcppo.generator.received_weights import ReceivedSums
 
 logger = init_logger(__name__)
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig
-from common.metrics import MetricsWriter
-from common.store import Member, RunStore, StoreError
-from common.transport import TrajectorySender
-from generator.control import WeightControl
-from generator.engine import UNSYNCED, Engine, EngineError
-from generator.in_flight import InFlight
-from generator.liveness import Liveness
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.store import Member, RunStore, StoreError
+from vcppo.common.transport import TrajectorySender
+from vcppo.generator.control import WeightControl
+from vcppo.generator.engine import UNSYNCED, Engine, EngineError
+from vcppo.generator.in_flight import InFlight
+from vcppo.generator.liveness import Liveness
 
 log = structlog.get_logger(__name__)
 

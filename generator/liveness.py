@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from common import watchdog
+from vcppo.common import watchdog
 
 log = structlog.get_logger(__name__)
 

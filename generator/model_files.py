@@ -7,8 +7,8 @@ from typing import Any
 
 import structlog
 
-from common.model_files import ModelError, read_stated
-from common.tokenizer import load_tokenizer
+from vcppo.common.model_files import ModelError, read_stated
+from vcppo.common.tokenizer import load_tokenizer
 
 __all__ = ["ModelError", "end_tokens", "load_tokenizer", "require_model"]
 

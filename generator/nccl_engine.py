@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine, NCCLWeightTransferUpdateInfo
 
-from generator.received_weights import ReceivedSums, SummingModel
+from vcppo.generator.received_weights import ReceivedSums, SummingModel
 
 
 class SummingNcclEngine(NCCLWeightTransferEngine):

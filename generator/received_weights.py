@@ -1,6 +1,6 @@
 """Sums of the weights a worker was sent, tensor by tensor.
 
-They go back to the learner, which compares them with those of what it sent (`common.tensor_sums`).
+They go back to the learner, which compares them with those of what it sent (`vcppo.common.tensor_sums`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
-from common.tensor_sums import as_ints, byte_sum, names_sum
+from vcppo.common.tensor_sums import as_ints, byte_sum, names_sum
 
 
 class SumsReport(TypedDict):

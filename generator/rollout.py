@@ -3,7 +3,7 @@
     lease ─▶ engine.generate ─▶ verify ─▶ gate ─▶ encode ─▶ TrajectorySender
       ▲ waits for: a free place, the gate (weights in order), room in the spool, an issued prompt
 
-Side by side: *lease* fills free places; one task per prompt takes it through; `generator.heartbeat` renews leases. A
+Side by side: *lease* fills free places; one task per prompt takes it through; `vcppo.generator.heartbeat` renews leases. A
 place is a sequence in vLLM: it is free again once the rollout is there, so judging and sending cost no tokens; as many
 prompts as there are places may wait for these. A few prompts are leased ahead, so that a freed place need not wait for
 the store. A lease is kept until the store says it is no longer ours, which is so once the trajectory is appended:
@@ -21,22 +21,22 @@ from typing import Any
 import numpy as np
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig
-from common.errors import EXIT_REFUSED, VcppoError
-from common.metrics import MetricsWriter
-from common.store import RunStore, StoreError
-from common.tasks import decode_response
-from common.trajectory import Prompt, Trajectory
-from common.transport import TrajectorySender
-from common.wire import encode_trajectory
-from generator.control import WeightControl
-from generator.engine import UNSYNCED, Engine, EngineError, Rollout
-from generator.heartbeat import Heartbeat
-from generator.in_flight import InFlight
-from generator.liveness import Liveness
-from generator.stop_strings import judged_text
-from generator.verifier_pool import VerifierPool
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.store import RunStore, StoreError
+from vcppo.common.tasks import decode_response
+from vcppo.common.trajectory import Prompt, Trajectory
+from vcppo.common.transport import TrajectorySender
+from vcppo.common.wire import encode_trajectory
+from vcppo.generator.control import WeightControl
+from vcppo.generator.engine import UNSYNCED, Engine, EngineError, Rollout
+from vcppo.generator.heartbeat import Heartbeat
+from vcppo.generator.in_flight import InFlight
+from vcppo.generator.liveness import Liveness
+from vcppo.generator.stop_strings import judged_text
+from vcppo.generator.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import structlog
 
-from common.config.yaml_text import one_line
-from common.model_files import ModelError, read_stated
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.model_files import ModelError, read_stated
 
 log = structlog.get_logger(__name__)
 

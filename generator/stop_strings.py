@@ -81,7 +81,7 @@ class StopStrings:
         return None
 
     def get_next_output_text(self, finished: bool, delta: bool) -> str:
-        """Nothing: the text of a response is made once, by `common.tasks.decode_response`."""
+        """Nothing: the text of a response is made once, by `vcppo.common.tasks.decode_response`."""
         return ""
 
     def _find(self, text: str) -> str | None:

@@ -14,10 +14,10 @@ import signal
 import sys
 from typing import Any
 
-from common.config import TaskConfig
-from common.log import inherit_logging
-from common.tasks import Task, Verdict, load_task
-from generator.verifier_lines import READY, reply_line
+from vcppo.common.config import TaskConfig
+from vcppo.common.log import inherit_logging
+from vcppo.common.tasks import Task, Verdict, load_task
+from vcppo.generator.verifier_lines import READY, reply_line
 
 _ORPHAN_SECONDS = 10.0  # of processor time past the deadline
 

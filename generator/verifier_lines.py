@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast, get_args
 
-from common.json_file import parse_json
-from common.tasks import Verdict
-from common.trajectory import FinishReason, Outcome
+from vcppo.common.json_file import parse_json
+from vcppo.common.tasks import Verdict
+from vcppo.common.trajectory import FinishReason, Outcome
 
 MAX_REPLY_BYTES = 1 << 16
 READY = 0

@@ -17,11 +17,12 @@ from typing import Any
 
 import structlog
 
-from common.config import TaskConfig
-from common.errors import VcppoError
-from common.tasks import Verdict
-from common.trajectory import FinishReason
-from generator.verifier_lines import MAX_REPLY_BYTES, READY, Reply, parse_reply, request_line
+from vcppo.common.config import TaskConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.tasks import Verdict
+from vcppo.common.trajectory import FinishReason
+from vcppo.common.user_modules import SAFE_PATH
+from vcppo.generator.verifier_lines import MAX_REPLY_BYTES, READY, Reply, parse_reply, request_line
 
 log = structlog.get_logger(__name__)
 
@@ -74,11 +75,11 @@ class VerifierPool:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "generator.verifier_child",
+            "vcppo.generator.verifier_child",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=MAX_REPLY_BYTES,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"},
         )
         self._children.add(child)
         try:

@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from generator.engine import EXTENSION_VARIABLE
+from vcppo.generator.engine import EXTENSION_VARIABLE
 
 
 def _users_own() -> type:

@@ -1,4 +1,4 @@
-"""``python -m learner --config run.yaml`` (also under torchrun): value pretraining if it is due, then RL, then export.
+"""``python -m vcppo.learner --config run.yaml`` (also under torchrun): value pretraining if it is due, then RL, then export.
 
 Exit codes: 0 done; 1 failure, one ``fatal`` line says why; 2 bad config; 3 refused, a person must look (the gate, a
 canary everywhere, no sound checkpoint); 143 after SIGTERM and 130 after Ctrl-C:
@@ -18,36 +18,36 @@ from typing import Any, Protocol
 import structlog
 import torch
 
-from common import watchdog
-from common.config import VcppoConfig, load_config
-from common.end_process import end_process
-from common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
-from common.ledger import VOCABULARY_SIZE
-from common.log import configure_logging
-from common.metrics import MetricsWriter, open_metrics
-from common.run_folder import CRITIC_FOLDER, RunFolder
-from common.store import RunStore
-from common.store_access import connect_store
-from common.tasks import encode_prompt, encode_prompts, load_task
-from common.transport import use_keys
-from learner.batch import Share
-from learner.collect import BatchCollector, PromptIssuer, give_up_outdated
-from learner.distributed import lost_peer
-from learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
-from learner.engine import shutdown_distributed as leave_process_group
-from learner.export import export_policy, load_tokenizer, make_actor, make_policy
-from learner.frozen_policy import FrozenPolicy, VersionZero
-from learner.loop import Models, RlLoop
-from learner.models import load_critic, vocabulary_size
-from learner.prompts import PromptSource
-from learner.publish import Broadcaster
-from learner.rank_zero import RankZero
-from learner.recorded_with import digest, made_with
-from learner.samples import SampleWriter
-from learner.stop import StopRequest
-from learner.trained_log import TrainedLog, check_trained_once
-from learner.value_pretraining import is_done, run_value_pretraining
-from learner.weight_transfer import WeightBroadcaster, WeightEngine
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.end_process import end_process
+from vcppo.common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
+from vcppo.common.ledger import VOCABULARY_SIZE
+from vcppo.common.log import configure_logging
+from vcppo.common.metrics import MetricsWriter, open_metrics
+from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.store_access import connect_store
+from vcppo.common.tasks import encode_prompt, encode_prompts, load_task
+from vcppo.common.transport import use_keys
+from vcppo.learner.batch import Share
+from vcppo.learner.collect import BatchCollector, PromptIssuer, give_up_outdated
+from vcppo.learner.distributed import lost_peer
+from vcppo.learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
+from vcppo.learner.engine import shutdown_distributed as leave_process_group
+from vcppo.learner.export import export_policy, load_tokenizer, make_actor, make_policy
+from vcppo.learner.frozen_policy import FrozenPolicy, VersionZero
+from vcppo.learner.loop import Models, RlLoop
+from vcppo.learner.models import load_critic, vocabulary_size
+from vcppo.learner.prompts import PromptSource
+from vcppo.learner.publish import Broadcaster
+from vcppo.learner.rank_zero import RankZero
+from vcppo.learner.recorded_with import digest, made_with
+from vcppo.learner.samples import SampleWriter
+from vcppo.learner.stop import StopRequest
+from vcppo.learner.trained_log import TrainedLog, check_trained_once
+from vcppo.learner.value_pretraining import is_done, run_value_pretraining
+from vcppo.learner.weight_transfer import WeightBroadcaster, WeightEngine
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ class Session:
 
 def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcaster = make_broadcaster) -> int:
     """The process; ``make_broadcaster`` is a seam for tests without generators."""
-    parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vcppo.learner", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--until", choices=["value_pretraining"], help="end after this stage, before RL")
     parser.add_argument("overrides", nargs="*", help="section.field=value")
@@ -142,7 +142,7 @@ def _check_ranks(config: VcppoConfig) -> None:
     if num_ranks() != config.learner.num_ranks:
         raise VcppoError(
             f"learner.num_ranks = {config.learner.num_ranks}, but {num_ranks()} learner processes were started: "
-            f"use torchrun --nproc-per-node {config.learner.num_ranks} -m learner, or set learner.num_ranks"
+            f"use torchrun --nproc-per-node {config.learner.num_ranks} -m vcppo.learner, or set learner.num_ranks"
         )
 
 

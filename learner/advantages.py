@@ -20,7 +20,7 @@ SumOverRanks = Callable[[Float64Array], Float64Array]
 
 
 class Ends(NamedTuple):
-    """How sequences end, ready for `learner.gae.decoupled_gae`.
+    """How sequences end, ready for `vcppo.learner.gae.decoupled_gae`.
 
     Attributes:
         rewards: ``[A]`` float32, the outcome on each sequence's last action, 0 elsewhere.
@@ -114,7 +114,7 @@ def whiten(
     taking it away would give a group of equal rewards an advantage.
 
     For actor advantages only, never for value targets, never per micro-batch. Every rank must call it, also one
-    whose share is empty: `sum_over_ranks` (see `learner.engine.sum_over_ranks`) is a collective. Two rounds,
+    whose share is empty: `sum_over_ranks` (see `vcppo.learner.engine.sum_over_ranks`) is a collective. Two rounds,
     because E[x^2] - E[x]^2 loses all digits when the mean is large.
     """
     reduce = sum_over_ranks if sum_over_ranks is not None else _identity

@@ -5,7 +5,7 @@ Registered with transformers under `PACKED_ATTENTION`; a model loaded with that 
 forward. No mask is ever built: transformers makes none for an implementation without a mask function.
 
 On a CPU the cost is the sum of squared segment lengths, not the square of the pack. Float32 goes through torch's own
-kernel, neighbouring segments of one length in one call; bfloat16 through `learner.segment_attention`, up to three times
+kernel, neighbouring segments of one length in one call; bfloat16 through `vcppo.learner.segment_attention`, up to three times
 as fast, but for long segments on a CPU with AMX, which torch's kernel uses better. On CUDA
 `torch.nn.attention.varlen.varlen_attn` does the same in one kernel (written on torch's documented interface; NOT RUN
 here, there being no GPU).
@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from common.errors import VcppoError
-from learner.packing import PackedBatch
-from learner.segment_attention import Group, plan, segment_attention
+from vcppo.common.errors import VcppoError
+from vcppo.learner.packing import PackedBatch
+from vcppo.learner.segment_attention import Group, plan, segment_attention
 
 PACKED_ATTENTION = "vcppo_packed"
 FUSED_FROM = 384  # tokens of a segment, from where torch's bfloat16 kernel is the faster one with AMX, both ways

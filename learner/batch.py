@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.trajectory import Trajectory
-from common.wire import decode_trajectory
-from learner.advantages import SumOverRanks
-from learner.packing import (
+from vcppo.common.trajectory import Trajectory
+from vcppo.common.wire import decode_trajectory
+from vcppo.learner.advantages import SumOverRanks
+from vcppo.learner.packing import (
     Int64Array,
     PackedBatch,
     action_cu_seqlens,
@@ -30,7 +30,7 @@ from learner.packing import (
     plan_micro_batches,
     split_mini_batches,
 )
-from learner.prompts import derive_seed
+from vcppo.learner.prompts import derive_seed
 
 Float64Array = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""The buffer: a bridge from ZeroMQ to Redis, ``python -m learner.buffer --config RUN/config.yaml --endpoint tcp://…``.
+"""The buffer: a bridge from ZeroMQ to Redis, ``python -m vcppo.learner.buffer --config RUN/config.yaml --endpoint tcp://…``.
 
 One loop, and no state of its own; any number of buffers may run, and any may be killed::
 
@@ -25,23 +25,23 @@ from typing import TypeVar
 
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig, load_config
-from common.config.checks import is_local
-from common.errors import EXIT_OK, ConfigError, VcppoError
-from common.ledger import VOCABULARY_SIZE, BufferEntry, Member
-from common.log import configure_logging
-from common.log_budget import LineBudget
-from common.memory_guard import ResidentMemory
-from common.metrics import MetricsWriter, open_metrics
-from common.run_folder import RunFolder
-from common.store import RunStore, StoreFull, StoreUnavailable
-from common.store_access import connect_store
-from common.trajectory import DEFAULT_LIMITS, TrajectoryLimits
-from common.transport import Received, TrajectoryReceiver, use_keys
-from common.transport.endpoints import endpoints_of
-from common.wire import WireError, decode_trajectory
-from learner.store_metrics import StoreState, store_metrics
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.config.checks import is_local
+from vcppo.common.errors import EXIT_OK, ConfigError, VcppoError
+from vcppo.common.ledger import VOCABULARY_SIZE, BufferEntry, Member
+from vcppo.common.log import configure_logging
+from vcppo.common.log_budget import LineBudget
+from vcppo.common.memory_guard import ResidentMemory
+from vcppo.common.metrics import MetricsWriter, open_metrics
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore, StoreFull, StoreUnavailable
+from vcppo.common.store_access import connect_store
+from vcppo.common.trajectory import DEFAULT_LIMITS, TrajectoryLimits
+from vcppo.common.transport import Received, TrajectoryReceiver, use_keys
+from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.common.wire import WireError, decode_trajectory
+from vcppo.learner.store_metrics import StoreState, store_metrics
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one buffer until SIGTERM or SIGINT. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m learner.buffer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vcppo.learner.buffer", description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--endpoint", help="where to listen; default: transport.endpoints' first")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")

@@ -2,7 +2,7 @@
 
 Two engines round differently, so their log-probs differ even on the same weights. By how much depends on the model,
 its type and the tokens, so no constant can say. The reference is measured: `CanaryProbe.rounding` is the mean change
-of the learner's own log-probs when every intermediate result is off by about one rounding (`learner.rounding`). Of one
+of the learner's own log-probs when every intermediate result is off by about one rounding (`vcppo.learner.rounding`). Of one
 incarnation of a generator's engine:
 
 - *First update.* The engine started with visibly wrong weights, so any tensor that did not reach the numbers shows. The
@@ -13,7 +13,7 @@ incarnation of a generator's engine:
   answer the same question as before to the last bit. If it does (where it does not repeat itself exactly: within twice
   what it differs from itself), and the learner's own answers moved, its weights are old.
 
-Pure: nothing here talks to anybody (`learner.weight_proof` does).
+Pure: nothing here talks to anybody (`vcppo.learner.weight_proof` does).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.errors import EXIT_REFUSED, VcppoError
-from common.trajectory import Float32Array, Int32Array
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.trajectory import Float32Array, Int32Array
 
 _FOLLOW = 0.125  # weight of the newest update in the ratio
 _LEAST_RATIO = 1 / 64  # float32 agrees far better than TF32's rounding, which its reference is: don't alarm on nothing

@@ -12,7 +12,7 @@ refused by name and the one before it is used.
 
 Order of a checkpointing step: publish the folder, then commit the claimed prompts it contains
 (`RunStore.commit`). A crash in between is harmless: resume commits every claim of a step the
-checkpoint has, and replays the rest (`learner.loop`).
+checkpoint has, and replays the rest (`vcppo.learner.loop`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.config.yaml_text import one_line
-from common.errors import EXIT_REFUSED, VcppoError
-from common.json_file import JsonError, parse_json
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.json_file import JsonError, parse_json
 
 log = structlog.get_logger(__name__)
 
@@ -204,7 +204,7 @@ def _plain_files(folder: Path) -> dict[str, Path]:
 def check_ranks(folder: Path, state: CheckpointState, num_ranks: int, zero_stage: int, dtype: str = "float32") -> None:
     """ZeRO 1-3 shards are per rank: refuse to load them on another number of ranks, or at another stage.
 
-    In bfloat16 stage 0 is computed as stage 1 (`learner.engine`).
+    In bfloat16 stage 0 is computed as stage 1 (`vcppo.learner.engine`).
     """
     is_sharded = zero_stage > 0 or dtype == "bfloat16"
     if state.zero_stage != zero_stage or (is_sharded and state.num_ranks != num_ranks):

@@ -8,11 +8,11 @@ from typing import Any
 
 import structlog
 
-from common import watchdog
-from learner.batch import Batch
-from learner.progress import Progress
-from learner.publish import Publisher
-from learner.rank_zero import RankZero, agree
+from vcppo.common import watchdog
+from vcppo.learner.batch import Batch
+from vcppo.learner.progress import Progress
+from vcppo.learner.publish import Publisher
+from vcppo.learner.rank_zero import RankZero, agree
 
 log = structlog.get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """Rank 0's dealings with the store: issue prompts by credit, wait for a batch, claim it, commit it.
 
 consumes     trajectories the buffer appended
-waits for    the batch `learner.credits.select_batch` asks for, at most learner.batch_deadline_seconds
+waits for    the batch `vcppo.learner.credits.select_batch` asks for, at most learner.batch_deadline_seconds
 unblocked by an append (notification stream), a rejection (its replacement is issued here), a stop request
 """
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from common.config import VcppoConfig
-from common.errors import DeadlineExceeded
-from common.ledger import Outstanding
-from common.store import RunStore, StoreFull
-from common.trajectory import Purpose
-from learner.credits import (
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import DeadlineExceeded
+from vcppo.common.ledger import Outstanding
+from vcppo.common.store import RunStore, StoreFull
+from vcppo.common.trajectory import Purpose
+from vcppo.learner.credits import (
     Entry,
     Ready,
     Wait,
@@ -28,7 +28,7 @@ from learner.credits import (
     shrunk_groups,
     too_stale,
 )
-from learner.prompts import PromptSource
+from vcppo.learner.prompts import PromptSource
 
 log = structlog.get_logger(__name__)
 

@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig
-from common.metrics import MetricsWriter
-from common.trajectory import Trajectory
-from learner.advantages import Truncation, place_ends
-from learner.batch import Batch, Packer, Share, micro_batches, num_trained
-from learner.engine import EngineOptions, TrainEngine, broadcast_object, sum_over_ranks
-from learner.estimates import compute_values
-from learner.explained_variance import explained_variance
-from learner.explained_variance_interval import Figure, Sums, choose_and_measure, measure, sums_by_prompt
-from learner.gae import monte_carlo_returns
-from learner.losses import value_loss
-from learner.models import load_critic
-from learner.prompts import derive_seed
-from learner.recording_stats import Counts, count_responses
-from learner.value_gate import Gate, Measurement
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.advantages import Truncation, place_ends
+from vcppo.learner.batch import Batch, Packer, Share, micro_batches, num_trained
+from vcppo.learner.engine import EngineOptions, TrainEngine, broadcast_object, sum_over_ranks
+from vcppo.learner.estimates import compute_values
+from vcppo.learner.explained_variance import explained_variance
+from vcppo.learner.explained_variance_interval import Figure, Sums, choose_and_measure, measure, sums_by_prompt
+from vcppo.learner.gae import monte_carlo_returns
+from vcppo.learner.losses import value_loss
+from vcppo.learner.models import load_critic
+from vcppo.learner.prompts import derive_seed
+from vcppo.learner.recording_stats import Counts, count_responses
+from vcppo.learner.value_gate import Gate, Measurement
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.explained_variance import (
+from vcppo.learner.explained_variance import (
     CRUMBS,
     NUM_DECILES,
     Float64Array,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from common.trajectory import Trajectory, VersionSpan
+from vcppo.common.trajectory import Trajectory, VersionSpan
 
 
 def as_trajectory(prompt: NDArray[np.int32], response: NDArray[np.int32]) -> Trajectory:

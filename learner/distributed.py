@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from common.errors import VcppoError
+from vcppo.common.errors import VcppoError
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """One model under DeepSpeed: forward, accumulate, step, gather, save. The only importer of deepspeed.
 
-Losses come in as sums over this rank's micro-batch divided by the GLOBAL token count (see `learner.losses`), so
+Losses come in as sums over this rank's micro-batch divided by the GLOBAL token count (see `vcppo.learner.losses`), so
 gradients must be *summed* over micro-batches and ranks. DeepSpeed averages over ranks (ZeRO-3 can't do otherwise), so
 `TrainEngine.accumulate` multiplies each loss by the number of ranks first: exact for powers of two, one rounding
 otherwise. Accumulation is unmanaged (``managed_gradient_accumulation: false``): DeepSpeed neither counts
@@ -23,10 +23,10 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from learner.configured_optimizer import Configured
-from learner.distributed import (
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.learner.configured_optimizer import Configured
+from vcppo.learner.distributed import (
     barrier,
     broadcast_bytes,
     broadcast_object,
@@ -37,7 +37,7 @@ from learner.distributed import (
     shutdown_distributed,
     sum_over_ranks,
 )
-from learner.wire_weights import ParameterInfo, WireWeights, own_weights
+from vcppo.learner.wire_weights import ParameterInfo, WireWeights, own_weights
 
 __all__ = [
     "EngineOptions",
@@ -206,7 +206,7 @@ class TrainEngine:
     def gather_full_state_dict(self) -> dict[str, Tensor]:
         """Full weights by the module's own names, on the CPU of rank 0; other ranks get {}. Tied weights once.
 
-        These are the names `learner.models.save_model` wants.
+        These are the names `vcppo.learner.models.save_model` wants.
         """
         state: dict[str, Tensor] = {}
         for name, tensor in own_weights(self._hf_model).items():

@@ -1,6 +1,6 @@
 """What Algorithm 1 needs before its updates: values, old log-probs, advantages and value targets.
 
-Flat arrays are whole-batch ``[A]`` float32 numpy (see `learner.batch`); each function below is called on
+Flat arrays are whole-batch ``[A]`` float32 numpy (see `vcppo.learner.batch`); each function below is called on
 every rank and returns the same on every rank.
 """
 
@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config import AlgorithmConfig
-from learner.advantages import (
+from vcppo.common.config import AlgorithmConfig
+from vcppo.learner.advantages import (
     group_mean_advantages,
     leave_one_out_advantages,
     length_adaptive_lambda,
@@ -23,10 +23,10 @@ from learner.advantages import (
     spread_over_actions,
     whiten,
 )
-from learner.batch import Batch, MicroBatch, Packer, gather_flat
-from learner.engine import TrainEngine, sum_over_ranks
-from learner.gae import decoupled_gae, monte_carlo_returns
-from learner.models import PolicyModel
+from vcppo.learner.batch import Batch, MicroBatch, Packer, gather_flat
+from vcppo.learner.engine import TrainEngine, sum_over_ranks
+from vcppo.learner.gae import decoupled_gae, monte_carlo_returns
+from vcppo.learner.models import PolicyModel
 
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]

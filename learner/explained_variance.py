@@ -2,7 +2,7 @@
 
 Against Monte-Carlo returns, never against lambda-returns: these contain V and flatter it. None where it is
 undefined (the returns don't vary), because 0 or 1 would be read as a result. Beside the prompt's mean:
-`learner.critic_worth`.
+`vcppo.learner.critic_worth`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def explained_variance(
 
     Args:
         values: ``[A]`` V of the state before each action.
-        returns: ``[A]`` Monte-Carlo returns (`learner.gae.monte_carlo_returns`).
+        returns: ``[A]`` Monte-Carlo returns (`vcppo.learner.gae.monte_carlo_returns`).
         action_cu_seqlens: ``[S+1]``.
         group_ids: ``[S]`` the prompt each response answers.
     """

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.explained_variance import CRUMBS, FloatArray, Int64Array
-from learner.prompts import derive_seed
+from vcppo.learner.explained_variance import CRUMBS, FloatArray, Int64Array
+from vcppo.learner.prompts import derive_seed
 
 Sums = NDArray[np.float64]
 """``[G, 5]``: of each prompt the number of actions, and sums of r, r², e, e², with e = r - v; r less its mean."""

@@ -1,6 +1,6 @@
 """The trained policy as a Hugging Face folder: config, tokenizer, safetensors. transformers and vLLM load it.
 
-``python -m learner.export --checkpoint runs/demo/checkpoints/step-000040 --output DIR`` exports one that was kept.
+``python -m vcppo.learner.export --checkpoint runs/demo/checkpoints/step-000040 --output DIR`` exports one that was kept.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import structlog
 import torch
 from transformers import AutoModelForCausalLM
 
-from common.config import VcppoConfig, load_config
-from common.config.yaml_text import one_line
-from common.end_process import end_process
-from common.errors import VcppoError
-from common.log import configure_logging
-from common.run_folder import RunFolder
-from common.tokenizer import load_tokenizer as tokenizer_of
-from common.tokenizer import save_tokenizer
-from common.whole_folder import written_whole
-from learner.checkpoint import check_ranks, verify
-from learner.engine import (
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.end_process import end_process
+from vcppo.common.errors import VcppoError
+from vcppo.common.log import configure_logging
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.tokenizer import load_tokenizer as tokenizer_of
+from vcppo.common.tokenizer import save_tokenizer
+from vcppo.common.whole_folder import written_whole
+from vcppo.learner.checkpoint import check_ranks, verify
+from vcppo.learner.engine import (
     EngineOptions,
     TrainEngine,
     init_distributed,
@@ -33,9 +33,9 @@ from learner.engine import (
     rank,
     shutdown_distributed,
 )
-from learner.models import PolicyModel, load_policy, save_model
-from learner.saving import NotSaveable
-from learner.wire_weights import own_weights
+from vcppo.learner.models import PolicyModel, load_policy, save_model
+from vcppo.learner.saving import NotSaveable
+from vcppo.learner.wire_weights import own_weights
 
 log = structlog.get_logger(__name__)
 
@@ -141,7 +141,7 @@ def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m learner.export", description="Export a checkpoint's policy.")
+    parser = argparse.ArgumentParser(prog="python -m vcppo.learner.export", description="Export a checkpoint's policy.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a folder of <run>/checkpoints")
     parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")
     parser.add_argument("--config", type=Path, help="default: config.yaml of the run the checkpoint lies in")

@@ -10,9 +10,9 @@ from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from common.errors import DeadlineExceeded, VcppoError
-from common.store import Member
-from common.transport import ControlClient
+from vcppo.common.errors import DeadlineExceeded, VcppoError
+from vcppo.common.store import Member
+from vcppo.common.transport import ControlClient
 
 T = TypeVar("T")
 STATUS_SECONDS = 5.0  # a generator that does not say who it is in this time is taken for dead

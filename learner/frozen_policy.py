@@ -19,15 +19,15 @@ from typing import Any, Protocol
 import structlog
 import torch
 
-from common import watchdog
-from common.config import VcppoConfig
-from learner.canary import CanaryProbe
-from learner.distributed import choose_device, rank
-from learner.export import make_policy
-from learner.models import PolicyModel
-from learner.probe import make_probe, probe_tokens
-from learner.prompts import PromptSource
-from learner.wire_weights import ParameterInfo, WireWeights
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.learner.canary import CanaryProbe
+from vcppo.learner.distributed import choose_device, rank
+from vcppo.learner.export import make_policy
+from vcppo.learner.models import PolicyModel
+from vcppo.learner.probe import make_probe, probe_tokens
+from vcppo.learner.prompts import PromptSource
+from vcppo.learner.wire_weights import ParameterInfo, WireWeights
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ SYNC_CHECK_SECONDS = 2.0
 
 
 class FrozenPolicy:
-    """A `learner.weight_transfer.WeightEngine` over the policy as it is at model.path; loaded at first use."""
+    """A `vcppo.learner.weight_transfer.WeightEngine` over the policy as it is at model.path; loaded at first use."""
 
     def __init__(self, config: VcppoConfig) -> None:
         self.device = choose_device(config.learner.device)
@@ -74,7 +74,7 @@ class FrozenPolicy:
 
 
 class VersionZeroBroadcaster(Protocol):
-    """What is needed of `learner.weight_transfer.WeightBroadcaster`."""
+    """What is needed of `vcppo.learner.weight_transfer.WeightBroadcaster`."""
 
     def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> Any: ...
 

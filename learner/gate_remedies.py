@@ -1,6 +1,6 @@
 """What value pretraining says when it can't pass, or hardly could, and what to do about it. Pure text and arithmetic.
 
-Every remedy here is a setting that may be changed on the same run (`common.config.dependents`): the recording stays,
+Every remedy here is a setting that may be changed on the same run (`vcppo.common.config.dependents`): the recording stays,
 or goes on, and the critic is trained again. tests/unit/test_remedies.py follows each.
 """
 
@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from common.config import ValuePretrainingConfig
-from learner.recording_stats import Counts
+from vcppo.common.config import ValuePretrainingConfig
+from vcppo.learner.recording_stats import Counts
 
 NEEDED_OF_EACH = 20
 """Right and not-right responses, of each at least, among those held out.

@@ -1,7 +1,7 @@
 """Trainer side of the CPU weight broadcast: vLLM's trainer weight-transfer interface over gloo.
 
-Registered beside vLLM's own ``nccl`` trainer engine, so `learner.weight_transfer` drives both by the same calls.
-The worker side and the wire form are in ``generator.gloo_engine``: parameters in order, cut into chunks of at
+Registered beside vLLM's own ``nccl`` trainer engine, so `vcppo.learner.weight_transfer` drives both by the same calls.
+The worker side and the wire form are in ``vcppo.generator.gloo_engine``: parameters in order, cut into chunks of at
 most ``buffer_bytes`` (a larger tensor is a chunk of its own), one uint8 buffer and one broadcast per chunk.
 
 Every trainer rank walks the source; only rank 0 sends. Under ZeRO-3 walking gathers (a collective of the
@@ -22,12 +22,12 @@ import torch.distributed as dist
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
-from common.tensor_sums import as_ints, byte_sum
-from learner.fan_out import beside
-from learner.transport_check import SentWeights
+from vcppo.common.tensor_sums import as_ints, byte_sum
+from vcppo.learner.fan_out import beside
+from vcppo.learner.transport_check import SentWeights
 
 if TYPE_CHECKING:
-    from learner.weight_transfer import WeightEngine
+    from vcppo.learner.weight_transfer import WeightEngine
 
 
 class LockstepSource(WeightSource):

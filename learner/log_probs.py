@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learner.products import bfloat16_products
+from vcppo.learner.products import bfloat16_products
 
 # Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient, of a token chunk's hidden states
 # a product: 4 MiB each.

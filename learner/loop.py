@@ -5,15 +5,15 @@
       │                                                   │ policy version + 1
       └──issue by credit ◀── broadcast ◀── commit ◀── checkpoint (every k steps)
 
-Read `RlLoop.run`, `RlLoop.train` and `RlLoop._update`. What stands beside them: `learner.claiming` (which batch is
-next), `learner.publish` (weights to generators), `learner.progress` (checkpoint, commit, resume) and
-`learner.step_record` (metrics, samples, the trained log).
+Read `RlLoop.run`, `RlLoop.train` and `RlLoop._update`. What stands beside them: `vcppo.learner.claiming` (which batch is
+next), `vcppo.learner.publish` (weights to generators), `vcppo.learner.progress` (checkpoint, commit, resume) and
+`vcppo.learner.step_record` (metrics, samples, the trained log).
 
 Every rank runs the same loop. Rank 0 talks to the store and tells the others what it found (`agree`); while it waits
 it does so every second, so no collective of another rank ever waits longer than that.
 
-    consumes     the batch `learner.credits.select_batch` chooses
-    waits for    its trajectories, at most learner.batch_deadline_seconds (`learner.collect`)
+    consumes     the batch `vcppo.learner.credits.select_batch` chooses
+    waits for    its trajectories, at most learner.batch_deadline_seconds (`vcppo.learner.collect`)
     unblocked by an append to the buffer, a request to stop
 
 Step s (from 1) trains the batch claimed at version s - 1 and makes version s. Its trained ids are on disk before
@@ -25,20 +25,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from common import watchdog
-from common.config import VcppoConfig
-from learner.batch import Batch, Packer, Share, mini_batches, num_trained
-from learner.claiming import Claiming
-from learner.engine import TrainEngine
-from learner.estimates import Estimates, compute_log_probs, compute_values, estimate
-from learner.losses import kl_penalty, policy_loss, probability_ratio, value_loss
-from learner.models import PolicyModel
-from learner.phases import Phases
-from learner.progress import Progress
-from learner.publish import Broadcaster, Publisher
-from learner.rank_zero import RankZero
-from learner.step_record import StepRecord
-from learner.update_stats import UpdateStats
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.learner.batch import Batch, Packer, Share, mini_batches, num_trained
+from vcppo.learner.claiming import Claiming
+from vcppo.learner.engine import TrainEngine
+from vcppo.learner.estimates import Estimates, compute_log_probs, compute_values, estimate
+from vcppo.learner.losses import kl_penalty, policy_loss, probability_ratio, value_loss
+from vcppo.learner.models import PolicyModel
+from vcppo.learner.phases import Phases
+from vcppo.learner.progress import Progress
+from vcppo.learner.publish import Broadcaster, Publisher
+from vcppo.learner.rank_zero import RankZero
+from vcppo.learner.step_record import StepRecord
+from vcppo.learner.update_stats import UpdateStats
 
 
 @dataclass(frozen=True)

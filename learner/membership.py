@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import structlog
 
-from common import watchdog
-from common.errors import DeadlineExceeded
-from common.store import Member, RunStore
-from common.transport import ControlClient, ControlError
-from learner.fan_out import STATUS_SECONDS
+from vcppo.common import watchdog
+from vcppo.common.errors import DeadlineExceeded
+from vcppo.common.store import Member, RunStore
+from vcppo.common.transport import ControlClient, ControlError
+from vcppo.learner.fan_out import STATUS_SECONDS
 
 log = structlog.get_logger(__name__)
 

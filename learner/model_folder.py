@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.errors import VcppoError
+from vcppo.common.errors import VcppoError
 
 _SPARE = 1_000_000  # a new value head, or a few missing weights, which are refused by name later
 

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from common.config.yaml_text import one_line
-from common.errors import VcppoError
-from learner.attention import PACKED_ATTENTION
-from learner.model_folder import check_weights
-from learner.packing_proof import SUGGESTION, ModelRefused, Reader, prove
-from learner.wire_weights import WireWeights
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import VcppoError
+from vcppo.learner.attention import PACKED_ATTENTION
+from vcppo.learner.model_folder import check_weights
+from vcppo.learner.packing_proof import SUGGESTION, ModelRefused, Reader, prove
+from vcppo.learner.wire_weights import WireWeights
 
 # Settings that bend logits before the softmax; ignoring one would train on wrong log-probs.
 _LOGIT_SETTINGS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
@@ -142,7 +142,7 @@ def _check_settings(path: str | Path, config: Any, max_tokens: int | None) -> No
 
 
 def _check_generation_config(path: str | Path) -> None:
-    """What transformers would not even load; what it would not save, `learner.saving` mends."""
+    """What transformers would not even load; what it would not save, `vcppo.learner.saving` mends."""
     if not (Path(path) / "generation_config.json").is_file():
         return
     try:

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from common.errors import VcppoError
-from common.trajectory import Trajectory
-from learner.attention import attention_arguments
-from learner.log_probs import chunked_log_probs
-from learner.model_loading import from_pretrained, prepare, read_config, refuse_missing
-from learner.packing import PackedBatch, build_packed
-from learner.packing_probe import probe
-from learner.packing_proof import SUGGESTION, ModelRefused, Reader
-from learner.saving import make_saveable
+from vcppo.common.errors import VcppoError
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.attention import attention_arguments
+from vcppo.learner.log_probs import chunked_log_probs
+from vcppo.learner.model_loading import from_pretrained, prepare, read_config, refuse_missing
+from vcppo.learner.packing import PackedBatch, build_packed
+from vcppo.learner.packing_probe import probe
+from vcppo.learner.packing_proof import SUGGESTION, ModelRefused, Reader
+from vcppo.learner.saving import make_saveable
 
 HeadT = TypeVar("HeadT", bound=nn.Linear)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.trajectory import Trajectory
+from vcppo.common.trajectory import Trajectory
 
 Int64Array = NDArray[np.int64]
 Float32Array = NDArray[np.float32]

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.tokenizer import TEXTS, load_tokenizer
-from common.trajectory import Trajectory
-from learner.demonstrations import as_trajectory
-from learner.models import POLICY, PolicyModel, load_policy
-from learner.packing_probe import TOLERANCE, differences, plain_values
+from vcppo.common.tokenizer import TEXTS, load_tokenizer
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.demonstrations import as_trajectory
+from vcppo.learner.models import POLICY, PolicyModel, load_policy
+from vcppo.learner.packing_probe import TOLERANCE, differences, plain_values
 
 _MAX_FLOAT32_PARAMETERS = 2_000_000_000  # a larger model would need more memory than the check is worth
 _LENGTHS = ((3, 30), (6, 12), (2, 40))  # prompt and response tokens: 93 in all

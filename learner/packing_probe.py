@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.trajectory import Trajectory
-from learner.attention import PACKED_ATTENTION
-from learner.demonstrations import as_trajectory
-from learner.packing_proof import SUGGESTION, ModelRefused, Reader, token_ids
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.attention import PACKED_ATTENTION
+from vcppo.learner.demonstrations import as_trajectory
+from vcppo.learner.packing_proof import SUGGESTION, ModelRefused, Reader, token_ids
 
 # Mean absolute differences beyond which it is not rounding: a pretrained 135M model in bfloat16 differs by 0.04 nats
 # from itself in float32, a model whose state leaks into the next sequence by 0.2 to 4.

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.config.yaml_text import one_line
-from common.errors import EXIT_REFUSED, VcppoError
-from common.trajectory import Trajectory
-from learner.attention import PACKED_ATTENTION
-from learner.demonstrations import as_trajectory
-from learner.packing import build_packed
-from learner.tiny_instance import VOCABULARY, randomise, tiny_configs
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.attention import PACKED_ATTENTION
+from vcppo.learner.demonstrations import as_trajectory
+from vcppo.learner.packing import build_packed
+from vcppo.learner.tiny_instance import VOCABULARY, randomise, tiny_configs
 
 TOLERANCE = 2e-3  # nats, or units of value, in float32: rounding alone stays below 1e-4
 _LENGTHS = ((3, 3), (7, 25), (2, 11))  # prompt and response: both sides of tiny_instance.WINDOW

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common import watchdog
+from vcppo.common import watchdog
 
 
 class Phases:

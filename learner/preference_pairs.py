@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import VcppoError
-from common.tasks import Task, encode_prompt
-from common.trajectory import Trajectory
-from learner.demonstrations import as_trajectory
+from vcppo.common.errors import VcppoError
+from vcppo.common.tasks import Task, encode_prompt
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.demonstrations import as_trajectory
 
 Int32Array = NDArray[np.int32]
 

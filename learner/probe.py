@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import VcppoConfig
-from common.trajectory import Float32Array
-from learner.canary import CanaryProbe
-from learner.demonstrations import as_trajectory
-from learner.models import PolicyOutput
-from learner.packing import build_packed
-from learner.prompts import PromptSource, PromptTooLong
-from learner.rounding import last_place, rounded_differently
+from vcppo.common.config import VcppoConfig
+from vcppo.common.trajectory import Float32Array
+from vcppo.learner.canary import CanaryProbe
+from vcppo.learner.demonstrations import as_trajectory
+from vcppo.learner.models import PolicyOutput
+from vcppo.learner.packing import build_packed
+from vcppo.learner.prompts import PromptSource, PromptTooLong
+from vcppo.learner.rounding import last_place, rounded_differently
 
 PROMPT_LENGTH = 1  # the first token has nothing before it to be predicted from
 LONGEST = 128  # tokens of one sequence
@@ -29,7 +29,7 @@ NUM_SAMPLED = 16  # tokens that go through the sampler, where the temperature is
 
 
 class Scorer(Protocol):
-    """What computes log-probs: `learner.engine.TrainEngine`, or a policy without an optimizer."""
+    """What computes log-probs: `vcppo.learner.engine.TrainEngine`, or a policy without an optimizer."""
 
     @property
     def module(self) -> nn.Module: ...

@@ -1,4 +1,4 @@
-"""What of a run survives: checkpoints, and the commits that follow them. How a crash is made good: `learner.resume`."""
+"""What of a run survives: checkpoints, and the commits that follow them. How a crash is made good: `vcppo.learner.resume`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig
-from common.run_folder import RunFolder
-from learner.batch import Batch, Share
-from learner.checkpoint import CheckpointState, CheckpointStore, load_rng, save_rng
-from learner.engine import TrainEngine, barrier
-from learner.phases import Phases
-from learner.rank_zero import RankZero, agree
-from learner.resume import commit, config_hash, newest_checkpoint, plan_replay, write_settings
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.common.run_folder import RunFolder
+from vcppo.learner.batch import Batch, Share
+from vcppo.learner.checkpoint import CheckpointState, CheckpointStore, load_rng, save_rng
+from vcppo.learner.engine import TrainEngine, barrier
+from vcppo.learner.phases import Phases
+from vcppo.learner.rank_zero import RankZero, agree
+from vcppo.learner.resume import commit, config_hash, newest_checkpoint, plan_replay, write_settings
 
 log = structlog.get_logger(__name__)
 

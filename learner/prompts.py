@@ -23,12 +23,12 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from common.config import VcppoConfig
-from common.errors import EXIT_USAGE, VcppoError
-from common.prompt_ids import PURPOSE_PREFIX, group_name, prompt_name
-from common.tasks import Problem, Task, Text
-from common.tasks.lengths import LengthsOf, measure_prompts, prompt_room
-from common.trajectory import Int32Array, Prompt, Purpose
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_USAGE, VcppoError
+from vcppo.common.prompt_ids import PURPOSE_PREFIX, group_name, prompt_name
+from vcppo.common.tasks import Problem, Task, Text
+from vcppo.common.tasks.lengths import LengthsOf, measure_prompts, prompt_room
+from vcppo.common.trajectory import Int32Array, Prompt, Purpose
 
 log = structlog.get_logger(__name__)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from common.config import VcppoConfig
-from learner.canary import CanaryProbe
-from learner.engine import TrainEngine
-from learner.phases import Phases
-from learner.probe import make_probe, probe_tokens
-from learner.rank_zero import RankZero, agree
-from learner.weight_transfer import BroadcastReport
+from vcppo.common.config import VcppoConfig
+from vcppo.learner.canary import CanaryProbe
+from vcppo.learner.engine import TrainEngine
+from vcppo.learner.phases import Phases
+from vcppo.learner.probe import make_probe, probe_tokens
+from vcppo.learner.rank_zero import RankZero, agree
+from vcppo.learner.weight_transfer import BroadcastReport
 
 
 class Broadcaster(Protocol):
-    """What is needed of `learner.weight_transfer.WeightBroadcaster`."""
+    """What is needed of `vcppo.learner.weight_transfer.WeightBroadcaster`."""
 
     def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport: ...
 

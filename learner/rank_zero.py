@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from common.metrics import MetricsWriter
-from common.store import RunStore
-from learner.collect import BatchCollector, PromptIssuer
-from learner.engine import broadcast_object
-from learner.samples import SampleWriter
-from learner.trained_log import TrainedLog
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.store import RunStore
+from vcppo.learner.collect import BatchCollector, PromptIssuer
+from vcppo.learner.engine import broadcast_object
+from vcppo.learner.samples import SampleWriter
+from vcppo.learner.trained_log import TrainedLog
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a recording was made with, beside it on disk; so one that no longer fits the config is recognised.
 
     recorded_with.json
-        settings         those that shape a recording (`common.config.dependents`)
+        settings         those that shape a recording (`vcppo.common.config.dependents`)
         model            digest of the model's files: config, tokenizer, templates, and a sample of the weights
         task_code        digest of the source of a task that is not built in
         problems         digest of the first `num_problems` problems: what options, data files or code make of them
@@ -21,14 +21,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from common.config import VcppoConfig
-from common.config.dependents import differences, flat, settings_of
-from common.errors import EXIT_REFUSED, VcppoError
-from common.fingerprints import model_contents
-from common.json_file import read_json_object
-from common.run_folder import RECORD_FILE, RECORDED_WITH_FILE
-from common.tasks import BUILT_IN_TASKS, Task
-from common.whole_file import write_whole
+from vcppo.common.config import VcppoConfig
+from vcppo.common.config.dependents import differences, flat, settings_of
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.fingerprints import model_contents
+from vcppo.common.json_file import read_json_object
+from vcppo.common.run_folder import RECORD_FILE, RECORDED_WITH_FILE
+from vcppo.common.tasks import BUILT_IN_TASKS, Task
+from vcppo.common.whole_file import write_whole
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ class RecordingOutdated(VcppoError):
 
 
 class Problems(Protocol):
-    """What `learner.prompts.PromptSource` knows of the task's problems."""
+    """What `vcppo.learner.prompts.PromptSource` knows of the task's problems."""
 
     @property
     def task(self) -> Task: ...
@@ -154,7 +154,7 @@ def _task_code(name: str, task: Task) -> str | None:
 
 
 def model_digest(path: str) -> str:
-    """Of the files at a model path; of a hub id, of those in the local cache (`common.fingerprints`)."""
+    """Of the files at a model path; of a hub id, of those in the local cache (`vcppo.common.fingerprints`)."""
     contents = model_contents(path)
     if not contents:
         return f"not on this machine: {path}"

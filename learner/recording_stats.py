@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from common.metrics import Value
-from common.trajectory import Outcome, Trajectory
+from vcppo.common.metrics import Value
+from vcppo.common.trajectory import Outcome, Trajectory
 
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 

@@ -6,7 +6,7 @@ from the same weights, optimizer state and seeds, without issuing or broadcastin
 Why once, at the end: generators never run a newer version than the last claim's step s (version s is made from it), and
 after the replay the learner is at s. So no trajectory in the store or on its way is newer than the
 learner (staleness >= 0), and since replay issues nothing and changes no claim, the bound of
-`learner.credits` holds as it did before the crash. Generators go on with what is leased meanwhile.
+`vcppo.learner.credits` holds as it did before the crash. Generators go on with what is leased meanwhile.
 
 If damage forced an older checkpoint (c < the last committed step), the steps between are lost: their
 trajectories are settled. Versions are labels, so the learner keeps the label of the last committed step,
@@ -21,14 +21,14 @@ from typing import Any
 
 import structlog
 
-from common.config import VcppoConfig
-from common.config.dependents import dependents_of, differences, flat, settings_of
-from common.errors import VcppoError
-from common.json_file import read_json_object
-from common.store import RunStore
-from common.whole_file import write_whole
-from learner.batch import Share
-from learner.checkpoint import CheckpointStore, check_ranks, hash_json
+from vcppo.common.config import VcppoConfig
+from vcppo.common.config.dependents import dependents_of, differences, flat, settings_of
+from vcppo.common.errors import VcppoError
+from vcppo.common.json_file import read_json_object
+from vcppo.common.store import RunStore
+from vcppo.common.whole_file import write_whole
+from vcppo.learner.batch import Share
+from vcppo.learner.checkpoint import CheckpointStore, check_ranks, hash_json
 
 log = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""``python -m learner.reward_model --config RUN/config.yaml``: a Bradley-Terry reward model, from which critics start.
+"""``python -m vcppo.learner.reward_model --config RUN/config.yaml``: a Bradley-Terry reward model, from which critics start.
 
     pairs (better, worse) ─▶ score at each one's last token ─▶ −log σ(better − worse) + centring ─▶ Hugging Face folder
 
@@ -21,17 +21,17 @@ import structlog
 import torch
 from torch.nn import functional
 
-from common import watchdog
-from common.config import VcppoConfig
-from common.end_process import end_process
-from common.errors import VcppoError
-from common.fingerprints import contents_named, file_digest, model_contents
-from common.metrics import open_metrics
-from common.run_folder import RunFolder
-from common.tasks import load_task
-from common.whole_folder import written_whole
-from learner.batch import Batch, Packer, Share
-from learner.engine import (
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.common.end_process import end_process
+from vcppo.common.errors import VcppoError
+from vcppo.common.fingerprints import contents_named, file_digest, model_contents
+from vcppo.common.metrics import open_metrics
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.tasks import load_task
+from vcppo.common.whole_folder import written_whole
+from vcppo.learner.batch import Batch, Packer, Share
+from vcppo.learner.engine import (
     EngineOptions,
     TrainEngine,
     init_distributed,
@@ -39,15 +39,15 @@ from learner.engine import (
     rank,
     sum_over_ranks,
 )
-from learner.estimates import compute_values
-from learner.explained_variance import mean_by_position
-from learner.export import load_tokenizer
-from learner.models import CriticModel, load_critic, save_model
-from learner.packing import build_packed, plan_micro_batches
-from learner.preference_pairs import DemonstrationPairs, Pair, PairSource, Prefixes, RolloutPairs
-from learner.prompts import derive_seed
-from learner.stage import Product, fingerprinted, run_stage
-from learner.trajectory_file import TrajectoryFile
+from vcppo.learner.estimates import compute_values
+from vcppo.learner.explained_variance import mean_by_position
+from vcppo.learner.export import load_tokenizer
+from vcppo.learner.models import CriticModel, load_critic, save_model
+from vcppo.learner.packing import build_packed, plan_micro_batches
+from vcppo.learner.preference_pairs import DemonstrationPairs, Pair, PairSource, Prefixes, RolloutPairs
+from vcppo.learner.prompts import derive_seed
+from vcppo.learner.stage import Product, fingerprinted, run_stage
+from vcppo.learner.trajectory_file import TrajectoryFile
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.gae import decoupled_gae
+from vcppo.learner.gae import decoupled_gae
 
 LAMBDAS = (0.9, 0.95, 0.99, 1.0)
 DISTANCES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import structlog
 
-from common.config import MetricsConfig
-from common.trajectory import Trajectory
-from common.trajectory_records import pack_record
-from common.wire import encode_trajectory
+from vcppo.common.config import MetricsConfig
+from vcppo.common.trajectory import Trajectory
+from vcppo.common.trajectory_records import pack_record
+from vcppo.common.wire import encode_trajectory
 
 log = structlog.get_logger(__name__)
 

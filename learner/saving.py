@@ -15,8 +15,8 @@ from typing import Any
 import structlog
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from common.config.yaml_text import one_line
-from common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
 
 log = structlog.get_logger(__name__)
 

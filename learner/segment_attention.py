@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from learner.products import bfloat16_products
+from vcppo.learner.products import bfloat16_products
 
 MAX_TILE = 2**19  # scores in a tile, over heads and sequences: 2 MiB of float32, which stay in the cache
 MAX_TILE_ROWS = 128

@@ -1,4 +1,4 @@
-"""``python -m learner.sft --config RUN/config.yaml``: the cold start, supervised training on the task's demonstrations.
+"""``python -m vcppo.learner.sft --config RUN/config.yaml``: the cold start, supervised training on the task's demonstrations.
 
     task.demonstrations(seed of the step) ─▶ packed micro-batches ─▶ −log p of response tokens ─▶ Hugging Face folder
 
@@ -23,18 +23,18 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from common import watchdog
-from common.config import SftPhase, VcppoConfig
-from common.end_process import end_process
-from common.errors import VcppoError
-from common.fingerprints import contents_named, model_contents
-from common.metrics import MetricsWriter, open_metrics
-from common.run_folder import RunFolder
-from common.tasks import Demonstration, Task, encode_prompt, load_task
-from common.tokenizer import warn_of_plain_loading
-from common.trajectory import Trajectory
-from learner.demonstrations import as_trajectory
-from learner.engine import (
+from vcppo.common import watchdog
+from vcppo.common.config import SftPhase, VcppoConfig
+from vcppo.common.end_process import end_process
+from vcppo.common.errors import VcppoError
+from vcppo.common.fingerprints import contents_named, model_contents
+from vcppo.common.metrics import MetricsWriter, open_metrics
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.tasks import Demonstration, Task, encode_prompt, load_task
+from vcppo.common.tokenizer import warn_of_plain_loading
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.demonstrations import as_trajectory
+from vcppo.learner.engine import (
     EngineOptions,
     TrainEngine,
     barrier,
@@ -43,11 +43,11 @@ from learner.engine import (
     rank,
     sum_over_ranks,
 )
-from learner.models import PolicyModel, load_policy, save_model
-from learner.packing import build_packed, plan_micro_batches
-from learner.prompts import derive_seed
-from learner.stage import Product, fingerprinted, run_stage
-from learner.starting_point import starting_point
+from vcppo.learner.models import PolicyModel, load_policy, save_model
+from vcppo.learner.packing import build_packed, plan_micro_batches
+from vcppo.learner.prompts import derive_seed
+from vcppo.learner.stage import Product, fingerprinted, run_stage
+from vcppo.learner.starting_point import starting_point
 
 log = structlog.get_logger(__name__)
 

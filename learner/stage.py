@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig, load_config
-from common.errors import EXIT_OK, VcppoError
-from common.json_file import read_json_object
-from common.log import configure_logging
-from common.run_folder import RunFolder
-from learner.engine import shutdown_distributed
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.json_file import read_json_object
+from vcppo.common.log import configure_logging
+from vcppo.common.run_folder import RunFolder
+from vcppo.learner.engine import shutdown_distributed
 
 log = structlog.get_logger(__name__)
 
@@ -65,8 +65,8 @@ def fingerprinted(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def run_stage(
     service: str, about: str | None, make: Callable[[VcppoConfig], object], arguments: Sequence[str] | None
 ) -> int:
-    """The whole process of ``python -m learner.<service>``. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m learner.{service}", description=about)
+    """The whole process of ``python -m vcppo.learner.<service>``. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m vcppo.learner.{service}", description=about)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args(arguments)

@@ -11,11 +11,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.tasks import Task
-from common.tokenizer import load_tokenizer, plain_difference
-from learner.engine import barrier, rank
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.tasks import Task
+from vcppo.common.tokenizer import load_tokenizer, plain_difference
+from vcppo.learner.engine import barrier, rank
 
 log = structlog.get_logger(__name__)
 

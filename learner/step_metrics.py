@@ -9,13 +9,13 @@ from typing import get_args
 
 import numpy as np
 
-from common.trajectory import Outcome
-from learner.batch import Batch
-from learner.critic_worth import critic_worth
-from learner.estimates import Estimates
-from learner.explained_variance import explained_variance, mean_by_position
-from learner.reward_signal import reward_signal
-from learner.update_stats import UpdateStats
+from vcppo.common.trajectory import Outcome
+from vcppo.learner.batch import Batch
+from vcppo.learner.critic_worth import critic_worth
+from vcppo.learner.estimates import Estimates
+from vcppo.learner.explained_variance import explained_variance, mean_by_position
+from vcppo.learner.reward_signal import reward_signal
+from vcppo.learner.update_stats import UpdateStats
 
 MetricValue = float | int | str | None | Sequence[float | None]
 

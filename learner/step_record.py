@@ -7,11 +7,11 @@ from typing import Any
 
 import structlog
 
-from learner.batch import Batch
-from learner.estimates import Estimates
-from learner.rank_zero import RankZero
-from learner.step_metrics import step_metrics
-from learner.update_stats import UpdateStats
+from vcppo.learner.batch import Batch
+from vcppo.learner.estimates import Estimates
+from vcppo.learner.rank_zero import RankZero
+from vcppo.learner.step_metrics import step_metrics
+from vcppo.learner.update_stats import UpdateStats
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ class StepRecord:
     def write(
         self, version: int, batch: Batch, estimates: Estimates, stats: UpdateStats, seconds: Mapping[str, float]
     ) -> None:
-        """``seconds``: by phase, with ``step``, see `learner.phases`. Nothing to do on other ranks."""
+        """``seconds``: by phase, with ``step``, see `vcppo.learner.phases`. Nothing to do on other ranks."""
         rank_zero = self._rank_zero
         if rank_zero is None:
             return

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from common.store import Ledger, Member, Memory
+from vcppo.common.store import Ledger, Member, Memory
 
 
 class StoreState(NamedTuple):
@@ -19,7 +19,7 @@ class StoreState(NamedTuple):
 
 
 def store_metrics(state: StoreState, num_credits: int) -> Mapping[str, float | None]:
-    """By the names of `common.metric_names`. ``num_credits``: of `RlConfig`."""
+    """By the names of `vcppo.common.metric_names`. ``num_credits``: of `RlConfig`."""
     ledger = state.ledger
     by_role = Counter(member.role for member in state.members)
     return {

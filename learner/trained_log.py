@@ -1,4 +1,4 @@
-"""``trained.jsonl``: which trajectories each step trained on, for people and for proofs (read by `common.trained_log`).
+"""``trained.jsonl``: which trajectories each step trained on, for people and for proofs (read by `vcppo.common.trained_log`).
 
 One JSON line per trained step, on disk before anything of it is committed. A step replayed after a crash is written
 again (same step, same ids); the last line of a step counts.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from common.json_lines import open_to_append
-from common.trained_log import TrainedStep, check_trained_once, read_trained_log
-from learner.batch import Batch
+from vcppo.common.json_lines import open_to_append
+from vcppo.common.trained_log import TrainedStep, check_trained_once, read_trained_log
+from vcppo.learner.batch import Batch
 
 __all__ = ["TrainedLog", "check_trained_once", "read_trained_log"]
 

@@ -1,6 +1,6 @@
 """``trajectories.msgpack``: trajectories recorded once, in an append-only file that survives a crash.
 
-A stream of msgpack arrays ``[crc32 of the payload, payload]``; the payload is the wire form (`common.wire`).
+A stream of msgpack arrays ``[crc32 of the payload, payload]``; the payload is the wire form (`vcppo.common.wire`).
 A tail torn by a crash is cut off when the file is opened; what was in it was not committed, so the store still has it.
 """
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from common.config.yaml_text import one_line
-from common.errors import VcppoError
-from common.trajectory import Trajectory
-from common.trajectory_records import BAD_RECORD, pack_record, records
-from common.wire import decode_trajectory
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import VcppoError
+from vcppo.common.trajectory import Trajectory
+from vcppo.common.trajectory_records import BAD_RECORD, pack_record, records
+from vcppo.common.wire import decode_trajectory
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from common.tensor_sums import names_sum
+from vcppo.common.tensor_sums import names_sum
 
 _MOST_NAMED = 3
 _STALE_HEAD = (

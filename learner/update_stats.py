@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config import AlgorithmConfig
-from learner.engine import sum_over_ranks
-from learner.estimates import Part
-from learner.losses import Loss
+from vcppo.common.config import AlgorithmConfig
+from vcppo.learner.engine import sum_over_ranks
+from vcppo.learner.estimates import Part
+from vcppo.learner.losses import Loss
 
 Float64Array = NDArray[np.float64]
 

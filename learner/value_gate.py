@@ -6,7 +6,7 @@ held-out loss still falls.
 
 The critic kept is the best of several measurements, so its own figure is too high by luck. The gate judges another
 one: the critics are compared on one half of the held-out prompts and measured on the other, and the other way round
-(`learner.explained_variance_interval.choose_and_measure`). It passes when that figure reaches min_explained_variance.
+(`vcppo.learner.explained_variance_interval.choose_and_measure`). It passes when that figure reaches min_explained_variance.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from common.config import ValuePretrainingConfig
-from learner.explained_variance_interval import Figure
+from vcppo.common.config import ValuePretrainingConfig
+from vcppo.learner.explained_variance_interval import Figure
 
 
 @dataclass(frozen=True)

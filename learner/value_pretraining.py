@@ -2,7 +2,7 @@
 
     record    the frozen policy (version 0) answers num_trajectories prompts; each is written to disk once
     count     enough right and not-right responses must be held out, or the gate could say nothing
-    train     critic on Monte-Carlo returns (GAE with lambda = 1), actions only (`learner.critic_pretrainer`)
+    train     critic on Monte-Carlo returns (GAE with lambda = 1), actions only (`vcppo.learner.critic_pretrainer`)
     gate      explained variance on held-out prompts (whole groups), against Monte-Carlo returns: stop when it
               no longer rises and the held-out loss no longer falls, keep the best critic, write
               decision.json; below min_explained_variance the run stops
@@ -13,7 +13,7 @@ complete; training starts over after a crash (it is short). A finished stage (a 
 its critic) is skipped. Everything claimed here is committed here, so RL starts from an empty buffer.
 
 A setting that only the critic depends on may change on the same run: the recording and decision.json say what they
-were made with (`learner.recorded_with`), and what no longer fits is made again.
+were made with (`vcppo.learner.recorded_with`), and what no longer fits is made again.
 """
 
 from __future__ import annotations
@@ -26,28 +26,36 @@ from typing import Any
 
 import structlog
 
-from common.config import VcppoConfig
-from common.config.dependents import differences
-from common.errors import EXIT_REFUSED, VcppoError
-from common.json_file import read_json_object
-from common.metrics import MetricsWriter
-from common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RunFolder
-from common.store import RunStore
-from common.trajectory import Trajectory
-from common.whole_file import write_whole
-from common.whole_folder import written_whole
-from learner.batch import Share
-from learner.collect import PromptIssuer, give_up_outdated
-from learner.critic_pretrainer import CriticPretrainer, Part
-from learner.engine import TrainEngine, broadcast_object, rank
-from learner.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
-from learner.models import CriticModel, save_model
-from learner.prompts import derive_seed
-from learner.recorded_with import check_recording, critic_inputs, digest, made_with, read_note, still_fits, write_note
-from learner.recording_stats import count_responses
-from learner.trajectory_file import TrajectoryFile
-from learner.value_gate import verdict
-from learner.value_recording import Recorder, WeightSender, record, share_record
+from vcppo.common.config import VcppoConfig
+from vcppo.common.config.dependents import differences
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.json_file import read_json_object
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.trajectory import Trajectory
+from vcppo.common.whole_file import write_whole
+from vcppo.common.whole_folder import written_whole
+from vcppo.learner.batch import Share
+from vcppo.learner.collect import PromptIssuer, give_up_outdated
+from vcppo.learner.critic_pretrainer import CriticPretrainer, Part
+from vcppo.learner.engine import TrainEngine, broadcast_object, rank
+from vcppo.learner.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
+from vcppo.learner.models import CriticModel, save_model
+from vcppo.learner.prompts import derive_seed
+from vcppo.learner.recorded_with import (
+    check_recording,
+    critic_inputs,
+    digest,
+    made_with,
+    read_note,
+    still_fits,
+    write_note,
+)
+from vcppo.learner.recording_stats import count_responses
+from vcppo.learner.trajectory_file import TrajectoryFile
+from vcppo.learner.value_gate import verdict
+from vcppo.learner.value_recording import Recorder, WeightSender, record, share_record
 
 log = structlog.get_logger(__name__)
 

@@ -8,18 +8,18 @@ from typing import Protocol
 
 import structlog
 
-from common import watchdog
-from common.config import VcppoConfig
-from common.metrics import MetricsWriter, Value
-from common.prompt_ids import group_name, prompt_name
-from common.store import RunStore
-from common.trajectory import Trajectory
-from common.wire import encode_trajectory
-from learner.batch import Batch
-from learner.collect import POLL_SECONDS, PromptIssuer, WaitWatch, describe_wait
-from learner.engine import broadcast_object, num_ranks
-from learner.recording_stats import Counts, count_responses
-from learner.trajectory_file import TrajectoryFile
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.common.metrics import MetricsWriter, Value
+from vcppo.common.prompt_ids import group_name, prompt_name
+from vcppo.common.store import RunStore
+from vcppo.common.trajectory import Trajectory
+from vcppo.common.wire import encode_trajectory
+from vcppo.learner.batch import Batch
+from vcppo.learner.collect import POLL_SECONDS, PromptIssuer, WaitWatch, describe_wait
+from vcppo.learner.engine import broadcast_object, num_ranks
+from vcppo.learner.recording_stats import Counts, count_responses
+from vcppo.learner.trajectory_file import TrajectoryFile
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ class Recorder:
 
 
 class WeightSender(Protocol):
-    """Brings generators to version 0 (`learner.frozen_policy.FrozenPolicy`)."""
+    """Brings generators to version 0 (`vcppo.learner.frozen_policy.FrozenPolicy`)."""
 
     def is_wanted(self) -> bool:
         """A generator does not run version 0. Rank 0 only."""

@@ -2,7 +2,7 @@
 
     sums of the received bytes ─▶ log-probs of the probe ─▶ (first update of an engine) once more ─▶ verdict
 
-`learner.transport_check` and `learner.canary` decide; here generators are asked, and failures counted.
+`vcppo.learner.transport_check` and `vcppo.learner.canary` decide; here generators are asked, and failures counted.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from common.config import BroadcastConfig
-from learner.canary import Answers, CanaryProbe, Incarnation, first_update, later_update, mean_difference
-from learner.fan_out import FanOut
-from learner.transport_check import SentWeights, transport_fault
+from vcppo.common.config import BroadcastConfig
+from vcppo.learner.canary import Answers, CanaryProbe, Incarnation, first_update, later_update, mean_difference
+from vcppo.learner.fan_out import FanOut
+from vcppo.learner.transport_check import SentWeights, transport_fault
 
 log = structlog.get_logger(__name__)
 

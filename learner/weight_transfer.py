@@ -7,12 +7,12 @@
 `broadcast` is called on every learner rank. Rank 0 alone talks to generators and tells the others after each
 attempt how it went, so all ranks make the same number of walks. A generator that fails is dropped by name, the
 group is rebuilt without it and the update repeated for the rest; it may come back as a new member (new epoch).
-A generator that fails the proof (`learner.weight_proof`) is put out alone: it drops what it has in flight and is sent
+A generator that fails the proof (`vcppo.learner.weight_proof`) is put out alone: it drops what it has in flight and is sent
 everything anew. One that fails, either way, ``broadcast.attempts`` times in a row is dismissed. If all fail the proof
 the learner is likely wrong, and the run stops.
 Waits: every call and collective has ``broadcast.deadline_seconds``.
 
-Backend ``gloo`` (CPU) is `learner.gloo_trainer`; ``nccl`` is vLLM's own trainer engine, driven by the same code
+Backend ``gloo`` (CPU) is `vcppo.learner.gloo_trainer`; ``nccl`` is vLLM's own trainer engine, driven by the same code
 (not run here: no GPU).
 """
 
@@ -28,17 +28,17 @@ from typing import Any, Protocol
 import structlog
 import torch
 
-from common import watchdog
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.ports import free_port
-from common.store import Member, RunStore
-from common.transport import ControlClient
-from learner.canary import CanaryError, CanaryProbe
-from learner.distributed import broadcast_object, rank
-from learner.fan_out import STATUS_SECONDS, FanOut, MemberError, silent
-from learner.membership import Life, Membership, dismiss, incarnation, tell
-from learner.weight_proof import ProofVerdict, WeightProof
+from vcppo.common import watchdog
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.ports import free_port
+from vcppo.common.store import Member, RunStore
+from vcppo.common.transport import ControlClient
+from vcppo.learner.canary import CanaryError, CanaryProbe
+from vcppo.learner.distributed import broadcast_object, rank
+from vcppo.learner.fan_out import STATUS_SECONDS, FanOut, MemberError, silent
+from vcppo.learner.membership import Life, Membership, dismiss, incarnation, tell
+from vcppo.learner.weight_proof import ProofVerdict, WeightProof
 
 __all__ = [
     "POLICY_VERSION",
@@ -62,7 +62,7 @@ class BroadcastError(VcppoError):
 
 
 class WeightEngine(Protocol):
-    """What `learner.engine.TrainEngine` gives: parameters by Hugging Face name, tied ones once.
+    """What `vcppo.learner.engine.TrainEngine` gives: parameters by Hugging Face name, tied ones once.
 
     ``weight_metadata`` is local; walking ``weight_source`` may gather (a collective) and yields the same order.
     """
@@ -141,7 +141,7 @@ class WeightBroadcaster:
 
     def wait_for_members(self, count: int, deadline_seconds: float) -> list[Member]:
         """Return when ``count`` generators are registered. Raises DeadlineExceeded. Rank 0 only."""
-        import learner.gloo_trainer  # noqa: F401  (vLLM's interface takes seconds to import: now, while others start)
+        import vcppo.learner.gloo_trainer  # noqa: F401  (vLLM's interface takes seconds to import: now, while others start)
 
         return self.membership.wait(count, deadline_seconds)
 
@@ -183,7 +183,7 @@ class WeightBroadcaster:
 
     def _make_source(self) -> None:
         if self._source is None:
-            from learner.gloo_trainer import LockstepSource
+            from vcppo.learner.gloo_trainer import LockstepSource
 
             self._source = LockstepSource(self._weights, sum_on_cpu=self._backend == "gloo")
 
@@ -272,7 +272,7 @@ class WeightBroadcaster:
                 rank=0,
             )
         else:
-            from learner.gloo_trainer import GlooTrainerInitInfo
+            from vcppo.learner.gloo_trainer import GlooTrainerInitInfo
 
             info = GlooTrainerInitInfo(
                 master_address=self._config.host,

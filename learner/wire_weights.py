@@ -27,8 +27,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from common.config.yaml_text import one_line
-from common.errors import VcppoError
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import VcppoError
 
 
 class ParameterInfo(NamedTuple):

@@ -10,11 +10,11 @@ overrides it. Unknown keys are refused. Cross-field checks name the field, its v
     fields.py   the tree as a list of fields, and as docs/configuration.md
 """
 
-from common.config.base import Section
-from common.config.checks import config_warnings
-from common.config.fields import ConfigField, config_fields, render_markdown
-from common.config.loading import dump_config, load_config
-from common.config.services import (
+from vcppo.common.config.base import Section
+from vcppo.common.config.checks import config_warnings
+from vcppo.common.config.fields import ConfigField, config_fields, render_markdown
+from vcppo.common.config.loading import dump_config, load_config
+from vcppo.common.config.services import (
     BroadcastConfig,
     GeneratorConfig,
     LauncherConfig,
@@ -26,7 +26,7 @@ from common.config.services import (
     TransportConfig,
     WatchdogConfig,
 )
-from common.config.training import (
+from vcppo.common.config.training import (
     AlgorithmConfig,
     CriticConfig,
     EvalConfig,
@@ -38,8 +38,8 @@ from common.config.training import (
     TaskConfig,
     ValuePretrainingConfig,
 )
-from common.config.tree import VcppoConfig
-from common.errors import ConfigError
+from vcppo.common.config.tree import VcppoConfig
+from vcppo.common.errors import ConfigError
 
 __all__ = [
     "AlgorithmConfig",

@@ -1,7 +1,7 @@
-"""``python -m common.config``: print docs/configuration.md."""
+"""``python -m vcppo.common.config``: print docs/configuration.md."""
 
 import sys
 
-from common.config.fields import render_markdown
+from vcppo.common.config.fields import render_markdown
 
 sys.stdout.write(render_markdown())

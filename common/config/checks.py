@@ -11,11 +11,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from common.config.sampling_checks import sampling_problems, sampling_warnings
-from common.trajectory import DEFAULT_LIMITS
+from vcppo.common.config.sampling_checks import sampling_problems, sampling_warnings
+from vcppo.common.trajectory import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
-    from common.config.tree import VcppoConfig
+    from vcppo.common.config.tree import VcppoConfig
 
 # What other fields of the tree already say to vLLM.
 _ENGINE_FIELDS = {

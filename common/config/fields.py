@@ -1,6 +1,6 @@
 """The config tree as a flat list of fields, and as the page docs/configuration.md.
 
-``python -m common.config > docs/configuration.md`` writes the page; a test fails when it is stale.
+``python -m vcppo.common.config > docs/configuration.md`` writes the page; a test fails when it is stale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from common.config.tree import VcppoConfig
+from vcppo.common.config.tree import VcppoConfig
 
 
 class ConfigField(NamedTuple):
@@ -52,7 +52,7 @@ def render_markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made by `python -m common.config > docs/configuration.md` from the field texts; edit those, not this page.",
+        "Made by `python -m vcppo.common.config > docs/configuration.md` from the field texts; edit those, not this page.",
         "",
         "A run is one YAML file (`vcppo up -c run.yaml`). Any field can be overridden on the command line by its",
         "dotted name: `rl.batch_size=64`, `redis.url=null`, `sft.phases.0.steps=200`. Unknown keys are refused.",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from common.config.tree import VcppoConfig
+    from vcppo.common.config.tree import VcppoConfig
 
 MOST_STOP_STRINGS = 16
 MOST_STOP_CHARACTERS = 256

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.config.base import Folder, Positive, Seconds, Section
+from vcppo.common.config.base import Folder, Positive, Seconds, Section
 
 
 class RunConfig(Section):
@@ -24,7 +24,7 @@ class RunConfig(Section):
 
     @property
     def path(self) -> Path:
-        """The run folder; `common.run_folder.RunFolder` knows what is in it."""
+        """The run folder; `vcppo.common.run_folder.RunFolder` knows what is in it."""
         return self.folder / self.name
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from common.config.base import Folder, Lambda, Positive, Seconds, Section
+from vcppo.common.config.base import Folder, Lambda, Positive, Seconds, Section
 
 
 class ModelConfig(Section):

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import model_validator
 
-from common.config.base import Section
-from common.config.checks import config_problems, is_loopback_only
-from common.config.services import (
+from vcppo.common.config.base import Section
+from vcppo.common.config.checks import config_problems, is_loopback_only
+from vcppo.common.config.services import (
     BroadcastConfig,
     GeneratorConfig,
     LauncherConfig,
@@ -22,7 +22,7 @@ from common.config.services import (
     TransportConfig,
     WatchdogConfig,
 )
-from common.config.training import (
+from vcppo.common.config.training import (
     AlgorithmConfig,
     CriticConfig,
     EvalConfig,
@@ -34,7 +34,7 @@ from common.config.training import (
     TaskConfig,
     ValuePretrainingConfig,
 )
-from common.config.yaml_text import one_line
+from vcppo.common.config.yaml_text import one_line
 
 _MAX_PROBLEM = 1000
 PROBLEM_SEPARATOR = "\n"  # between the lines of a failed cross-field check

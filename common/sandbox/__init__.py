@@ -19,8 +19,8 @@ user        a user id that nothing else has.                                    
 `Isolation.missing` says which promises no layer keeps. What is not promised: see docs/operations.md.
 """
 
-from common.sandbox.job import Isolation, Job, Layer, Layers, Limits, Result, SandboxError
-from common.sandbox.probe import probe
-from common.sandbox.run import run_program
+from vcppo.common.sandbox.job import Isolation, Job, Layer, Layers, Limits, Result, SandboxError
+from vcppo.common.sandbox.probe import probe
+from vcppo.common.sandbox.run import run_program
 
 __all__ = ["Isolation", "Job", "Layer", "Layers", "Limits", "Result", "SandboxError", "probe", "run_program"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from common.errors import VcppoError
+from vcppo.common.errors import VcppoError
 
 Layer = Literal["namespaces", "landlock", "seccomp", "user"]
 Layers = frozenset[Layer]

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from common.sandbox import filter as seccomp_filter
-from common.sandbox import kernel
-from common.sandbox.job import Job, Layers, Limits
-from common.sandbox.root import enter_own_root, existing
+from vcppo.common.sandbox import filter as seccomp_filter
+from vcppo.common.sandbox import kernel
+from vcppo.common.sandbox.job import Job, Layers, Limits
+from vcppo.common.sandbox.root import enter_own_root, existing
 
 _REPORTS, _LIFE_LINE = 3, 4
 # Ids nobody has: outside what distributions, systemd and user databases give out, and below 65536, which is

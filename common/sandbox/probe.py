@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.sandbox.job import Isolation, Job, Layer, Layers, SandboxError
-from common.sandbox.run import run_program
+from vcppo.common.sandbox.job import Isolation, Job, Layer, Layers, SandboxError
+from vcppo.common.sandbox.run import run_program
 
 # A new user can often reach the interpreter only in a file tree of its own, so that goes first.
 _ORDER: tuple[Layer, ...] = ("namespaces", "seccomp", "landlock", "user")

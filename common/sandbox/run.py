@@ -11,9 +11,9 @@ import tempfile
 import time
 from typing import IO, Any
 
-from common.json_file import parse_json
-from common.sandbox.job import Ending, Job, Layers, Limits, Result, SandboxError
-from common.sandbox.keeper import keep
+from vcppo.common.json_file import parse_json
+from vcppo.common.sandbox.job import Ending, Job, Layers, Limits, Result, SandboxError
+from vcppo.common.sandbox.keeper import keep
 
 _KILL_SECONDS = 10.0  # for the keeper to kill what is left and say so
 

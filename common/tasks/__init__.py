@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from common.config import TaskConfig
-from common.config.yaml_text import one_line
-from common.tasks.interface import (
+from vcppo.common.config import TaskConfig
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.tasks.interface import (
     ChatMessages,
     Demonstration,
     Finding,
@@ -28,7 +28,8 @@ from common.tasks.interface import (
     Verdict,
     parse_options,
 )
-from common.trajectory import Int32Array
+from vcppo.common.trajectory import Int32Array
+from vcppo.common.user_modules import find_user_modules
 
 __all__ = [
     "BUILT_IN_TASKS",
@@ -50,12 +51,12 @@ __all__ = [
 ]
 
 BUILT_IN_TASKS = {
-    "aime": "common.tasks.benchmarks:AimeTask",
-    "chain_arithmetic": "common.tasks.chain_arithmetic:ChainArithmetic",
-    "code": "common.tasks.code:CodeTask",
-    "dataset": "common.tasks.dataset:DatasetTask",
-    "gpqa": "common.tasks.benchmarks:GpqaTask",
-    "mix": "common.tasks.mix:MixTask",
+    "aime": "vcppo.common.tasks.benchmarks:AimeTask",
+    "chain_arithmetic": "vcppo.common.tasks.chain_arithmetic:ChainArithmetic",
+    "code": "vcppo.common.tasks.code:CodeTask",
+    "dataset": "vcppo.common.tasks.dataset:DatasetTask",
+    "gpqa": "vcppo.common.tasks.benchmarks:GpqaTask",
+    "mix": "vcppo.common.tasks.mix:MixTask",
 }
 
 _TURN_ENDS = frozenset(
@@ -153,6 +154,7 @@ def _find_class(name: str) -> type[Task]:
     if not colon:
         known = ", ".join(BUILT_IN_TASKS)
         raise TaskError(f"task.name = {name!r} is neither built in ({known}) nor of the form module:Class")
+    find_user_modules()
     try:
         kind = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
@@ -161,5 +163,5 @@ def _find_class(name: str) -> type[Task]:
             "is started in, or installed"
         ) from error
     if not (inspect.isclass(kind) and issubclass(kind, Task)):
-        raise TaskError(f"task.name = {name!r} is not a subclass of common.tasks.Task")
+        raise TaskError(f"task.name = {name!r} is not a subclass of vcppo.Task")
     return kind

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
-from common.tasks.interface import (
+from vcppo.common.tasks.interface import (
     Demonstration,
     Problem,
     Split,
@@ -40,7 +40,7 @@ from common.tasks.interface import (
     Verdict,
     parse_options,
 )
-from common.trajectory import FinishReason
+from vcppo.common.trajectory import FinishReason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from common.tasks.maths.text import boxes
+from vcppo.common.tasks.maths.text import boxes
 
 LETTERS = "ABCDEFGHIJ"
 _MAX_TAIL = 20_000  # characters that are searched, from the end

@@ -1,7 +1,7 @@
 """A task of programs: problems with tests from a file or the Hugging Face hub; a response's program is run on them.
 
 Judged is the last fenced code block after the thinking that is marked as a program, or the last unmarked one
-(`code_answers.last_code_block`). It runs once a test, in a sandbox (`common.sandbox`), reads the
+(`code_answers.last_code_block`). It runs once a test, in a sandbox (`vcppo.common.sandbox`), reads the
 test's input on stdin and must print its output and end with exit code 0:
 
 | outcome | when |
@@ -37,12 +37,12 @@ from typing import NamedTuple
 import structlog
 from pydantic import Field
 
-from common.sandbox import Isolation, Job, Limits, Result, SandboxError, probe, run_program
-from common.tasks.code_answers import Case, cases_of, last_code_block, same_output
-from common.tasks.interface import TaskError, Verdict, parse_options
-from common.tasks.rows import Row
-from common.tasks.rows_task import RowsOptions, RowsTask, text_of
-from common.trajectory import FinishReason, Outcome
+from vcppo.common.sandbox import Isolation, Job, Limits, Result, SandboxError, probe, run_program
+from vcppo.common.tasks.code_answers import Case, cases_of, last_code_block, same_output
+from vcppo.common.tasks.interface import TaskError, Verdict, parse_options
+from vcppo.common.tasks.rows import Row
+from vcppo.common.tasks.rows_task import RowsOptions, RowsTask, text_of
+from vcppo.common.trajectory import FinishReason, Outcome
 
 log = structlog.get_logger(__name__)
 

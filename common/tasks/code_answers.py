@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from common.json_file import JsonError, parse_json
-from common.tasks.interface import TaskError
-from common.tasks.rows import Row
-from common.tasks.rows_task import value_of
+from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.tasks.interface import TaskError
+from vcppo.common.tasks.rows import Row
+from vcppo.common.tasks.rows_task import value_of
 
 _MARKS = " \t>"  # blanks, and a quote's marks
 _LIST_MARK = re.compile(r"(?:[-*+]|\d{1,3}[.)])[ \t]{1,8}")

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
-from common.config.yaml_text import one_line
-from common.question_text import visible_text
-from common.tasks.interface import Finding, TaskError, Verdict, parse_options
-from common.tasks.math_answers import judge, quick_problem, reference_problem
-from common.tasks.maths.symbols import is_prose
-from common.tasks.maths.values import Unreadable, exact_value
-from common.tasks.rows import Row
-from common.tasks.rows_task import Question, RowsOptions, RowsTask, text_of
-from common.trajectory import FinishReason
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.question_text import visible_text
+from vcppo.common.tasks.interface import Finding, TaskError, Verdict, parse_options
+from vcppo.common.tasks.math_answers import judge, quick_problem, reference_problem
+from vcppo.common.tasks.maths.symbols import is_prose
+from vcppo.common.tasks.maths.values import Unreadable, exact_value
+from vcppo.common.tasks.rows import Row
+from vcppo.common.tasks.rows_task import Question, RowsOptions, RowsTask, text_of
+from vcppo.common.trajectory import FinishReason
 
 _MANY_WORDS = 12
 

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.errors import VcppoError
-from common.trajectory import FinishReason, Outcome
+from vcppo.common.errors import VcppoError
+from vcppo.common.trajectory import FinishReason, Outcome
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
     Attributes:
         prompt: plain text, or chat messages (``[{"role": "user", "content": ...}]``) that the model's own chat
-            template turns into text. `common.tasks.encode_prompt` makes tokens of either.
+            template turns into text. `vcppo.common.tasks.encode_prompt` makes tokens of either.
         answer: what `Task.verify` needs to judge a response. It travels through Redis, so JSON-able; the policy
             never sees it.
     """

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from common.config import VcppoConfig
-from common.tasks.interface import Split, Task, Text
+from vcppo.common.config import VcppoConfig
+from vcppo.common.tasks.interface import Split, Task, Text
 
 LengthsOf = Callable[[Sequence[Text]], Sequence[int]]
 """Prompts to their numbers of tokens."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from common.tasks.interface import Verdict
-from common.tasks.maths.compare import same_answer
-from common.tasks.maths.structure import group_of
-from common.tasks.maths.text import boxes, is_balanced, normal_form
+from vcppo.common.tasks.interface import Verdict
+from vcppo.common.tasks.maths.compare import same_answer
+from vcppo.common.tasks.maths.structure import group_of
+from vcppo.common.tasks.maths.text import boxes, is_balanced, normal_form
 
 _MAX_SHOWN = 200
 _MAX_TAIL = 20_000  # characters of a response without a box that are searched, from its end

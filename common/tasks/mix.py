@@ -20,11 +20,11 @@ from typing import Any
 
 from pydantic import Field
 
-from common.config import TaskConfig
-from common.config.yaml_text import one_line
-from common.question_text import question_key
-from common.tasks.interface import Finding, Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
-from common.trajectory import FinishReason
+from vcppo.common.config import TaskConfig
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.question_text import question_key
+from vcppo.common.tasks.interface import Finding, Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
+from vcppo.common.trajectory import FinishReason
 
 PERIOD = 120  # divisible by most small sums of weights
 
@@ -53,7 +53,7 @@ class MixTask(Task):
     """See the module's text. Options: `MixOptions`."""
 
     def __init__(self, **options: object) -> None:
-        from common.tasks import load_task  # it loads this module
+        from vcppo.common.tasks import load_task  # it loads this module
 
         self.options = parse_options(MixOptions, options, "task.options")
         if any(source.name == "mix" for source in self.options.sources):

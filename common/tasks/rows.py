@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from common.config.yaml_text import one_line
-from common.json_file import JsonError, parse_json
-from common.tasks.interface import TaskError
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.tasks.interface import TaskError
 
 _MAX_LINE_BYTES = 256 << 20
 _MAX_JSON_BYTES = 1 << 30

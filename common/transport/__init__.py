@@ -6,13 +6,13 @@
 Only `sockets` and `keys` import zmq. `use_keys` says who this process is, before the first socket.
 """
 
-from common.config import VcppoConfig
-from common.transport.control import ControlClient, ControlError, ControlServer, ControlTimeout
-from common.transport.keys import Role, load_keys
-from common.transport.receiver import Received, TrajectoryReceiver
-from common.transport.sender import TrajectorySender
-from common.transport.sockets import TransportError, identify
-from common.transport.spool import Spool
+from vcppo.common.config import VcppoConfig
+from vcppo.common.transport.control import ControlClient, ControlError, ControlServer, ControlTimeout
+from vcppo.common.transport.keys import Role, load_keys
+from vcppo.common.transport.receiver import Received, TrajectoryReceiver
+from vcppo.common.transport.sender import TrajectorySender
+from vcppo.common.transport.sockets import TransportError, identify
+from vcppo.common.transport.spool import Spool
 
 
 def use_keys(config: VcppoConfig, role: Role) -> None:

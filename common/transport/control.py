@@ -20,9 +20,9 @@ import msgpack
 import numpy as np
 import structlog
 
-from common.errors import VcppoError
-from common.memory_guard import MemoryGuard
-from common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer, has_key_before
+from vcppo.common.errors import VcppoError
+from vcppo.common.memory_guard import MemoryGuard
+from vcppo.common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer, has_key_before
 
 log = structlog.get_logger(__name__)
 

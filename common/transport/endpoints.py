@@ -11,13 +11,13 @@ import re
 import socket
 from collections.abc import Sequence
 
-from common.config import VcppoConfig
-from common.config.yaml_text import one_line
-from common.errors import ConfigError
-from common.json_file import JsonError, parse_json
-from common.ports import free_endpoint
-from common.run_folder import RunFolder
-from common.whole_file import write_whole
+from vcppo.common.config import VcppoConfig
+from vcppo.common.config.yaml_text import one_line
+from vcppo.common.errors import ConfigError
+from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.ports import free_endpoint
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.whole_file import write_whole
 
 
 def endpoints_of(config: VcppoConfig) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, get_args
 import zmq
 import zmq.auth
 
-from common.errors import EXIT_USAGE, VcppoError
+from vcppo.common.errors import EXIT_USAGE, VcppoError
 
 Role = Literal["buffer", "generator", "learner"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from common.config import TransportConfig
-from common.transport.frames import ACK, OVERSIZED, REFUSED, TRAJECTORY
-from common.transport.sockets import Router
+from vcppo.common.config import TransportConfig
+from vcppo.common.transport.frames import ACK, OVERSIZED, REFUSED, TRAJECTORY
+from vcppo.common.transport.sockets import Router
 
 _MIB = 1 << 20
 _BATCH_MESSAGES = 256

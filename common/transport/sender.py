@@ -18,10 +18,10 @@ from pathlib import Path
 
 import structlog
 
-from common.config import TransportConfig
-from common.transport.frames import ACK, OVERSIZED, REFUSED, TRAJECTORY
-from common.transport.sockets import KEYS_DIFFER, Dealer, TransportError
-from common.transport.spool import Spool
+from vcppo.common.config import TransportConfig
+from vcppo.common.transport.frames import ACK, OVERSIZED, REFUSED, TRAJECTORY
+from vcppo.common.transport.sockets import KEYS_DIFFER, Dealer, TransportError
+from vcppo.common.transport.spool import Spool
 
 log = structlog.get_logger(__name__)
 

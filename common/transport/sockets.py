@@ -18,9 +18,9 @@ import zmq.asyncio
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
-from common.errors import VcppoError
-from common.log_budget import LineBudget
-from common.transport.keys import Keys, Role
+from vcppo.common.errors import VcppoError
+from vcppo.common.log_budget import LineBudget
+from vcppo.common.transport.keys import Keys, Role
 
 log = structlog.get_logger(__name__)
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from common.errors import EXIT_OK
-from deploy.chaos.schedule import Kind, kinds_text
+from vcppo.common.errors import EXIT_OK
+from vcppo.deploy.chaos.schedule import Kind, kinds_text
 
 ABOUT = """\
 Brings up a real run of its own (never one that exists), then kills, freezes and cuts off its processes at moments drawn
@@ -51,7 +51,7 @@ def chaos(arguments: argparse.Namespace) -> int:
     """The command. Returns the exit code."""
     from rich.console import Console
 
-    from deploy.chaos.run import RECIPE, Chaos, chaos_config, plan, possible_kinds
+    from vcppo.deploy.chaos.run import RECIPE, Chaos, chaos_config, plan, possible_kinds
 
     config = chaos_config(arguments.config or RECIPE, arguments.overrides, arguments.seed)
     kinds = [Kind(text) for text in arguments.only or ()]

@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.ledger import DeadLetter, Ledger, Outstanding
-from common.prompt_ids import group_name, prompt_name
-from common.run_folder import RunFolder
-from common.trained_log import check_trained_once, read_trained_log, replays_differ
-from common.trajectory import Purpose
-from deploy.ledger import open_store
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.ledger import DeadLetter, Ledger, Outstanding
+from vcppo.common.prompt_ids import group_name, prompt_name
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.trained_log import check_trained_once, read_trained_log, replays_differ
+from vcppo.common.trajectory import Purpose
+from vcppo.deploy.ledger import open_store
 
 # Faults that explain a dead letter: a prompt whose generators were killed or frozen under it too often in a row.
 EXPLAINED_REASONS = ("poison prompt",)

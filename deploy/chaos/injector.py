@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.config import VcppoConfig
-from common.redis_connection import SOCKET_TIMEOUT_SECONDS as REDIS_SOCKET_SECONDS
-from deploy.chaos.proxy import Links
-from deploy.chaos.schedule import Fault
-from deploy.chaos.watch import Watch
-from deploy.orphans import children_of
-from deploy.processes import Child, ProcessSpec, Supervisor
+from vcppo.common.config import VcppoConfig
+from vcppo.common.redis_connection import SOCKET_TIMEOUT_SECONDS as REDIS_SOCKET_SECONDS
+from vcppo.deploy.chaos.proxy import Links
+from vcppo.deploy.chaos.schedule import Fault
+from vcppo.deploy.chaos.watch import Watch
+from vcppo.deploy.orphans import children_of
+from vcppo.deploy.processes import Child, ProcessSpec, Supervisor
 
 # Deadlines of the code that are no settings.
-ZMTP_HEARTBEAT_SECONDS = 10.0  # common.transport.sockets.HEARTBEAT_DEADLINE_SECONDS
+ZMTP_HEARTBEAT_SECONDS = 10.0  # vcppo.common.transport.sockets.HEARTBEAT_DEADLINE_SECONDS
 CUT_SECONDS = 3.0
 
 

@@ -12,10 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from common.ledger import Ledger
-from deploy.chaos.evidence import Check
-from deploy.chaos.schedule import Kind
-from deploy.chaos.storm import Entry
+from vcppo.common.ledger import Ledger
+from vcppo.deploy.chaos.evidence import Check
+from vcppo.deploy.chaos.schedule import Kind
+from vcppo.deploy.chaos.storm import Entry
 
 
 @dataclass(frozen=True)

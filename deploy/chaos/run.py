@@ -10,31 +10,31 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from common.config import VcppoConfig, load_config
-from common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
-from common.ports import free_endpoint
-from common.run_folder import RunFolder
-from common.transport.endpoints import endpoints_of
-from deploy import redis_server
-from deploy.chaos.evidence import Check, checks, collect, process_checks
-from deploy.chaos.injector import Injector
-from deploy.chaos.page import Outcome, print_outcome, write_outcome
-from deploy.chaos.proxy import Address, Link, Links
-from deploy.chaos.schedule import Kind, schedule
-from deploy.chaos.storm import Storm
-from deploy.chaos.watch import Watch
-from deploy.demo import run_sft
-from deploy.launcher import Launcher
-from deploy.log_lines import JSON_LOGS, LogSink
-from deploy.processes import Interrupted
-from deploy.run_config import exclusive, write_config
-from deploy.session import Session, open_session
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
+from vcppo.common.ports import free_endpoint
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.deploy import redis_server
+from vcppo.deploy.chaos.evidence import Check, checks, collect, process_checks
+from vcppo.deploy.chaos.injector import Injector
+from vcppo.deploy.chaos.page import Outcome, print_outcome, write_outcome
+from vcppo.deploy.chaos.proxy import Address, Link, Links
+from vcppo.deploy.chaos.schedule import Kind, schedule
+from vcppo.deploy.chaos.storm import Storm
+from vcppo.deploy.chaos.watch import Watch
+from vcppo.deploy.demo import run_sft
+from vcppo.deploy.launcher import Launcher
+from vcppo.deploy.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.processes import Interrupted
+from vcppo.deploy.run_config import exclusive, write_config
+from vcppo.deploy.session import Session, open_session
 
 RECIPE = Path(__file__).parents[1] / "configs" / "chaos.yaml"
 CLIENTS = ("learner", "generator", "buffer")  # of redis; each has a link of its own
 _MANY = 1_000_000
 _RESTARTS = 20  # in a row
-_BYTES_PER_TOKEN = 16  # of a message, as common.config.checks counts
+_BYTES_PER_TOKEN = 16  # of a message, as vcppo.common.config.checks counts
 
 
 def chaos_config(path: Path, overrides: Sequence[str], seed: int) -> VcppoConfig:

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from deploy.chaos.injector import Blow
-from deploy.chaos.schedule import Fault, Kind
-from deploy.chaos.watch import Watch
+from vcppo.deploy.chaos.injector import Blow
+from vcppo.deploy.chaos.schedule import Fault, Kind
+from vcppo.deploy.chaos.watch import Watch
 
 
 class Injects(Protocol):
-    """What the storm needs of `deploy.chaos.injector.Injector`."""
+    """What the storm needs of `vcppo.deploy.chaos.injector.Injector`."""
 
     def strike(self, fault: Fault) -> Blow | None: ...
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from common.errors import EXIT_INTERRUPTED
-from common.run_folder import RunFolder
-from deploy.log_lines import Record, level_of
-from deploy.run_data import JsonLinesTail
+from vcppo.common.errors import EXIT_INTERRUPTED
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.log_lines import Record, level_of
+from vcppo.deploy.run_data import JsonLinesTail
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # the learner's, after a polite stop
 _ERROR = 40

@@ -6,7 +6,7 @@
     files.py       the model folder's files, the run folder, space on disk
     network.py     ports, Redis, keys
     quick.py       these, as one list; it opens every `vcppo up` and every container
-    children.py    `learner.check` and `generator.check`, side by side, each check with a deadline
+    children.py    `vcppo.learner.check` and `vcppo.generator.check`, side by side, each check with a deadline
     render.py      lines on the terminal, or JSON
     command.py     the command
 

@@ -20,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from common.check_lines import CheckLine
-from common.json_file import parse_json
-from deploy.cores import available_cores, thread_environment
+from vcppo.common.check_lines import CheckLine
+from vcppo.common.json_file import parse_json
+from vcppo.common.user_modules import SAFE_PATH
+from vcppo.deploy.cores import available_cores, thread_environment
 
 START_SECONDS = 180.0  # imports of torch and vLLM, on a busy machine
 _NUM_LAST_LINES = 5
@@ -91,7 +92,9 @@ class Children:
         self._messages: queue.Queue[tuple[Child, int, str | None]] = queue.Queue()
         self._files = ExitStack()
         threads = max(1, len(available_cores()) // max(1, len(children)))
-        self._environment = os.environ | thread_environment(threads, shared=True) | {"TOKENIZERS_PARALLELISM": "true"}
+        self._environment = (
+            os.environ | SAFE_PATH | thread_environment(threads, shared=True) | {"TOKENIZERS_PARALLELISM": "true"}
+        )
 
     def __enter__(self) -> Children:
         for child in self._children:
@@ -131,7 +134,7 @@ class Children:
     def _start(self, child: Child, first: int) -> None:
         child.incarnation += 1
         child.stderr = self._files.enter_context(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
-        command = [sys.executable, "-m", "deploy.child", "--parent", str(os.getpid()), "--", *child.command]
+        command = [sys.executable, "-m", "vcppo.deploy.child", "--parent", str(os.getpid()), "--", *child.command]
         child.process = subprocess.Popen(
             [*command, "--first", str(first)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child.stderr, text=True, errors="replace",
@@ -211,8 +214,8 @@ def child_programs(config: Path, generate: int) -> list[Child]:
     more = ["--generate", str(generate)] if generate else []
     given = ["--config", str(config)]
     return [
-        Child("learner", [sys.executable, "-m", "learner.check", *given], "model"),
-        Child("generator", [sys.executable, "-m", "generator.check", *given, *more], "data"),
+        Child("learner", [sys.executable, "-m", "vcppo.learner.check", *given], "model"),
+        Child("generator", [sys.executable, "-m", "vcppo.generator.check", *given, *more], "data"),
     ]
 
 

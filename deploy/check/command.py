@@ -14,13 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.status import Status
 
-from common.check_lines import CheckLine
-from common.config import VcppoConfig, dump_config
-from common.errors import EXIT_FAILURE, EXIT_OK, ConfigError
-from deploy.check.children import Children, Ended, Planned, child_programs
-from deploy.check.machine import Machine, Setup
-from deploy.check.quick import QUICK
-from deploy.check.render import GROUPS, Screen
+from vcppo.common.check_lines import CheckLine
+from vcppo.common.config import VcppoConfig, dump_config
+from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, ConfigError
+from vcppo.deploy.check.children import Children, Ended, Planned, child_programs
+from vcppo.deploy.check.machine import Machine, Setup
+from vcppo.deploy.check.quick import QUICK
+from vcppo.deploy.check.render import GROUPS, Screen
 
 Command = Callable[[argparse.Namespace], int]
 Add = Callable[[str, Command, str, str], argparse.ArgumentParser]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import VcppoConfig
+from vcppo.common.config import VcppoConfig
 
 _SMI_SECONDS = 10.0
 _MIB = 2**20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from common.check_lines import Result, passed, warned
-from common.config import config_warnings
-from deploy.check.machine import Setup
+from vcppo.common.check_lines import Result, passed, warned
+from vcppo.common.config import config_warnings
+from vcppo.deploy.check.machine import Setup
 
 
 def warnings(setup: Setup) -> Iterator[Result]:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import EXIT_FAILURE, EXIT_OK
+from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deploy.experiment.suite import Run, Suite
+    from vcppo.deploy.experiment.suite import Run, Suite
 
 ABOUT = """\
 Runs every arm of a suite with every seed: a cold start a seed, then for each arm value pretraining, RL and an
@@ -56,9 +56,9 @@ def experiment(arguments: argparse.Namespace) -> int:
     """The command. Returns the exit code: 1 when a run failed or is left."""
     from rich.console import Console
 
-    from deploy.experiment.runner import Experiment
-    from deploy.experiment.suite import load_suite, plan_runs
-    from deploy.run_config import RunError
+    from vcppo.deploy.experiment.runner import Experiment
+    from vcppo.deploy.experiment.suite import load_suite, plan_runs
+    from vcppo.deploy.run_config import RunError
 
     given = Path("quick") if arguments.quick else arguments.suite
     overrides = list(arguments.overrides)
@@ -116,8 +116,8 @@ def _shared(run: Run, earlier: Sequence[Run]) -> str:
 
 
 def _state(run: Run) -> str:
-    from deploy.experiment.runner import is_done, is_trained
-    from deploy.run_data import RunData
+    from vcppo.deploy.experiment.runner import is_done, is_trained
+    from vcppo.deploy.run_data import RunData
 
     if is_done(run):
         return "done"
@@ -131,7 +131,7 @@ def _state(run: Run) -> str:
 
 def _write_suite(suite: Suite) -> None:
     """For the report: the arms in their order, and what the suite is for."""
-    from common.whole_file import write_whole
+    from vcppo.common.whole_file import write_whole
 
     suite.path.mkdir(parents=True, exist_ok=True)
     write_whole(suite.path / "suite.json", json.dumps(suite.model_dump(mode="json"), indent=1) + "\n")

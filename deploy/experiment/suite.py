@@ -24,12 +24,12 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.config import VcppoConfig, load_config
-from common.config.loading import as_overrides
-from common.config.yaml_text import Refused, one_line, read_yaml
-from common.errors import ConfigError
-from common.fingerprints import contents_named
-from common.run_folder import RunFolder
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.config.loading import as_overrides
+from vcppo.common.config.yaml_text import Refused, one_line, read_yaml
+from vcppo.common.errors import ConfigError
+from vcppo.common.fingerprints import contents_named
+from vcppo.common.run_folder import RunFolder
 
 RECORDED = "recorded"
 """reward_model.rollouts of an arm: what value pretraining has recorded for this seed."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.json_file import read_json_object
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.json_file import read_json_object
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
 _QKV_BIAS = {"qwen2"}  # bias on queries, keys and values, nowhere else

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common.config import VcppoConfig
-from deploy.plan.architecture import Architecture
+from vcppo.common.config import VcppoConfig
+from vcppo.deploy.plan.architecture import Architecture
 
 GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2}

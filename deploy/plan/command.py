@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from common.config import VcppoConfig
-from deploy.plan.architecture import Architecture, architecture_of
-from deploy.plan.arithmetic import GIB, ModelMemory, Plan, gib, make_plan, problems, remarks
+from vcppo.common.config import VcppoConfig
+from vcppo.deploy.plan.architecture import Architecture, architecture_of
+from vcppo.deploy.plan.arithmetic import GIB, ModelMemory, Plan, gib, make_plan, problems, remarks
 
 Row = tuple[str, str, str]
 

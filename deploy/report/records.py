@@ -11,7 +11,7 @@ import re
 import tarfile
 from pathlib import Path
 
-from deploy.processes import REPOSITORY
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Below a suite's folder. The export's config.json says that a run was finished.
 RECORDS = (

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import structlog
 
-from common.run_folder import RunFolder
-from common.whole_file import write_whole
-from deploy.report.page import machine, versions
-from deploy.report.suite_data import SuiteData, load_suite_data, runs_in
-from deploy.report.suite_figures import FIGURES, draw
-from deploy.report.suite_page import Block, Picture, as_html, as_markdown, blocks
-from deploy.report.suite_tables import Table
-from deploy.run_config import RunError, open_run
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.whole_file import write_whole
+from vcppo.deploy.report.page import machine, versions
+from vcppo.deploy.report.suite_data import SuiteData, load_suite_data, runs_in
+from vcppo.deploy.report.suite_figures import FIGURES, draw
+from vcppo.deploy.report.suite_page import Block, Picture, as_html, as_markdown, blocks
+from vcppo.deploy.report.suite_tables import Table
+from vcppo.deploy.run_config import RunError, open_run
 
 log = structlog.get_logger(__name__)
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import VcppoError
-from common.json_lines import read_json_lines
-from common.pass_at_k import mean_interval
-from common.run_folder import RunFolder
-from deploy.evaluate import EvalResult, read_result
-from deploy.run_data import Row, RunData, column, read_json, series
+from vcppo.common.errors import VcppoError
+from vcppo.common.json_lines import read_json_lines
+from vcppo.common.pass_at_k import mean_interval
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.evaluate import EvalResult, read_result
+from vcppo.deploy.run_data import Row, RunData, column, read_json, series
 
 BOOTSTRAP_SEED = 0
 COLD_START = "cold start"

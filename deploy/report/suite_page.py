@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
-from deploy.display import clock
-from deploy.report.page import STYLE
-from deploy.report.suite_data import SuiteData
-from deploy.report.suite_tables import (
+from vcppo.deploy.display import clock
+from vcppo.deploy.report.page import STYLE
+from vcppo.deploy.report.suite_data import SuiteData
+from vcppo.deploy.report.suite_tables import (
     Table,
     benchmarks,
     by_seed,

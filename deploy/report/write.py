@@ -10,12 +10,12 @@ from pathlib import Path
 import structlog
 from matplotlib.figure import Figure
 
-from common.run_folder import RunFolder
-from deploy.display import number
-from deploy.evaluate import EvalResult, gain, read_result
-from deploy.report.figures import FIGURES, FigureData, draw, draw_summary
-from deploy.report.page import Page, render_page
-from deploy.run_data import Row, RunData
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.display import number
+from vcppo.deploy.evaluate import EvalResult, gain, read_result
+from vcppo.deploy.report.figures import FIGURES, FigureData, draw, draw_summary
+from vcppo.deploy.report.page import Page, render_page
+from vcppo.deploy.run_data import Row, RunData
 
 log = structlog.get_logger(__name__)
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
-from common.config import load_config
-from common.errors import EXIT_OK
-from common.run_folder import RunFolder
-from common.trajectory import Outcome
-from deploy.run_config import RunError, latest_run, open_run
-from deploy.samples.show import Decoder, show, show_json
-from deploy.samples.sources import (
+from vcppo.common.config import load_config
+from vcppo.common.errors import EXIT_OK
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.trajectory import Outcome
+from vcppo.deploy.run_config import RunError, latest_run, open_run
+from vcppo.deploy.samples.show import Decoder, show, show_json
+from vcppo.deploy.samples.sources import (
     STAGES,
     Sample,
     Stage,

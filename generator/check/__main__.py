@@ -1,14 +1,14 @@
-"""``python -m generator.check --config run.yaml``: lines for `vcppo check` on stdout (`common.check_child`)."""
+"""``python -m vcppo.generator.check --config run.yaml``: lines for `vcppo check` on stdout (`vcppo.common.check_child`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.check_child import arguments_of, run_child
-from common.check_lines import Check
-from common.end_process import end_process
-from generator.check import data, engine, prompts, tokenizer, verifier
-from generator.check.context import Context
+from vcppo.common.check_child import arguments_of, run_child
+from vcppo.common.check_lines import Check
+from vcppo.common.end_process import end_process
+from vcppo.generator.check import data, engine, prompts, tokenizer, verifier
+from vcppo.generator.check.context import Context
 
 CHECKS: tuple[Check[Context], ...] = (
     Check("data", "task", data.task, 120.0),
@@ -27,7 +27,7 @@ GENERATION: tuple[Check[Context], ...] = (Check("generation", "responses", engin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = arguments_of("python -m generator.check", __doc__)
+    parser = arguments_of("python -m vcppo.generator.check", __doc__)
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="bring vLLM up and make N responses")
     given = parser.parse_args(arguments)
     checks = CHECKS + GENERATION if given.generate else CHECKS

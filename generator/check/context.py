@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
-from common.check_lines import NotPossible
-from common.config import VcppoConfig
-from common.tasks import Problem, Split, Task, TaskError, Text, encode_prompts, load_task
-from generator.model_files import load_tokenizer
+from vcppo.common.check_lines import NotPossible
+from vcppo.common.config import VcppoConfig
+from vcppo.common.tasks import Problem, Split, Task, TaskError, Text, encode_prompts, load_task
+from vcppo.generator.model_files import load_tokenizer
 
 T = TypeVar("T")
 SEED = 0

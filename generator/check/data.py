@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from common.check_lines import Result, failed, passed, warned
-from common.tasks import Finding
-from generator.check.context import Context
+from vcppo.common.check_lines import Result, failed, passed, warned
+from vcppo.common.tasks import Finding
+from vcppo.generator.check.context import Context
 
 _SHOWN = 4  # findings of one kind that are shown in full
 _NAMED = 20  # of the others, by place

@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Iterator
 
-from common.check_lines import Result, failed, passed, skipped, warned
-from common.tasks import Problem, decode_response, encode_prompt
-from common.tasks.lengths import prompt_room
-from common.trajectory import Prompt
-from generator.check.context import Context
-from generator.check.vllm_settings import resolve
-from generator.engine import Engine
-from generator.verifier_pool import VerifierPool
+from vcppo.common.check_lines import Result, failed, passed, skipped, warned
+from vcppo.common.tasks import Problem, decode_response, encode_prompt
+from vcppo.common.tasks.lengths import prompt_room
+from vcppo.common.trajectory import Prompt
+from vcppo.generator.check.context import Context
+from vcppo.generator.check.vllm_settings import resolve
+from vcppo.generator.engine import Engine
+from vcppo.generator.verifier_pool import VerifierPool
 
 _MAX_SHOWN = 400
 

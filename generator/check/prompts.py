@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from common.check_lines import Result, failed, passed, warned
-from common.tasks import Split, TaskError, Text, encode_prompt
-from common.tasks.lengths import PromptLengths, measure_prompts, prompt_room
-from generator.check.context import Context
-from generator.check.tokenizer import decode
+from vcppo.common.check_lines import Result, failed, passed, warned
+from vcppo.common.tasks import Split, TaskError, Text, encode_prompt
+from vcppo.common.tasks.lengths import PromptLengths, measure_prompts, prompt_room
+from vcppo.generator.check.context import Context
+from vcppo.generator.check.tokenizer import decode
 
 NUM_SHOWN = 3
 _MAX_SHOWN = 1200  # characters

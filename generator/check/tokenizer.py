@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.check_lines import Result, failed, passed, warned
-from common.tasks import Text
-from generator.check.context import Context
-from generator.model_files import end_tokens
+from vcppo.common.check_lines import Result, failed, passed, warned
+from vcppo.common.tasks import Text
+from vcppo.generator.check.context import Context
+from vcppo.generator.model_files import end_tokens
 
 NUM_PROBLEMS = 200
 

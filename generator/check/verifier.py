@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from common.check_lines import Result, failed, passed, skipped, warned
-from common.tasks import Problem, Verdict
-from generator.check.context import SEED, Context
-from generator.check.tokenizer import strings_in
-from generator.verifier_pool import VerifierPool
+from vcppo.common.check_lines import Result, failed, passed, skipped, warned
+from vcppo.common.tasks import Problem, Verdict
+from vcppo.generator.check.context import SEED, Context
+from vcppo.generator.check.tokenizer import strings_in
+from vcppo.generator.verifier_pool import VerifierPool
 
 NUM_RIGHT = 20
 _WRONG = "0.123454321098"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from common.config import VcppoConfig
-from generator.engine import Engine, EngineError, register, transfer_backend
-from generator.engine_start import set_environment, start_failure
-from generator.model_files import require_model
+from vcppo.common.config import VcppoConfig
+from vcppo.generator.engine import Engine, EngineError, register, transfer_backend
+from vcppo.generator.engine_start import set_environment, start_failure
+from vcppo.generator.model_files import require_model
 
 
 class EngineFacts(NamedTuple):

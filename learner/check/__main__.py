@@ -1,16 +1,16 @@
-"""``python -m learner.check --config run.yaml``: lines for `vcppo check` on stdout (`common.check_child`)."""
+"""``python -m vcppo.learner.check --config run.yaml``: lines for `vcppo check` on stdout (`vcppo.common.check_child`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.check_child import arguments_of, run_child
-from common.check_lines import Check
-from common.end_process import end_process
-from learner.check.context import Context
-from learner.check.export import export
-from learner.check.model import critic, device, policy
-from learner.check.packing import packing
+from vcppo.common.check_child import arguments_of, run_child
+from vcppo.common.check_lines import Check
+from vcppo.common.end_process import end_process
+from vcppo.learner.check.context import Context
+from vcppo.learner.check.export import export
+from vcppo.learner.check.model import critic, device, policy
+from vcppo.learner.check.packing import packing
 
 CHECKS: tuple[Check[Context], ...] = (
     Check("model", "device", device, 60.0),
@@ -22,7 +22,7 @@ CHECKS: tuple[Check[Context], ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = arguments_of("python -m learner.check", __doc__).parse_args(arguments)
+    given = arguments_of("python -m vcppo.learner.check", __doc__).parse_args(arguments)
     return run_child(given, "learner", CHECKS, Context)
 
 

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from common.check_lines import NotPossible
-from common.config import VcppoConfig
-from common.tasks import Text, encode_prompt, load_task
-from common.tokenizer import TEXTS
-from learner.export import load_tokenizer, make_policy
-from learner.models import PolicyModel
+from vcppo.common.check_lines import NotPossible
+from vcppo.common.config import VcppoConfig
+from vcppo.common.tasks import Text, encode_prompt, load_task
+from vcppo.common.tokenizer import TEXTS
+from vcppo.learner.export import load_tokenizer, make_policy
+from vcppo.learner.models import PolicyModel
 
 T = TypeVar("T")
 NUM_TEXTS = 6

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.check_lines import NotPossible, Result, failed, passed
-from common.tokenizer import TEXTS, load_tokenizer
-from learner.check.context import Context, num_bytes
-from learner.export import try_export
+from vcppo.common.check_lines import NotPossible, Result, failed, passed
+from vcppo.common.tokenizer import TEXTS, load_tokenizer
+from vcppo.learner.check.context import Context, num_bytes
+from vcppo.learner.export import try_export
 
 _REMEDY = "the run's export would not be the trained policy: choose another model.path, and report this"
 

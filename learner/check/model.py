@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from common.check_lines import NotPossible, Result, failed, passed, skipped, warned
-from learner.check.context import Context, num_bytes
-from learner.engine import EngineOptions
-from learner.models import load_critic
+from vcppo.common.check_lines import NotPossible, Result, failed, passed, skipped, warned
+from vcppo.learner.check.context import Context, num_bytes
+from vcppo.learner.engine import EngineOptions
+from vcppo.learner.models import load_critic
 
 _GIB = 2**30
 

@@ -1,6 +1,6 @@
 """Does the loaded model compute in a pack what it computes alone, and what plain transformers computes?
 
-Loading proves the architecture on a tiny instance (`learner.packing_proof`). Here it is the model itself, with its
+Loading proves the architecture on a tiny instance (`vcppo.learner.packing_proof`). Here it is the model itself, with its
 weights, on random tokens and on the run's own text, in float32 where memory allows, so that rounding hides nothing.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-from common.check_lines import NotPossible, Result, failed, passed
-from learner.check.context import Context, num_bytes
-from learner.packing_check import PackingGap, check_packing
-from learner.packing_proof import SUGGESTION
+from vcppo.common.check_lines import NotPossible, Result, failed, passed
+from vcppo.learner.check.context import Context, num_bytes
+from vcppo.learner.packing_check import PackingGap, check_packing
+from vcppo.learner.packing_proof import SUGGESTION
 
 
 def packing(context: Context) -> Iterator[Result]:

@@ -156,7 +156,7 @@ def test_a_learner_process_that_dies_is_started_again_in_its_container(app: Appl
         "import os, pathlib\n"
         "for path in pathlib.Path('/proc').glob('[0-9]*/cmdline'):\n"
         "    words = path.read_bytes().split(b'\\0')\n"
-        "    if words[1:3] == [b'-m', b'learner']: os.kill(int(path.parent.name), 9)"
+        "    if words[1:3] == [b'-m', b'vcppo.learner']: os.kill(int(path.parent.name), 9)"
     )
     app.compose("exec", "-T", "learner", "python", "-c", find)
     app.wait("a checkpoint to be loaded", lambda: app.records("checkpoint_loaded", mark))

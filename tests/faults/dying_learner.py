@@ -13,14 +13,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from common.end_process import end_process
-from common.store import RunStore
-from learner import progress, resume
-from learner.__main__ import main
-from learner.checkpoint import CheckpointStore
-from learner.loop import RlLoop
-from learner.trained_log import TrainedLog
 from tests.integration.learner_process import NoMemberBroadcaster
+from vcppo.common.end_process import end_process
+from vcppo.common.store import RunStore
+from vcppo.learner import progress, resume
+from vcppo.learner.__main__ import main
+from vcppo.learner.checkpoint import CheckpointStore
+from vcppo.learner.loop import RlLoop
+from vcppo.learner.trained_log import TrainedLog
 
 BOUNDARIES = (
     "claimed",  # the batch is ours, nothing is computed

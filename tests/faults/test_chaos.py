@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("chaos")
-    command = [sys.executable, "-m", "deploy.cli", "chaos", "--minutes", str(MINUTES), "--seed", "1",
+    command = [sys.executable, "-m", "vcppo.deploy.cli", "chaos", "--minutes", str(MINUTES), "--seed", "1",
                f"run.folder={folder}"]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000, check=False)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 import yaml
 
-from common.ledger import BufferEntry, Ledger
-from common.metrics import read_metrics
-from common.ports import free_endpoint
-from common.run_folder import RunFolder
-from common.store import RunStore
-from common.trajectory import Prompt
-from common.wire import encode_trajectory
 from tests.integration.conftest import RedisServer
 from tests.integration.scripted import fabricate
 from tests.integration.test_weight_broadcast import make_model
+from vcppo.common.ledger import BufferEntry, Ledger
+from vcppo.common.metrics import read_metrics
+from vcppo.common.ports import free_endpoint
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.trajectory import Prompt
+from vcppo.common.wire import encode_trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_SECONDS = 2.0
@@ -65,7 +65,7 @@ class Processes:
         return process
 
     def start_generator(self) -> subprocess.Popen[bytes]:
-        process = self.start("generator-0", "generator", "--id", "generator-0")
+        process = self.start("generator-0", "vcppo.generator", "--id", "generator-0")
         self.until(lambda: bool(self.store.members("generator")), "the generator never came up", 120)
         return process
 
@@ -130,7 +130,7 @@ def test_frozen_past_its_lease_it_loses_its_prompts_and_its_late_answers_are_dup
     assert time.monotonic() - began < LEASE_SECONDS + 3
     assert answer(store, leased) == ["accepted"] * 8
 
-    buffer = processes.start("buffer", "learner.buffer")
+    buffer = processes.start("buffer", "vcppo.learner.buffer")
     generator.send_signal(signal.SIGCONT)
     processes.until(lambda: processes.unacked() == 0, "its late answers were never acknowledged")
     assert store.ledger() == Ledger(issued=8, buffered=8)
@@ -154,7 +154,7 @@ def test_killed_with_unacked_answers_its_prompts_are_generated_again(processes: 
     processes.until(lambda: processes.unacked() == 8, "it never had 8 answers")
     generator.kill()
     generator.wait(10)
-    processes.start("buffer", "learner.buffer")
+    processes.start("buffer", "vcppo.learner.buffer")
     processes.start_generator()
     processes.until(lambda: store.ledger().buffered == 8, "they never came")
     assert store.ledger() == Ledger(issued=8, buffered=8)

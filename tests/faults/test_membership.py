@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import yaml
 
-from common.config import load_config
-from common.errors import EXIT_REFUSED
-from common.ledger import Ledger
-from common.ports import free_endpoint
 from tests.faults.test_generator import prompts
 from tests.integration.conftest import RedisServer
 from tests.integration.test_weight_broadcast import make_model
+from vcppo.common.config import load_config
+from vcppo.common.errors import EXIT_REFUSED
+from vcppo.common.ledger import Ledger
+from vcppo.common.ports import free_endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -57,7 +57,7 @@ class Policy:
             yield name, each.detach()
 
     def probe(self) -> Any:
-        from learner.canary import CanaryProbe
+        from vcppo.learner.canary import CanaryProbe
 
         tokens = np.arange(2, 22, dtype=np.int32)
         with self.torch.no_grad():
@@ -100,7 +100,7 @@ class Scene:
         environment = os.environ | {
             "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "VCPPO_TEST_SKIP_REPACK": str(flag),
         }  # fmt: skip
-        command = [sys.executable, "-m", "generator", "--config", str(self.config_file), "--id", name]
+        command = [sys.executable, "-m", "vcppo.generator", "--config", str(self.config_file), "--id", name]
         with (self.folder / f"{name}.log").open("wb") as log:
             return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
@@ -131,7 +131,7 @@ def scene(tmp_path: Path, redis_process: RedisServer) -> Iterator[Scene]:
 
 
 def test_a_generator_with_wrong_weights_is_put_out_alone_comes_back_and_is_at_last_dismissed(scene: Scene) -> None:
-    from learner.weight_transfer import WeightBroadcaster
+    from vcppo.learner.weight_transfer import WeightBroadcaster
 
     policy = Policy(scene.folder / "model")
     config = load_config(scene.config_file, [])

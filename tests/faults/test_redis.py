@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import redis
 
-from common.ledger import Ledger, Member
-from common.store import RunStore, StoreError, StoreFull
-from common.transport import TrajectorySender
-from common.wire import encode_trajectory
 from tests.integration import test_store
 from tests.integration.conftest import RedisServer
 from tests.integration.scripted import ScriptedGenerator, make_tiny_model
 from tests.integration.test_buffer import TRANSPORT, BufferProcess, a_prompt, a_trajectory, eventually
 from tests.integration.test_learner import Run
 from tests.integration.test_store import an_entry
+from vcppo.common.ledger import Ledger, Member
+from vcppo.common.store import RunStore, StoreError, StoreFull
+from vcppo.common.transport import TrajectorySender
+from vcppo.common.wire import encode_trajectory
 
 
 @pytest.fixture

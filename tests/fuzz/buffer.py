@@ -1,6 +1,6 @@
 """Hostile peers against a real buffer process: fuzzed frames through its ROUTER socket, a real Redis behind it.
 
-    peers (DEALER, raw TCP) ══▶ python -m learner.buffer ──▶ redis-server
+    peers (DEALER, raw TCP) ══▶ python -m vcppo.learner.buffer ──▶ redis-server
 
 What must hold: the buffer stays alive and answers everyone in turn; its memory is flat; dead letters are counted and
 bounded; nothing hostile is accepted; and a good trajectory sent afterwards is.
@@ -26,16 +26,16 @@ import numpy as np
 import yaml
 import zmq
 
-from common.config import TransportConfig
-from common.store import RunStore
-from common.trajectory import Prompt, VersionSpan
-from common.transport import TrajectorySender
-from common.transport.frames import REFUSED, TRAJECTORY
-from common.transport.sockets import HEARTBEAT_SECONDS
-from common.wire import encode_trajectory
 from tests.fuzz import frames, wire
 from tests.fuzz.harness import resident_mib
 from tests.integration.conftest import RedisServer
+from vcppo.common.config import TransportConfig
+from vcppo.common.store import RunStore
+from vcppo.common.trajectory import Prompt, VersionSpan
+from vcppo.common.transport import TrajectorySender
+from vcppo.common.transport.frames import REFUSED, TRAJECTORY
+from vcppo.common.transport.sockets import HEARTBEAT_SECONDS
+from vcppo.common.wire import encode_trajectory
 
 TRANSPORT = TransportConfig(ack_deadline_seconds=30.0, max_message_mib=0.125)
 MAX_DEAD_LETTERS = 10_000
@@ -93,7 +93,15 @@ class Target:
         }
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(tree))
-        command = [sys.executable, "-m", "learner.buffer", "--config", str(config), "--endpoint", "tcp://127.0.0.1:0"]
+        command = [
+            sys.executable,
+            "-m",
+            "vcppo.learner.buffer",
+            "--config",
+            str(config),
+            "--endpoint",
+            "tcp://127.0.0.1:0",
+        ]
         with self.log.open("wb") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from random import Random
 
-from common.config import ConfigError, dump_config, load_config
 from tests.fuzz.harness import ACCEPTED, Harness, scratch
 from tests.fuzz.mutate import mutate_bytes
+from vcppo.common.config import ConfigError, dump_config, load_config
 
 _FILE = scratch() / "run.yaml"
 _MAX_LINES = 60

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from common.tasks import TaskError
-from common.tasks.dataset import DatasetTask
-from common.trajectory import Prompt
-from common.wire import decode_prompt, encode_prompt
 from tests.fuzz.harness import ACCEPTED, Harness, scratch
 from tests.fuzz.mutate import mutate_bytes
+from vcppo.common.tasks import TaskError
+from vcppo.common.tasks.dataset import DatasetTask
+from vcppo.common.trajectory import Prompt
+from vcppo.common.wire import decode_prompt, encode_prompt
 
 _FOLDER = scratch()
 _ENDINGS = {b"l": ".jsonl", b"j": ".json", b"p": ".parquet"}

@@ -10,13 +10,13 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from common.transport.control import ControlError, _parse_reply, _parse_request, pack, unpack
-from common.transport.frames import OVERSIZED, TRAJECTORY
-from common.transport.receiver import Received, TrajectoryReceiver
 from tests.fuzz import wire
 from tests.fuzz.harness import ACCEPTED, Harness
 from tests.fuzz.mutate import mutate_bytes, odd_key, odd_value
 from tests.fuzz.mutate import pack as pack_odd
+from vcppo.common.transport.control import ControlError, _parse_reply, _parse_request, pack, unpack
+from vcppo.common.transport.frames import OVERSIZED, TRAJECTORY
+from vcppo.common.transport.receiver import Received, TrajectoryReceiver
 
 MAX_BYTES = 4096
 _ENDPOINT = "tcp://127.0.0.1:1"

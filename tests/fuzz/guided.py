@@ -19,7 +19,14 @@ from tests.fuzz.targets import load
 _MAX_BYTES = 65536
 _MEMORY_MIB = 2048
 _CASE_SECONDS = 20
-_INSTRUMENTED = ["common", "learner.checkpoint", "learner.trajectory_file", "learner.trained_log", "yaml", "json"]
+_INSTRUMENTED = [
+    "vcppo.common",
+    "vcppo.learner.checkpoint",
+    "vcppo.learner.trajectory_file",
+    "vcppo.learner.trained_log",
+    "yaml",
+    "json",
+]
 
 
 def run_guided(harness: Harness, seconds: int, keep: Path) -> int:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import TaskConfig
-from common.tasks.code_answers import last_code_block
-from generator.verifier_pool import VerifierPool
+from vcppo.common.config import TaskConfig
+from vcppo.common.tasks.code_answers import last_code_block
+from vcppo.generator.verifier_pool import VerifierPool
 
 SECONDS = 2.0
 LARGE = {

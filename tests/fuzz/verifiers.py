@@ -11,14 +11,14 @@ from pathlib import Path
 from random import Random
 from typing import get_args
 
-from common.tasks import Verdict
-from common.tasks.chain_arithmetic import ChainArithmetic
-from common.tasks.code_answers import last_code_block, same_output
-from common.tasks.dataset import DatasetTask
-from common.trajectory import Outcome
-from generator.verifier_lines import parse_reply, reply_line
 from tests.fuzz.harness import ACCEPTED, Harness
 from tests.fuzz.mutate import mutate_bytes
+from vcppo.common.tasks import Verdict
+from vcppo.common.tasks.chain_arithmetic import ChainArithmetic
+from vcppo.common.tasks.code_answers import last_code_block, same_output
+from vcppo.common.tasks.dataset import DatasetTask
+from vcppo.common.trajectory import Outcome
+from vcppo.generator.verifier_lines import parse_reply, reply_line
 
 _OUTCOMES = get_args(Outcome)
 _NUMBER = 7

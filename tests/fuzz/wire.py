@@ -11,10 +11,10 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from common.trajectory import Prompt, Trajectory, TrajectoryLimits, VersionSpan
-from common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 from tests.fuzz.harness import ACCEPTED, Harness, reason_of
 from tests.fuzz.mutate import mutate_bytes, odd_key, odd_value, pack
+from vcppo.common.trajectory import Prompt, Trajectory, TrajectoryLimits, VersionSpan
+from vcppo.common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 
 LIMITS = TrajectoryLimits(max_tokens=4096)
 _FIELDS = frozenset(field.name for kind in (Trajectory, Prompt) for field in dataclasses.fields(kind))

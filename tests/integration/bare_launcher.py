@@ -9,12 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from common.config import load_config
-from deploy.launcher import Launcher
-from deploy.nodes import Nodes
-from deploy.process_spec import ProcessSpec
-from deploy.run_config import exclusive, write_config
-from deploy.session import open_session
+from vcppo.common.config import load_config
+from vcppo.deploy.launcher import Launcher
+from vcppo.deploy.nodes import Nodes
+from vcppo.deploy.process_spec import ProcessSpec
+from vcppo.deploy.run_config import exclusive, write_config
+from vcppo.deploy.session import open_session
 
 _WAITING = """
 import pathlib, sys, time

@@ -18,17 +18,17 @@ import msgpack
 import numpy as np
 import torch
 
-from common.config import VcppoConfig, load_config
-from common.store import RunStore
-from common.trajectory import Prompt, Trajectory
-from common.transport import ControlClient, TrajectoryReceiver
-from common.transport.endpoints import endpoints_of
-from common.wire import decode_trajectory
-from learner.engine import EngineOptions, TrainEngine, broadcast_bytes, init_distributed, num_ranks, rank
-from learner.models import load_policy
-from learner.packing import build_packed
-from learner.probe import make_probe
-from learner.weight_transfer import CanaryError, CanaryProbe, WeightBroadcaster
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.store import RunStore
+from vcppo.common.trajectory import Prompt, Trajectory
+from vcppo.common.transport import ControlClient, TrajectoryReceiver
+from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.common.wire import decode_trajectory
+from vcppo.learner.engine import EngineOptions, TrainEngine, broadcast_bytes, init_distributed, num_ranks, rank
+from vcppo.learner.models import load_policy
+from vcppo.learner.packing import build_packed
+from vcppo.learner.probe import make_probe
+from vcppo.learner.weight_transfer import CanaryError, CanaryProbe, WeightBroadcaster
 
 PROMPT_LENGTH = 29
 DEADLINE = 300.0  # a slow machine, and others on it

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from common.ports import free_port
-from common.store import Credentials, RunStore
-from deploy.keys import USER, acl_text
+from vcppo.common.ports import free_port
+from vcppo.common.store import Credentials, RunStore
+from vcppo.deploy.keys import USER, acl_text
 
 
 def redis_binary() -> str:

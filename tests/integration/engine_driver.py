@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from common.config import load_config
-from common.trajectory import Prompt
-from generator.engine import Engine, EngineError, Rollout
+from vcppo.common.config import load_config
+from vcppo.common.trajectory import Prompt
+from vcppo.generator.engine import Engine, EngineError, Rollout
 
 NUM_PROMPTS = 256
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from common.config import VcppoConfig
-from common.end_process import end_process
-from common.store import RunStore
-from learner.__main__ import main
-from learner.canary import CanaryProbe
-from learner.engine import TrainEngine
-from learner.weight_transfer import POLICY_VERSION, BroadcastReport
+from vcppo.common.config import VcppoConfig
+from vcppo.common.end_process import end_process
+from vcppo.common.store import RunStore
+from vcppo.learner.__main__ import main
+from vcppo.learner.canary import CanaryProbe
+from vcppo.learner.engine import TrainEngine
+from vcppo.learner.weight_transfer import POLICY_VERSION, BroadcastReport
 
 
 class NoMemberBroadcaster:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.ledger import BufferEntry
-from common.store import RunStore
-from common.tasks.chain_arithmetic import ChainArithmetic
-from common.trajectory import Prompt, Trajectory, VersionSpan
-from common.wire import encode_trajectory
+from vcppo.common.ledger import BufferEntry
+from vcppo.common.store import RunStore
+from vcppo.common.tasks.chain_arithmetic import ChainArithmetic
+from vcppo.common.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.wire import encode_trajectory
 
 VOCABULARY = 41  # as many as chain_arithmetic has symbols
 

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from common.config import TaskConfig
-from common.tasks import load_task
 from tests.integration.test_weight_broadcast import Bench, write_config
 from tests.unit.architectures import save_tiny
+from vcppo.common.config import TaskConfig
+from vcppo.common.tasks import load_task
 
 TOLERANCE = 2e-3  # nats: float32 on both sides, and another order of summation over experts
 # vLLM on a CPU knows no heads smaller than 32.

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import VcppoConfig
-from common.store import Member
-from common.transport import ControlServer
-from generator.control import WeightControl
-from generator.gloo_engine import GlooWeightTransferEngine
-from learner.weight_transfer import BroadcastError, CanaryError, CanaryProbe, WeightBroadcaster
+from vcppo.common.config import VcppoConfig
+from vcppo.common.store import Member
+from vcppo.common.transport import ControlServer
+from vcppo.generator.control import WeightControl
+from vcppo.generator.gloo_engine import GlooWeightTransferEngine
+from vcppo.learner.weight_transfer import BroadcastError, CanaryError, CanaryProbe, WeightBroadcaster
 
 PROBE_TOKENS = np.arange(6, dtype=np.int32)
 

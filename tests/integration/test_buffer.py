@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import yaml
 
-from common.config import RlConfig, TransportConfig
-from common.ledger import VOCABULARY_SIZE, Ledger
-from common.ports import free_endpoint, free_port
-from common.store import RunStore
-from common.trajectory import Prompt, Trajectory, VersionSpan
-from common.transport import TrajectorySender
-from common.wire import encode_trajectory
 from tests.integration.scraper import scrape
+from vcppo.common.config import RlConfig, TransportConfig
+from vcppo.common.ledger import VOCABULARY_SIZE, Ledger
+from vcppo.common.ports import free_endpoint, free_port
+from vcppo.common.store import RunStore
+from vcppo.common.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.transport import TrajectorySender
+from vcppo.common.wire import encode_trajectory
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RedisServer
@@ -72,7 +72,16 @@ class BufferProcess:
 
     def command(self, *overrides: str) -> list[str]:
         config = str(self.folder / "config.yaml")
-        return [sys.executable, "-m", "learner.buffer", "--config", config, "--endpoint", self.endpoint, *overrides]
+        return [
+            sys.executable,
+            "-m",
+            "vcppo.learner.buffer",
+            "--config",
+            config,
+            "--endpoint",
+            self.endpoint,
+            *overrides,
+        ]
 
     def start(self, *overrides: str) -> None:
         """Until the ready line; the endpoint is kept for the next start."""
@@ -296,5 +305,5 @@ def test_a_wrong_password_is_one_clear_line(buffer: BufferProcess, redis_process
 
 
 def test_the_buffer_does_not_import_torch() -> None:
-    code = "import sys, learner.buffer; sys.exit('torch' in sys.modules)"
+    code = "import sys, vcppo.learner.buffer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,7 +22,7 @@ SECONDS = 280
 def check(*words: str) -> tuple[int, list[dict[str, Any]], str]:
     """Exit code, lines, standard error."""
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "check", "--json", *words],
+        [sys.executable, "-m", "vcppo.deploy.cli", "check", "--json", *words],
         cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -112,7 +112,7 @@ def test_responses_of_the_real_engine(folder: Path) -> None:
 
 def test_on_a_terminal_it_is_text_under_headings(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "check", "-c", str(write_config(folder)), "--quick"],
+        [sys.executable, "-m", "vcppo.deploy.cli", "check", "-c", str(write_config(folder)), "--quick"],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import VcppoConfig
-from common.errors import DeadlineExceeded
-from common.ledger import BufferEntry
-from common.store import RunStore
-from common.tasks import load_task
-from common.trajectory import Prompt
-from learner.collect import BatchCollector, PromptIssuer, give_up_outdated
-from learner.prompts import PromptSource
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import DeadlineExceeded
+from vcppo.common.ledger import BufferEntry
+from vcppo.common.store import RunStore
+from vcppo.common.tasks import load_task
+from vcppo.common.trajectory import Prompt
+from vcppo.learner.collect import BatchCollector, PromptIssuer, give_up_outdated
+from vcppo.learner.prompts import PromptSource
 
 
 def encode(prompt: object) -> Any:
@@ -159,7 +159,7 @@ def test_the_deadline_names_whom_it_waited_for(setup: Callable[..., Setup], monk
     s = setup()
     s.collector.issue(0)
     (leased,) = s.lease(1)
-    monkeypatch.setattr("learner.collect.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("vcppo.learner.collect.POLL_SECONDS", 0.01)
     assert s.collector.poll(0) is None
     monkeypatch.setattr(s.collector._watch, "_started", time.monotonic() - 62.0)
     with pytest.raises(DeadlineExceeded, match=r"learner\.batch_deadline_seconds = 61") as caught:

@@ -22,13 +22,13 @@ from typing import Any
 
 import pytest
 
-from common.config import load_config
-from common.metrics import read_metrics
-from common.ports import free_port
-from common.run_folder import RunFolder
-from deploy import redis_server
-from deploy.run_data import RunData
 from tests.integration.scraper import Scraper
+from vcppo.common.config import load_config
+from vcppo.common.metrics import read_metrics
+from vcppo.common.ports import free_port
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy import redis_server
+from vcppo.deploy.run_data import RunData
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -52,7 +52,7 @@ class Run:
         self.finished: subprocess.CompletedProcess[str] | None = None
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "deploy.cli", *words]
+        command = [sys.executable, "-m", "vcppo.deploy.cli", *words]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def vcppo(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -208,7 +208,7 @@ def test_one_trajectory_is_followed_across_services(run: Run) -> None:
     for service in ("learner", "generator", "buffer"):
         assert [each for each in found if each[0] == service] == [each for each in expected if each[0] == service]
     piped = subprocess.run(  # the same through a pipe, with compose's prefixes
-        [sys.executable, "-m", "deploy.cli", "logs", "--trajectory", trained, "--service", "buffer"],
+        [sys.executable, "-m", "vcppo.deploy.cli", "logs", "--trajectory", trained, "--service", "buffer"],
         input="".join(f"{path.stem}-1  | {line}\n" for path in run.folder.logs.glob("*.jsonl")
                       for line in path.read_text().splitlines()),
         capture_output=True, text=True, cwd=ROOT, timeout=60, check=True,

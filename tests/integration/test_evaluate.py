@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import dump_config, load_config
-from deploy.benchmarks import as_overrides
 from tests.integration.scripted import make_tiny_model
+from vcppo.common.config import dump_config, load_config
+from vcppo.deploy.benchmarks import as_overrides
 
 ROOT = Path(__file__).parents[2]
 NUM_PROBLEMS, NUM_SAMPLES = 6, 8
@@ -50,7 +50,7 @@ def test_killed_and_taken_up_by_two_generators(tmp_path: Path) -> None:
     (results / "first.yaml").write_text(dump_config(config))
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
-    one = [sys.executable, "-m", "generator.evaluate", "--config", str(results / "first.yaml")]
+    one = [sys.executable, "-m", "vcppo.generator.evaluate", "--config", str(results / "first.yaml")]
     one += ["--model", str(tmp_path / "model"), "--output", str(results / "model.json")]
     log = tmp_path / "victim.log"
     with log.open("wb") as file:
@@ -66,7 +66,7 @@ def test_killed_and_taken_up_by_two_generators(tmp_path: Path) -> None:
     assert 5 <= len(before) < NUM_PROBLEMS * NUM_SAMPLES
     assert not (results / "model.json").exists()
 
-    command = [sys.executable, "-m", "deploy.cli", "eval", "-c", str(tmp_path / "c.yaml"), "--benchmark", "jsonl"]
+    command = [sys.executable, "-m", "vcppo.deploy.cli", "eval", "-c", str(tmp_path / "c.yaml"), "--benchmark", "jsonl"]
     command += ["--data", str(tmp_path / "p.jsonl"), "--model", str(tmp_path / "model"), "--generators", "2", *mine]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from common.config import load_config
-from common.errors import EXIT_REFUSED
-from deploy.run_config import write_config
 from tests.integration.scripted import ScriptedGenerator, make_tiny_model
 from tests.integration.test_learner import Run, generate, model
+from vcppo.common.config import load_config
+from vcppo.common.errors import EXIT_REFUSED
+from vcppo.deploy.run_config import write_config
 
 __all__ = ["generate", "model"]  # fixtures
 

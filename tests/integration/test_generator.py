@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 import yaml
 
-from common.config import VcppoConfig
-from common.errors import EXIT_FAILURE, EXIT_REFUSED
-from common.metrics import MetricsWriter, read_metrics
-from common.ports import free_endpoint, free_port
-from common.store import RunStore
-from common.tasks import load_task
-from common.trajectory import Prompt, Trajectory, VersionSpan
-from common.transport import TrajectoryReceiver, TrajectorySender
-from common.wire import decode_trajectory
-from generator.control import WeightControl
-from generator.engine import EngineError, Rollout
-from generator.rollout import RolloutWorker
-from generator.verifier_pool import VerifierPool
 from tests.integration.conftest import RedisServer
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_FAILURE, EXIT_REFUSED
+from vcppo.common.metrics import MetricsWriter, read_metrics
+from vcppo.common.ports import free_endpoint, free_port
+from vcppo.common.store import RunStore
+from vcppo.common.tasks import load_task
+from vcppo.common.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.transport import TrajectoryReceiver, TrajectorySender
+from vcppo.common.wire import decode_trajectory
+from vcppo.generator.control import WeightControl
+from vcppo.generator.engine import EngineError, Rollout
+from vcppo.generator.rollout import RolloutWorker
+from vcppo.generator.verifier_pool import VerifierPool
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -356,7 +356,7 @@ def start(folder: Path, **tree: Any) -> subprocess.CompletedProcess[str]:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump({"run": {"name": "bad", "folder": str(folder)}} | tree))
     return subprocess.run(
-        [sys.executable, "-m", "generator", "--config", str(config), "--id", "generator-0"],
+        [sys.executable, "-m", "vcppo.generator", "--config", str(config), "--id", "generator-0"],
         capture_output=True,
         text=True,
         timeout=60,

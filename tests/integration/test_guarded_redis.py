@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from common.store import Credentials, RunStore, StoreError
-from deploy.keys import USER
 from tests.integration.conftest import RedisServer
 from tests.integration.test_buffer import a_prompt
+from vcppo.common.store import Credentials, RunStore, StoreError
+from vcppo.deploy.keys import USER
 
 PASSWORD = "correct horse battery staple"
 

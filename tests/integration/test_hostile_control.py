@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import zmq
 
-from common.ledger import Member
-from common.memory_guard import ResidentMemory
-from common.transport import ControlClient, ControlServer
-from common.transport.control import ControlError
-from learner.fan_out import silent
 from tests.fuzz import frames
+from vcppo.common.ledger import Member
+from vcppo.common.memory_guard import ResidentMemory
+from vcppo.common.transport import ControlClient, ControlServer
+from vcppo.common.transport.control import ControlError
+from vcppo.learner.fan_out import silent
 
 NUM_CALLS = 3000
 MEMORY_MIB = 64.0

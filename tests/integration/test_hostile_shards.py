@@ -35,9 +35,9 @@ class Intruder:
 def run_worker(folder: Path, stage: int) -> None:
     import torch
 
-    from learner.engine import EngineOptions, TrainEngine, init_distributed, shutdown_distributed
-    from learner.models import load_policy
     from tests.unit.learner_samples import save_tiny_policy
+    from vcppo.learner.engine import EngineOptions, TrainEngine, init_distributed, shutdown_distributed
+    from vcppo.learner.models import load_policy
 
     torch.set_num_threads(1)
     init_distributed("cpu", timeout_seconds=60)
@@ -73,7 +73,7 @@ def exchanged(saved: Path, broken: Path, name: Path, data: bytes) -> Path:
 
 
 def must_refuse(engine: Any, folder: Path) -> None:
-    from common.errors import VcppoError
+    from vcppo.common.errors import VcppoError
 
     with pytest.raises(VcppoError, match=r"checkpoint .*broken can't be loaded"):
         engine.load(folder)
@@ -81,7 +81,7 @@ def must_refuse(engine: Any, folder: Path) -> None:
 
 def may_refuse(engine: Any, folder: Path) -> None:
     """A changed weight is for the manifest to see; any error must be ours."""
-    from common.errors import VcppoError
+    from vcppo.common.errors import VcppoError
 
     with suppress(VcppoError):
         engine.load(folder)

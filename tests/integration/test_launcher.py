@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import dump_config, load_config
-from common.json_lines import JsonLinesTail
-from common.ports import free_endpoint, free_port
-from common.store import RunStore
-from common.store_access import connect_store
-from common.trajectory import Prompt
-from common.transport import TrajectorySender
-from common.transport.endpoints import endpoints_of
-from deploy import redis_server
-from deploy.cli import main
-from deploy.log_lines import LogSink
-from deploy.processes import Supervisor
 from tests.unit.fake_run import config_of
+from vcppo.common.config import dump_config, load_config
+from vcppo.common.json_lines import JsonLinesTail
+from vcppo.common.ports import free_endpoint, free_port
+from vcppo.common.store import RunStore
+from vcppo.common.store_access import connect_store
+from vcppo.common.trajectory import Prompt
+from vcppo.common.transport import TrajectorySender
+from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.deploy import redis_server
+from vcppo.deploy.cli import main
+from vcppo.deploy.log_lines import LogSink
+from vcppo.deploy.processes import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +58,7 @@ def prompt(index: int) -> Prompt:
 
 
 def vcppo(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deploy.cli", *words]
+    command = [sys.executable, "-m", "vcppo.deploy.cli", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
 
 

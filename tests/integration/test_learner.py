@@ -17,14 +17,14 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from common.errors import EXIT_REFUSED
-from common.metrics import read_metrics
-from common.run_folder import RunFolder
-from common.store import RunStore
-from common.trajectory import Prompt
-from common.trajectory_records import read_trajectories
-from learner.trained_log import check_trained_once, read_trained_log
 from tests.integration.scripted import ScriptedGenerator, make_tiny_model
+from vcppo.common.errors import EXIT_REFUSED
+from vcppo.common.metrics import read_metrics
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import RunStore
+from vcppo.common.trajectory import Prompt
+from vcppo.common.trajectory_records import read_trajectories
+from vcppo.learner.trained_log import check_trained_once, read_trained_log
 
 HERE = Path(__file__).parent
 NUM_STEPS = 7
@@ -167,7 +167,7 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
 
 def _check_export_of_checkpoint(run: Run) -> None:
     checkpoint, output = run.folder.checkpoints / f"step-{NUM_STEPS:06d}", run.folder.path / "again"
-    command = [sys.executable, "-m", "learner.export", "--checkpoint", str(checkpoint), "--output", str(output)]
+    command = [sys.executable, "-m", "vcppo.learner.export", "--checkpoint", str(checkpoint), "--output", str(output)]
     subprocess.run(command, check=True, timeout=200, cwd=HERE.parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"})
     expected, found = (load_file(folder / "model.safetensors") for folder in (run.folder.export, output))
     assert all(np.array_equal(expected[name], found[name]) for name in expected)

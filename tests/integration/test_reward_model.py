@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from common.config import VcppoConfig, load_config
-from common.errors import VcppoError
-from learner.models import load_critic
-from learner.reward_model import MARKER, reward_model
-from learner.sft import cold_start
 from tests.integration.tiny import tiny_run
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import VcppoError
+from vcppo.learner.models import load_critic
+from vcppo.learner.reward_model import MARKER, reward_model
+from vcppo.learner.sft import cold_start
 
 
 @pytest.fixture

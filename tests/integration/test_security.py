@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import zmq
 
-from common.config import TransportConfig
-from common.store import Credentials, RunStore, StoreError
-from common.transport import ControlClient, ControlError, ControlServer, TrajectoryReceiver, TrajectorySender
-from common.transport.keys import load_keys, make_keys, rotate_keys
-from common.transport.sockets import identify
-from deploy.keys import USER
 from tests.integration.conftest import RedisServer
 from tests.integration.tls import self_signed, tls_in_front_of
+from vcppo.common.config import TransportConfig
+from vcppo.common.store import Credentials, RunStore, StoreError
+from vcppo.common.transport import ControlClient, ControlError, ControlServer, TrajectoryReceiver, TrajectorySender
+from vcppo.common.transport.keys import load_keys, make_keys, rotate_keys
+from vcppo.common.transport.sockets import identify
+from vcppo.deploy.keys import USER
 
 CONFIG = TransportConfig(ack_deadline_seconds=1.0)
 SHORT = 1.5  # seconds in which nothing may arrive
@@ -28,10 +28,10 @@ PASSWORD = "correct horse battery staple"
 SEND = """
 import sys
 from pathlib import Path
-from common.config import TransportConfig
-from common.transport import TrajectorySender
-from common.transport.keys import load_keys
-from common.transport.sockets import identify
+from vcppo.common.config import TransportConfig
+from vcppo.common.transport import TrajectorySender
+from vcppo.common.transport.keys import load_keys
+from vcppo.common.transport.sockets import identify
 endpoint, keys, spool, message = sys.argv[1:]
 if keys:
     identify(load_keys(Path(keys), "generator"))
@@ -45,9 +45,9 @@ sys.exit(0 if delivered else 7)
 CALL = """
 import sys
 from pathlib import Path
-from common.transport import ControlClient, ControlError
-from common.transport.keys import load_keys
-from common.transport.sockets import identify
+from vcppo.common.transport import ControlClient, ControlError
+from vcppo.common.transport.keys import load_keys
+from vcppo.common.transport.sockets import identify
 endpoint, keys, role = sys.argv[1:]
 if keys:
     peers = load_keys(Path(keys), "learner").peers

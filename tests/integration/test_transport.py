@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import TransportConfig
-from common.ports import free_endpoint
-from common.transport import (
+from vcppo.common.config import TransportConfig
+from vcppo.common.ports import free_endpoint
+from vcppo.common.transport import (
     ControlClient,
     ControlError,
     ControlServer,
@@ -26,7 +26,7 @@ from common.transport import (
     TrajectorySender,
     TransportError,
 )
-from common.transport.sockets import Dealer
+from vcppo.common.transport.sockets import Dealer
 
 CONFIG = TransportConfig(ack_deadline_seconds=0.5, max_message_mib=0.125, credit_window=8)
 

@@ -1,6 +1,6 @@
 """After an update vLLM's log-probs are the learner's: tied, untied, bfloat16; 1 and 2 ranks, ZeRO 0 and 3.
 
-Six real `python -m generator` processes (two per model) are started once; the learner's side is a torchrun script. One
+Six real `python -m vcppo.generator` processes (two per model) are started once; the learner's side is a torchrun script. One
 generator of each two has vLLM's core in its own process, the other in a child.
 """
 
@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import TaskConfig
-from common.ports import free_endpoint, free_port
-from common.store import RunStore
-from common.tasks import load_task
+from vcppo.common.config import TaskConfig
+from vcppo.common.ports import free_endpoint, free_port
+from vcppo.common.store import RunStore
+from vcppo.common.tasks import load_task
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -117,7 +117,7 @@ class Bench:
             )
 
     def start_generator(self, run: str, number: int) -> None:
-        command = ["taskset", "-c", str(number % (os.cpu_count() or 1)), sys.executable, "-m", "generator"]
+        command = ["taskset", "-c", str(number % (os.cpu_count() or 1)), sys.executable, "-m", "vcppo.generator"]
         command += ["--config", str(self.configs[run]), "--id", f"{run}-{number}"]
         self.start(f"{run}-{number}", command, {"VLLM_ENABLE_V1_MULTIPROCESSING": str(number)})
 

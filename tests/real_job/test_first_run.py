@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.metrics import read_metrics
-from common.run_folder import RunFolder
+from vcppo.common.metrics import read_metrics
+from vcppo.common.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -55,7 +55,7 @@ class Job:
 
     def vcppo(self, *words: str, exit_code: int = 0, timeout: float = 1200) -> str:
         """Its standard output. Fails when it ends otherwise than expected."""
-        command = [sys.executable, "-m", "deploy.cli", *words]
+        command = [sys.executable, "-m", "vcppo.deploy.cli", *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
         assert done.returncode == exit_code, (
             f"{' '.join(words)} → {done.returncode}\n{done.stderr}\n{done.stdout[-4000:]}"

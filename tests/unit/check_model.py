@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from common.config import VcppoConfig, load_config
+from vcppo.common.config import VcppoConfig, load_config
 
 SPECIAL = ("<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", "<eos>")
 BYTES = len(SPECIAL)

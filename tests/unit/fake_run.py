@@ -6,9 +6,9 @@ import json
 import math
 from pathlib import Path
 
-from common.config import VcppoConfig, dump_config
-from common.metrics import MetricsWriter
-from common.run_folder import RunFolder
+from vcppo.common.config import VcppoConfig, dump_config
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.run_folder import RunFolder
 
 LEDGER = {
     "issued": 2048,

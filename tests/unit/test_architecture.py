@@ -138,9 +138,9 @@ def test_common_stays_light_at_run_time() -> None:
 
 
 def test_the_buffer_process_stays_light() -> None:
-    assert loaded_after_importing(["learner.buffer"], {"torch", "vllm", "deepspeed", "transformers"}) == set()
+    assert loaded_after_importing(["vcppo.learner.buffer"], {"torch", "vllm", "deepspeed", "transformers"}) == set()
 
 
 def test_the_command_line_stays_light() -> None:
     heavy = {"torch", "vllm", "deepspeed", "transformers", "matplotlib", "scipy"}
-    assert loaded_after_importing(["deploy.cli"], heavy) == set()
+    assert loaded_after_importing(["vcppo.deploy.cli"], heavy) == set()

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common.errors import VcppoError
-from learner import attention
-from learner import segment_attention as module
-from learner.attention import Segments, packed_attention
-from learner.segment_attention import Group, plan, segment_attention
+from vcppo.common.errors import VcppoError
+from vcppo.learner import attention
+from vcppo.learner import segment_attention as module
+from vcppo.learner.attention import Segments, packed_attention
+from vcppo.learner.segment_attention import Group, plan, segment_attention
 
 LENGTHS = (7, 3, 3, 3, 1, 5)
 CU = torch.tensor([0, 7, 10, 13, 16, 17, 22], dtype=torch.int32)

@@ -15,7 +15,7 @@ from benchmarks import page
 from benchmarks.figures import Figure, at_least, at_most, seconds_text
 from benchmarks.harness import Timing, measure, peak_of, ratios
 from benchmarks.processes import CpuWatch
-from common.run_folder import RunFolder
+from vcppo.common.run_folder import RunFolder
 
 
 def test_goals() -> None:

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.canary import Answers, CanaryProbe, Incarnation, first_update, later_update, limit_of, mean_difference
-from learner.transport_check import SentWeights, transport_fault
+from vcppo.learner.canary import (
+    Answers,
+    CanaryProbe,
+    Incarnation,
+    first_update,
+    later_update,
+    limit_of,
+    mean_difference,
+)
+from vcppo.learner.transport_check import SentWeights, transport_fault
 
 NUM = 256
 ROUNDING = 0.08  # as of SmolLM2-135M in bfloat16
@@ -138,7 +146,7 @@ SENT = SentWeights(("a", "b", "c", "d", "e"), (1, 2, 3, 4, 5))
 
 
 def report(sums: list[int], names: tuple[str, ...] = SENT.names) -> dict[str, Any]:
-    from common.tensor_sums import names_sum
+    from vcppo.common.tensor_sums import names_sum
 
     return {"names": names_sum(names), "sums": sums}
 

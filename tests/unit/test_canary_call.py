@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from generator.canary_call import CanaryCall
-from generator.control import WeightControl
+from vcppo.generator.canary_call import CanaryCall
+from vcppo.generator.control import WeightControl
 
 IDS = np.arange(10, dtype=np.int32)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.check_lines import CheckLine
-from deploy.check.children import Began, Child, Children, Ended, Planned
+from vcppo.common.check_lines import CheckLine
+from vcppo.deploy.check.children import Began, Child, Children, Ended, Planned
 
 PROGRAM = """
 import json, os, signal, subprocess, sys, time

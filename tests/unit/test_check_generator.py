@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from common.check_lines import CheckLine
-from common.config import VcppoConfig, load_config
-from common.tasks import Finding, Problem, Split, Task, Verdict
-from common.tasks.dataset import DatasetOptions
-from common.trajectory import FinishReason
-from generator.check.__main__ import CHECKS
-from generator.check.context import Context
-from generator.check.data import half_width
-from generator.check.tokenizer import turn_end
 from tests.unit.check_model import TEMPLATE, make, save_tokenizer, sums, write_rows
+from vcppo.common.check_lines import CheckLine
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.tasks import Finding, Problem, Split, Task, Verdict
+from vcppo.common.tasks.dataset import DatasetOptions
+from vcppo.common.trajectory import FinishReason
+from vcppo.generator.check.__main__ import CHECKS
+from vcppo.generator.check.context import Context
+from vcppo.generator.check.data import half_width
+from vcppo.generator.check.tokenizer import turn_end
 
 
 def look(config: VcppoConfig, name: str) -> list[CheckLine]:

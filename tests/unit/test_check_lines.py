@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from common.check_child import report
-from common.check_lines import Check, CheckLine, NotPossible, Result, failed, passed, warned
-from common.errors import VcppoError
-from deploy.check.render import Screen
+from vcppo.common.check_child import report
+from vcppo.common.check_lines import Check, CheckLine, NotPossible, Result, failed, passed, warned
+from vcppo.common.errors import VcppoError
+from vcppo.deploy.check.render import Screen
 
 
 def good(context: str) -> Iterator[Result]:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from common.check_lines import CheckLine
-from common.config import VcppoConfig, load_config
-from common.errors import EXIT_FAILURE, EXIT_USAGE
-from common.ports import free_port
-from common.transport.keys import make_keys
-from deploy.check import quick
-from deploy.check.machine import Machine, Setup, TorchBuild, count_gpus, torch_build
-from deploy.check.quick import BEFORE_UP, CONTAINER, QUICK, UP, StartRefused, refuse_start
-from deploy.run_config import exclusive
+from vcppo.common.check_lines import CheckLine
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_FAILURE, EXIT_USAGE
+from vcppo.common.ports import free_port
+from vcppo.common.transport.keys import make_keys
+from vcppo.deploy.check import quick
+from vcppo.deploy.check.machine import Machine, Setup, TorchBuild, count_gpus, torch_build
+from vcppo.deploy.check.quick import BEFORE_UP, CONTAINER, QUICK, UP, StartRefused, refuse_start
+from vcppo.deploy.run_config import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -164,8 +164,8 @@ class TestMachine:
     def test_looking_is_quick_and_loads_nothing_heavy(self, folder: Path) -> None:
         """Every `vcppo up` begins with it."""
         code = (
-            "import sys, time; from pathlib import Path; from common.config import load_config\n"
-            "from deploy.check.quick import BEFORE_UP, refuse_start\n"
+            "import sys, time; from pathlib import Path; from vcppo.common.config import load_config\n"
+            "from vcppo.deploy.check.quick import BEFORE_UP, refuse_start\n"
             "config = load_config(Path(sys.argv[1])); began = time.process_time()\n"
             "refuse_start(config, BEFORE_UP); print(time.process_time() - began)\n"
             "print([name for name in ('torch', 'transformers', 'vllm', 'scipy') if name in sys.modules])"
@@ -210,7 +210,7 @@ class TestFiles:
     def test_a_hubs_model(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
         line = only(look(folder, "model", ["model.path=owner/name"]))
-        assert (line.status, "deploy.fetch_model owner/name" in line.remedy) == ("warned", True)
+        assert (line.status, "vcppo.deploy.fetch_model owner/name" in line.remedy) == ("warned", True)
 
     def test_a_run_that_somebody_works_on(self, folder: Path) -> None:
         path = config_of(folder).run.path
@@ -225,7 +225,7 @@ class TestFiles:
         assert line.status == "failed" and "run.folder" in line.text
 
     def test_too_little_space(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("deploy.check.files.shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
+        monkeypatch.setattr("vcppo.deploy.check.files.shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
         line = only(look(folder, "space"))
         assert line.status == "failed" and "learner.keep_checkpoints" in line.remedy
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from common.tasks.choices import chosen_letter
+from vcppo.common.tasks.choices import chosen_letter
 
 BOXES = [
     (r"\boxed{B. 42}", "B"),

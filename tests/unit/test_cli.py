@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from common.config import dump_config, load_config
-from common.errors import ConfigError
-from common.ports import free_port
-from common.run_folder import RunFolder
-from deploy import redis_server
-from deploy.cli import _parse, main
-from deploy.demo import demo_config, demo_name, other_cold_start
-from deploy.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
-from deploy.start_over import start_over
 from tests.unit.fake_run import config_of, make_run
+from vcppo.common.config import dump_config, load_config
+from vcppo.common.errors import ConfigError
+from vcppo.common.ports import free_port
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy import redis_server
+from vcppo.deploy.cli import _parse, main
+from vcppo.deploy.demo import demo_config, demo_name, other_cold_start
+from vcppo.deploy.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
+from vcppo.deploy.start_over import start_over
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", "demo", "experiment", "reward-model")
@@ -63,9 +63,7 @@ class TestParsing:
         assert caught.value.code == 2
 
     def test_runs_as_a_program_and_starts_fast_without_torch(self) -> None:
-        code = (
-            "import sys; from deploy.cli import main; main(['config', 'lambda_actor']); print('torch' in sys.modules)"
-        )
+        code = "import sys; from vcppo.deploy.cli import main; main(['config', 'lambda_actor']); print('torch' in sys.modules)"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
         )
@@ -191,7 +189,7 @@ class TestRefusedStart:
         self, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Past the quick checks: no redis-server, found when it is to be started."""
-        monkeypatch.setattr("deploy.check.quick.refuse_start", lambda *_: [])
+        monkeypatch.setattr("vcppo.deploy.check.quick.refuse_start", lambda *_: [])
         monkeypatch.setattr(shutil, "which", lambda name: None)
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
         assert main(["up", "-c", str(config_file)]) == 1
@@ -435,7 +433,7 @@ class TestOutput:
     def test_logs_of_standard_input(self) -> None:
         text = json.dumps({"event": "stepped", "level": "warning", "service": "learner"}) + "\nnoise\n"
         done = subprocess.run(
-            [sys.executable, "-m", "deploy.cli", "logs", "--level", "warning"],
+            [sys.executable, "-m", "vcppo.deploy.cli", "logs", "--level", "warning"],
             cwd=ROOT, input=text, capture_output=True, text=True, timeout=60, check=True,
         )  # fmt: skip
         assert "stepped" in done.stdout

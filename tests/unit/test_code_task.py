@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import TaskConfig
-from common.sandbox import Isolation, Result, SandboxError
-from common.tasks import Split, TaskError, code, load_task
-from common.tasks.code import CodeTask
-from common.tasks.code_answers import Case, cases_of, last_code_block, same_output
-from common.tasks.rows import Row
+from vcppo.common.config import TaskConfig
+from vcppo.common.sandbox import Isolation, Result, SandboxError
+from vcppo.common.tasks import Split, TaskError, code, load_task
+from vcppo.common.tasks.code import CodeTask
+from vcppo.common.tasks.code_answers import Case, cases_of, last_code_block, same_output
+from vcppo.common.tasks.rows import Row
 
 PROGRAMS = str(Path(__file__).parents[1] / "data" / "programs.jsonl")
 SPLITS: tuple[Split, ...] = ("train", "held_out")

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import (
+from vcppo.common.config import (
     ConfigError,
     VcppoConfig,
     config_fields,
@@ -19,7 +19,7 @@ from common.config import (
     load_config,
     render_markdown,
 )
-from common.config.loading import as_overrides, parse_override
+from vcppo.common.config.loading import as_overrides, parse_override
 
 DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
 
@@ -300,7 +300,7 @@ def test_every_field_is_documented() -> None:
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert DOCS.read_text() == render_markdown(), "run: python -m common.config > docs/configuration.md"
+    assert DOCS.read_text() == render_markdown(), "run: python -m vcppo.common.config > docs/configuration.md"
 
 
 def test_sections_are_frozen(run_yaml: Path) -> None:

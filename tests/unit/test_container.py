@@ -12,10 +12,10 @@ import pytest
 import structlog
 import yaml
 
-from common.errors import ConfigError
-from common.transport.keys import PEERS
-from deploy import container
-from deploy.container import run_config, share_keys
+from vcppo.common.errors import ConfigError
+from vcppo.common.transport.keys import PEERS
+from vcppo.deploy import container
+from vcppo.deploy.container import run_config, share_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deploy" / "configs" / "demo.yaml"

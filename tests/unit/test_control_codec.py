@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.transport.control import pack, unpack
+from vcppo.common.transport.control import pack, unpack
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int32", "int64", "float16", "float32", "float64", ">f4"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.credits import (
+from vcppo.learner.credits import (
     Entry,
     Ready,
     Wait,

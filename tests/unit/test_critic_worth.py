@@ -7,9 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from learner.critic_worth import critic_worth
-from learner.explained_variance import position_deciles
 from tests.unit import oracle
+from vcppo.learner.critic_worth import critic_worth
+from vcppo.learner.explained_variance import position_deciles
 
 rng = np.random.default_rng(0)
 LENGTHS = np.array([30, 4, 12, 1, 20, 9])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from common.tasks import decode_response
+from vcppo.common.tasks import decode_response
 
 transformers = pytest.importorskip("transformers")
 

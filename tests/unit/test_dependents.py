@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from common.config import config_fields
-from common.config.dependents import DEPENDENTS, Begun, Change, consequence, dependents_of, settings_of, start_over
+from vcppo.common.config import config_fields
+from vcppo.common.config.dependents import (
+    DEPENDENTS,
+    Begun,
+    Change,
+    consequence,
+    dependents_of,
+    settings_of,
+    start_over,
+)
 
 NOTHING, RECORDED = Begun(), Begun(recorded=True, longest_tokens=400)
 TRAINED = Begun(recorded=True, rl=True, longest_tokens=400)

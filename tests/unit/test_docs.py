@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import config_fields, load_config
+from vcppo.common.config import config_fields, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from common.config import VcppoConfig, load_config
-from common.errors import ConfigError
-from common.ports import dealt_by_the_kernel, free_endpoint, reserved_range
-from common.transport.endpoints import choose_endpoints, endpoints_of, note_endpoints
-from deploy.launcher import Launcher
-from deploy.log_lines import LogSink
 from tests.unit.fake_run import config_of
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import ConfigError
+from vcppo.common.ports import dealt_by_the_kernel, free_endpoint, reserved_range
+from vcppo.common.transport.endpoints import choose_endpoints, endpoints_of, note_endpoints
+from vcppo.deploy.launcher import Launcher
+from vcppo.deploy.log_lines import LogSink
 
 
 @pytest.fixture

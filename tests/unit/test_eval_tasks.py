@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from common.config import TaskConfig, VcppoConfig
-from common.overlap import find_overlaps
-from common.tasks import Problem, Task, TaskError, load_task
-from common.tasks.choices import chosen_letter
-from common.tasks.mix import PERIOD, MixTask, parts_of
-from deploy.benchmarks import BENCHMARKS, as_overrides
-from deploy.cli import main
+from vcppo.common.config import TaskConfig, VcppoConfig
+from vcppo.common.overlap import find_overlaps
+from vcppo.common.tasks import Problem, Task, TaskError, load_task
+from vcppo.common.tasks.choices import chosen_letter
+from vcppo.common.tasks.mix import PERIOD, MixTask, parts_of
+from vcppo.deploy.benchmarks import BENCHMARKS, as_overrides
+from vcppo.deploy.cli import main
 
 DATA = Path(__file__).parents[1] / "data"
 CONFIG = "run: {name: r}\nmodel: {path: m}\n"
@@ -146,7 +146,7 @@ class Letters(Task):
         ]
 
     def verify(self, answer, response, finish_reason):  # type: ignore[no-untyped-def]
-        from common.tasks import Verdict
+        from vcppo.common.tasks import Verdict
 
         return Verdict("correct" if response == answer["right"] == self.letter else "wrong", response)
 
@@ -297,7 +297,7 @@ class TestCommands:
 
     @pytest.mark.parametrize("name", BENCHMARKS)
     def test_a_benchmark_is_settings_the_users_own_win(self, name: str) -> None:
-        from common.config import load_config
+        from vcppo.common.config import load_config
 
         path = DATA / f"{name}.jsonl"
         file = DATA.parents[1] / "deploy" / "configs" / "demo.yaml"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import VcppoConfig, load_config
-from common.eval_samples import SampleFiles, plan_key
-from common.evaluation_inputs import asked, differences, evaluation_inputs, with_evaluation_sampling
-from common.fingerprints import contents_named, file_digest, model_contents
-from deploy.evaluate import current_result, outcome_table, parse_result
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.eval_samples import SampleFiles, plan_key
+from vcppo.common.evaluation_inputs import asked, differences, evaluation_inputs, with_evaluation_sampling
+from vcppo.common.fingerprints import contents_named, file_digest, model_contents
+from vcppo.deploy.evaluate import current_result, outcome_table, parse_result
 
 MODEL_FILES = {
     "model.safetensors": "x",

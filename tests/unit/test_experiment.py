@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.errors import ConfigError, VcppoError
-from common.eval_samples import plan_key
-from common.evaluation_inputs import asked, evaluation_inputs
-from deploy.cli import main
-from deploy.experiment import runner as runner_module
-from deploy.experiment.runner import Experiment, is_done
-from deploy.experiment.shared import adopt
-from deploy.experiment.suite import SUITES, Run, Suite, load_suite, plan_runs
+from vcppo.common.errors import ConfigError, VcppoError
+from vcppo.common.eval_samples import plan_key
+from vcppo.common.evaluation_inputs import asked, evaluation_inputs
+from vcppo.deploy.cli import main
+from vcppo.deploy.experiment import runner as runner_module
+from vcppo.deploy.experiment.runner import Experiment, is_done
+from vcppo.deploy.experiment.shared import adopt
+from vcppo.deploy.experiment.suite import SUITES, Run, Suite, load_suite, plan_runs
 
 ARMS = Path(__file__).parents[2] / "deploy" / "configs" / "arms"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learner.explained_variance import explained_variance, mean_by_position, position_deciles
 from tests.unit import oracle
+from vcppo.learner.explained_variance import explained_variance, mean_by_position, position_deciles
 
 rng = np.random.default_rng(0)
 LENGTHS = np.array([30, 4, 12, 1, 20, 9])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from learner.explained_variance import explained
-from learner.explained_variance_interval import Sums, choose_and_measure, explained_by, measure, sums_by_prompt
+from vcppo.learner.explained_variance import explained
+from vcppo.learner.explained_variance_interval import Sums, choose_and_measure, explained_by, measure, sums_by_prompt
 
 Array = NDArray[np.float64]
 

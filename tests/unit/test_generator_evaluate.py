@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import VcppoConfig
-from common.errors import VcppoError
-from common.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
-from common.intervals import wilson
-from common.tasks import Problem, Verdict
-from common.trajectory import Prompt, VersionSpan
-from deploy.evaluate import eval_table, parse_result
-from generator import evaluate
-from generator.engine import EngineError, Rollout
-from generator.evaluate import Plan, Sampler, sample_seed
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
+from vcppo.common.intervals import wilson
+from vcppo.common.tasks import Problem, Verdict
+from vcppo.common.trajectory import Prompt, VersionSpan
+from vcppo.deploy.evaluate import eval_table, parse_result
+from vcppo.generator import evaluate
+from vcppo.generator.engine import EngineError, Rollout
+from vcppo.generator.evaluate import Plan, Sampler, sample_seed
 
 PROBLEMS = [Problem(f"Question {number}", {"reference": str(number)}) for number in range(5)]
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from common.tensor_sums import byte_sum, names_sum
-from generator.nccl_engine import SummingNcclEngine
-from learner.transport_check import SentWeights, transport_fault
+from vcppo.common.tensor_sums import byte_sum, names_sum
+from vcppo.generator.nccl_engine import SummingNcclEngine
+from vcppo.learner.transport_check import SentWeights, transport_fault
 
 TENSORS = {"a": torch.randn(5, 3), "b": torch.randn(7).bfloat16(), "c": torch.randn(2, 2)}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import TaskConfig
-from common.tasks import Problem, Task, Verdict
-from generator.verifier_pool import VerifierError, VerifierPool
+from vcppo.common.config import TaskConfig
+from vcppo.common.tasks import Problem, Task, Verdict
+from vcppo.generator.verifier_pool import VerifierError, VerifierPool
 
 _GARBAGE = {
     "another reply": b'{"number": 1, "outcome": "correct", "extracted": null, "detail": null}\n',

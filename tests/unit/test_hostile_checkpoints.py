@@ -14,8 +14,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from learner.checkpoint import MANIFEST, CheckpointError, CheckpointStore, _content_sum, folder_name, load_rng, verify
 from tests.unit.test_checkpoint import state, write
+from vcppo.learner.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    CheckpointStore,
+    _content_sum,
+    folder_name,
+    load_rng,
+    verify,
+)
 
 
 @pytest.fixture

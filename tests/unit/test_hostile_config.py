@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, load_config
+from vcppo.common.config import ConfigError, load_config
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_half_an_address_names_its_field(run_yaml: Path) -> None:
 
 @pytest.mark.parametrize("argument", [b"rl.\xff=1", b"=", b"rl.batch_size=!!int x", b"run.name=\xff"])
 def test_the_command_line_exits_with_2_and_without_a_traceback(run_yaml: Path, argument: bytes) -> None:
-    command: list[str | bytes] = [sys.executable, "-m", "deploy.cli", "config", "-c", str(run_yaml), argument]
+    command: list[str | bytes] = [sys.executable, "-m", "vcppo.deploy.cli", "config", "-c", str(run_yaml), argument]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     assert b"Traceback" not in done.stderr and done.stderr.count(b"\n") == 1

@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.errors import VcppoError
-from generator.model_files import ModelError, load_tokenizer, require_model
-from learner.models import load_critic, load_policy, vocabulary_size
 from tests.unit.learner_samples import save_tiny_policy
+from vcppo.common.errors import VcppoError
+from vcppo.generator.model_files import ModelError, load_tokenizer, require_model
+from vcppo.learner.models import load_critic, load_policy, vocabulary_size
 
 
 class Intruder:

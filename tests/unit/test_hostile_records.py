@@ -13,20 +13,20 @@ import msgpack
 import pytest
 from rich.console import Console
 
-from common.errors import VcppoError
-from common.json_file import read_json_object
-from common.ledger import DeadLetter, Ledger
-from common.log_render import render_line
-from common.run_folder import RunFolder
-from common.store_codec import dead_letter_from, member_from
-from common.transport.receiver import TrajectoryReceiver
-from common.wire import encode_trajectory
-from deploy.ledger import print_ledger
-from learner.trained_log import check_trained_once, read_trained_log
-from learner.trajectory_file import TrajectoryFile
-from learner.value_pretraining import CRITIC_FOLDER, DECISION_FILE, is_done
 from tests.fuzz.wire import a_trajectory
 from tests.unit.fake_run import config_of
+from vcppo.common.errors import VcppoError
+from vcppo.common.json_file import read_json_object
+from vcppo.common.ledger import DeadLetter, Ledger
+from vcppo.common.log_render import render_line
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store_codec import dead_letter_from, member_from
+from vcppo.common.transport.receiver import TrajectoryReceiver
+from vcppo.common.wire import encode_trajectory
+from vcppo.deploy.ledger import print_ledger
+from vcppo.learner.trained_log import check_trained_once, read_trained_log
+from vcppo.learner.trajectory_file import TrajectoryFile
+from vcppo.learner.value_pretraining import CRITIC_FOLDER, DECISION_FILE, is_done
 
 
 def record(number: int) -> bytes:

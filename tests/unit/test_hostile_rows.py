@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.tasks import TaskError
-from common.tasks.dataset import DatasetTask
+from vcppo.common.tasks import TaskError
+from vcppo.common.tasks.dataset import DatasetTask
 
 GOOD = '{"question": "q", "answer": "1"}\n'
 

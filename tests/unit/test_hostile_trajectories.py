@@ -6,9 +6,9 @@ import msgpack
 import numpy as np
 import pytest
 
-from common.trajectory import Prompt, TrajectoryLimits, VersionSpan
-from common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 from tests.fuzz.wire import a_trajectory
+from vcppo.common.trajectory import Prompt, TrajectoryLimits, VersionSpan
+from vcppo.common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 
 
 @pytest.mark.parametrize("reward", [1e300, -1e39, 1e7])

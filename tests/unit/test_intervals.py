@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.intervals import wilson
+from vcppo.common.intervals import wilson
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import load_config
-from deploy.container import ROLES, run_config
-from deploy.nodes import Nodes
+from vcppo.common.config import load_config
+from vcppo.deploy.container import ROLES, run_config
+from vcppo.deploy.nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -128,7 +128,7 @@ def test_shapes_agree_with_the_config(overlay: str) -> None:
 def test_every_role_is_one_the_image_knows(overlay: str) -> None:
     for name in ("prepare", "buffer", "generator", "learner"):
         (container,) = pods(overlay)[name]["containers"]
-        assert "command" not in container  # the image's entry point is deploy.container
+        assert "command" not in container  # the image's entry point is vcppo.deploy.container
         assert container["args"] == [name]
         assert name in ROLES
 

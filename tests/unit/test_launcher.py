@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from common.config import VcppoConfig
-from common.errors import DeadlineExceeded
-from deploy.cores import plan_cores, thread_environment
-from deploy.launcher import Launcher
-from deploy.log_lines import LogSink, Record
-from deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import DeadlineExceeded
+from vcppo.deploy.cores import plan_cores, thread_environment
+from vcppo.deploy.launcher import Launcher
+from vcppo.deploy.log_lines import LogSink, Record
+from vcppo.deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
 
 READY = 'print(\'{"event": "ready", "level": "info"}\', flush=True);'
 SLEEP = "import signal; signal.pause()"
@@ -290,7 +290,7 @@ raise SystemExit(0 if number == 2 else 1)
         self, supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A killed torchrun leaves ranks that go on with their step: a second learner beside them would be two."""
-        monkeypatch.setattr("deploy.orphans.GRACE_SECONDS", 1.0)
+        monkeypatch.setattr("vcppo.deploy.orphans.GRACE_SECONDS", 1.0)
         pid_file = tmp_path / "pid"
         deaf = (
             "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -387,8 +387,8 @@ raise SystemExit(0 if number == 2 else 1)
         launcher = f"""
 import os
 from pathlib import Path
-from deploy.log_lines import LogSink
-from deploy.processes import ProcessSpec, Supervisor
+from vcppo.deploy.log_lines import LogSink
+from vcppo.deploy.processes import ProcessSpec, Supervisor
 with Supervisor(LogSink(Path({str(tmp_path / "logs")!r}), "t"), stop_deadline_seconds=5) as s:
     s.start(ProcessSpec("a", [{sys.executable!r}, "-c", {child!r}]))
     s.wait_ready(["a"])

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen2ForSequenceClassification
 
-from common.trajectory import Trajectory
-from learner.advantages import Truncation, place_ends, whiten
-from learner.gae import decoupled_gae
-from learner.losses import policy_loss, value_loss
-from learner.models import load_critic, load_policy
-from learner.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
 from tests.unit import oracle
 from tests.unit.learner_samples import mixed_batch, save_tiny_policy, tiny_config
+from vcppo.common.trajectory import Trajectory
+from vcppo.learner.advantages import Truncation, place_ends, whiten
+from vcppo.learner.gae import decoupled_gae
+from vcppo.learner.losses import policy_loss, value_loss
+from vcppo.learner.models import load_critic, load_policy
+from vcppo.learner.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
 
 LAMBDA_ACTOR, LAMBDA_CRITIC = 0.95, 1.0
 CLIP_LOW, CLIP_HIGH, IMPORTANCE, TEMPERATURE = 0.2, 0.28, 1.5, 0.8

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.ledger import Ledger, Member
-from deploy.display import ProgressLines, clock, number
-from deploy.live_view import LiveView, sparkline
-from deploy.run_data import RunData
 from tests.unit.fake_run import make_closed_run, make_run
+from vcppo.common.ledger import Ledger, Member
+from vcppo.deploy.display import ProgressLines, clock, number
+from vcppo.deploy.live_view import LiveView, sparkline
+from vcppo.deploy.run_data import RunData
 
 LEDGER = Ledger(issued=2000, queued=30, leased=100, buffered=50, claimed=64, trained=1756)
 

@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.json_lines import MAX_LINE_BYTES
-from common.metrics import read_metrics
-from common.run_folder import RunFolder
-from common.trained_log import read_trained_log
-from deploy.chaos.watch import Watch
-from deploy.display import ProgressLines
-from deploy.live_view import LiveView
-from deploy.log_lines import LineSplitter, LogSink, Screen, parse_line, prefix
-from deploy.logs import LogFilter, from_folder, from_text
-from deploy.report import write_report
-from deploy.run_data import JsonLinesTail, RunData
 from tests.unit.fake_run import config_of, make_run
+from vcppo.common.json_lines import MAX_LINE_BYTES
+from vcppo.common.metrics import read_metrics
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.trained_log import read_trained_log
+from vcppo.deploy.chaos.watch import Watch
+from vcppo.deploy.display import ProgressLines
+from vcppo.deploy.live_view import LiveView
+from vcppo.deploy.log_lines import LineSplitter, LogSink, Screen, parse_line, prefix
+from vcppo.deploy.logs import LogFilter, from_folder, from_text
+from vcppo.deploy.report import write_report
+from vcppo.deploy.run_data import JsonLinesTail, RunData
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,7 +241,7 @@ def test_a_line_too_long_is_passed_over_and_not_held(tmp_path: Path) -> None:
 
 def test_what_is_piped_in_need_not_be_utf_8() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "deploy.cli", "logs"]
+    command = [sys.executable, "-m", "vcppo.deploy.cli", "logs"]
     done = subprocess.run(command, input=b"\xff\xfe broken\n" + line("whole").encode() + b"\n", capture_output=True,
                           env=environment, cwd=ROOT, timeout=60)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.losses import kl_penalty, policy_loss, value_loss
 from tests.unit import oracle
+from vcppo.learner.losses import kl_penalty, policy_loss, value_loss
 
 numbers = st.floats(-2, 2, width=32)
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import pytest
 
-from common.tasks.dataset import DatasetTask
-from common.tasks.math_answers import judge, reference_problem
-from common.tasks.maths.text import boxes, normal_form
-from common.tasks.maths.values import Unreadable, exact_value
+from vcppo.common.tasks.dataset import DatasetTask
+from vcppo.common.tasks.math_answers import judge, reference_problem
+from vcppo.common.tasks.maths.text import boxes, normal_form
+from vcppo.common.tasks.maths.values import Unreadable, exact_value
 
 TABLE = Path(__file__).parents[1] / "data" / "math_verdicts.tsv"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.ledger import Ledger, Member
-from common.metric_names import METRICS, exposed_name, render_markdown, series_of
-from common.store import Memory
-from learner.store_metrics import StoreState, store_metrics
 from tests.unit.fake_run import rl_row
+from vcppo.common.ledger import Ledger, Member
+from vcppo.common.metric_names import METRICS, exposed_name, render_markdown, series_of
+from vcppo.common.store import Memory
+from vcppo.learner.store_metrics import StoreState, store_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from common.errors import MetricsError
-from common.metric_sinks import TensorBoardSink
-from common.metrics import MetricsWriter, read_metrics
-from common.run_folder import RunFolder
+from vcppo.common.errors import MetricsError
+from vcppo.common.metric_sinks import TensorBoardSink
+from vcppo.common.metrics import MetricsWriter, read_metrics
+from vcppo.common.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -96,9 +96,9 @@ def test_writing_needs_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
     code = f"""
 import sys, json
 from pathlib import Path
-import common.config, common.log
-from common.metrics import MetricsWriter
-from common.metric_sinks import PrometheusSink, TensorBoardSink
+import vcppo.common.config, vcppo.common.log
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.metric_sinks import PrometheusSink, TensorBoardSink
 sinks = [TensorBoardSink(Path({str(tmp_path)!r}) / "events"), PrometheusSink("127.0.0.1", 0, "s", "r")]
 writer = MetricsWriter(Path({str(tmp_path)!r}), "s", "r", sinks)
 writer.write(1, {{"a": 1.0}})

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2ForSequenceClassification
 
-from common.errors import VcppoError
-from learner.models import CriticModel, load_critic, load_policy, save_model
-from learner.packing import build_packed
 from tests.unit.learner_samples import mixed_batch, save_tiny_policy, tiny_config
+from vcppo.common.errors import VcppoError
+from vcppo.learner.models import CriticModel, load_critic, load_policy, save_model
+from vcppo.learner.packing import build_packed
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from deploy.nodes import Nodes, NodesError
+from vcppo.deploy.nodes import Nodes, NodesError
 
 ENVIRONMENT = {
     "VCPPO_NODES": "4",
@@ -26,7 +26,7 @@ def test_ranks_are_shared_out_and_node_zero_keeps_the_rendezvous() -> None:
     assert (options["--rdzv-endpoint"], options["--local-addr"]) == ("learner-0:29400", "learner-1")
     assert options["--rdzv-conf"].startswith("is_host=0,")
     assert replace(nodes, index=0).torchrun("run", 32)[words.index("--rdzv-conf") + 1].startswith("is_host=1,")
-    assert words[-2:] == ["-m", "learner"]
+    assert words[-2:] == ["-m", "vcppo.learner"]
 
 
 def test_one_machine_needs_no_nodes() -> None:

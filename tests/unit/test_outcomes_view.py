@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.metrics import MetricsWriter
-from common.run_folder import RunFolder
-from deploy import outcomes_view
-from deploy.display import progress_line
-from deploy.live_view import LiveView
-from deploy.report import write_report
-from deploy.run_data import RunData
 from tests.unit.fake_run import make_run, rl_row
+from vcppo.common.metrics import MetricsWriter
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy import outcomes_view
+from vcppo.deploy.display import progress_line
+from vcppo.deploy.live_view import LiveView
+from vcppo.deploy.report import write_report
+from vcppo.deploy.run_data import RunData
 
 # 64 responses: 8 right, 40 wrong, 12 unparsable, 3 timeouts, 1 crash; 10 of them cut.
 STEP = {

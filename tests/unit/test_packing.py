@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.packing import (
+from tests.unit.learner_samples import mixed_batch, trajectory
+from vcppo.learner.packing import (
     action_cu_seqlens,
     action_slots,
     behaviour_log_probs,
@@ -20,7 +21,6 @@ from learner.packing import (
     split_across_ranks,
     split_mini_batches,
 )
-from tests.unit.learner_samples import mixed_batch, trajectory
 
 lengths_lists = st.lists(st.integers(1, 100), max_size=40)
 

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from learner import packing_proof
-from learner.models import POLICY, load_policy
-from learner.packing import build_packed
-from learner.packing_check import check_packing
-from learner.packing_probe import probe
-from learner.packing_proof import ModelRefused, prove
-from learner.tiny_instance import tiny_configs
 from tests.unit.architectures import save_tiny, tiny_config, tiny_model
 from tests.unit.learner_samples import mixed_batch, save_tiny_policy
+from vcppo.learner import packing_proof
+from vcppo.learner.models import POLICY, load_policy
+from vcppo.learner.packing import build_packed
+from vcppo.learner.packing_check import check_packing
+from vcppo.learner.packing_probe import probe
+from vcppo.learner.packing_proof import ModelRefused, prove
+from vcppo.learner.tiny_instance import tiny_configs
 
 
 def _with(folder: Path, **changes: Any) -> Path:

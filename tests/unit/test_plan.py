@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import VcppoConfig, load_config
-from deploy.cli import main
-from deploy.plan.architecture import KNOWN, Architecture, PlanError, architecture_of
-from deploy.plan.arithmetic import (
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.deploy.cli import main
+from vcppo.deploy.plan.architecture import KNOWN, Architecture, PlanError, architecture_of
+from vcppo.deploy.plan.arithmetic import (
     GIB,
     activation_bytes,
     flow_plan,
@@ -128,8 +128,8 @@ def test_flows() -> None:
 def test_the_wire_is_about_as_long_as_planned() -> None:
     import numpy as np
 
-    from common.trajectory import Trajectory, VersionSpan
-    from common.wire import encode_trajectory
+    from vcppo.common.trajectory import Trajectory, VersionSpan
+    from vcppo.common.wire import encode_trajectory
 
     length = 256
     one = Trajectory(

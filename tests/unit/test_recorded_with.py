@@ -8,13 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from common.config import VcppoConfig
-from common.tasks import Task, load_task
-from learner.prompts import PromptSource
-from learner.recorded_with import RecordingOutdated, check_recording, critic_inputs, model_digest, read_note, still_fits
+from vcppo.common.config import VcppoConfig
+from vcppo.common.tasks import Task, load_task
+from vcppo.learner.prompts import PromptSource
+from vcppo.learner.recorded_with import (
+    RecordingOutdated,
+    check_recording,
+    critic_inputs,
+    model_digest,
+    read_note,
+    still_fits,
+)
 
 TASK = """
-from common.tasks import Problem, Task, Verdict
+from vcppo.common.tasks import Problem, Task, Verdict
 
 class Sums(Task):
     def problems(self, split, seed, start, count):

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import pytest
 
-from common.config import ConfigError, ValuePretrainingConfig, config_fields, dump_config, load_config
-from common.run_folder import RunFolder
-from deploy.run_config import write_config
-from learner.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
-from learner.recording_stats import OUTCOMES, Counts
 from tests.unit.fake_run import config_of
+from vcppo.common.config import ConfigError, ValuePretrainingConfig, config_fields, dump_config, load_config
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.run_config import write_config
+from vcppo.learner.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
+from vcppo.learner.recording_stats import OUTCOMES, Counts
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from common.config import TaskConfig
-from common.json_file import JsonError, parse_json
-from common.overlap import find_overlaps
-from common.question_text import question_key
-from common.tasks import Finding, Problem, Task, TaskError, Verdict, load_task
-from common.tasks.dataset import DatasetTask
-from common.tasks.rows import RowsError
+from vcppo.common.config import TaskConfig
+from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.overlap import find_overlaps
+from vcppo.common.question_text import question_key
+from vcppo.common.tasks import Finding, Problem, Task, TaskError, Verdict, load_task
+from vcppo.common.tasks.dataset import DatasetTask
+from vcppo.common.tasks.rows import RowsError
 
 
 def write(path: Path, *rows: object) -> str:
@@ -98,7 +98,7 @@ class TestBadRows:
             DatasetTask(path=str(tmp_path / "a.json"))
 
     def test_a_line_without_end_does_not_hide_the_next(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("common.tasks.rows._MAX_LINE_BYTES", 100)
+        monkeypatch.setattr("vcppo.common.tasks.rows._MAX_LINE_BYTES", 100)
         rows = [row("x" * 350), row("fine"), row("")]
         with pytest.raises(RowsError) as caught:
             DatasetTask(path=write(tmp_path / "a.jsonl", *rows))

@@ -13,17 +13,17 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from common.config import MetricsConfig
-from common.eval_samples import Sample as EvalSample
-from common.eval_samples import SampleFiles
-from common.run_folder import RECORD_FILE, RunFolder
-from common.trajectory import FinishReason, Outcome, Trajectory, VersionSpan
-from common.trajectory_records import read_trajectories
-from common.wire import encode_trajectory
-from deploy.cli import main
-from learner.samples import SampleWriter, choose_samples
-from learner.trajectory_file import TrajectoryFile
 from tests.unit.fake_run import make_run
+from vcppo.common.config import MetricsConfig
+from vcppo.common.eval_samples import Sample as EvalSample
+from vcppo.common.eval_samples import SampleFiles
+from vcppo.common.run_folder import RECORD_FILE, RunFolder
+from vcppo.common.trajectory import FinishReason, Outcome, Trajectory, VersionSpan
+from vcppo.common.trajectory_records import read_trajectories
+from vcppo.common.wire import encode_trajectory
+from vcppo.deploy.cli import main
+from vcppo.learner.samples import SampleWriter, choose_samples
+from vcppo.learner.trajectory_file import TrajectoryFile
 
 WORDS = ["<eos>", "two", "plus", "is", "four", "five", "\x1b[31m"]
 

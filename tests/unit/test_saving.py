@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from common.config import VcppoConfig
-from learner.export import try_export
-from learner.models import load_critic, load_policy, save_model, vocabulary_size
-from learner.packing import build_packed
-from learner.packing_proof import ModelRefused
-from learner.saving import NotSaveable
 from tests.unit.architectures import save_tiny
 from tests.unit.learner_samples import mixed_batch
 from tests.unit.test_tokenizer import byte_level
+from vcppo.common.config import VcppoConfig
+from vcppo.learner.export import try_export
+from vcppo.learner.models import load_critic, load_policy, save_model, vocabulary_size
+from vcppo.learner.packing import build_packed
+from vcppo.learner.packing_proof import ModelRefused
+from vcppo.learner.saving import NotSaveable
 
 
 @pytest.fixture

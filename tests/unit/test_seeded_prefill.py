@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from generator.seeded_prefill import correct, is_faulty
+from vcppo.generator.seeded_prefill import correct, is_faulty
 
 
 class Buffer:

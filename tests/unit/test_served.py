@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common.model_files import ModelError
-from generator.served import require_served
 from tests.unit.architectures import save_tiny
+from vcppo.common.model_files import ModelError
+from vcppo.generator.served import require_served
 
 
 def test_an_architecture_of_vllms_own_is_served(tmp_path: Path) -> None:

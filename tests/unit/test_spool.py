@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.transport import Spool
+from vcppo.common.transport import Spool
 
 
 def drained(spool: Spool) -> list[tuple[str, bytes]]:

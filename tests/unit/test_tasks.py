@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import TaskConfig
-from common.tasks import (
+from vcppo.common.config import TaskConfig
+from vcppo.common.tasks import (
     Demonstration,
     Problem,
     Split,
@@ -23,9 +23,9 @@ from common.tasks import (
     encode_prompt,
     load_task,
 )
-from common.tasks.chain_arithmetic import ChainArithmetic
-from common.tasks.dataset import DatasetTask
-from common.tasks.math_answers import judge
+from vcppo.common.tasks.chain_arithmetic import ChainArithmetic
+from vcppo.common.tasks.dataset import DatasetTask
+from vcppo.common.tasks.math_answers import judge
 
 PROBLEMS = Path(__file__).parents[1] / "data" / "problems.jsonl"
 SPLITS: tuple[Split, ...] = ("train", "held_out")

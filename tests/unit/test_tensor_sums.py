@@ -7,7 +7,7 @@ import zlib
 import pytest
 import torch
 
-from common.tensor_sums import byte_sum, names_sum, word_sum
+from vcppo.common.tensor_sums import byte_sum, names_sum, word_sum
 
 SIZES = [1, 7, 8, 9, 4095, 8 * 4096, 8 * 4096 + 3, 100_003]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import ValuePretrainingConfig, VcppoConfig
-from common.errors import VcppoError
-from common.trajectory import Trajectory, VersionSpan
-from common.wire import encode_trajectory
-from learner.explained_variance_interval import Figure, Interval
-from learner.gate_remedies import NEEDED_OF_EACH
-from learner.recording_stats import count_responses
-from learner.trajectory_file import TrajectoryFile
-from learner.value_gate import Gate, Measurement
-from learner.value_pretraining import enough_held_out, split_held_out
+from vcppo.common.config import ValuePretrainingConfig, VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.trajectory import Trajectory, VersionSpan
+from vcppo.common.wire import encode_trajectory
+from vcppo.learner.explained_variance_interval import Figure, Interval
+from vcppo.learner.gate_remedies import NEEDED_OF_EACH
+from vcppo.learner.recording_stats import count_responses
+from vcppo.learner.trajectory_file import TrajectoryFile
+from vcppo.learner.value_gate import Gate, Measurement
+from vcppo.learner.value_pretraining import enough_held_out, split_held_out
 
 
 def trajectory(index: int) -> Trajectory:

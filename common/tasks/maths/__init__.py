@@ -1,1 +1,1 @@
-"""Comparing mathematical answers: `common.tasks.math_answers` is the way in."""
+"""Comparing mathematical answers: `vcppo.common.tasks.math_answers` is the way in."""

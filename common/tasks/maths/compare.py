@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from common.tasks.maths import symbols
-from common.tasks.maths.scalars import is_arithmetic, same_scalars
-from common.tasks.maths.structure import (
+from vcppo.common.tasks.maths import symbols
+from vcppo.common.tasks.maths.scalars import is_arithmetic, same_scalars
+from vcppo.common.tasks.maths.structure import (
     NUM_SIDES,
     Group,
     Matrix,
@@ -25,7 +25,7 @@ from common.tasks.maths.structure import (
     relation_of,
     union_of,
 )
-from common.tasks.maths.text import key
+from vcppo.common.tasks.maths.text import key
 
 _MAX_NESTING = 6
 _MAX_PARTS = 200

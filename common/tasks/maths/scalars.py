@@ -6,9 +6,9 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from common.tasks.maths import symbols
-from common.tasks.maths.text import key
-from common.tasks.maths.values import Unit, Unreadable, agrees, exact_value, literal, unit_of
+from vcppo.common.tasks.maths import symbols
+from vcppo.common.tasks.maths.text import key
+from vcppo.common.tasks.maths.values import Unit, Unreadable, agrees, exact_value, literal, unit_of
 
 _UNIT_PIECE = re.compile(
     r"(?P<space>\s*)(?P<piece>\\text\{[^{}]*\}|(?<![\\A-Za-z])[A-Za-z]+\.?|/)(?P<power>\s*\^\{[23]\})?\s*\Z"

@@ -9,7 +9,8 @@ from threading import Barrier
 import numpy as np
 from numpy.typing import NDArray
 
-from learner.advantages import (
+from tests.conformance.interface import Estimate, Settings, Shard
+from vcppo.learner.advantages import (
     SumOverRanks,
     group_mean_advantages,
     leave_one_out_advantages,
@@ -17,8 +18,7 @@ from learner.advantages import (
     spread_over_actions,
     whiten,
 )
-from learner.gae import decoupled_gae
-from tests.conformance.interface import Estimate, Settings, Shard
+from vcppo.learner.gae import decoupled_gae
 
 
 class Vcppo:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from common.sandbox import Layer
+from vcppo.common.sandbox import Layer
 
 LIBC = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True)\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.sandbox import Isolation, Layers, probe
+from vcppo.common.sandbox import Isolation, Layers, probe
 
 from .rig import python
 

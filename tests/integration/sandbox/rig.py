@@ -11,9 +11,9 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from common.config import TaskConfig
-from common.sandbox import Job, Layers, Limits
-from generator.verifier_pool import VerifierPool
+from vcppo.common.config import TaskConfig
+from vcppo.common.sandbox import Job, Layers, Limits
+from vcppo.generator.verifier_pool import VerifierPool
 
 ROOT = Path(__file__).parents[3]
 # The system's, where there is one: a user of its own may not reach ours in somebody's home folder.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from common.sandbox import Isolation, Layer, Layers, kernel, run_program
+from vcppo.common.sandbox import Isolation, Layer, Layers, kernel, run_program
 
 from .attacks import ATTACKS
 from .rig import LIMITS, NOTHING, PYTHON, python

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.sandbox import Isolation, Job, Layers, kernel, run_program
+from vcppo.common.sandbox import Isolation, Job, Layers, kernel, run_program
 
 from .rig import LIMITS, NOTHING, PEEK, PYTHON, python
 

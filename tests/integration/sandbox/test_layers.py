@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from common.config import TaskConfig
-from common.sandbox import Isolation, Job, Layer, Layers, SandboxError, probe, run_program
-from common.tasks import load_task
-from generator.verifier_pool import VerifierPool
+from vcppo.common.config import TaskConfig
+from vcppo.common.sandbox import Isolation, Job, Layer, Layers, SandboxError, probe, run_program
+from vcppo.common.tasks import load_task
+from vcppo.generator.verifier_pool import VerifierPool
 
 from .rig import NOTHING, PEEK, PYTHON, ROOT, SLEEP, SYSTEM_PYTHON, in_pool, python
 
@@ -35,8 +35,8 @@ def test_probe_says_what_is_refused_and_why() -> None:
 
 UNPRIVILEGED = """
 import json, os, subprocess
-from common.sandbox import *
-from common.sandbox import kernel
+from vcppo.common.sandbox import *
+from vcppo.common.sandbox import kernel
 os.chdir("/")
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 kernel._prctl("dumpable", 4, 1)  # as after an execve
@@ -92,7 +92,7 @@ def test_layers_of_an_ordinary_user(isolation: Isolation) -> None:
 def test_layers_of_a_container_s_root(kept: list[str], layers: set[Layer], isolation: Isolation) -> None:
     """Fewer capabilities cost layers (a user needs setuid, say), never a promise."""
     script = f"""
-from common.sandbox import *
+from vcppo.common.sandbox import *
 found = probe(Job(({PYTHON!r}, "-S", "-c", ""), ({sys.base_prefix!r},)))
 print(*found.layers, *found.missing)
 """

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from common.config import TaskConfig
-from common.sandbox import Isolation, Layer, Layers, run_program
-from common.tasks import load_task
-from generator.verifier_pool import VerifierPool
+from vcppo.common.config import TaskConfig
+from vcppo.common.sandbox import Isolation, Layer, Layers, run_program
+from vcppo.common.tasks import load_task
+from vcppo.generator.verifier_pool import VerifierPool
 
 from .rig import FORKING, NOTHING, PYTHON, ROOT, SLEEP, eventually, in_pool, marker, processes, python
 
@@ -57,7 +57,7 @@ def test_no_daemon_survives(only: tuple[Layer, ...] | None, linger: int, isolati
 
 CALLER = """
 import sys
-from common.sandbox import *
+from vcppo.common.sandbox import *
 limits = Limits(wall_seconds=100, may_fork=True)
 run_program(Job(({python!r}, "-S", "-c", {source!r}), (sys.base_prefix,), limits=limits), frozenset({layers!r}))
 """

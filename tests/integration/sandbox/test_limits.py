@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from common.sandbox import Isolation, Layers, Result, run_program
+from vcppo.common.sandbox import Isolation, Layers, Result, run_program
 
 from .rig import FORKING, LIMITS, SLEEP, marker, processes, python
 

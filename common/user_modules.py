@@ -1,0 +1,17 @@
+"""The folder a user starts in: their modules are found there, and never taken for anybody else's."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Environment of every Python child: a file beside the user's run.yaml that is called as one of our libraries (or one of
+theirs: `redis.py`, `queue.py`) is not imported in its place."""
+
+
+def find_user_modules() -> None:
+    """Let modules of the current folder be imported, after all that is installed. May be called again."""
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)

@@ -1,0 +1,81 @@
+"""vcppo: asynchronous PPO with a calibrated critic. The names here are the public API; everything else may move.
+
+A task of your own, in a file beside your run.yaml (``task.name: my_task:MyTask``)::
+
+    from vcppo import Problem, Task, Verdict
+
+    class MyTask(Task):
+        num_problems = 1000
+        def problem(self, index): return Problem(f"What is {index} + {index}?", str(2 * index))
+        def verify(self, problem, response): return Verdict.judged(response.strip() == problem.answer)
+
+| name | what it is |
+|---|---|
+| `Task` | where prompts and verdicts come from: the class a user writes |
+| `Problem`, `Verdict`, `Demonstration`, `Finding` | what its methods return |
+| `TaskOptions`, `parse_options` | typed options of a task, refused by name where they are wrong |
+| `Split`, `Text`, `ChatMessages` | the types in its signatures |
+| `load_task` | the task that a config names |
+| `load_config`, `VcppoConfig` | a run's settings from YAML and overrides, checked |
+| `VcppoError`, `TaskError` | errors whose text is meant for the user |
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vcppo.common.config import VcppoConfig, load_config
+    from vcppo.common.errors import VcppoError
+    from vcppo.common.tasks import load_task
+    from vcppo.common.tasks.interface import (
+        ChatMessages,
+        Demonstration,
+        Finding,
+        Problem,
+        Split,
+        Task,
+        TaskError,
+        TaskOptions,
+        Text,
+        Verdict,
+        parse_options,
+    )
+
+__version__ = "0.2.0"
+__all__ = [
+    "ChatMessages",
+    "Demonstration",
+    "Finding",
+    "Problem",
+    "Split",
+    "Task",
+    "TaskError",
+    "TaskOptions",
+    "Text",
+    "VcppoConfig",
+    "VcppoError",
+    "Verdict",
+    "load_config",
+    "load_task",
+    "parse_options",
+]
+
+_HOMES = {
+    "VcppoConfig": "vcppo.common.config",
+    "VcppoError": "vcppo.common.errors",
+    "load_config": "vcppo.common.config",
+    "load_task": "vcppo.common.tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are looked up when they are used: a child process of ours that needs none starts without them."""
+    if name not in __all__:
+        raise AttributeError(f"module 'vcppo' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES.get(name, "vcppo.common.tasks.interface")), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
