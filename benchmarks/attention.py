@@ -1,9 +1,9 @@
-"""Which kernel attends to bfloat16 segments on this CPU: `vcppo.learner.segment_attention` against torch's own, by length.
+"""Which kernel attends to bfloat16 segments on this CPU, by length: ours (`kernels.segment_attention`) or torch's.
 
 Segments of one length, as many as 2,048 tokens hold, 9 heads of 64 over 3 (SmolLM2-135M's), and what a learner step has
 of each layer: two passes forward only (values, old log-probs) and two with their backward (actor, critic).
-`vcppo.learner.attention` sends segments from `FUSED_FROM` tokens through torch's kernel where there is AMX; this is what it
-rests on.
+`vcppo.learner.kernels.attention` sends segments from `FUSED_FROM` tokens through torch's kernel where there is AMX;
+this is what it rests on.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.figures import Figure, seconds_text
 from benchmarks.harness import Settings, measure, ratios
-from vcppo.learner.attention import FUSED_FROM, by_runs, has_amx
-from vcppo.learner.segment_attention import plan, segment_attention
+from vcppo.learner.kernels.attention import FUSED_FROM, by_runs, has_amx
+from vcppo.learner.kernels.segment_attention import plan, segment_attention
 
 LENGTHS = (128, 256, 384, 1024, 2048)
 NUM_TOKENS = 2048

@@ -1,6 +1,6 @@
 """The way of a trajectory in one run of real parts, from a generator's arrays to the learner's, and its CPU seconds.
 
-    TrajectorySender ──ZeroMQ, acked──▶ vcppo.learner.buffer ──▶ redis-server, AOF ──▶ BatchCollector, claim, decode, commit
+    TrajectorySender ──ZeroMQ, acked──▶ learner.buffer ──▶ redis-server, AOF ──▶ BatchCollector, claim, decode, commit
     (a thread here)                     (a process)        (a process)           (here)
 
 Redis and buffer are started by the launcher's own specs. CPU seconds are of all threads of all three processes, user
@@ -22,15 +22,15 @@ import numpy as np
 
 from benchmarks.rig import DEADLINE_SECONDS, Rig, demo_settings
 from vcppo.common.config import VcppoConfig
-from vcppo.common.ledger import VOCABULARY_SIZE
+from vcppo.common.records.trajectory import Prompt, Trajectory
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.ledger import VOCABULARY_SIZE
 from vcppo.common.tasks import load_task
-from vcppo.common.trajectory import Prompt, Trajectory
 from vcppo.common.transport import TrajectorySender
 from vcppo.common.transport.endpoints import endpoints_of
-from vcppo.common.wire import encode_trajectory
-from vcppo.learner.batch import Batch
-from vcppo.learner.collect import BatchCollector, PromptIssuer
-from vcppo.learner.prompts import PromptSource
+from vcppo.learner.batching.batch import Batch
+from vcppo.learner.supply.collect import BatchCollector, PromptIssuer
+from vcppo.learner.supply.prompts import PromptSource
 
 GENERATOR = "generator-0"
 _LEASE_SECONDS = 600.0
@@ -106,7 +106,7 @@ class DataPath:
             self.sender.send(trajectory.id, encode_trajectory(trajectory))
 
     def _take(self, collector: BatchCollector) -> Batch:
-        """A step's batch, as `vcppo.learner.loop` takes it, and its commit."""
+        """A step's batch, as `vcppo.learner.rl.loop` takes it, and its commit."""
         while (ids := collector.poll(self.version)) is None:
             pass  # it has waited
         batch = Batch.decode(self.store.claim(ids, self.version + 1), self.version)

@@ -1,4 +1,4 @@
-"""Decoupled GAE, both lambdas in one pass over packed tokens: `vcppo.learner.gae.decoupled_gae` as the learner calls it.
+"""Decoupled GAE, both lambdas in one pass over packed tokens: `decoupled_gae` as the learner calls it.
 
 Against two things, in the same rounds:
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, at_least, at_most, seconds_text
 from benchmarks.harness import Settings, measure, ratios
-from vcppo.learner.advantages import place_ends
-from vcppo.learner.gae import AdvantagesAndTargets, decoupled_gae
+from vcppo.learner.algorithm.advantages import place_ends
+from vcppo.learner.algorithm.gae import AdvantagesAndTargets, decoupled_gae
 
 LAMBDA_ACTOR, LAMBDA_CRITIC = 0.95, 1.0
 MOST_ERROR = 1e-6

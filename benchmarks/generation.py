@@ -1,12 +1,12 @@
 """A generator's tokens per second against vLLM's own `LLM.generate` on the same requests.
 
-Ours is `python -m vcppo.generator` as the launcher starts it, on one core with everything it does: leasing from Redis, vLLM,
-verifier children, encoding, sending, heartbeats. It is timed from the prompts' issue to the last append in the store.
-Redis and the buffer are not the generator's: they run on another core where there is one. `LLM.generate` runs on the
-same core, in processes of its own with the same engine arguments and as many sequences at once; plain (no log-probs,
-text made), and with the log-probs that PPO needs. They are stopped while ours runs. Rounds take turns; each has fresh
-prompts, the same for all contenders, with a seed for each. Sampling is seeded, but batches differ in order and so sums
-in the last bit: the number of tokens must agree within 5 %, or the benchmark fails.
+Ours is `python -m vcppo.generator` as the launcher starts it, on one core with everything it does: leasing from Redis,
+vLLM, verifier children, encoding, sending, heartbeats. It is timed from the prompts' issue to the last append in the
+store. Redis and the buffer are not the generator's: they run on another core where there is one. `LLM.generate` runs on
+the same core, in processes of its own with the same engine arguments and as many sequences at once; plain (no
+log-probs, text made), and with the log-probs that PPO needs. They are stopped while ours runs. Rounds take turns; each
+has fresh prompts, the same for all contenders, with a seed for each. Sampling is seeded, but batches differ in order
+and so sums in the last bit: the number of tokens must agree within 5 %, or the benchmark fails.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from benchmarks.harness import Settings
 from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
 from benchmarks.vllm_peer import Generated, VllmPeer
 from vcppo.common.config import VcppoConfig
-from vcppo.common.trajectory import Prompt
-from vcppo.common.wire import decode_trajectory
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.wire import decode_trajectory
 
 
 class Case(NamedTuple):
@@ -82,7 +82,7 @@ def _measure(case: Case, core: int, *, one_process: bool = False) -> dict[str, l
         environment = {
             **spec.environment,
             "TORCHDYNAMO_DISABLE": "1",
-        }  # as `vcppo.generator.engine` has it in eager mode
+        }  # as `vcppo.generator.vllm_engine.engine` has it in eager mode
         if one_process:
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         peer = stack.enter_context(VllmPeer(llm_arguments(config), _another_core(core), environment))
@@ -105,7 +105,7 @@ def _another_core(core: int) -> int:
 
 
 def llm_arguments(config: VcppoConfig) -> dict[str, Any]:
-    """Of `vcppo.generator.engine`, less what only a generator needs."""
+    """Of `vcppo.generator.vllm_engine.engine`, less what only a generator needs."""
     generator = config.generator
     return {
         "model": config.model.path,

@@ -26,9 +26,9 @@ from benchmarks.data_path import DataPath, check, cpu_seconds
 from benchmarks.figures import NO_KNEE, Figure, at_most, seconds_text
 from benchmarks.harness import Settings, measure
 from benchmarks.wire import make_trajectory, through_the_wire
-from vcppo.common.ledger import BufferEntry
-from vcppo.common.trajectory import Trajectory
-from vcppo.common.wire import encode_trajectory
+from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.ledger import BufferEntry
 
 LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768)
 FILLS = (100, 1_000, 10_000, 100_000)

@@ -1,12 +1,12 @@
 """A whole learner step against model FLOPs at the speed of this machine's own matrix product.
 
-`vcppo.learner.loop.RlLoop.train` on a real batch with real DeepSpeed engines: values, old log-probs, advantages, then actor
-and critic updates. Model FLOPs (`workload.ModelFlops`): 2 a weight and token for values and for old log-probs, 6 for
-each update, plus causal attention and the output layer. Their time at the speed of `torch.mm` of the same type,
-square, of size 2,048 (float32: 1,024), over the time the step takes, is the figure. The product runs before every
-forward and backward of the updates, its time left out, for on a shared machine its speed can halve from one second to
-the next; the median counts. All in CPU seconds of the one thread that computes, so that what else runs on the machine
-counts less.
+`vcppo.learner.rl.loop.RlLoop.train` on a real batch with real DeepSpeed engines: values, old log-probs, advantages,
+then actor and critic updates. Model FLOPs (`workload.ModelFlops`): 2 a weight and token for values and for old
+log-probs, 6 for each update, plus causal attention and the output layer. Their time at the speed of `torch.mm` of the
+same type, square, of size 2,048 (float32: 1,024), over the time the step takes, is the figure. The product runs before
+every forward and backward of the updates, its time left out, for on a shared machine its speed can halve from one
+second to the next; the median counts. All in CPU seconds of the one thread that computes, so that what else runs on the
+machine counts less.
 
 Models: SmolLM2-135M's shape in bfloat16, one optimizer step over its batch; and the demo's own model, float32, with the
 demo's settings. Time by phase goes to docs/images/learner_step.png.
@@ -36,13 +36,13 @@ from benchmarks.rig import DEMO, SMOLLM2_135M, demo_architecture, write_model
 from benchmarks.step_picture import PHASES, draw
 from benchmarks.workload import ModelFlops, log_normal_lengths, random_trajectories
 from vcppo.common.config import VcppoConfig
-from vcppo.learner.batch import Batch, Share
-from vcppo.learner.engine import EngineOptions, TrainEngine, init_distributed
-from vcppo.learner.loop import Models, RlLoop
-from vcppo.learner.models import load_critic, load_policy
-from vcppo.learner.packing import pack
-from vcppo.learner.phases import Phases
-from vcppo.learner.publish import Broadcaster
+from vcppo.learner.batching.batch import Batch, Share
+from vcppo.learner.batching.packing import pack
+from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine, init_distributed
+from vcppo.learner.models.models import load_critic, load_policy
+from vcppo.learner.rl.loop import Models, RlLoop
+from vcppo.learner.rl.phases import Phases
+from vcppo.learner.rl.publish import Broadcaster
 
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
 _PRODUCT_SIZE = {torch.bfloat16: 2048, torch.float32: 1024}

@@ -1,8 +1,8 @@
 """Log-probs and entropy with their gradients, without the logits against with all of them, bfloat16.
 
 The peers' way: logits of every token over the whole vocabulary, rounded to bfloat16 by the product, then float32
-log-softmax, gather and entropy under autograd. Ours: `vcppo.learner.log_probs`, in blocks, computed twice. Memory is the
-peak of resident memory above what is left at the end, the gradients of hidden states and weight.
+log-softmax, gather and entropy under autograd. Ours: `vcppo.learner.kernels.log_probs`, in blocks, computed twice.
+Memory is the peak of resident memory above what is left at the end, the gradients of hidden states and weight.
 
 Both are held against float64 on some of the tokens, half of which the policy is nearly sure of: there the gradient is a
 small difference of large numbers.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.figures import Figure, at_most, seconds_text
 from benchmarks.harness import Settings, measure, ratios
-from vcppo.learner.log_probs import chunked_log_probs
+from vcppo.learner.kernels.log_probs import chunked_log_probs
 
 MAX_LOG_PROB_ERROR = 1e-4  # float32 log-probs of size 20, sums of 1,024 products
 MAX_GRADIENT_ERROR = 2.0**-7  # of a token's gradient, by norm: bfloat16 has 8 bits, and is rounded to twice

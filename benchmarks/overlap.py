@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.figures import Figure, at_least, at_most, seconds_text
 from benchmarks.harness import Settings
 from benchmarks.real_run import RealRun
-from vcppo.deploy.run_data import Row, RunData
+from vcppo.deploy.run.run_data import Row, RunData
 
 NUM_STEPS = 10
 WARM_UP_STEPS = 3  # compilation, caches, and a first batch that nothing overlaps

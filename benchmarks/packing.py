@@ -3,7 +3,7 @@
 All three ways run transformers' own model with the learner's log-prob head, on 24 sequences (mean 295 tokens, longest
 1,220), and give the gradient of the sum of their log-probs over their number:
 
-- packed: `vcppo.learner.packing` and our attention, as the learner trains;
+- packed: `vcppo.learner.batching.packing` and our attention, as the learner trains;
 - padded in arrival order: micro-batches of 8 sequences, padded to the longest of each, the usual way;
 - length-sorted: as many sequences to a micro-batch, longest first, as fit a budget padded, the better peers' way.
 
@@ -24,10 +24,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.figures import Figure, at_least
 from benchmarks.harness import Settings, Timing, measure, ratios
 from benchmarks.workload import log_normal_lengths, random_trajectories
-from vcppo.common.trajectory import Trajectory
-from vcppo.learner.attention import PACKED_ATTENTION
-from vcppo.learner.models import PolicyModel
-from vcppo.learner.packing import build_packed, pack
+from vcppo.common.records.trajectory import Trajectory
+from vcppo.learner.batching.packing import build_packed, pack
+from vcppo.learner.kernels.attention import PACKED_ATTENTION
+from vcppo.learner.models.models import PolicyModel
 
 TOKEN_BUDGET = 4096  # of a micro-batch, padding included
 ARRIVAL_BATCH = 8  # transformers' and TRL's default per device

@@ -28,7 +28,7 @@ from benchmarks.harness import Settings, tree_cpu_seconds
 from benchmarks.real_run import ROOT, RealRun
 from benchmarks.rig import write_model
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy.run_data import Row
+from vcppo.deploy.run.run_data import Row
 
 NUM_GENERATORS = (1, 4)
 NUM_STEPS = 7

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.workload import log_normal_lengths, random_trajectories
 from vcppo.common.config import VcppoConfig
-from vcppo.common.end_process import end_process
-from vcppo.learner.batch import Batch, Share
-from vcppo.learner.engine import (
+from vcppo.common.process.end_process import end_process
+from vcppo.learner.batching.batch import Batch, Share
+from vcppo.learner.engine.deepspeed_engine import (
     EngineOptions,
     TrainEngine,
     barrier,
@@ -29,10 +29,10 @@ from vcppo.learner.engine import (
     rank,
     shutdown_distributed,
 )
-from vcppo.learner.loop import Models, RlLoop
-from vcppo.learner.models import load_critic, load_policy
-from vcppo.learner.phases import Phases
-from vcppo.learner.publish import Broadcaster
+from vcppo.learner.models.models import load_critic, load_policy
+from vcppo.learner.rl.loop import Models, RlLoop
+from vcppo.learner.rl.phases import Phases
+from vcppo.learner.rl.publish import Broadcaster
 
 NUM_SEQUENCES = 24
 NUM_VOCAB = 24

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.rig import DEMO, demo_architecture, write_model
 from vcppo.common.config import load_config
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy.run_data import RunData
+from vcppo.deploy.run.run_data import RunData
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # what `vcppo up` ends with when its learner was stopped from outside

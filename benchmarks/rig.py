@@ -19,15 +19,15 @@ import yaml
 
 from benchmarks import REPOSITORY
 from vcppo.common.config import VcppoConfig, dump_config
-from vcppo.common.ports import free_endpoint
+from vcppo.common.records.trajectory import Prompt
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.store import RunStore
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
-from vcppo.common.trajectory import Prompt
-from vcppo.deploy import redis_server
-from vcppo.deploy.launcher import Launcher
-from vcppo.deploy.log_lines import LogSink
-from vcppo.deploy.processes import ProcessSpec
+from vcppo.common.transport.ports import free_endpoint
+from vcppo.deploy.launch.launcher import Launcher
+from vcppo.deploy.logs.log_lines import LogSink
+from vcppo.deploy.processes import redis_server
+from vcppo.deploy.processes.supervisor import ProcessSpec
 
 DEADLINE_SECONDS = 240.0
 DEMO = REPOSITORY / "deploy" / "configs" / "demo.yaml"

@@ -1,9 +1,9 @@
 """From process start to ready: a generator and the learner against vLLM's engine alone, demo model.
 
-- Generator: `python -m vcppo.generator` until its member entry is in the store, so that it takes prompts: vLLM up, its first
-  request and canary done, verifiers running, buffer and Redis connected.
-- Learner: `python -m vcppo.learner` on the same run, with that generator there, until its first prompts are issued: actor
-  and critic under DeepSpeed, its end of the weight transfer loaded.
+- Generator: `python -m vcppo.generator` until its member entry is in the store, so that it takes prompts: vLLM up, its
+  first request and canary done, verifiers running, buffer and Redis connected.
+- Learner: `python -m vcppo.learner` on the same run, with that generator there, until its first prompts are issued:
+  actor and critic under DeepSpeed, its end of the weight transfer loaded.
 - vLLM alone: ``LLM(...)`` with the generator's engine arguments and environment, until it has made one token, all in
   one process, as ours is on a CPU. (As it comes, engine and worker processes of their own, it takes twice as long.)
 

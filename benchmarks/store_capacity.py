@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from vcppo.common.ledger import BufferEntry, Member
-from vcppo.common.store import RunStore
-from vcppo.common.trajectory import Prompt, Trajectory, VersionSpan
-from vcppo.common.wire import encode_trajectory
-from vcppo.deploy.redis_server import find_binary
+from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.ledger import BufferEntry, Member
+from vcppo.common.store.run_store import RunStore
+from vcppo.deploy.processes.redis_server import find_binary
 
 NUM_GENERATORS, LEASES_EACH = 1000, 32
 

@@ -29,9 +29,9 @@ from benchmarks.data_path import DataPath, check, cpu_seconds
 from benchmarks.figures import Figure, at_least, at_most, seconds_text
 from benchmarks.harness import Settings
 from benchmarks.wire import Record, as_record, make_trajectory, pickled, unpickled
-from vcppo.common.trajectory import Trajectory
-from vcppo.common.wire import encode_trajectory
-from vcppo.deploy import redis_server
+from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.deploy.processes import redis_server
 
 _STREAM, _GROUP = "stream", "group"
 _BLOCK_MS = 100

@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks import REPOSITORY
 from benchmarks.harness import tree_cpu_seconds
-from vcppo.common.trajectory import Prompt
+from vcppo.common.records.trajectory import Prompt
 
 
 class Generated(NamedTuple):

@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from vcppo.generator.gloo_engine import GlooUpdateInfo, GlooWeightTransferEngine, _Chunk, tied_heads
-from vcppo.generator.unset_weights import _fill
+from vcppo.generator.vllm_engine.gloo_engine import GlooUpdateInfo, GlooWeightTransferEngine, _Chunk, tied_heads
+from vcppo.generator.vllm_engine.unset_weights import _fill
 
 ORDER_VARIABLE = "VCPPO_WEIGHT_FAULTS"
 _LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.weight_proof --model DIR --data FILE.jsonl --dtype bfloat16
 
-Real are: `python -m vcppo.generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`, gloo
-and Redis. A worker extension of vLLM's (`benchmarks.weight_faults`) makes one update go wrong in a chosen way. Found
-means that the broadcast raises and names the generator. Two kinds of updates:
+Real are: `python -m vcppo.generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`,
+gloo and Redis. A worker extension of vLLM's (`benchmarks.weight_faults`) makes one update go wrong in a chosen way.
+Found means that the broadcast raises and names the generator. Two kinds of updates:
 
 - *first updates* of an engine: before each, all of its weights are overwritten as a new engine has them, and what the
   learner knows of it is forgotten;
@@ -36,16 +36,16 @@ from benchmarks.rig import Rig, demo_architecture, demo_settings, write_model
 from benchmarks.weight_faults import ORDER_VARIABLE
 from vcppo.common.config import VcppoConfig
 from vcppo.common.tasks import encode_prompt, load_task
-from vcppo.learner.canary import Answers, CanaryError, CanaryProbe, Incarnation, limit_of, mean_difference
-from vcppo.learner.demonstrations import as_trajectory
-from vcppo.learner.engine import TrainEngine, init_distributed
+from vcppo.learner.batching.demonstrations import as_trajectory
+from vcppo.learner.batching.packing import build_packed
+from vcppo.learner.engine.deepspeed_engine import TrainEngine, init_distributed
 from vcppo.learner.export import load_tokenizer, make_actor
-from vcppo.learner.packing import build_packed
-from vcppo.learner.probe import make_probe, probe_tokens
-from vcppo.learner.prompts import PromptSource
-from vcppo.learner.transport_check import SentWeights
-from vcppo.learner.weight_proof import IncarnationId, WeightProof
-from vcppo.learner.weight_transfer import WeightBroadcaster
+from vcppo.learner.supply.prompts import PromptSource
+from vcppo.learner.weights.broadcaster import WeightBroadcaster
+from vcppo.learner.weights.canary import Answers, CanaryError, CanaryProbe, Incarnation, limit_of, mean_difference
+from vcppo.learner.weights.canary_probe import make_probe, probe_tokens
+from vcppo.learner.weights.transport_check import SentWeights
+from vcppo.learner.weights.weight_proof import IncarnationId, WeightProof
 
 SMALL_STEP = 1e-6
 

@@ -1,7 +1,7 @@
 """Weights from a learner to real generators: how long they stand still, how fast the bytes go, what generation loses.
 
-Real are: `python -m vcppo.generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`, gloo,
-the canary after each update (weights that did not arrive raise), Redis and buffer. Two runs, started at once:
+Real are: `python -m vcppo.generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`,
+gloo, the canary after each update (weights that did not arrive raise), Redis and buffer. Two runs, started at once:
 
 - the demo model with two generators on two cores, both busy with rollouts all the time. *Pause* is from the moment
   a generator stops to the moment it goes on. *Generation lost* comes from the trajectories' own records, which say
@@ -33,12 +33,12 @@ from benchmarks.gloo_peer import GlooPeer
 from benchmarks.harness import Settings
 from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
 from vcppo.common.config import VcppoConfig
-from vcppo.common.wire import decode_trajectory
-from vcppo.learner.canary import limit_of, mean_difference
-from vcppo.learner.engine import TrainEngine, init_distributed
+from vcppo.common.records.wire import decode_trajectory
+from vcppo.learner.engine.deepspeed_engine import TrainEngine, init_distributed
 from vcppo.learner.export import make_actor
-from vcppo.learner.probe import make_probe
-from vcppo.learner.weight_transfer import BroadcastReport, CanaryProbe, WeightBroadcaster
+from vcppo.learner.weights.broadcaster import BroadcastReport, CanaryProbe, WeightBroadcaster
+from vcppo.learner.weights.canary import limit_of, mean_difference
+from vcppo.learner.weights.canary_probe import make_probe
 
 _NUM_PROBED = 80
 _NUM_PROMPTS = 12_000  # more than two generators finish in the time
@@ -212,7 +212,7 @@ def _cut(tensors: list[torch.Tensor], buffer_bytes: int) -> list[torch.Tensor]:
     """Buffers of the sizes the product sends."""
     from vllm.distributed.weight_transfer.base import ParamMeta
 
-    from vcppo.learner.gloo_trainer import cut_chunks
+    from vcppo.learner.weights.gloo_trainer import cut_chunks
 
     counts = cut_chunks([ParamMeta("", t.dtype, tuple(t.shape)) for t in tensors], buffer_bytes)
     left = iter(tensors)

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 
 from benchmarks.figures import Figure, at_least, at_most, seconds_text
 from benchmarks.harness import Settings, measure, ratios
-from vcppo.common.trajectory import Trajectory, VersionSpan
-from vcppo.common.wire import decode_trajectory, encode_trajectory
+from vcppo.common.records.trajectory import Trajectory, VersionSpan
+from vcppo.common.records.wire import decode_trajectory, encode_trajectory
 
 NUM_TOKENS = 16_384
 NUM_PROMPT = 128

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vcppo.common.trajectory import Trajectory, VersionSpan
+from vcppo.common.records.trajectory import Trajectory, VersionSpan
 
 MEAN_LENGTH, LONGEST = 295, 1220
 

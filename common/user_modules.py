@@ -6,8 +6,8 @@ import os
 import sys
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""Environment of every Python child: a file beside the user's run.yaml that is called as one of our libraries (or one of
-theirs: `redis.py`, `queue.py`) is not imported in its place."""
+"""Environment of every Python child. A file beside the user's run.yaml that is called like a library (`redis.py`) is
+then not imported in its place."""
 
 
 def find_user_modules() -> None:

@@ -20,7 +20,7 @@ from vcppo.common.config import VcppoConfig, config_fields, dump_config, load_co
 from vcppo.common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
 
 if TYPE_CHECKING:
-    from vcppo.deploy.session import Session
+    from vcppo.deploy.terminal.session import Session
 
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -62,9 +62,9 @@ def _quiet_logging() -> None:
 def _up(arguments: argparse.Namespace) -> int:
     from vcppo.deploy.check.quick import BEFORE_UP, refuse_start
     from vcppo.deploy.demo import run_up
-    from vcppo.deploy.run_config import exclusive, write_config
-    from vcppo.deploy.session import open_session
-    from vcppo.deploy.start_over import start_over
+    from vcppo.deploy.launch.start_over import start_over
+    from vcppo.deploy.run.run_config import exclusive, write_config
+    from vcppo.deploy.terminal.session import open_session
 
     config = _config(arguments)
     refuse_start(config, BEFORE_UP)
@@ -96,8 +96,8 @@ def _reward_model(arguments: argparse.Namespace) -> int:
 
 def _stage_alone(config: VcppoConfig, name: str, run: Callable[[VcppoConfig, Session], None]) -> int:
     """A stage that is one process."""
-    from vcppo.deploy.run_config import exclusive, write_config
-    from vcppo.deploy.session import open_session
+    from vcppo.deploy.run.run_config import exclusive, write_config
+    from vcppo.deploy.terminal.session import open_session
 
     with exclusive(config.run.path):
         write_config(config)
@@ -109,16 +109,16 @@ def _stage_alone(config: VcppoConfig, name: str, run: Callable[[VcppoConfig, Ses
 def _ledger(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from vcppo.deploy.ledger import open_store, print_ledger
+    from vcppo.deploy.terminal.ledger_command import open_store, print_ledger
 
     with open_store(_config(arguments)) as store:
         return EXIT_OK if print_ledger(store, Console()) else EXIT_FAILURE
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    from vcppo.deploy.log_lines import Screen
-    from vcppo.deploy.logs import LogFilter, from_folder, from_text
-    from vcppo.deploy.run_config import latest_run, open_run
+    from vcppo.deploy.logs.log_lines import Screen
+    from vcppo.deploy.logs.logs_command import LogFilter, from_folder, from_text
+    from vcppo.deploy.run.run_config import latest_run, open_run
 
     wanted = LogFilter(arguments.service, arguments.level, arguments.trajectory, arguments.policy_version)
     if arguments.run is None and not sys.stdin.isatty():
@@ -136,7 +136,7 @@ def _logs(arguments: argparse.Namespace) -> int:
 def _keys(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from vcppo.deploy.keys import show_keys
+    from vcppo.deploy.terminal.keys_command import show_keys
 
     show_keys(arguments.folder or _config(arguments).keys_folder, arguments.rotate, Console(soft_wrap=True))
     return EXIT_OK
@@ -144,9 +144,9 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from vcppo.deploy.report import has_results, write_report
-    from vcppo.deploy.report.records import pack
-    from vcppo.deploy.report.suite import is_suite, write_suite_report
-    from vcppo.deploy.run_config import RunError, latest_run, open_run
+    from vcppo.deploy.report.run_records import pack
+    from vcppo.deploy.report.suite_report import is_suite, write_suite_report
+    from vcppo.deploy.run.run_config import RunError, latest_run, open_run
 
     runs = arguments.run
     if arguments.records is not None:
@@ -168,9 +168,9 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from vcppo.deploy.live_view import watch
-    from vcppo.deploy.run_config import config_of_run, latest_run, open_run
-    from vcppo.deploy.session import StoreReader
+    from vcppo.deploy.run.run_config import config_of_run, latest_run, open_run
+    from vcppo.deploy.terminal.live_view import watch
+    from vcppo.deploy.terminal.session import StoreReader
 
     folder = latest_run() if arguments.run is None else open_run(arguments.run)
     watch(folder, StoreReader(config_of_run(folder)))
@@ -188,7 +188,7 @@ def _show_config(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from vcppo.deploy.plan.command import print_plan
+    from vcppo.deploy.plan.plan_command import print_plan
 
     fits = print_plan(_config(arguments), arguments.gpu_memory_gib, arguments.tokens_per_second)
     return EXIT_OK if fits else EXIT_FAILURE
@@ -211,7 +211,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace, between: Sequence[str] = ()) -> VcppoConfig:
     """The tree of -c CONFIG, or of an existing run, with the overrides applied, those `between` first."""
-    from vcppo.deploy.run_config import config_of_run, open_run
+    from vcppo.deploy.run.run_config import config_of_run, open_run
 
     overrides = [*between, *arguments.overrides]
     restarts = getattr(arguments, "restart_learner", None)
@@ -258,11 +258,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from vcppo.deploy.chaos.command import add_chaos
-    from vcppo.deploy.check.command import add_check
-    from vcppo.deploy.eval_command import add_evaluation
-    from vcppo.deploy.experiment.command import add_experiment
-    from vcppo.deploy.samples.command import add_samples
+    from vcppo.deploy.chaos.chaos_command import add_chaos
+    from vcppo.deploy.check.check_command import add_check
+    from vcppo.deploy.evaluation.eval_command import add_evaluation
+    from vcppo.deploy.experiment.experiment_command import add_experiment
+    from vcppo.deploy.samples.samples_command import add_samples
 
     parser = argparse.ArgumentParser(
         prog="vcppo",

@@ -33,19 +33,19 @@ import structlog
 
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
+from vcppo.common.files.whole_file import write_whole
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.transport.keys import ROLES as ROLES_WITH_KEYS
 from vcppo.common.transport.keys import Role, make_keys, private_files
-from vcppo.common.whole_file import write_whole
 from vcppo.deploy.check.quick import CONTAINER, require
-from vcppo.deploy.cores import available_cores, thread_environment
-from vcppo.deploy.keys import ACL_FILE, PASSWORD_FILE, USER, make_redis_access
-from vcppo.deploy.launcher import Launcher
-from vcppo.deploy.log_lines import JSON_LOGS, LogSink, Screen, timestamp
-from vcppo.deploy.nodes import Nodes
-from vcppo.deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
-from vcppo.deploy.run_config import RunError, write_config
-from vcppo.deploy.session import own_logs_to
+from vcppo.deploy.launch.launcher import Launcher
+from vcppo.deploy.launch.nodes import Nodes
+from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink, Screen, timestamp
+from vcppo.deploy.processes.cores import available_cores, thread_environment
+from vcppo.deploy.processes.supervisor import Interrupted, ProcessFailed, ProcessSpec, Supervisor
+from vcppo.deploy.run.run_config import RunError, write_config
+from vcppo.deploy.terminal.keys_command import ACL_FILE, PASSWORD_FILE, USER, make_redis_access
+from vcppo.deploy.terminal.session import own_logs_to
 
 log = structlog.get_logger(__name__)
 
@@ -190,13 +190,13 @@ def prepare(run: str, overrides: Sequence[str], sink: LogSink, *, always_sft: bo
     if always_sft or (own_cold_start and not (folder.cold_start / "config.json").exists()):
         spec = ProcessSpec(
             "sft",
-            [sys.executable, "-m", "vcppo.learner.sft", "--config", str(folder.config), JSON_LOGS],
+            [sys.executable, "-m", "vcppo.learner.cold_start.sft", "--config", str(folder.config), JSON_LOGS],
             role="sft",
             environment=_threads(None),
         )
         return _supervise(config, sink, spec)
     if not own_cold_start and not is_folder:
-        command = [sys.executable, "-m", "vcppo.deploy.fetch_model", config.model.path]
+        command = [sys.executable, "-m", "vcppo.deploy.launch.fetch_model", config.model.path]
         return _supervise(config, sink, ProcessSpec("fetch", command, role="fetch", environment=_threads(1)))
     return EXIT_OK
 
@@ -258,7 +258,7 @@ def value_pretraining(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 
 def evaluation(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     """Evaluate what there is and was not evaluated, then write the report."""
-    from vcppo.deploy.evaluate import current_result, evaluate, print_table
+    from vcppo.deploy.evaluation.workers import current_result, evaluate, print_table
     from vcppo.deploy.report import write_report
     from vcppo.deploy.report.write import read_evals
 

@@ -18,21 +18,21 @@ from rich.table import Table
 
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
-from vcppo.common.ledger import Ledger
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy import recorded_view
+from vcppo.common.store.ledger import Ledger
 from vcppo.deploy.check.quick import BEFORE_UP, refuse_start
-from vcppo.deploy.cores import available_cores, thread_environment
-from vcppo.deploy.display import clock, number
-from vcppo.deploy.evaluate import EvalResult, current_result, evaluate, gain, read_result
-from vcppo.deploy.launcher import Launcher
-from vcppo.deploy.log_lines import JSON_LOGS
-from vcppo.deploy.processes import ProcessSpec, Supervisor
+from vcppo.deploy.evaluation.workers import EvalResult, current_result, evaluate, gain, read_result
+from vcppo.deploy.launch.launcher import Launcher
+from vcppo.deploy.logs.log_lines import JSON_LOGS
+from vcppo.deploy.processes.cores import available_cores, thread_environment
+from vcppo.deploy.processes.supervisor import ProcessSpec, Supervisor
 from vcppo.deploy.report import write_report
 from vcppo.deploy.report.write import EVAL_NAMES
-from vcppo.deploy.run_config import RunError, exclusive, harmful_changes, write_config
-from vcppo.deploy.run_data import RunData, is_exact
-from vcppo.deploy.session import Mode, Session, open_session, write_ledger
+from vcppo.deploy.run.run_config import RunError, exclusive, harmful_changes, write_config
+from vcppo.deploy.run.run_data import RunData, is_exact
+from vcppo.deploy.terminal import recorded_view
+from vcppo.deploy.terminal.display import clock, number
+from vcppo.deploy.terminal.session import Mode, Session, open_session, write_ledger
 
 log = structlog.get_logger(__name__)
 
@@ -87,12 +87,12 @@ def demo_config(
 
 def run_sft(config: VcppoConfig, session: Session) -> None:
     """The cold start as a process of its own. Raises VcppoError with its last lines when it fails."""
-    _run_alone(config, session, "sft", "vcppo.learner.sft")
+    _run_alone(config, session, "sft", "vcppo.learner.cold_start.sft")
 
 
 def run_reward_model(config: VcppoConfig, session: Session) -> None:
     """The reward model, likewise."""
-    _run_alone(config, session, "reward_model", "vcppo.learner.reward_model")
+    _run_alone(config, session, "reward_model", "vcppo.learner.cold_start.reward_model")
 
 
 def _run_alone(config: VcppoConfig, session: Session, name: str, module: str) -> None:

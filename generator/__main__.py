@@ -13,22 +13,22 @@ from typing import Any
 
 import structlog
 
-from vcppo.common import watchdog
 from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.end_process import end_process
 from vcppo.common.errors import EXIT_OK, VcppoError
-from vcppo.common.log import configure_logging
-from vcppo.common.metrics import MetricsWriter, open_metrics
+from vcppo.common.process import watchdog
+from vcppo.common.process.end_process import end_process
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.store import RunStore
-from vcppo.common.store_access import connect_store
+from vcppo.common.store.access import connect_store
+from vcppo.common.store.run_store import RunStore
+from vcppo.common.telemetry.log import configure_logging
+from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.common.transport import ControlServer, TrajectorySender, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
-from vcppo.generator.control import WeightControl
-from vcppo.generator.engine import Engine
-from vcppo.generator.model_files import load_tokenizer, require_model
-from vcppo.generator.rollout import RolloutWorker
-from vcppo.generator.verifier_pool import VerifierPool
+from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.rollout.rollout import RolloutWorker
+from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.vllm_engine.end_tokens import load_tokenizer, require_model
+from vcppo.generator.vllm_engine.engine import Engine
 
 log = structlog.get_logger(__name__)
 

@@ -1,4 +1,6 @@
-"""``python -m vcppo.learner --config run.yaml`` (also under torchrun): value pretraining if it is due, then RL, then export.
+"""``python -m vcppo.learner --config run.yaml`` (also under torchrun).
+
+Value pretraining if it is due, then RL, then export.
 
 Exit codes: 0 done; 1 failure, one ``fatal`` line says why; 2 bad config; 3 refused, a person must look (the gate, a
 canary everywhere, no sound checkpoint); 143 after SIGTERM and 130 after Ctrl-C:
@@ -18,36 +20,43 @@ from typing import Any, Protocol
 import structlog
 import torch
 
-from vcppo.common import watchdog
 from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.end_process import end_process
 from vcppo.common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
-from vcppo.common.ledger import VOCABULARY_SIZE
-from vcppo.common.log import configure_logging
-from vcppo.common.metrics import MetricsWriter, open_metrics
+from vcppo.common.process import watchdog
+from vcppo.common.process.end_process import end_process
 from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
-from vcppo.common.store import RunStore
-from vcppo.common.store_access import connect_store
+from vcppo.common.store.access import connect_store
+from vcppo.common.store.ledger import VOCABULARY_SIZE
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import encode_prompt, encode_prompts, load_task
+from vcppo.common.telemetry.log import configure_logging
+from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.common.transport import use_keys
-from vcppo.learner.batch import Share
-from vcppo.learner.collect import BatchCollector, PromptIssuer, give_up_outdated
-from vcppo.learner.distributed import lost_peer
-from vcppo.learner.engine import EngineOptions, TrainEngine, broadcast_object, init_distributed, num_ranks, rank
-from vcppo.learner.engine import shutdown_distributed as leave_process_group
+from vcppo.learner.batching.batch import Share
+from vcppo.learner.engine.deepspeed_engine import (
+    EngineOptions,
+    TrainEngine,
+    broadcast_object,
+    init_distributed,
+    num_ranks,
+    rank,
+)
+from vcppo.learner.engine.deepspeed_engine import shutdown_distributed as leave_process_group
+from vcppo.learner.engine.distributed import lost_peer
 from vcppo.learner.export import export_policy, load_tokenizer, make_actor, make_policy
-from vcppo.learner.frozen_policy import FrozenPolicy, VersionZero
-from vcppo.learner.loop import Models, RlLoop
-from vcppo.learner.models import load_critic, vocabulary_size
-from vcppo.learner.prompts import PromptSource
-from vcppo.learner.publish import Broadcaster
-from vcppo.learner.rank_zero import RankZero
-from vcppo.learner.recorded_with import digest, made_with
-from vcppo.learner.samples import SampleWriter
-from vcppo.learner.stop import StopRequest
-from vcppo.learner.trained_log import TrainedLog, check_trained_once
-from vcppo.learner.value_pretraining import is_done, run_value_pretraining
-from vcppo.learner.weight_transfer import WeightBroadcaster, WeightEngine
+from vcppo.learner.models.models import load_critic, vocabulary_size
+from vcppo.learner.rl.loop import Models, RlLoop
+from vcppo.learner.rl.publish import Broadcaster
+from vcppo.learner.rl.rank_zero import RankZero
+from vcppo.learner.rl.samples import SampleWriter
+from vcppo.learner.rl.stop import StopRequest
+from vcppo.learner.rl.trained_log import TrainedLog, check_trained_once
+from vcppo.learner.supply.collect import BatchCollector, PromptIssuer, give_up_outdated
+from vcppo.learner.supply.prompts import PromptSource
+from vcppo.learner.value_pretraining.frozen_policy import FrozenPolicy, VersionZero
+from vcppo.learner.value_pretraining.recorded_with import digest, made_with
+from vcppo.learner.value_pretraining.stage import is_done, run_value_pretraining
+from vcppo.learner.weights.broadcaster import WeightBroadcaster, WeightEngine
 
 log = structlog.get_logger(__name__)
 

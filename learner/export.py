@@ -1,6 +1,7 @@
 """The trained policy as a Hugging Face folder: config, tokenizer, safetensors. transformers and vLLM load it.
 
-``python -m vcppo.learner.export --checkpoint runs/demo/checkpoints/step-000040 --output DIR`` exports one that was kept.
+``python -m vcppo.learner.export --checkpoint runs/demo/checkpoints/step-000040 --output DIR`` exports one that was
+kept.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.config.yaml_text import one_line
-from vcppo.common.end_process import end_process
 from vcppo.common.errors import VcppoError
-from vcppo.common.log import configure_logging
+from vcppo.common.files.whole_folder import written_whole
+from vcppo.common.model_folder.tokenizer import load_tokenizer as tokenizer_of
+from vcppo.common.model_folder.tokenizer import save_tokenizer
+from vcppo.common.process.end_process import end_process
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.tokenizer import load_tokenizer as tokenizer_of
-from vcppo.common.tokenizer import save_tokenizer
-from vcppo.common.whole_folder import written_whole
-from vcppo.learner.checkpoint import check_ranks, verify
-from vcppo.learner.engine import (
+from vcppo.common.telemetry.log import configure_logging
+from vcppo.common.text.yaml_text import one_line
+from vcppo.learner.engine.checkpoint import check_ranks, verify
+from vcppo.learner.engine.deepspeed_engine import (
     EngineOptions,
     TrainEngine,
     init_distributed,
@@ -33,9 +34,9 @@ from vcppo.learner.engine import (
     rank,
     shutdown_distributed,
 )
-from vcppo.learner.models import PolicyModel, load_policy, save_model
-from vcppo.learner.saving import NotSaveable
-from vcppo.learner.wire_weights import own_weights
+from vcppo.learner.models.models import PolicyModel, load_policy, save_model
+from vcppo.learner.models.saving import NotSaveable
+from vcppo.learner.models.wire_weights import own_weights
 
 log = structlog.get_logger(__name__)
 

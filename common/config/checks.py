@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from vcppo.common.config.sampling_checks import sampling_problems, sampling_warnings
-from vcppo.common.trajectory import DEFAULT_LIMITS
+from vcppo.common.records.trajectory import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from vcppo.common.config.tree import VcppoConfig

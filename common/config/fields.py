@@ -52,7 +52,7 @@ def render_markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "Made by `python -m vcppo.common.config > docs/configuration.md` from the field texts; edit those, not this page.",
+        "Made from the field texts by `python -m vcppo.common.config > docs/configuration.md`. Edit those.",
         "",
         "A run is one YAML file (`vcppo up -c run.yaml`). Any field can be overridden on the command line by its",
         "dotted name: `rl.batch_size=64`, `redis.url=null`, `sft.phases.0.steps=200`. Unknown keys are refused.",

@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from vcppo.common.config.fields import config_fields
 from vcppo.common.config.removed import REMOVED
 from vcppo.common.config.tree import PROBLEM_SEPARATOR, VcppoConfig
-from vcppo.common.config.yaml_text import MAX_CHARACTERS, Refused, one_line, read_yaml, write_yaml
 from vcppo.common.errors import ConfigError
+from vcppo.common.text.yaml_text import MAX_CHARACTERS, Refused, one_line, read_yaml, write_yaml
 
 _COMMAND_LINE = "command line"
 _MAX_PROBLEMS = 30  # lines; the rest is a number

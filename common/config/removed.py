@@ -1,4 +1,4 @@
-"""Settings that are gone, and what took their place: what `vcppo.common.config.loading` says when a file still has one."""
+"""Settings that are gone, and what took their place: what loading says when a file still has one."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from vcppo.common.config.training import (
     TaskConfig,
     ValuePretrainingConfig,
 )
-from vcppo.common.config.yaml_text import one_line
+from vcppo.common.text.yaml_text import one_line
 
 _MAX_PROBLEM = 1000
 PROBLEM_SEPARATOR = "\n"  # between the lines of a failed cross-field check

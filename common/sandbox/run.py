@@ -11,7 +11,7 @@ import tempfile
 import time
 from typing import IO, Any
 
-from vcppo.common.json_file import parse_json
+from vcppo.common.files.json_file import parse_json
 from vcppo.common.sandbox.job import Ending, Job, Layers, Limits, Result, SandboxError
 from vcppo.common.sandbox.keeper import keep
 

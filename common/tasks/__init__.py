@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.config.yaml_text import one_line
+from vcppo.common.records.trajectory import Int32Array
 from vcppo.common.tasks.interface import (
     ChatMessages,
     Demonstration,
@@ -28,7 +28,7 @@ from vcppo.common.tasks.interface import (
     Verdict,
     parse_options,
 )
-from vcppo.common.trajectory import Int32Array
+from vcppo.common.text.yaml_text import one_line
 from vcppo.common.user_modules import find_user_modules
 
 __all__ = [

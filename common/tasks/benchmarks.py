@@ -10,12 +10,12 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
+from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks.choices import LETTERS, chosen_letter
 from vcppo.common.tasks.dataset import DatasetOptions, DatasetTask
 from vcppo.common.tasks.interface import TaskError, Verdict, parse_options
 from vcppo.common.tasks.rows import Row
 from vcppo.common.tasks.rows_task import RowsOptions, RowsTask, text_of
-from vcppo.common.trajectory import FinishReason
 
 
 class AimeOptions(DatasetOptions):

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
+from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks.interface import (
     Demonstration,
     Problem,
@@ -40,7 +41,6 @@ from vcppo.common.tasks.interface import (
     Verdict,
     parse_options,
 )
-from vcppo.common.trajectory import FinishReason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.tasks.interface import TaskError
 from vcppo.common.tasks.rows import Row
 from vcppo.common.tasks.rows_task import value_of

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 
-from vcppo.common.config.yaml_text import one_line
-from vcppo.common.question_text import visible_text
+from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks.interface import Finding, TaskError, Verdict, parse_options
 from vcppo.common.tasks.math_answers import judge, quick_problem, reference_problem
 from vcppo.common.tasks.maths.symbols import is_prose
 from vcppo.common.tasks.maths.values import Unreadable, exact_value
 from vcppo.common.tasks.rows import Row
 from vcppo.common.tasks.rows_task import Question, RowsOptions, RowsTask, text_of
-from vcppo.common.trajectory import FinishReason
+from vcppo.common.text.question_text import visible_text
+from vcppo.common.text.yaml_text import one_line
 
 _MANY_WORDS = 12
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vcppo.common.errors import VcppoError
-from vcppo.common.trajectory import FinishReason, Outcome
+from vcppo.common.records.trajectory import FinishReason, Outcome
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

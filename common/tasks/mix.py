@@ -21,10 +21,10 @@ from typing import Any
 from pydantic import Field
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.config.yaml_text import one_line
-from vcppo.common.question_text import question_key
+from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks.interface import Finding, Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
-from vcppo.common.trajectory import FinishReason
+from vcppo.common.text.question_text import question_key
+from vcppo.common.text.yaml_text import one_line
 
 PERIOD = 120  # divisible by most small sums of weights
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from vcppo.common.config.yaml_text import one_line
 from vcppo.common.tasks.interface import TaskError
+from vcppo.common.text.yaml_text import one_line
 
 _QUESTION = "question"
 _PIECE = re.compile(

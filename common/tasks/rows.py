@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from vcppo.common.config.yaml_text import one_line
-from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.tasks.interface import TaskError
+from vcppo.common.text.yaml_text import one_line
 
 _MAX_LINE_BYTES = 256 << 20
 _MAX_JSON_BYTES = 1 << 30

@@ -2,7 +2,7 @@
 
 ``path`` is a ``.jsonl``, ``.json`` (one list) or ``.parquet`` file, or the id of a hub data set (``openai/gsm8k``;
 needs ``pip install datasets``). Every row is checked when the task is loaded; one error names all bad rows by file,
-line and field. Which questions are the same is `vcppo.common.question_text.question_key`'s to say.
+line and field. Which questions are the same is `vcppo.common.text.question_text.question_key`'s to say.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from vcppo.common.config.yaml_text import one_line
-from vcppo.common.question_text import question_key, visible_text
+from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks.interface import ChatMessages, Finding, Problem, Split, Task, TaskError, TaskOptions
 from vcppo.common.tasks.prompt_template import check_no_placeholder, fill_in
 from vcppo.common.tasks.rows import BadRow, Row, RowsError, read_rows
-from vcppo.common.trajectory import FinishReason
+from vcppo.common.text.question_text import question_key, visible_text
+from vcppo.common.text.yaml_text import one_line
 
 _MAX_TEXT = 1 << 18
 _MAX_ANSWER_BYTES = 1 << 19

@@ -21,7 +21,7 @@ import numpy as np
 import structlog
 
 from vcppo.common.errors import VcppoError
-from vcppo.common.memory_guard import MemoryGuard
+from vcppo.common.process.memory_guard import MemoryGuard
 from vcppo.common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer, has_key_before
 
 log = structlog.get_logger(__name__)

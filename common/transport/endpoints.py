@@ -12,12 +12,12 @@ import socket
 from collections.abc import Sequence
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.config.yaml_text import one_line
 from vcppo.common.errors import ConfigError
-from vcppo.common.json_file import JsonError, parse_json
-from vcppo.common.ports import free_endpoint
+from vcppo.common.files.json_file import JsonError, parse_json
+from vcppo.common.files.whole_file import write_whole
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.whole_file import write_whole
+from vcppo.common.text.yaml_text import one_line
+from vcppo.common.transport.ports import free_endpoint
 
 
 def endpoints_of(config: VcppoConfig) -> list[str]:

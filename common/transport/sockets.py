@@ -19,7 +19,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from vcppo.common.errors import VcppoError
-from vcppo.common.log_budget import LineBudget
+from vcppo.common.telemetry.log_budget import LineBudget
 from vcppo.common.transport.keys import Keys, Role
 
 log = structlog.get_logger(__name__)

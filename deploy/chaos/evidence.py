@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
-from vcppo.common.ledger import DeadLetter, Ledger, Outstanding
-from vcppo.common.prompt_ids import group_name, prompt_name
+from vcppo.common.records.ids import group_name, prompt_name
+from vcppo.common.records.trained_log import check_trained_once, read_trained_log, replays_differ
+from vcppo.common.records.trajectory import Purpose
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.trained_log import check_trained_once, read_trained_log, replays_differ
-from vcppo.common.trajectory import Purpose
-from vcppo.deploy.ledger import open_store
+from vcppo.common.store.ledger import DeadLetter, Ledger, Outstanding
+from vcppo.deploy.terminal.ledger_command import open_store
 
 # Faults that explain a dead letter: a prompt whose generators were killed or frozen under it too often in a row.
 EXPLAINED_REASONS = ("poison prompt",)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.redis_connection import SOCKET_TIMEOUT_SECONDS as REDIS_SOCKET_SECONDS
+from vcppo.common.store.redis_connection import SOCKET_TIMEOUT_SECONDS as REDIS_SOCKET_SECONDS
 from vcppo.deploy.chaos.proxy import Links
 from vcppo.deploy.chaos.schedule import Fault
 from vcppo.deploy.chaos.watch import Watch
-from vcppo.deploy.orphans import children_of
-from vcppo.deploy.processes import Child, ProcessSpec, Supervisor
+from vcppo.deploy.processes.orphans import children_of
+from vcppo.deploy.processes.supervisor import Child, ProcessSpec, Supervisor
 
 # Deadlines of the code that are no settings.
 ZMTP_HEARTBEAT_SECONDS = 10.0  # vcppo.common.transport.sockets.HEARTBEAT_DEADLINE_SECONDS

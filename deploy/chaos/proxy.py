@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from vcppo.common.ports import free_port
+from vcppo.common.transport.ports import free_port
 
 _CHUNK_BYTES = 1 << 16
 _CALL_SECONDS = 10.0

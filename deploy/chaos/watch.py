@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from vcppo.common.errors import EXIT_INTERRUPTED
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy.log_lines import Record, level_of
-from vcppo.deploy.run_data import JsonLinesTail
+from vcppo.deploy.logs.log_lines import Record, level_of
+from vcppo.deploy.run.run_data import JsonLinesTail
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # the learner's, after a polite stop
 _ERROR = 40

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vcppo.common.check_lines import CheckLine
-from vcppo.common.json_file import parse_json
+from vcppo.common.check.check_lines import CheckLine
+from vcppo.common.files.json_file import parse_json
 from vcppo.common.user_modules import SAFE_PATH
-from vcppo.deploy.cores import available_cores, thread_environment
+from vcppo.deploy.processes.cores import available_cores, thread_environment
 
 START_SECONDS = 180.0  # imports of torch and vLLM, on a busy machine
 _NUM_LAST_LINES = 5
@@ -134,7 +134,15 @@ class Children:
     def _start(self, child: Child, first: int) -> None:
         child.incarnation += 1
         child.stderr = self._files.enter_context(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
-        command = [sys.executable, "-m", "vcppo.deploy.child", "--parent", str(os.getpid()), "--", *child.command]
+        command = [
+            sys.executable,
+            "-m",
+            "vcppo.deploy.processes.child",
+            "--parent",
+            str(os.getpid()),
+            "--",
+            *child.command,
+        ]
         child.process = subprocess.Popen(
             [*command, "--first", str(first)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child.stderr, text=True, errors="replace",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from vcppo.common.check_lines import Result, failed, passed, skipped, warned
+from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.deploy.check.machine import Setup
-from vcppo.deploy.cores import available_cores
 from vcppo.deploy.plan.architecture import PlanError, architecture_of
 from vcppo.deploy.plan.arithmetic import GIB, gib, make_plan, problems
+from vcppo.deploy.processes.cores import available_cores
 
 CUDA_REMEDY = "install the CUDA build: make setup DEVICE=cuda; to compute on the CPU, set learner.device=cpu"
 _MIN_FILES = 1024

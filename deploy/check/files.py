@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vcppo.common.check_lines import Result, failed, passed, skipped, warned
-from vcppo.common.json_file import JsonError, parse_json
+from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
+from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.check.machine import Setup
 from vcppo.deploy.plan.architecture import PlanError, architecture_of
 from vcppo.deploy.plan.arithmetic import gib
 from vcppo.deploy.plan.disk import disk_plan
-from vcppo.deploy.run_config import begun, check_config
+from vcppo.deploy.run.run_config import begun, check_config
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -105,7 +105,8 @@ def _hub_model(path: str) -> Result:
     if isinstance(try_to_load_from_cache(path, "config.json"), str):
         return passed(f"{path}: a hub's model, in the cache")
     return warned(
-        f"{path}: a hub's model that is not in the cache", f"fetch it first: python -m vcppo.deploy.fetch_model {path}"
+        f"{path}: a hub's model that is not in the cache",
+        f"fetch it first: python -m vcppo.deploy.launch.fetch_model {path}",
     )
 
 
@@ -133,7 +134,7 @@ def _missing_shards(folder: Path) -> list[str]:
 
 
 def _holder(folder: Path) -> str:
-    """Process id of the vcppo that works on the folder (see `vcppo.deploy.run_config.exclusive`); empty: none."""
+    """Process id of the vcppo that works on the folder (see `vcppo.deploy.run.run_config.exclusive`); empty: none."""
     try:
         with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

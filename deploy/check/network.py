@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vcppo.common.check_lines import Result, failed, passed, warned
-from vcppo.common.ports import free_port
-from vcppo.common.store_access import connect_store, credentials
+from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.store.access import connect_store, credentials
 from vcppo.common.transport.endpoints import why_not_free
 from vcppo.common.transport.keys import ROLES, load_keys
-from vcppo.deploy import redis_server
+from vcppo.common.transport.ports import free_port
 from vcppo.deploy.check.files import nearest_existing
 from vcppo.deploy.check.machine import Setup
+from vcppo.deploy.processes import redis_server
 
 _REDIS_SECONDS = 5.0
 

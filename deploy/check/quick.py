@@ -9,12 +9,12 @@ from collections.abc import Collection, Sequence
 
 import structlog
 
-from vcppo.common.check_lines import Check, CheckLine
+from vcppo.common.check.check_lines import Check, CheckLine
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_FAILURE, EXIT_USAGE
 from vcppo.deploy.check import devices, files, network, settings
 from vcppo.deploy.check.machine import Machine, Setup
-from vcppo.deploy.run_config import RunError
+from vcppo.deploy.run.run_config import RunError
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.markup import escape
 
-from vcppo.common.check_lines import STATUSES, CheckLine
+from vcppo.common.check.check_lines import STATUSES, CheckLine
 
 GROUPS = (
     "settings", "machine", "files", "network", "data", "tokenizer", "prompts", "verifier", "engine", "model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vcppo.common.check_lines import Result, passed, warned
+from vcppo.common.check.check_lines import Result, passed, warned
 from vcppo.common.config import config_warnings
 from vcppo.deploy.check.machine import Setup
 

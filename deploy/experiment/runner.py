@@ -17,14 +17,14 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.demo import run_reward_model, run_sft, run_up
-from vcppo.deploy.display import clock, number
-from vcppo.deploy.evaluate import EvalResult, current_result, evaluate, read_result
+from vcppo.deploy.evaluation.workers import EvalResult, current_result, evaluate, read_result
 from vcppo.deploy.experiment.shared import adopt, has_decided, publish_recording
 from vcppo.deploy.experiment.suite import Run, Suite, recorded_at
-from vcppo.deploy.processes import Interrupted
-from vcppo.deploy.run_config import RunError, RunInUse, exclusive, harmful_changes, write_config
-from vcppo.deploy.run_data import RunData
-from vcppo.deploy.session import Mode, Session, open_session
+from vcppo.deploy.processes.supervisor import Interrupted
+from vcppo.deploy.run.run_config import RunError, RunInUse, exclusive, harmful_changes, write_config
+from vcppo.deploy.run.run_data import RunData
+from vcppo.deploy.terminal.display import clock, number
+from vcppo.deploy.terminal.session import Mode, Session, open_session
 
 WAIT_SECONDS = 5.0
 Stage = Callable[[VcppoConfig, Session], object]

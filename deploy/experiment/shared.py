@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from vcppo.common.files.whole_file import write_whole
+from vcppo.common.files.whole_folder import written_whole
 from vcppo.common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RECORDED_WITH_FILE
-from vcppo.common.whole_file import write_whole
-from vcppo.common.whole_folder import written_whole
 from vcppo.deploy.experiment.suite import Run
-from vcppo.deploy.run_data import read_json
+from vcppo.deploy.run.run_data import read_json
 
 NOTE = "adopted.json"
 

@@ -26,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.config.loading import as_overrides
-from vcppo.common.config.yaml_text import Refused, one_line, read_yaml
 from vcppo.common.errors import ConfigError
-from vcppo.common.fingerprints import contents_named
+from vcppo.common.files.fingerprints import contents_named
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.text.yaml_text import Refused, one_line, read_yaml
 
 RECORDED = "recorded"
 """reward_model.rollouts of an arm: what value pretraining has recorded for this seed."""

@@ -12,7 +12,7 @@ import yaml
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
-from vcppo.common.json_file import read_json_object
+from vcppo.common.files.json_file import read_json_object
 
 KNOWN = Path(__file__).with_name("architectures.yaml")
 _QKV_BIAS = {"qwen2"}  # bias on queries, keys and values, nowhere else

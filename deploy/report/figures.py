@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vcppo.deploy.evaluate import EvalResult
-from vcppo.deploy.run_data import Row, RunData, series
+from vcppo.deploy.evaluation.workers import EvalResult
+from vcppo.deploy.run.run_data import Row, RunData, series
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY = (

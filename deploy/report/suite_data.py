@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcppo.common.errors import VcppoError
-from vcppo.common.json_lines import read_json_lines
-from vcppo.common.pass_at_k import mean_interval
+from vcppo.common.evaluation.pass_at_k import mean_interval
+from vcppo.common.files.json_lines import read_json_lines
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy.evaluate import EvalResult, read_result
-from vcppo.deploy.run_data import Row, RunData, column, read_json, series
+from vcppo.deploy.evaluation.workers import EvalResult, read_result
+from vcppo.deploy.run.run_data import Row, RunData, column, read_json, series
 
 BOOTSTRAP_SEED = 0
 COLD_START = "cold start"

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from vcppo.deploy.report.figures import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, RED, STYLE, TEAL
 from vcppo.deploy.report.suite_data import ArmData, SuiteData
-from vcppo.deploy.run_data import Row
+from vcppo.deploy.run.run_data import Row
 
 Floats = Sequence[float] | NDArray[Any]
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL, "#b7791f", "#be185d", "#475569", GREY)
 MAIN = ("vc_ppo", "ppo", "grpo_group_mean", "without_decoupled_gae", "without_value_pretraining")
 FIXED = {name: COLOURS[i] for i, name in enumerate(MAIN)}
 DISTANCES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-"""As in vcppo.learner.reward_signal, which writes the lists."""
+"""As in vcppo.learner.critic_quality.signal_by_distance, which writes the lists."""
 LAMBDAS = ("0.9", "0.95", "0.99", "1")
 
 

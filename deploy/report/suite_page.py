@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
-from vcppo.deploy.display import clock
-from vcppo.deploy.report.page import STYLE
+from vcppo.deploy.report.run_page import STYLE
 from vcppo.deploy.report.suite_data import SuiteData
 from vcppo.deploy.report.suite_tables import (
     Table,
@@ -20,6 +19,7 @@ from vcppo.deploy.report.suite_tables import (
     paper_tables,
     results,
 )
+from vcppo.deploy.terminal.display import clock
 
 
 class Heading(NamedTuple):

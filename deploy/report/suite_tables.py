@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vcppo.deploy.display import clock, number
 from vcppo.deploy.report.suite_data import COLD_START, NOT_ASKED, ArmData, SeedRun, SuiteData, difference
+from vcppo.deploy.terminal.display import clock, number
 
 
 class Table(NamedTuple):

@@ -11,11 +11,11 @@ import structlog
 from matplotlib.figure import Figure
 
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy.display import number
-from vcppo.deploy.evaluate import EvalResult, gain, read_result
+from vcppo.deploy.evaluation.workers import EvalResult, gain, read_result
 from vcppo.deploy.report.figures import FIGURES, FigureData, draw, draw_summary
-from vcppo.deploy.report.page import Page, render_page
-from vcppo.deploy.run_data import Row, RunData
+from vcppo.deploy.report.run_page import Page, render_page
+from vcppo.deploy.run.run_data import Row, RunData
+from vcppo.deploy.terminal.display import number
 
 log = structlog.get_logger(__name__)
 

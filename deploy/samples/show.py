@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.log_render import printable
-from vcppo.common.trajectory import Int32Array
+from vcppo.common.records.trajectory import Int32Array
+from vcppo.common.telemetry.log_render import printable
 from vcppo.deploy.samples.sources import Sample
 
 _DIM, _BOLD, _RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
@@ -28,7 +28,7 @@ class Decoder:
     def __call__(self, ids: Int32Array) -> str:
         """Text with its special tokens: whether a response ended is part of what it says."""
         if self._tokenizer is None:
-            from vcppo.common.tokenizer import load_tokenizer
+            from vcppo.common.model_folder.tokenizer import load_tokenizer
 
             self._tokenizer = load_tokenizer(self._path, self._trust)
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))

@@ -12,10 +12,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from vcppo.common.json_lines import Row, read_json_lines
+from vcppo.common.files.json_lines import Row, read_json_lines
+from vcppo.common.records.trajectory import Int32Array, Trajectory
+from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
-from vcppo.common.trajectory import Int32Array, Trajectory
-from vcppo.common.trajectory_records import read_trajectories
 
 Stage = Literal["value_pretraining", "rl", "eval"]
 STAGES: tuple[Stage, ...] = ("value_pretraining", "rl", "eval")

@@ -1,14 +1,21 @@
-"""``python -m vcppo.generator.check --config run.yaml``: lines for `vcppo check` on stdout (`vcppo.common.check_child`)."""
+"""``python -m vcppo.generator.check --config run.yaml``: lines for `vcppo check` on stdout.
+
+Their form: `vcppo.common.check.check_child`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcppo.common.check_child import arguments_of, run_child
-from vcppo.common.check_lines import Check
-from vcppo.common.end_process import end_process
-from vcppo.generator.check import data, engine, prompts, tokenizer, verifier
-from vcppo.generator.check.context import Context
+from vcppo.common.check.check_child import arguments_of, run_child
+from vcppo.common.check.check_lines import Check
+from vcppo.common.process.end_process import end_process
+from vcppo.generator.check import data_checks as data
+from vcppo.generator.check import engine_checks as engine
+from vcppo.generator.check import prompt_checks as prompts
+from vcppo.generator.check import tokenizer_checks as tokenizer
+from vcppo.generator.check import verifier_checks as verifier
+from vcppo.generator.check.data_context import Context
 
 CHECKS: tuple[Check[Context], ...] = (
     Check("data", "task", data.task, 120.0),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vcppo.common.config import VcppoConfig
-from vcppo.generator.engine import Engine, EngineError, register, transfer_backend
-from vcppo.generator.engine_start import set_environment, start_failure
-from vcppo.generator.model_files import require_model
+from vcppo.generator.vllm_engine.end_tokens import require_model
+from vcppo.generator.vllm_engine.engine import Engine, EngineError, register, transfer_backend
+from vcppo.generator.vllm_engine.engine_start import set_environment, start_failure
 
 
 class EngineFacts(NamedTuple):

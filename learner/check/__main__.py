@@ -1,16 +1,19 @@
-"""``python -m vcppo.learner.check --config run.yaml``: lines for `vcppo check` on stdout (`vcppo.common.check_child`)."""
+"""``python -m vcppo.learner.check --config run.yaml``: lines for `vcppo check` on stdout.
+
+Their form: `vcppo.common.check.check_child`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vcppo.common.check_child import arguments_of, run_child
-from vcppo.common.check_lines import Check
-from vcppo.common.end_process import end_process
-from vcppo.learner.check.context import Context
-from vcppo.learner.check.export import export
-from vcppo.learner.check.model import critic, device, policy
-from vcppo.learner.check.packing import packing
+from vcppo.common.check.check_child import arguments_of, run_child
+from vcppo.common.check.check_lines import Check
+from vcppo.common.process.end_process import end_process
+from vcppo.learner.check.export_checks import export
+from vcppo.learner.check.loaded_model import Context
+from vcppo.learner.check.model_checks import critic, device, policy
+from vcppo.learner.check.packing_checks import packing
 
 CHECKS: tuple[Check[Context], ...] = (
     Check("model", "device", device, 60.0),

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.integration.learner_process import NoMemberBroadcaster
-from vcppo.common.end_process import end_process
-from vcppo.common.store import RunStore
-from vcppo.learner import progress, resume
+from vcppo.common.process.end_process import end_process
+from vcppo.common.store.run_store import RunStore
 from vcppo.learner.__main__ import main
-from vcppo.learner.checkpoint import CheckpointStore
-from vcppo.learner.loop import RlLoop
-from vcppo.learner.trained_log import TrainedLog
+from vcppo.learner.engine.checkpoint import CheckpointStore
+from vcppo.learner.rl import progress, resume
+from vcppo.learner.rl.loop import RlLoop
+from vcppo.learner.rl.trained_log import TrainedLog
 
 BOUNDARIES = (
     "claimed",  # the batch is ours, nothing is computed

@@ -19,13 +19,13 @@ import yaml
 from tests.integration.conftest import RedisServer
 from tests.integration.scripted import fabricate
 from tests.integration.test_weight_broadcast import make_model
-from vcppo.common.ledger import BufferEntry, Ledger
-from vcppo.common.metrics import read_metrics
-from vcppo.common.ports import free_endpoint
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.store import RunStore
-from vcppo.common.trajectory import Prompt
-from vcppo.common.wire import encode_trajectory
+from vcppo.common.store.ledger import BufferEntry, Ledger
+from vcppo.common.store.run_store import RunStore
+from vcppo.common.telemetry.metrics import read_metrics
+from vcppo.common.transport.ports import free_endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 LEASE_SECONDS = 2.0

@@ -18,8 +18,8 @@ from tests.faults.dying_learner import BOUNDARIES
 from tests.integration.conftest import RedisServer
 from tests.integration.scripted import ScriptedGenerator, make_tiny_model
 from tests.integration.test_learner import BATCH, Run
-from vcppo.common.metrics import read_metrics
-from vcppo.common.trained_log import check_trained_once, read_trained_log, replays_differ
+from vcppo.common.records.trained_log import check_trained_once, read_trained_log, replays_differ
+from vcppo.common.telemetry.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -23,8 +23,8 @@ from tests.integration.conftest import RedisServer
 from tests.integration.test_weight_broadcast import make_model
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_REFUSED
-from vcppo.common.ledger import Ledger
-from vcppo.common.ports import free_endpoint
+from vcppo.common.store.ledger import Ledger
+from vcppo.common.transport.ports import free_endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -57,7 +57,7 @@ class Policy:
             yield name, each.detach()
 
     def probe(self) -> Any:
-        from vcppo.learner.canary import CanaryProbe
+        from vcppo.learner.weights.canary import CanaryProbe
 
         tokens = np.arange(2, 22, dtype=np.int32)
         with self.torch.no_grad():
@@ -131,7 +131,7 @@ def scene(tmp_path: Path, redis_process: RedisServer) -> Iterator[Scene]:
 
 
 def test_a_generator_with_wrong_weights_is_put_out_alone_comes_back_and_is_at_last_dismissed(scene: Scene) -> None:
-    from vcppo.learner.weight_transfer import WeightBroadcaster
+    from vcppo.learner.weights.broadcaster import WeightBroadcaster
 
     policy = Policy(scene.folder / "model")
     config = load_config(scene.config_file, [])

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from vcppo.common.ports import free_port
+from vcppo.common.transport.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import os, signal, sys
 import numpy as np
-from vcppo.learner.distributed import init_distributed, lost_peer, num_ranks, rank, sum_over_ranks
+from vcppo.learner.engine.distributed import init_distributed, lost_peer, num_ranks, rank, sum_over_ranks
 init_distributed("cpu", timeout_seconds=60.0)
 assert sum_over_ranks(np.ones(3)).tolist() == [2.0] * 3
 if rank() == 1:

@@ -18,10 +18,10 @@ from tests.integration.scripted import ScriptedGenerator, make_tiny_model
 from tests.integration.test_buffer import TRANSPORT, BufferProcess, a_prompt, a_trajectory, eventually
 from tests.integration.test_learner import Run
 from tests.integration.test_store import an_entry
-from vcppo.common.ledger import Ledger, Member
-from vcppo.common.store import RunStore, StoreError, StoreFull
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.ledger import Ledger, Member
+from vcppo.common.store.run_store import RunStore, StoreError, StoreFull
 from vcppo.common.transport import TrajectorySender
-from vcppo.common.wire import encode_trajectory
 
 
 @pytest.fixture

@@ -30,12 +30,12 @@ from tests.fuzz import frames, wire
 from tests.fuzz.harness import resident_mib
 from tests.integration.conftest import RedisServer
 from vcppo.common.config import TransportConfig
-from vcppo.common.store import RunStore
-from vcppo.common.trajectory import Prompt, VersionSpan
+from vcppo.common.records.trajectory import Prompt, VersionSpan
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport import TrajectorySender
 from vcppo.common.transport.frames import REFUSED, TRAJECTORY
 from vcppo.common.transport.sockets import HEARTBEAT_SECONDS
-from vcppo.common.wire import encode_trajectory
 
 TRANSPORT = TransportConfig(ack_deadline_seconds=30.0, max_message_mib=0.125)
 MAX_DEAD_LETTERS = 10_000

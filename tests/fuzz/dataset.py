@@ -13,10 +13,10 @@ from pyarrow import parquet
 
 from tests.fuzz.harness import ACCEPTED, Harness, scratch
 from tests.fuzz.mutate import mutate_bytes
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.wire import decode_prompt, encode_prompt
 from vcppo.common.tasks import TaskError
 from vcppo.common.tasks.dataset import DatasetTask
-from vcppo.common.trajectory import Prompt
-from vcppo.common.wire import decode_prompt, encode_prompt
 
 _FOLDER = scratch()
 _ENDINGS = {b"l": ".jsonl", b"j": ".json", b"p": ".parquet"}

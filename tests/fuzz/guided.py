@@ -21,9 +21,9 @@ _MEMORY_MIB = 2048
 _CASE_SECONDS = 20
 _INSTRUMENTED = [
     "vcppo.common",
-    "vcppo.learner.checkpoint",
-    "vcppo.learner.trajectory_file",
-    "vcppo.learner.trained_log",
+    "vcppo.learner.engine.checkpoint",
+    "vcppo.learner.batching.trajectory_file",
+    "vcppo.learner.rl.trained_log",
     "yaml",
     "json",
 ]

@@ -17,11 +17,18 @@ from tests.fuzz import wire
 from tests.fuzz.harness import ACCEPTED, Harness, scratch
 from tests.fuzz.mutate import mutate_bytes, odd_key, odd_value, pack
 from vcppo.common.errors import VcppoError
-from vcppo.common.ledger import Member
-from vcppo.common.store_codec import dead_letter_from, member_from
-from vcppo.learner.checkpoint import MANIFEST, CheckpointError, CheckpointState, CheckpointStore, _content_sum, verify
-from vcppo.learner.trained_log import check_trained_once, read_trained_log
-from vcppo.learner.trajectory_file import TrajectoryFile
+from vcppo.common.store.codec import dead_letter_from, member_from
+from vcppo.common.store.ledger import Member
+from vcppo.learner.batching.trajectory_file import TrajectoryFile
+from vcppo.learner.engine.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    CheckpointState,
+    CheckpointStore,
+    _content_sum,
+    verify,
+)
+from vcppo.learner.rl.trained_log import check_trained_once, read_trained_log
 
 _FOLDER = scratch()
 

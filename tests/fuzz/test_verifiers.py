@@ -13,7 +13,7 @@ import pytest
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.tasks.code_answers import last_code_block
-from vcppo.generator.verifier_pool import VerifierPool
+from vcppo.generator.verifying.verifier_pool import VerifierPool
 
 SECONDS = 2.0
 LARGE = {

@@ -13,12 +13,12 @@ from typing import get_args
 
 from tests.fuzz.harness import ACCEPTED, Harness
 from tests.fuzz.mutate import mutate_bytes
+from vcppo.common.records.trajectory import Outcome
 from vcppo.common.tasks import Verdict
 from vcppo.common.tasks.chain_arithmetic import ChainArithmetic
 from vcppo.common.tasks.code_answers import last_code_block, same_output
 from vcppo.common.tasks.dataset import DatasetTask
-from vcppo.common.trajectory import Outcome
-from vcppo.generator.verifier_lines import parse_reply, reply_line
+from vcppo.generator.verifying.verifier_lines import parse_reply, reply_line
 
 _OUTCOMES = get_args(Outcome)
 _NUMBER = 7

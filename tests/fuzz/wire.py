@@ -13,8 +13,8 @@ import numpy as np
 
 from tests.fuzz.harness import ACCEPTED, Harness, reason_of
 from tests.fuzz.mutate import mutate_bytes, odd_key, odd_value, pack
-from vcppo.common.trajectory import Prompt, Trajectory, TrajectoryLimits, VersionSpan
-from vcppo.common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
+from vcppo.common.records.trajectory import Prompt, Trajectory, TrajectoryLimits, VersionSpan
+from vcppo.common.records.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 
 LIMITS = TrajectoryLimits(max_tokens=4096)
 _FIELDS = frozenset(field.name for kind in (Trajectory, Prompt) for field in dataclasses.fields(kind))

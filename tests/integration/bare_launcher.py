@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from vcppo.common.config import load_config
-from vcppo.deploy.launcher import Launcher
-from vcppo.deploy.nodes import Nodes
-from vcppo.deploy.process_spec import ProcessSpec
-from vcppo.deploy.run_config import exclusive, write_config
-from vcppo.deploy.session import open_session
+from vcppo.deploy.launch.launcher import Launcher
+from vcppo.deploy.launch.nodes import Nodes
+from vcppo.deploy.processes.process_spec import ProcessSpec
+from vcppo.deploy.run.run_config import exclusive, write_config
+from vcppo.deploy.terminal.session import open_session
 
 _WAITING = """
 import pathlib, sys, time

@@ -19,16 +19,23 @@ import numpy as np
 import torch
 
 from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.store import RunStore
-from vcppo.common.trajectory import Prompt, Trajectory
+from vcppo.common.records.trajectory import Prompt, Trajectory
+from vcppo.common.records.wire import decode_trajectory
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport import ControlClient, TrajectoryReceiver
 from vcppo.common.transport.endpoints import endpoints_of
-from vcppo.common.wire import decode_trajectory
-from vcppo.learner.engine import EngineOptions, TrainEngine, broadcast_bytes, init_distributed, num_ranks, rank
-from vcppo.learner.models import load_policy
-from vcppo.learner.packing import build_packed
-from vcppo.learner.probe import make_probe
-from vcppo.learner.weight_transfer import CanaryError, CanaryProbe, WeightBroadcaster
+from vcppo.learner.batching.packing import build_packed
+from vcppo.learner.engine.deepspeed_engine import (
+    EngineOptions,
+    TrainEngine,
+    broadcast_bytes,
+    init_distributed,
+    num_ranks,
+    rank,
+)
+from vcppo.learner.models.models import load_policy
+from vcppo.learner.weights.broadcaster import CanaryError, CanaryProbe, WeightBroadcaster
+from vcppo.learner.weights.canary_probe import make_probe
 
 PROMPT_LENGTH = 29
 DEADLINE = 300.0  # a slow machine, and others on it

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from vcppo.common.ports import free_port
-from vcppo.common.store import Credentials, RunStore
-from vcppo.deploy.keys import USER, acl_text
+from vcppo.common.store.run_store import Credentials, RunStore
+from vcppo.common.transport.ports import free_port
+from vcppo.deploy.terminal.keys_command import USER, acl_text
 
 
 def redis_binary() -> str:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from vcppo.common.config import load_config
-from vcppo.common.trajectory import Prompt
-from vcppo.generator.engine import Engine, EngineError, Rollout
+from vcppo.common.records.trajectory import Prompt
+from vcppo.generator.vllm_engine.engine import Engine, EngineError, Rollout
 
 NUM_PROMPTS = 256
 

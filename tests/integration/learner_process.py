@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.end_process import end_process
-from vcppo.common.store import RunStore
+from vcppo.common.process.end_process import end_process
+from vcppo.common.store.run_store import RunStore
 from vcppo.learner.__main__ import main
-from vcppo.learner.canary import CanaryProbe
-from vcppo.learner.engine import TrainEngine
-from vcppo.learner.weight_transfer import POLICY_VERSION, BroadcastReport
+from vcppo.learner.engine.deepspeed_engine import TrainEngine
+from vcppo.learner.weights.broadcaster import POLICY_VERSION, BroadcastReport
+from vcppo.learner.weights.canary import CanaryProbe
 
 
 class NoMemberBroadcaster:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vcppo.common.ledger import BufferEntry
-from vcppo.common.store import RunStore
+from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.ledger import BufferEntry
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks.chain_arithmetic import ChainArithmetic
-from vcppo.common.trajectory import Prompt, Trajectory, VersionSpan
-from vcppo.common.wire import encode_trajectory
 
 VOCABULARY = 41  # as many as chain_arithmetic has symbols
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import vcppo.generator.gloo_engine as gloo_engine
+import vcppo.generator.vllm_engine.gloo_engine as gloo_engine
 
 _find = gloo_engine.tied_heads
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.store import Member
+from vcppo.common.store.run_store import Member
 from vcppo.common.transport import ControlServer
-from vcppo.generator.control import WeightControl
-from vcppo.generator.gloo_engine import GlooWeightTransferEngine
-from vcppo.learner.weight_transfer import BroadcastError, CanaryError, CanaryProbe, WeightBroadcaster
+from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.vllm_engine.gloo_engine import GlooWeightTransferEngine
+from vcppo.learner.weights.broadcaster import BroadcastError, CanaryError, CanaryProbe, WeightBroadcaster
 
 PROBE_TOKENS = np.arange(6, dtype=np.int32)
 

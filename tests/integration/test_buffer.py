@@ -18,12 +18,12 @@ import yaml
 
 from tests.integration.scraper import scrape
 from vcppo.common.config import RlConfig, TransportConfig
-from vcppo.common.ledger import VOCABULARY_SIZE, Ledger
-from vcppo.common.ports import free_endpoint, free_port
-from vcppo.common.store import RunStore
-from vcppo.common.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.ledger import VOCABULARY_SIZE, Ledger
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport import TrajectorySender
-from vcppo.common.wire import encode_trajectory
+from vcppo.common.transport.ports import free_endpoint, free_port
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RedisServer
@@ -305,5 +305,5 @@ def test_a_wrong_password_is_one_clear_line(buffer: BufferProcess, redis_process
 
 
 def test_the_buffer_does_not_import_torch() -> None:
-    code = "import sys, vcppo.learner.buffer; sys.exit('torch' in sys.modules)"
+    code = "import sys, vcppo.learner.buffer.bridge; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,12 +11,12 @@ import pytest
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import DeadlineExceeded
-from vcppo.common.ledger import BufferEntry
-from vcppo.common.store import RunStore
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.store.ledger import BufferEntry
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
-from vcppo.common.trajectory import Prompt
-from vcppo.learner.collect import BatchCollector, PromptIssuer, give_up_outdated
-from vcppo.learner.prompts import PromptSource
+from vcppo.learner.supply.collect import BatchCollector, PromptIssuer, give_up_outdated
+from vcppo.learner.supply.prompts import PromptSource
 
 
 def encode(prompt: object) -> Any:
@@ -159,7 +159,7 @@ def test_the_deadline_names_whom_it_waited_for(setup: Callable[..., Setup], monk
     s = setup()
     s.collector.issue(0)
     (leased,) = s.lease(1)
-    monkeypatch.setattr("vcppo.learner.collect.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("vcppo.learner.supply.collect.POLL_SECONDS", 0.01)
     assert s.collector.poll(0) is None
     monkeypatch.setattr(s.collector._watch, "_started", time.monotonic() - 62.0)
     with pytest.raises(DeadlineExceeded, match=r"learner\.batch_deadline_seconds = 61") as caught:

@@ -24,11 +24,11 @@ import pytest
 
 from tests.integration.scraper import Scraper
 from vcppo.common.config import load_config
-from vcppo.common.metrics import read_metrics
-from vcppo.common.ports import free_port
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy import redis_server
-from vcppo.deploy.run_data import RunData
+from vcppo.common.telemetry.metrics import read_metrics
+from vcppo.common.transport.ports import free_port
+from vcppo.deploy.processes import redis_server
+from vcppo.deploy.run.run_data import RunData
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

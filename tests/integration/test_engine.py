@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from tests.integration.scripted import make_tiny_model
-from vcppo.generator.stop_strings import judged_text
+from vcppo.generator.vllm_engine.stop_strings import judged_text
 
 ROOT = Path(__file__).parents[2]
 CHUNKS = {"enable_chunked_prefill": True, "max_num_batched_tokens": 288}

@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vcppo.common.end_process import end_process
 from vcppo.common.errors import VcppoError
+from vcppo.common.process.end_process import end_process
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {1: (0, 3), 2: (0, 1, 2, 3)}  # by number of ranks
@@ -34,7 +34,7 @@ TOKEN_BUDGET = 36
 
 
 def run_worker(folder: Path) -> None:
-    from vcppo.learner.engine import init_distributed, num_ranks, shutdown_distributed
+    from vcppo.learner.engine.deepspeed_engine import init_distributed, num_ranks, shutdown_distributed
 
     torch.set_num_threads(1)
     init_distributed("cpu", timeout_seconds=120)
@@ -50,7 +50,7 @@ def run_worker(folder: Path) -> None:
 
 
 def check_collectives() -> None:
-    from vcppo.learner.engine import broadcast_bytes, broadcast_object, num_ranks, rank, sum_over_ranks
+    from vcppo.learner.engine.deepspeed_engine import broadcast_bytes, broadcast_object, num_ranks, rank, sum_over_ranks
 
     assert broadcast_bytes(b"raw \x00 bytes" if rank() == 0 else None) == b"raw \x00 bytes"
     assert broadcast_bytes(b"" if rank() == 0 else None) == b""
@@ -63,8 +63,8 @@ def check_collectives() -> None:
 
 def train(folder: Path, output: Path, stage: int) -> None:
     """Three steps of actor and critic; rank 0 writes norms and final weights."""
-    from vcppo.learner.engine import EngineOptions, TrainEngine, num_ranks, rank
-    from vcppo.learner.models import load_critic, load_policy
+    from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine, num_ranks, rank
+    from vcppo.learner.models.models import load_critic, load_policy
 
     options = EngineOptions(zero_stage=stage, max_grad_norm=0.5)  # below the norms seen: clipping is on
     tied, untied = folder / "tied", folder / "untied"
@@ -92,8 +92,8 @@ def train(folder: Path, output: Path, stage: int) -> None:
 
 def check_wire(folder: Path, stage: int) -> None:
     """Experts that transformers has fused come out, on every rank, name by name and byte by byte as in the file."""
-    from vcppo.learner.engine import EngineOptions, TrainEngine
-    from vcppo.learner.models import load_policy
+    from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine
+    from vcppo.learner.models.models import load_policy
 
     engine = TrainEngine(load_policy(folder / "moe"), learning_rate=1e-3, options=EngineOptions(zero_stage=stage))
     stored = load_file(folder / "moe" / "model.safetensors")
@@ -108,8 +108,8 @@ def check_wire(folder: Path, stage: int) -> None:
 
 def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
     """Three steps of an actor with bfloat16 weights; rank 0 writes norms and final weights."""
-    from vcppo.learner.engine import EngineOptions, TrainEngine, rank
-    from vcppo.learner.models import load_policy
+    from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine, rank
+    from vcppo.learner.models.models import load_policy
 
     options = EngineOptions(zero_stage=stage, dtype="bfloat16", max_grad_norm=0.5)
     actor = TrainEngine(load_policy(folder / "tied", dtype=options.torch_dtype), learning_rate=1e-3, options=options)
@@ -126,8 +126,8 @@ def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
 def one_step(engines: dict[str, Any]) -> dict[str, float]:
     """One optimizer step of each engine over the whole batch; the norms before clipping."""
     from tests.unit.learner_samples import mixed_batch
-    from vcppo.learner.losses import policy_loss, value_loss
-    from vcppo.learner.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
+    from vcppo.learner.algorithm.losses import policy_loss, value_loss
+    from vcppo.learner.batching.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
 
     batch = mixed_batch(seed=3)
     cu = action_cu_seqlens(batch)
@@ -163,7 +163,7 @@ def check_checkpoint(folder: Path, actor: Any) -> None:
 
 def check_config_counts(folder: Path, actor: Any, module: Any) -> None:
     """A resumed engine steps with its own settings; the moments and step counts are the checkpoint's."""
-    from vcppo.learner.engine import EngineOptions, TrainEngine
+    from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine
 
     now = EngineOptions(
         zero_stage=actor.options.zero_stage, dtype=actor.options.dtype,
@@ -280,7 +280,7 @@ class Intruder:
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vcppo.learner.engine import _load_weights_only
+    from vcppo.learner.engine.deepspeed_engine import _load_weights_only
 
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)  # an engine made in this process sets it
     torch.save({"module": Intruder(tmp_path / "ran")}, tmp_path / "states.pt")

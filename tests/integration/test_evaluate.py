@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.scripted import make_tiny_model
 from vcppo.common.config import dump_config, load_config
-from vcppo.deploy.benchmarks import as_overrides
+from vcppo.deploy.evaluation.known_benchmarks import as_overrides
 
 ROOT = Path(__file__).parents[2]
 NUM_PROBLEMS, NUM_SAMPLES = 6, 8
@@ -50,7 +50,7 @@ def test_killed_and_taken_up_by_two_generators(tmp_path: Path) -> None:
     (results / "first.yaml").write_text(dump_config(config))
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
-    one = [sys.executable, "-m", "vcppo.generator.evaluate", "--config", str(results / "first.yaml")]
+    one = [sys.executable, "-m", "vcppo.generator.evaluation.evaluate", "--config", str(results / "first.yaml")]
     one += ["--model", str(tmp_path / "model"), "--output", str(results / "model.json")]
     log = tmp_path / "victim.log"
     with log.open("wb") as file:

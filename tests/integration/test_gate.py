@@ -14,7 +14,7 @@ from tests.integration.scripted import ScriptedGenerator, make_tiny_model
 from tests.integration.test_learner import Run, generate, model
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_REFUSED
-from vcppo.deploy.run_config import write_config
+from vcppo.deploy.run.run_config import write_config
 
 __all__ = ["generate", "model"]  # fixtures
 

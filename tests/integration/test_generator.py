@@ -20,17 +20,17 @@ import yaml
 from tests.integration.conftest import RedisServer
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_FAILURE, EXIT_REFUSED
-from vcppo.common.metrics import MetricsWriter, read_metrics
-from vcppo.common.ports import free_endpoint, free_port
-from vcppo.common.store import RunStore
+from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.records.wire import decode_trajectory
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
-from vcppo.common.trajectory import Prompt, Trajectory, VersionSpan
+from vcppo.common.telemetry.metrics import MetricsWriter, read_metrics
 from vcppo.common.transport import TrajectoryReceiver, TrajectorySender
-from vcppo.common.wire import decode_trajectory
-from vcppo.generator.control import WeightControl
-from vcppo.generator.engine import EngineError, Rollout
-from vcppo.generator.rollout import RolloutWorker
-from vcppo.generator.verifier_pool import VerifierPool
+from vcppo.common.transport.ports import free_endpoint, free_port
+from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.rollout.rollout import RolloutWorker
+from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.vllm_engine.engine import EngineError, Rollout
 
 ROOT = Path(__file__).parent.parent.parent
 

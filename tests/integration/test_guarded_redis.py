@@ -6,8 +6,8 @@ import pytest
 
 from tests.integration.conftest import RedisServer
 from tests.integration.test_buffer import a_prompt
-from vcppo.common.store import Credentials, RunStore, StoreError
-from vcppo.deploy.keys import USER
+from vcppo.common.store.run_store import Credentials, RunStore, StoreError
+from vcppo.deploy.terminal.keys_command import USER
 
 PASSWORD = "correct horse battery staple"
 

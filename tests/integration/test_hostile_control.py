@@ -13,11 +13,11 @@ import pytest
 import zmq
 
 from tests.fuzz import frames
-from vcppo.common.ledger import Member
-from vcppo.common.memory_guard import ResidentMemory
+from vcppo.common.process.memory_guard import ResidentMemory
+from vcppo.common.store.ledger import Member
 from vcppo.common.transport import ControlClient, ControlServer
 from vcppo.common.transport.control import ControlError
-from vcppo.learner.fan_out import silent
+from vcppo.learner.weights.fan_out import silent
 
 NUM_CALLS = 3000
 MEMORY_MIB = 64.0

@@ -36,8 +36,8 @@ def run_worker(folder: Path, stage: int) -> None:
     import torch
 
     from tests.unit.learner_samples import save_tiny_policy
-    from vcppo.learner.engine import EngineOptions, TrainEngine, init_distributed, shutdown_distributed
-    from vcppo.learner.models import load_policy
+    from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine, init_distributed, shutdown_distributed
+    from vcppo.learner.models.models import load_policy
 
     torch.set_num_threads(1)
     init_distributed("cpu", timeout_seconds=60)

@@ -18,17 +18,17 @@ import pytest
 
 from tests.unit.fake_run import config_of
 from vcppo.common.config import dump_config, load_config
-from vcppo.common.json_lines import JsonLinesTail
-from vcppo.common.ports import free_endpoint, free_port
-from vcppo.common.store import RunStore
-from vcppo.common.store_access import connect_store
-from vcppo.common.trajectory import Prompt
+from vcppo.common.files.json_lines import JsonLinesTail
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.store.access import connect_store
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport import TrajectorySender
 from vcppo.common.transport.endpoints import endpoints_of
-from vcppo.deploy import redis_server
+from vcppo.common.transport.ports import free_endpoint, free_port
 from vcppo.deploy.cli import main
-from vcppo.deploy.log_lines import LogSink
-from vcppo.deploy.processes import Supervisor
+from vcppo.deploy.logs.log_lines import LogSink
+from vcppo.deploy.processes import redis_server
+from vcppo.deploy.processes.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,12 +19,12 @@ from safetensors.numpy import load_file
 
 from tests.integration.scripted import ScriptedGenerator, make_tiny_model
 from vcppo.common.errors import EXIT_REFUSED
-from vcppo.common.metrics import read_metrics
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.store import RunStore
-from vcppo.common.trajectory import Prompt
-from vcppo.common.trajectory_records import read_trajectories
-from vcppo.learner.trained_log import check_trained_once, read_trained_log
+from vcppo.common.store.run_store import RunStore
+from vcppo.common.telemetry.metrics import read_metrics
+from vcppo.learner.rl.trained_log import check_trained_once, read_trained_log
 
 HERE = Path(__file__).parent
 NUM_STEPS = 7

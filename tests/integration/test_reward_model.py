@@ -12,9 +12,9 @@ import yaml
 from tests.integration.tiny import tiny_run
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import VcppoError
-from vcppo.learner.models import load_critic
-from vcppo.learner.reward_model import MARKER, reward_model
-from vcppo.learner.sft import cold_start
+from vcppo.learner.cold_start.reward_model import MARKER, reward_model
+from vcppo.learner.cold_start.sft import cold_start
+from vcppo.learner.models.models import load_critic
 
 
 @pytest.fixture

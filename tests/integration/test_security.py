@@ -15,11 +15,11 @@ import zmq
 from tests.integration.conftest import RedisServer
 from tests.integration.tls import self_signed, tls_in_front_of
 from vcppo.common.config import TransportConfig
-from vcppo.common.store import Credentials, RunStore, StoreError
+from vcppo.common.store.run_store import Credentials, RunStore, StoreError
 from vcppo.common.transport import ControlClient, ControlError, ControlServer, TrajectoryReceiver, TrajectorySender
 from vcppo.common.transport.keys import load_keys, make_keys, rotate_keys
 from vcppo.common.transport.sockets import identify
-from vcppo.deploy.keys import USER
+from vcppo.deploy.terminal.keys_command import USER
 
 CONFIG = TransportConfig(ack_deadline_seconds=1.0)
 SHORT = 1.5  # seconds in which nothing may arrive

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.integration.tiny import tiny_run
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import VcppoError
-from vcppo.common.metrics import read_metrics
 from vcppo.common.tasks import load_task
-from vcppo.learner.sft import MARKER, cold_start, fingerprint, main
+from vcppo.common.telemetry.metrics import read_metrics
+from vcppo.learner.cold_start.sft import MARKER, cold_start, fingerprint, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,7 +115,7 @@ def test_two_ranks_give_the_weights_of_one(config: VcppoConfig, config_file: Pat
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = [
         "-m",
-        "vcppo.learner.sft",
+        "vcppo.learner.cold_start.sft",
         "--config",
         str(config_file),
         f"sft.output={output}",
@@ -132,7 +132,7 @@ def test_fatal_is_one_line(
     config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The other tests of this process go on using its process group, which DeepSpeed joins only once.
-    monkeypatch.setattr("vcppo.learner.stage.shutdown_distributed", lambda: None)
+    monkeypatch.setattr("vcppo.learner.cold_start.process.shutdown_distributed", lambda: None)
     assert main(["--config", str(config_file), "sft.phases=[]", "logging.format=json"]) == 1
     (fatal,) = [line for line in capsys.readouterr().out.splitlines() if '"fatal"' in line]
     assert "sft.phases is empty" in json.loads(fatal)["error"]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from vcppo.common.ledger import BufferEntry, Ledger, Member
-from vcppo.common.store import MAX_LEASE_EXPIRIES, RunStore, StoreError, StoreUnavailable
-from vcppo.common.trajectory import Prompt
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.store.ledger import BufferEntry, Ledger, Member
+from vcppo.common.store.run_store import MAX_LEASE_EXPIRIES, RunStore, StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
     from tests.integration.conftest import RedisServer
@@ -283,7 +283,7 @@ def test_no_redis_names_url_and_remedy() -> None:
 
 def test_another_schema_version_is_refused(redis_process: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     redis_process.store()
-    monkeypatch.setattr("vcppo.common.store.STORE_SCHEMA_VERSION", "2")
+    monkeypatch.setattr("vcppo.common.store.run_store.STORE_SCHEMA_VERSION", "2")
     with pytest.raises(StoreError, match="schema version 1"):
         redis_process.store()
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from vcppo.common.config import TransportConfig
-from vcppo.common.ports import free_endpoint
 from vcppo.common.transport import (
     ControlClient,
     ControlError,
@@ -26,6 +25,7 @@ from vcppo.common.transport import (
     TrajectorySender,
     TransportError,
 )
+from vcppo.common.transport.ports import free_endpoint
 from vcppo.common.transport.sockets import Dealer
 
 CONFIG = TransportConfig(ack_deadline_seconds=0.5, max_message_mib=0.125, credit_window=8)

@@ -1,7 +1,7 @@
 """After an update vLLM's log-probs are the learner's: tied, untied, bfloat16; 1 and 2 ranks, ZeRO 0 and 3.
 
-Six real `python -m vcppo.generator` processes (two per model) are started once; the learner's side is a torchrun script. One
-generator of each two has vLLM's core in its own process, the other in a child.
+Six real `python -m vcppo.generator` processes (two per model) are started once; the learner's side is a torchrun
+script. One generator of each two has vLLM's core in its own process, the other in a child.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.ports import free_endpoint, free_port
-from vcppo.common.store import RunStore
+from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
+from vcppo.common.transport.ports import free_endpoint, free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vcppo.common.metrics import read_metrics
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.telemetry.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 from vcppo.common.config import VcppoConfig, dump_config
-from vcppo.common.metrics import MetricsWriter
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.telemetry.metrics import MetricsWriter
 
 LEDGER = {
     "issued": 2048,

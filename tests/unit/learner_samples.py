@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from vcppo.common.trajectory import FinishReason, Trajectory, VersionSpan
+from vcppo.common.records.trajectory import FinishReason, Trajectory, VersionSpan
 
 VOCAB = 32
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from vcppo.learner.advantages import (
+from vcppo.learner.algorithm.advantages import (
     group_mean_advantages,
     leave_one_out_advantages,
     length_adaptive_lambda,

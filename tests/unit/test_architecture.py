@@ -26,18 +26,18 @@ FORBIDDEN = {
 }
 # library -> the only files that may import it
 CONFINED = {
-    "redis": ("common/redis_connection.py",),
+    "redis": ("common/store/redis_connection.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
-    "deepspeed": ("learner/engine.py",),
+    "deepspeed": ("learner/engine/deepspeed_engine.py",),
     "vllm": (
         "generator/check/vllm_settings.py",
-        "generator/engine.py",
-        "generator/gloo_engine.py",
-        "generator/nccl_engine.py",
-        "generator/served.py",
-        "generator/unset_weights.py",
-        "learner/weight_transfer.py",
-        "learner/gloo_trainer.py",
+        "generator/vllm_engine/engine.py",
+        "generator/vllm_engine/gloo_engine.py",
+        "generator/vllm_engine/nccl_engine.py",
+        "generator/vllm_engine/served.py",
+        "generator/vllm_engine/unset_weights.py",
+        "learner/weights/broadcaster.py",
+        "learner/weights/gloo_trainer.py",
     ),
 }
 BANNED = {"pickle", "cPickle", "dill", "cloudpickle", "shelve"}  # arbitrary code on load: nothing of ours is pickled
@@ -138,7 +138,9 @@ def test_common_stays_light_at_run_time() -> None:
 
 
 def test_the_buffer_process_stays_light() -> None:
-    assert loaded_after_importing(["vcppo.learner.buffer"], {"torch", "vllm", "deepspeed", "transformers"}) == set()
+    assert (
+        loaded_after_importing(["vcppo.learner.buffer.bridge"], {"torch", "vllm", "deepspeed", "transformers"}) == set()
+    )
 
 
 def test_the_command_line_stays_light() -> None:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.unit.architectures import save_tiny
-from vcppo.learner.demonstrations import as_trajectory
-from vcppo.learner.models import load_critic, load_policy, save_model
-from vcppo.learner.packing import build_packed
-from vcppo.learner.packing_proof import ModelRefused
-from vcppo.learner.wire_weights import WireWeights
+from vcppo.learner.batching.demonstrations import as_trajectory
+from vcppo.learner.batching.packing import build_packed
+from vcppo.learner.models.models import load_critic, load_policy, save_model
+from vcppo.learner.models.wire_weights import WireWeights
+from vcppo.learner.packing_proof.proof import ModelRefused
 
 COMMON = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "phi3", "olmo2", "mixtral", "qwen3_moe", "deepseek_v3"]
 _WORKS = (

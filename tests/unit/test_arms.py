@@ -8,7 +8,7 @@ import pytest
 
 from vcppo.common.config import load_config
 from vcppo.common.errors import ConfigError
-from vcppo.deploy.run_config import changes
+from vcppo.deploy.run.run_config import changes
 
 ARMS = Path(__file__).parents[2] / "deploy" / "configs" / "arms"
 NO_PRETRAINING = {"value_pretraining.num_trajectories": 0}

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional
 
 from vcppo.common.errors import VcppoError
-from vcppo.learner import attention
-from vcppo.learner import segment_attention as module
-from vcppo.learner.attention import Segments, packed_attention
-from vcppo.learner.segment_attention import Group, plan, segment_attention
+from vcppo.learner.kernels import attention
+from vcppo.learner.kernels import segment_attention as module
+from vcppo.learner.kernels.attention import Segments, packed_attention
+from vcppo.learner.kernels.segment_attention import Group, plan, segment_attention
 
 LENGTHS = (7, 3, 3, 3, 1, 5)
 CU = torch.tensor([0, 7, 10, 13, 16, 17, 22], dtype=torch.int32)

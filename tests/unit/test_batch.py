@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from vcppo.common.config import AlgorithmConfig
-from vcppo.common.trajectory import FinishReason, Trajectory, VersionSpan
-from vcppo.common.wire import encode_trajectory
-from vcppo.learner.batch import Batch, Packer, Share, gather_flat, micro_batches, mini_batches
-from vcppo.learner.estimates import Estimates, estimate
-from vcppo.learner.step_metrics import step_metrics
-from vcppo.learner.update_stats import UpdateStats
+from vcppo.common.records.trajectory import FinishReason, Trajectory, VersionSpan
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.learner.batching.batch import Batch, Packer, Share, gather_flat, micro_batches, mini_batches
+from vcppo.learner.rl.estimates import Estimates, estimate
+from vcppo.learner.rl.step_metrics import step_metrics
+from vcppo.learner.rl.update_stats import UpdateStats
 
 
 def trajectory(index: int, *, reward: float = 1.0, finish: FinishReason = "stop", oldest: int = 3) -> Trajectory:

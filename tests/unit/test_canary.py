@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vcppo.learner.canary import (
+from vcppo.learner.weights.canary import (
     Answers,
     CanaryProbe,
     Incarnation,
@@ -16,7 +16,7 @@ from vcppo.learner.canary import (
     limit_of,
     mean_difference,
 )
-from vcppo.learner.transport_check import SentWeights, transport_fault
+from vcppo.learner.weights.transport_check import SentWeights, transport_fault
 
 NUM = 256
 ROUNDING = 0.08  # as of SmolLM2-135M in bfloat16

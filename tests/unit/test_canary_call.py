@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vcppo.generator.canary_call import CanaryCall
-from vcppo.generator.control import WeightControl
+from vcppo.generator.rollout.canary_call import CanaryCall
+from vcppo.generator.rollout.control import WeightControl
 
 IDS = np.arange(10, dtype=np.int32)
 

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vcppo.common import redis_connection
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
-from vcppo.common.ledger import DeadLetter, Ledger, Outstanding
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import redis_connection
+from vcppo.common.store.ledger import DeadLetter, Ledger, Outstanding
 from vcppo.common.transport import sockets
+from vcppo.deploy.chaos.chaos_page import Outcome
+from vcppo.deploy.chaos.chaos_run import RECIPE, chaos_config, make_links, possible_kinds
 from vcppo.deploy.chaos.evidence import Evidence, checks
 from vcppo.deploy.chaos.injector import Blow, freeze_seconds
-from vcppo.deploy.chaos.page import Outcome
 from vcppo.deploy.chaos.proxy import Address, Link, Links
-from vcppo.deploy.chaos.run import RECIPE, chaos_config, make_links, possible_kinds
 from vcppo.deploy.chaos.schedule import MAX_GAP_SECONDS, MAX_STRETCH, Fault, Kind, kinds_text, schedule
 from vcppo.deploy.chaos.storm import Storm
 from vcppo.deploy.chaos.watch import Watch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vcppo.common.check_lines import CheckLine
+from vcppo.common.check.check_lines import CheckLine
 from vcppo.deploy.check.children import Began, Child, Children, Ended, Planned
 
 PROGRAM = """

@@ -10,15 +10,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.unit.check_model import TEMPLATE, make, save_tokenizer, sums, write_rows
-from vcppo.common.check_lines import CheckLine
+from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks import Finding, Problem, Split, Task, Verdict
 from vcppo.common.tasks.dataset import DatasetOptions
-from vcppo.common.trajectory import FinishReason
 from vcppo.generator.check.__main__ import CHECKS
-from vcppo.generator.check.context import Context
-from vcppo.generator.check.data import half_width
-from vcppo.generator.check.tokenizer import turn_end
+from vcppo.generator.check.data_checks import half_width
+from vcppo.generator.check.data_context import Context
+from vcppo.generator.check.tokenizer_checks import turn_end
 
 
 def look(config: VcppoConfig, name: str) -> list[CheckLine]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.unit.check_model import save_model, sums, write_config, write_rows
-from vcppo.common.check_lines import CheckLine
+from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.learner.check.__main__ import CHECKS
-from vcppo.learner.check.context import Context
-from vcppo.learner.check.packing import line
-from vcppo.learner.packing_check import PackingGap
+from vcppo.learner.check.loaded_model import Context
+from vcppo.learner.check.packing_checks import line
+from vcppo.learner.models.packing_check import PackingGap
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_cuda_on_a_machine_without(folder: Path) -> None:
 
 
 def test_an_export_that_changes_the_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vcppo.learner.check import export
+    from vcppo.learner.check import export_checks as export
 
     def spoil(policy: object, config: object, target: Path) -> None:
         save_model(target)
@@ -87,7 +87,7 @@ def test_an_export_that_changes_the_tokenizer(folder: Path, monkeypatch: pytest.
 
 
 def test_no_memory_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vcppo.learner.check.context.free_memory", lambda: 1000)
+    monkeypatch.setattr("vcppo.learner.check.loaded_model.free_memory", lambda: 1000)
     found = look(config_of(folder), "loads")
     assert found["loads"][0].status == "skipped" and "are free" in found["loads"][0].text
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from vcppo.common.check_child import report
-from vcppo.common.check_lines import Check, CheckLine, NotPossible, Result, failed, passed, warned
+from vcppo.common.check.check_child import report
+from vcppo.common.check.check_lines import Check, CheckLine, NotPossible, Result, failed, passed, warned
 from vcppo.common.errors import VcppoError
 from vcppo.deploy.check.render import Screen
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from vcppo.common.check_lines import CheckLine
+from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_USAGE
-from vcppo.common.ports import free_port
 from vcppo.common.transport.keys import make_keys
+from vcppo.common.transport.ports import free_port
 from vcppo.deploy.check import quick
 from vcppo.deploy.check.machine import Machine, Setup, TorchBuild, count_gpus, torch_build
 from vcppo.deploy.check.quick import BEFORE_UP, CONTAINER, QUICK, UP, StartRefused, refuse_start
-from vcppo.deploy.run_config import exclusive
+from vcppo.deploy.run.run_config import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -210,7 +210,7 @@ class TestFiles:
     def test_a_hubs_model(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(folder)
         line = only(look(folder, "model", ["model.path=owner/name"]))
-        assert (line.status, "vcppo.deploy.fetch_model owner/name" in line.remedy) == ("warned", True)
+        assert (line.status, "vcppo.deploy.launch.fetch_model owner/name" in line.remedy) == ("warned", True)
 
     def test_a_run_that_somebody_works_on(self, folder: Path) -> None:
         path = config_of(folder).run.path

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vcppo.learner.checkpoint import (
+from vcppo.learner.engine.checkpoint import (
     MANIFEST,
     CheckpointError,
     CheckpointState,

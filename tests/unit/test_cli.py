@@ -17,13 +17,13 @@ import pytest
 from tests.unit.fake_run import config_of, make_run
 from vcppo.common.config import dump_config, load_config
 from vcppo.common.errors import ConfigError
-from vcppo.common.ports import free_port
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy import redis_server
+from vcppo.common.transport.ports import free_port
 from vcppo.deploy.cli import _parse, main
 from vcppo.deploy.demo import demo_config, demo_name, other_cold_start
-from vcppo.deploy.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
-from vcppo.deploy.start_over import start_over
+from vcppo.deploy.launch.start_over import start_over
+from vcppo.deploy.processes import redis_server
+from vcppo.deploy.run.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", "demo", "experiment", "reward-model")
@@ -63,7 +63,8 @@ class TestParsing:
         assert caught.value.code == 2
 
     def test_runs_as_a_program_and_starts_fast_without_torch(self) -> None:
-        code = "import sys; from vcppo.deploy.cli import main; main(['config', 'lambda_actor']); print('torch' in sys.modules)"
+        script = ("import sys", "from vcppo.deploy import cli", "cli.main(['config', 'lambda_actor'])")
+        code = "; ".join([*script, "print('torch' in sys.modules)"])
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
         )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcppo.learner.credits import (
+from vcppo.learner.supply.credits import (
     Entry,
     Ready,
     Wait,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.unit import oracle
-from vcppo.learner.critic_worth import critic_worth
-from vcppo.learner.explained_variance import position_deciles
+from vcppo.learner.critic_quality.explained_variance import position_deciles
+from vcppo.learner.critic_quality.vs_prompt_mean import critic_worth
 
 rng = np.random.default_rng(0)
 LENGTHS = np.array([30, 4, 12, 1, 20, 9])

@@ -8,7 +8,7 @@ import sys
 PROGRAM = """
 import atexit, logging, os, sys
 from logging.handlers import MemoryHandler
-from vcppo.common.end_process import end_process
+from vcppo.common.process.end_process import end_process
 
 logging.getLogger().addHandler(MemoryHandler(1000, target=logging.StreamHandler(sys.stderr)))
 atexit.register(os.abort)  # what gloo's threads do to us there

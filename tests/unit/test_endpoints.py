@@ -10,10 +10,10 @@ import pytest
 from tests.unit.fake_run import config_of
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import ConfigError
-from vcppo.common.ports import dealt_by_the_kernel, free_endpoint, reserved_range
 from vcppo.common.transport.endpoints import choose_endpoints, endpoints_of, note_endpoints
-from vcppo.deploy.launcher import Launcher
-from vcppo.deploy.log_lines import LogSink
+from vcppo.common.transport.ports import dealt_by_the_kernel, free_endpoint, reserved_range
+from vcppo.deploy.launch.launcher import Launcher
+from vcppo.deploy.logs.log_lines import LogSink
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from vcppo.common.config import TaskConfig, VcppoConfig
-from vcppo.common.overlap import find_overlaps
 from vcppo.common.tasks import Problem, Task, TaskError, load_task
 from vcppo.common.tasks.choices import chosen_letter
 from vcppo.common.tasks.mix import PERIOD, MixTask, parts_of
-from vcppo.deploy.benchmarks import BENCHMARKS, as_overrides
+from vcppo.common.text.shared_ngrams import find_overlaps
 from vcppo.deploy.cli import main
+from vcppo.deploy.evaluation.known_benchmarks import BENCHMARKS, as_overrides
 
 DATA = Path(__file__).parents[1] / "data"
 CONFIG = "run: {name: r}\nmodel: {path: m}\n"

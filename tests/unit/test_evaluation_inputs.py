@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.eval_samples import SampleFiles, plan_key
-from vcppo.common.evaluation_inputs import asked, differences, evaluation_inputs, with_evaluation_sampling
-from vcppo.common.fingerprints import contents_named, file_digest, model_contents
-from vcppo.deploy.evaluate import current_result, outcome_table, parse_result
+from vcppo.common.evaluation.eval_samples import SampleFiles, plan_key
+from vcppo.common.evaluation.evaluation_inputs import asked, differences, evaluation_inputs, with_evaluation_sampling
+from vcppo.common.files.fingerprints import contents_named, file_digest, model_contents
+from vcppo.deploy.evaluation.workers import current_result, outcome_table, parse_result
 
 MODEL_FILES = {
     "model.safetensors": "x",

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from vcppo.common.errors import ConfigError, VcppoError
-from vcppo.common.eval_samples import plan_key
-from vcppo.common.evaluation_inputs import asked, evaluation_inputs
+from vcppo.common.evaluation.eval_samples import plan_key
+from vcppo.common.evaluation.evaluation_inputs import asked, evaluation_inputs
 from vcppo.deploy.cli import main
 from vcppo.deploy.experiment import runner as runner_module
 from vcppo.deploy.experiment.runner import Experiment, is_done

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.unit import oracle
-from vcppo.learner.explained_variance import explained_variance, mean_by_position, position_deciles
+from vcppo.learner.critic_quality.explained_variance import explained_variance, mean_by_position, position_deciles
 
 rng = np.random.default_rng(0)
 LENGTHS = np.array([30, 4, 12, 1, 20, 9])

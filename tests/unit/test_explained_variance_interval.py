@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vcppo.learner.explained_variance import explained
-from vcppo.learner.explained_variance_interval import Sums, choose_and_measure, explained_by, measure, sums_by_prompt
+from vcppo.learner.critic_quality.explained_variance import explained
+from vcppo.learner.critic_quality.explained_variance_interval import (
+    Sums,
+    choose_and_measure,
+    explained_by,
+    measure,
+    sums_by_prompt,
+)
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit import oracle
-from vcppo.learner.gae import decoupled_gae, monte_carlo_returns
+from vcppo.learner.algorithm.gae import decoupled_gae, monte_carlo_returns
 
 finite = st.floats(-3, 3, width=32)
 lambdas = st.sampled_from([0.0, 0.5, 0.9, 0.95, 0.99, 1.0])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vcppo.generator.control import UNSYNCED, WeightControl
+from vcppo.generator.rollout.control import UNSYNCED, WeightControl
 
 
 class FakeEngine:

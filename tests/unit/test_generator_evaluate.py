@@ -13,14 +13,14 @@ import pytest
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
-from vcppo.common.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
-from vcppo.common.intervals import wilson
+from vcppo.common.evaluation.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
+from vcppo.common.evaluation.intervals import wilson
+from vcppo.common.records.trajectory import Prompt, VersionSpan
 from vcppo.common.tasks import Problem, Verdict
-from vcppo.common.trajectory import Prompt, VersionSpan
-from vcppo.deploy.evaluate import eval_table, parse_result
-from vcppo.generator import evaluate
-from vcppo.generator.engine import EngineError, Rollout
-from vcppo.generator.evaluate import Plan, Sampler, sample_seed
+from vcppo.deploy.evaluation.workers import eval_table, parse_result
+from vcppo.generator.evaluation import evaluate
+from vcppo.generator.evaluation.evaluate import Plan, Sampler, sample_seed
+from vcppo.generator.vllm_engine.engine import EngineError, Rollout
 
 PROBLEMS = [Problem(f"Question {number}", {"reference": str(number)}) for number in range(5)]
 

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from vcppo.generator.gloo_engine import GlooUpdateInfo, GlooWeightTransferEngine
-from vcppo.learner.fan_out import beside
-from vcppo.learner.gloo_trainer import GlooTrainerInitInfo, GlooTrainerWeightTransferEngine, LockstepSource, cut_chunks
+from vcppo.generator.vllm_engine.gloo_engine import GlooUpdateInfo, GlooWeightTransferEngine
+from vcppo.learner.weights.fan_out import beside
+from vcppo.learner.weights.gloo_trainer import (
+    GlooTrainerInitInfo,
+    GlooTrainerWeightTransferEngine,
+    LockstepSource,
+    cut_chunks,
+)
 
 TENSORS = {
     "odd": torch.arange(7, dtype=torch.bfloat16),  # 14 bytes: what follows is not aligned to float32

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import structlog
 
-from vcppo.common import watchdog
-from vcppo.generator.liveness import REPORT_SECONDS, Liveness
+from vcppo.common.process import watchdog
+from vcppo.generator.rollout.liveness import REPORT_SECONDS, Liveness
 
 
 class Scene:

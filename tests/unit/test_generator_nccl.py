@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from vcppo.common.tensor_sums import byte_sum, names_sum
-from vcppo.generator.nccl_engine import SummingNcclEngine
-from vcppo.learner.transport_check import SentWeights, transport_fault
+from vcppo.generator.vllm_engine.nccl_engine import SummingNcclEngine
+from vcppo.learner.weights.transport_check import SentWeights, transport_fault
 
 TENSORS = {"a": torch.randn(5, 3), "b": torch.randn(7).bfloat16(), "c": torch.randn(2, 2)}
 

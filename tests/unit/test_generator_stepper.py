@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vcppo.generator.stepper import EngineDead, Stepper
+from vcppo.generator.vllm_engine.stepper import EngineDead, Stepper
 
 
 class FakeEngine:

@@ -12,7 +12,7 @@ import pytest
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.tasks import Problem, Task, Verdict
-from vcppo.generator.verifier_pool import VerifierError, VerifierPool
+from vcppo.generator.verifying.verifier_pool import VerifierError, VerifierPool
 
 _GARBAGE = {
     "another reply": b'{"number": 1, "outcome": "correct", "extracted": null, "detail": null}\n',

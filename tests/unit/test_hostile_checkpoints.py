@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.unit.test_checkpoint import state, write
-from vcppo.learner.checkpoint import (
+from vcppo.learner.engine.checkpoint import (
     MANIFEST,
     CheckpointError,
     CheckpointStore,

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.learner_samples import save_tiny_policy
 from vcppo.common.errors import VcppoError
-from vcppo.generator.model_files import ModelError, load_tokenizer, require_model
-from vcppo.learner.models import load_critic, load_policy, vocabulary_size
+from vcppo.generator.vllm_engine.end_tokens import ModelError, load_tokenizer, require_model
+from vcppo.learner.models.models import load_critic, load_policy, vocabulary_size
 
 
 class Intruder:

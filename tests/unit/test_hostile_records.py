@@ -16,17 +16,17 @@ from rich.console import Console
 from tests.fuzz.wire import a_trajectory
 from tests.unit.fake_run import config_of
 from vcppo.common.errors import VcppoError
-from vcppo.common.json_file import read_json_object
-from vcppo.common.ledger import DeadLetter, Ledger
-from vcppo.common.log_render import render_line
+from vcppo.common.files.json_file import read_json_object
+from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.store_codec import dead_letter_from, member_from
+from vcppo.common.store.codec import dead_letter_from, member_from
+from vcppo.common.store.ledger import DeadLetter, Ledger
+from vcppo.common.telemetry.log_render import render_line
 from vcppo.common.transport.receiver import TrajectoryReceiver
-from vcppo.common.wire import encode_trajectory
-from vcppo.deploy.ledger import print_ledger
-from vcppo.learner.trained_log import check_trained_once, read_trained_log
-from vcppo.learner.trajectory_file import TrajectoryFile
-from vcppo.learner.value_pretraining import CRITIC_FOLDER, DECISION_FILE, is_done
+from vcppo.deploy.terminal.ledger_command import print_ledger
+from vcppo.learner.batching.trajectory_file import TrajectoryFile
+from vcppo.learner.rl.trained_log import check_trained_once, read_trained_log
+from vcppo.learner.value_pretraining.stage import CRITIC_FOLDER, DECISION_FILE, is_done
 
 
 def record(number: int) -> bytes:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.fuzz.wire import a_trajectory
-from vcppo.common.trajectory import Prompt, TrajectoryLimits, VersionSpan
-from vcppo.common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
+from vcppo.common.records.trajectory import Prompt, TrajectoryLimits, VersionSpan
+from vcppo.common.records.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 
 
 @pytest.mark.parametrize("reward", [1e300, -1e39, 1e7])

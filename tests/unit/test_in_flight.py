@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from vcppo.generator.in_flight import InFlight
+from vcppo.generator.rollout.in_flight import InFlight
 
 
 class Ended:

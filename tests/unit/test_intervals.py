@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vcppo.common.intervals import wilson
+from vcppo.common.evaluation.intervals import wilson
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from rich.console import Console
 from vcppo.common.config import VcppoConfig
 from vcppo.common.config.checks import config_warnings
 from vcppo.common.errors import ConfigError
-from vcppo.common.store_access import credentials
+from vcppo.common.store.access import credentials
 from vcppo.common.transport.keys import ROLES, KeysError, load_keys, make_keys, public_key, rotate_keys
-from vcppo.deploy.keys import ACL_FILE, PASSWORD_FILE, acl_text, make_redis_access, show_keys
+from vcppo.deploy.terminal.keys_command import ACL_FILE, PASSWORD_FILE, acl_text, make_redis_access, show_keys
 
 BASE = {"model": {"path": "some/model"}, "redis": {"url": "redis://store:6379/0"}}
 

@@ -13,7 +13,7 @@ import yaml
 
 from vcppo.common.config import load_config
 from vcppo.deploy.container import ROLES, run_config
-from vcppo.deploy.nodes import Nodes
+from vcppo.deploy.launch.nodes import Nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -17,10 +17,10 @@ import pytest
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import DeadlineExceeded
-from vcppo.deploy.cores import plan_cores, thread_environment
-from vcppo.deploy.launcher import Launcher
-from vcppo.deploy.log_lines import LogSink, Record
-from vcppo.deploy.processes import Interrupted, ProcessFailed, ProcessSpec, Supervisor
+from vcppo.deploy.launch.launcher import Launcher
+from vcppo.deploy.logs.log_lines import LogSink, Record
+from vcppo.deploy.processes.cores import plan_cores, thread_environment
+from vcppo.deploy.processes.supervisor import Interrupted, ProcessFailed, ProcessSpec, Supervisor
 
 READY = 'print(\'{"event": "ready", "level": "info"}\', flush=True);'
 SLEEP = "import signal; signal.pause()"
@@ -290,7 +290,7 @@ raise SystemExit(0 if number == 2 else 1)
         self, supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A killed torchrun leaves ranks that go on with their step: a second learner beside them would be two."""
-        monkeypatch.setattr("vcppo.deploy.orphans.GRACE_SECONDS", 1.0)
+        monkeypatch.setattr("vcppo.deploy.processes.orphans.GRACE_SECONDS", 1.0)
         pid_file = tmp_path / "pid"
         deaf = (
             "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -387,8 +387,8 @@ raise SystemExit(0 if number == 2 else 1)
         launcher = f"""
 import os
 from pathlib import Path
-from vcppo.deploy.log_lines import LogSink
-from vcppo.deploy.processes import ProcessSpec, Supervisor
+from vcppo.deploy.logs.log_lines import LogSink
+from vcppo.deploy.processes.supervisor import ProcessSpec, Supervisor
 with Supervisor(LogSink(Path({str(tmp_path / "logs")!r}), "t"), stop_deadline_seconds=5) as s:
     s.start(ProcessSpec("a", [{sys.executable!r}, "-c", {child!r}]))
     s.wait_ready(["a"])

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.unit import oracle
 from tests.unit.learner_samples import mixed_batch, save_tiny_policy, tiny_config
-from vcppo.common.trajectory import Trajectory
-from vcppo.learner.advantages import Truncation, place_ends, whiten
-from vcppo.learner.gae import decoupled_gae
-from vcppo.learner.losses import policy_loss, value_loss
-from vcppo.learner.models import load_critic, load_policy
-from vcppo.learner.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
+from vcppo.common.records.trajectory import Trajectory
+from vcppo.learner.algorithm.advantages import Truncation, place_ends, whiten
+from vcppo.learner.algorithm.gae import decoupled_gae
+from vcppo.learner.algorithm.losses import policy_loss, value_loss
+from vcppo.learner.batching.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
+from vcppo.learner.models.models import load_critic, load_policy
 
 LAMBDA_ACTOR, LAMBDA_CRITIC = 0.95, 1.0
 CLIP_LOW, CLIP_HIGH, IMPORTANCE, TEMPERATURE = 0.2, 0.28, 1.5, 0.8

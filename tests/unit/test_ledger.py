@@ -1,6 +1,6 @@
 """The ledger's arithmetic and its words."""
 
-from vcppo.common.ledger import Ledger
+from vcppo.common.store.ledger import Ledger
 
 
 def test_exact_when_every_prompt_is_in_one_state() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.unit.fake_run import make_closed_run, make_run
-from vcppo.common.ledger import Ledger, Member
-from vcppo.deploy.display import ProgressLines, clock, number
-from vcppo.deploy.live_view import LiveView, sparkline
-from vcppo.deploy.run_data import RunData
+from vcppo.common.store.ledger import Ledger, Member
+from vcppo.deploy.run.run_data import RunData
+from vcppo.deploy.terminal.display import ProgressLines, clock, number
+from vcppo.deploy.terminal.live_view import LiveView, sparkline
 
 LEDGER = Ledger(issued=2000, queued=30, leased=100, buffered=50, claimed=64, trained=1756)
 

@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcppo.common.config import LoggingConfig
-from vcppo.common.log import configure_logging
-from vcppo.common.log_render import LEADING_FIELDS, render_line, to_json
+from vcppo.common.telemetry.log import configure_logging
+from vcppo.common.telemetry.log_render import LEADING_FIELDS, render_line, to_json
 
 REPOSITORY = Path(__file__).parents[2]
 Lines = Callable[[], list[dict[str, Any]]]
@@ -53,13 +53,13 @@ def lines(restore_logging: None, capsys: pytest.CaptureFixture[str]) -> Lines:
 
 def test_every_line_says_who_when_and_what(lines: Lines) -> None:
     structlog.contextvars.bind_contextvars(policy_version=3)
-    structlog.get_logger("vcppo.learner.loop").info("weights_broadcast", seconds=0.2, trajectory_id="t@g.0")
+    structlog.get_logger("vcppo.learner.rl.loop").info("weights_broadcast", seconds=0.2, trajectory_id="t@g.0")
     (line,) = lines()
     assert list(line)[:6] == list(LEADING_FIELDS)
     assert line["time"].endswith("Z")
     assert len(line["time"]) == len("2026-01-02T03:04:05.678Z")
     assert (line["level"], line["service"], line["run_id"]) == ("info", "learner", "run-1")
-    assert (line["event"], line["logger"]) == ("weights_broadcast", "vcppo.learner.loop")
+    assert (line["event"], line["logger"]) == ("weights_broadcast", "vcppo.learner.rl.loop")
     assert (line["policy_version"], line["trajectory_id"], line["seconds"]) == (3, "t@g.0", 0.2)
 
 
@@ -84,7 +84,9 @@ def test_libraries_cannot_keep_handlers_of_their_own(lines: Lines, name: str) ->
 def test_warnings(lines: Lines) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = importlib.import_module("vcppo.common.log")._show_warning  # catch_warnings resets it
+        warnings.showwarning = importlib.import_module(
+            "vcppo.common.telemetry.log"
+        )._show_warning  # catch_warnings resets it
         warnings.warn("old", DeprecationWarning, stacklevel=1)
     (line,) = lines()
     assert (line["event"], line["level"], line["category"]) == ("old", "warning", "DeprecationWarning")
@@ -181,7 +183,7 @@ def test_render_line() -> None:
         "service": "learner",
         "run_id": "r",
         "event": "weights_broadcast",
-        "logger": "vcppo.learner.loop",
+        "logger": "vcppo.learner.rl.loop",
         "policy_version": 3,
         "seconds": 0.20001,
         "note": "two words",
@@ -199,7 +201,7 @@ config = json.load(open(os.environ["VLLM_LOGGING_CONFIG_PATH"]))
 logging.config.dictConfig(config)  # what vllm/logger.py does on import
 logging.getLogger("vllm.engine").warning("loaded in %d s", 3)
 import structlog
-structlog.get_logger("vcppo.generator.engine").info("weights_loaded")
+structlog.get_logger("vcppo.generator.vllm_engine.engine").info("weights_loaded")
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vcppo.common.log_budget import LineBudget
+from vcppo.common.telemetry.log_budget import LineBudget
 
 
 def test_lines_beyond_the_budget_are_counted_and_told_with_the_next_one() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vcppo.learner.log_probs import chunked_log_probs
+from vcppo.learner.kernels.log_probs import chunked_log_probs
 
 
 def reference(hidden, weight, targets, temperature, bias):
@@ -92,7 +92,7 @@ def test_logits_far_beyond_exp_stay_finite() -> None:
 
 @pytest.mark.parametrize("vocab", [32, 20_000])
 def test_a_block_of_logits_never_exceeds_its_chunks(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vcppo.learner.log_probs as module
+    import vcppo.learner.kernels.log_probs as module
 
     sizes = []
     plain = module._walk

@@ -16,17 +16,17 @@ import pytest
 from rich.console import Console
 
 from tests.unit.fake_run import config_of, make_run
-from vcppo.common.json_lines import MAX_LINE_BYTES
-from vcppo.common.metrics import read_metrics
+from vcppo.common.files.json_lines import MAX_LINE_BYTES
+from vcppo.common.records.trained_log import read_trained_log
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.trained_log import read_trained_log
+from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.deploy.chaos.watch import Watch
-from vcppo.deploy.display import ProgressLines
-from vcppo.deploy.live_view import LiveView
-from vcppo.deploy.log_lines import LineSplitter, LogSink, Screen, parse_line, prefix
-from vcppo.deploy.logs import LogFilter, from_folder, from_text
+from vcppo.deploy.logs.log_lines import LineSplitter, LogSink, Screen, parse_line, prefix
+from vcppo.deploy.logs.logs_command import LogFilter, from_folder, from_text
 from vcppo.deploy.report import write_report
-from vcppo.deploy.run_data import JsonLinesTail, RunData
+from vcppo.deploy.run.run_data import JsonLinesTail, RunData
+from vcppo.deploy.terminal.display import ProgressLines
+from vcppo.deploy.terminal.live_view import LiveView
 
 ROOT = Path(__file__).resolve().parents[2]
 

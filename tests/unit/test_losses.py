@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit import oracle
-from vcppo.learner.losses import kl_penalty, policy_loss, value_loss
+from vcppo.learner.algorithm.losses import kl_penalty, policy_loss, value_loss
 
 numbers = st.floats(-2, 2, width=32)
 

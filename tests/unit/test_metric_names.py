@@ -11,18 +11,19 @@ import pytest
 import yaml
 
 from tests.unit.fake_run import rl_row
-from vcppo.common.ledger import Ledger, Member
-from vcppo.common.metric_names import METRICS, exposed_name, render_markdown, series_of
-from vcppo.common.store import Memory
-from vcppo.learner.store_metrics import StoreState, store_metrics
+from vcppo.common.store.ledger import Ledger, Member
+from vcppo.common.store.run_store import Memory
+from vcppo.common.telemetry.metric_names import METRICS, exposed_name, render_markdown, series_of
+from vcppo.learner.buffer.store_metrics import StoreState, store_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana" / "dashboards" / "vcppo.json").read_text(encoding="utf-8"))
 WRITERS = (
-    "learner/step_metrics.py", "learner/store_metrics.py", "learner/critic_pretrainer.py", "learner/value_recording.py",
-    "learner/recording_stats.py",
-    "learner/sft.py", "generator/heartbeat.py", "learner/buffer.py",
+    "learner/rl/step_metrics.py", "learner/buffer/store_metrics.py",
+    "learner/value_pretraining/critic_pretrainer.py", "learner/value_pretraining/recording.py",
+    "learner/value_pretraining/recording_stats.py",
+    "learner/cold_start/sft.py", "generator/rollout/heartbeat.py", "learner/buffer/bridge.py",
 )  # fmt: skip
 CURVES = {"advantages/by_position", "values/by_position", "explained_variance/by_position"}  # JSON lines only
 SUMS = {"policy/policy_loss", "policy/clipped", "policy/ratio", "critic/value_loss"}  # within the learner's update

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import MetricsError
-from vcppo.common.metric_sinks import PrometheusSink, WandbSink
-from vcppo.common.metrics import MetricsWriter, open_metrics
+from vcppo.common.telemetry.metric_sinks import PrometheusSink, WandbSink
+from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 
 
 def scrape(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -79,7 +79,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_is_served_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vcppo.common.metrics.PrometheusSink", lambda *_: pytest.fail("served"))
+    monkeypatch.setattr("vcppo.common.telemetry.metrics.PrometheusSink", lambda *_: pytest.fail("served"))
     open_metrics(config(tmp_path), "learner").close()
 
 

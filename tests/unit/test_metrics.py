@@ -12,9 +12,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from vcppo.common.errors import MetricsError
-from vcppo.common.metric_sinks import TensorBoardSink
-from vcppo.common.metrics import MetricsWriter, read_metrics
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.telemetry.metric_sinks import TensorBoardSink
+from vcppo.common.telemetry.metrics import MetricsWriter, read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -96,9 +96,9 @@ def test_writing_needs_neither_torch_nor_tensorflow(tmp_path: Path) -> None:
     code = f"""
 import sys, json
 from pathlib import Path
-import vcppo.common.config, vcppo.common.log
-from vcppo.common.metrics import MetricsWriter
-from vcppo.common.metric_sinks import PrometheusSink, TensorBoardSink
+import vcppo.common.config, vcppo.common.telemetry.log
+from vcppo.common.telemetry.metrics import MetricsWriter
+from vcppo.common.telemetry.metric_sinks import PrometheusSink, TensorBoardSink
 sinks = [TensorBoardSink(Path({str(tmp_path)!r}) / "events"), PrometheusSink("127.0.0.1", 0, "s", "r")]
 writer = MetricsWriter(Path({str(tmp_path)!r}), "s", "r", sinks)
 writer.write(1, {{"a": 1.0}})

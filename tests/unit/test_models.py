@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 
 from tests.unit.learner_samples import mixed_batch, save_tiny_policy, tiny_config
 from vcppo.common.errors import VcppoError
-from vcppo.learner.models import CriticModel, load_critic, load_policy, save_model
-from vcppo.learner.packing import build_packed
+from vcppo.learner.batching.packing import build_packed
+from vcppo.learner.models.models import CriticModel, load_critic, load_policy, save_model
 
 
 @pytest.fixture(scope="module")

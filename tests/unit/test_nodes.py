@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from vcppo.deploy.nodes import Nodes, NodesError
+from vcppo.deploy.launch.nodes import Nodes, NodesError
 
 ENVIRONMENT = {
     "VCPPO_NODES": "4",

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from tests.unit.fake_run import make_run, rl_row
-from vcppo.common.metrics import MetricsWriter
 from vcppo.common.run_folder import RunFolder
-from vcppo.deploy import outcomes_view
-from vcppo.deploy.display import progress_line
-from vcppo.deploy.live_view import LiveView
+from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.deploy.report import write_report
-from vcppo.deploy.run_data import RunData
+from vcppo.deploy.run.run_data import RunData
+from vcppo.deploy.terminal import outcomes_view
+from vcppo.deploy.terminal.display import progress_line
+from vcppo.deploy.terminal.live_view import LiveView
 
 # 64 responses: 8 right, 40 wrong, 12 unparsable, 3 timeouts, 1 crash; 10 of them cut.
 STEP = {

@@ -12,10 +12,10 @@ import structlog
 
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_USAGE
+from vcppo.common.records.trajectory import FinishReason, Int32Array
 from vcppo.common.tasks import Problem, Split, Task, Text, Verdict, load_task
 from vcppo.common.tasks.lengths import measure_prompts, prompt_room
-from vcppo.common.trajectory import FinishReason, Int32Array
-from vcppo.learner.prompts import PromptSource, PromptTooLong
+from vcppo.learner.supply.prompts import PromptSource, PromptTooLong
 
 NUM_ROWS, LONG_ROWS = 200, (60, 150)
 ROOM = 192  # tokens of a prompt: 256 less 64

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.learner_samples import mixed_batch, trajectory
-from vcppo.learner.packing import (
+from vcppo.learner.batching.packing import (
     action_cu_seqlens,
     action_slots,
     behaviour_log_probs,

@@ -13,13 +13,13 @@ from transformers import LlamaForCausalLM
 
 from tests.unit.architectures import save_tiny, tiny_config, tiny_model
 from tests.unit.learner_samples import mixed_batch, save_tiny_policy
-from vcppo.learner import packing_proof
-from vcppo.learner.models import POLICY, load_policy
-from vcppo.learner.packing import build_packed
-from vcppo.learner.packing_check import check_packing
-from vcppo.learner.packing_probe import probe
-from vcppo.learner.packing_proof import ModelRefused, prove
-from vcppo.learner.tiny_instance import tiny_configs
+from vcppo.learner.batching.packing import build_packed
+from vcppo.learner.models.models import POLICY, load_policy
+from vcppo.learner.models.packing_check import check_packing
+from vcppo.learner.packing_proof import proof as packing_proof
+from vcppo.learner.packing_proof.packing_probe import probe
+from vcppo.learner.packing_proof.proof import ModelRefused, prove
+from vcppo.learner.packing_proof.tiny_instance import tiny_configs
 
 
 def _with(folder: Path, **changes: Any) -> Path:

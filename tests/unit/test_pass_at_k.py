@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from vcppo.common.intervals import wilson
-from vcppo.common.pass_at_k import mean_interval, pass_at_k, pass_figures
+from vcppo.common.evaluation.intervals import wilson
+from vcppo.common.evaluation.pass_at_k import mean_interval, pass_at_k, pass_figures
 
 # 1 - C(n-c, k) / C(n, k), worked out with pencil and paper:
 #   n=4, c=1: k=2: 1 - 3/6;  k=3: 1 - 1/4          n=5, c=2: k=1: 1 - 3/5;  k=2: 1 - 3/10;  k=3: 1 - 1/10

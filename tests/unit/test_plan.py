@@ -128,8 +128,8 @@ def test_flows() -> None:
 def test_the_wire_is_about_as_long_as_planned() -> None:
     import numpy as np
 
-    from vcppo.common.trajectory import Trajectory, VersionSpan
-    from vcppo.common.wire import encode_trajectory
+    from vcppo.common.records.trajectory import Trajectory, VersionSpan
+    from vcppo.common.records.wire import encode_trajectory
 
     length = 256
     one = Trajectory(

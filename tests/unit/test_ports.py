@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcppo.common.ports import dealt_by_the_kernel, free_port, reserved_range
+from vcppo.common.transport.ports import dealt_by_the_kernel, free_port, reserved_range
 
 
 def test_a_chosen_port_is_none_that_the_kernel_deals_out() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.tasks import Task, load_task
-from vcppo.learner.prompts import PromptSource
-from vcppo.learner.recorded_with import (
+from vcppo.learner.supply.prompts import PromptSource
+from vcppo.learner.value_pretraining.recorded_with import (
     RecordingOutdated,
     check_recording,
     critic_inputs,

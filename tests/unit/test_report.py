@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fake_run import make_closed_run, make_run, rl_row
-from vcppo.common.intervals import wilson
-from vcppo.common.metrics import MetricsWriter
+from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.deploy.demo import find_problems
-from vcppo.deploy.evaluate import EvalResult, gain, parse_result
+from vcppo.deploy.evaluation.workers import EvalResult, gain, parse_result
 from vcppo.deploy.report import write_report
 from vcppo.deploy.report.figures import FIGURES
-from vcppo.deploy.run_data import RunData, is_exact
+from vcppo.deploy.run.run_data import RunData, is_exact
 
 
 def result(share: float, count: int = 512, name: str = "model") -> EvalResult:

@@ -12,9 +12,9 @@ import torch
 from vcppo.common.config import TaskConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.tasks import load_task
-from vcppo.learner.demonstrations import as_trajectory
-from vcppo.learner.preference_pairs import Prefixes, RolloutPairs, longer_against_shorter, one_digit_changed
-from vcppo.learner.reward_model import pair_loss
+from vcppo.learner.batching.demonstrations import as_trajectory
+from vcppo.learner.cold_start.preference_pairs import Prefixes, RolloutPairs, longer_against_shorter, one_digit_changed
+from vcppo.learner.cold_start.reward_model import pair_loss
 
 
 def ids(*tokens: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_loss_is_bradley_terry_with_centring_of_complete_pairs() -> None:
 def test_the_tasks_own_demonstrations_make_pairs() -> None:
     from transformers import PreTrainedTokenizerFast
 
-    from vcppo.learner.preference_pairs import DemonstrationPairs
+    from vcppo.learner.cold_start.preference_pairs import DemonstrationPairs
 
     task = load_task(TaskConfig(name="chain_arithmetic", options={"num_operations": 1}))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=task.tokenizer(), pad_token="<pad>", eos_token="<eos>")

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from vcppo.learner.reward_signal import DISTANCES, LAMBDAS, reward_signal
+from vcppo.learner.critic_quality.signal_by_distance import DISTANCES, LAMBDAS, reward_signal
 
 CU = np.array([0, 40, 80], np.int64)
 REWARDS = np.array([1.0, -1.0], np.float32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vcppo.learner.rounding import BFLOAT16, FLOAT32, last_place, rounded_differently
+from vcppo.learner.models.rounding import BFLOAT16, FLOAT32, last_place, rounded_differently
 
 
 def model() -> nn.Sequential:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.json_file import JsonError, parse_json
-from vcppo.common.overlap import find_overlaps
-from vcppo.common.question_text import question_key
+from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.tasks import Finding, Problem, Task, TaskError, Verdict, load_task
 from vcppo.common.tasks.dataset import DatasetTask
 from vcppo.common.tasks.rows import RowsError
+from vcppo.common.text.question_text import question_key
+from vcppo.common.text.shared_ngrams import find_overlaps
 
 
 def write(path: Path, *rows: object) -> str:

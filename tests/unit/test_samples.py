@@ -15,15 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.unit.fake_run import make_run
 from vcppo.common.config import MetricsConfig
-from vcppo.common.eval_samples import Sample as EvalSample
-from vcppo.common.eval_samples import SampleFiles
+from vcppo.common.evaluation.eval_samples import Sample as EvalSample
+from vcppo.common.evaluation.eval_samples import SampleFiles
+from vcppo.common.records.trajectory import FinishReason, Outcome, Trajectory, VersionSpan
+from vcppo.common.records.trajectory_records import read_trajectories
+from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
-from vcppo.common.trajectory import FinishReason, Outcome, Trajectory, VersionSpan
-from vcppo.common.trajectory_records import read_trajectories
-from vcppo.common.wire import encode_trajectory
 from vcppo.deploy.cli import main
-from vcppo.learner.samples import SampleWriter, choose_samples
-from vcppo.learner.trajectory_file import TrajectoryFile
+from vcppo.learner.batching.trajectory_file import TrajectoryFile
+from vcppo.learner.rl.samples import SampleWriter, choose_samples
 
 WORDS = ["<eos>", "two", "plus", "is", "four", "five", "\x1b[31m"]
 

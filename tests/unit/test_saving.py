@@ -14,11 +14,11 @@ from tests.unit.architectures import save_tiny
 from tests.unit.learner_samples import mixed_batch
 from tests.unit.test_tokenizer import byte_level
 from vcppo.common.config import VcppoConfig
+from vcppo.learner.batching.packing import build_packed
 from vcppo.learner.export import try_export
-from vcppo.learner.models import load_critic, load_policy, save_model, vocabulary_size
-from vcppo.learner.packing import build_packed
-from vcppo.learner.packing_proof import ModelRefused
-from vcppo.learner.saving import NotSaveable
+from vcppo.learner.models.models import load_critic, load_policy, save_model, vocabulary_size
+from vcppo.learner.models.saving import NotSaveable
+from vcppo.learner.packing_proof.proof import ModelRefused
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vcppo.generator.seeded_prefill import correct, is_faulty
+from vcppo.generator.vllm_engine.seeded_prefill import correct, is_faulty
 
 
 class Buffer:
@@ -80,7 +80,7 @@ def test_it_is_done_once_and_not_to_a_mended_runner() -> None:
 
 
 def test_this_vllm_needs_it() -> None:
-    """When this fails, vLLM has mended it: generator/seeded_prefill.py can go."""
+    """When this fails, vLLM has mended it: generator/vllm_engine/seeded_prefill.py can go."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     assert is_faulty(GPUModelRunner)

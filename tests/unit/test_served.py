@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.architectures import save_tiny
-from vcppo.common.model_files import ModelError
-from vcppo.generator.served import require_served
+from vcppo.common.model_folder.stated_config import ModelError
+from vcppo.generator.vllm_engine.served import require_served
 
 
 def test_an_architecture_of_vllms_own_is_served(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from vcppo.generator.stop_strings import StopStrings, TextStream, judged_text
+from vcppo.generator.vllm_engine.stop_strings import StopStrings, TextStream, judged_text
 
 LONG = ["\n\nQ", "Question:", " the", "</answer>", "né", "…\n"]  # tokens of several characters
 

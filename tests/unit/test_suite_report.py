@@ -14,12 +14,12 @@ from tests.unit.fake_run import make_run
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.cli import main
 from vcppo.deploy.report import suite_figures
-from vcppo.deploy.report.suite import MARK, write_suite_report
 from vcppo.deploy.report.suite_data import ArmData, SeedRun, arm_of, difference, load_run, load_suite_data, runs_in
 from vcppo.deploy.report.suite_figures import FIGURES, FIXED, looks
+from vcppo.deploy.report.suite_report import MARK, write_suite_report
 from vcppo.deploy.report.suite_tables import claims, left_out, paper_tables, spread
-from vcppo.deploy.run_config import RunError
-from vcppo.learner.reward_signal import DISTANCES, LAMBDAS
+from vcppo.deploy.run.run_config import RunError
+from vcppo.learner.critic_quality.signal_by_distance import DISTANCES, LAMBDAS
 
 NUM_PROBLEMS = 200
 

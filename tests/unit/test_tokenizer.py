@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from vcppo.common.model_files import ModelError
-from vcppo.common.tokenizer import TEXTS, load_tokenizer, lost_texts, plain_difference, save_tokenizer
-from vcppo.generator.model_files import end_tokens
+from vcppo.common.model_folder.stated_config import ModelError
+from vcppo.common.model_folder.tokenizer import TEXTS, load_tokenizer, lost_texts, plain_difference, save_tokenizer
+from vcppo.generator.vllm_engine.end_tokens import end_tokens
 
 TEMPLATE = "{% for m in messages %}<|bos|>{{ m['role'] }}: {{ m['content'] }}<|eos|>{% endfor %}"
 

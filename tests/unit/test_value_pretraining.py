@@ -10,14 +10,14 @@ import pytest
 
 from vcppo.common.config import ValuePretrainingConfig, VcppoConfig
 from vcppo.common.errors import VcppoError
-from vcppo.common.trajectory import Trajectory, VersionSpan
-from vcppo.common.wire import encode_trajectory
-from vcppo.learner.explained_variance_interval import Figure, Interval
-from vcppo.learner.gate_remedies import NEEDED_OF_EACH
-from vcppo.learner.recording_stats import count_responses
-from vcppo.learner.trajectory_file import TrajectoryFile
-from vcppo.learner.value_gate import Gate, Measurement
-from vcppo.learner.value_pretraining import enough_held_out, split_held_out
+from vcppo.common.records.trajectory import Trajectory, VersionSpan
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.learner.batching.trajectory_file import TrajectoryFile
+from vcppo.learner.critic_quality.explained_variance_interval import Figure, Interval
+from vcppo.learner.value_pretraining.gate import Gate, Measurement
+from vcppo.learner.value_pretraining.gate_remedies import NEEDED_OF_EACH
+from vcppo.learner.value_pretraining.recording_stats import count_responses
+from vcppo.learner.value_pretraining.stage import enough_held_out, split_held_out
 
 
 def trajectory(index: int) -> Trajectory:

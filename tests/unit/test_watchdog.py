@@ -15,7 +15,7 @@ import pytest
 
 from vcppo.common.config import WatchdogConfig
 from vcppo.common.errors import EXIT_STUCK
-from vcppo.common.watchdog import TICK_SECONDS, Watchdog, start, stop
+from vcppo.common.process.watchdog import TICK_SECONDS, Watchdog, start, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,7 +67,7 @@ def test_time_in_which_the_watchdog_did_not_run_counts_for_nobody() -> None:
 
 
 def test_without_a_watchdog_stages_cost_nothing_and_start_can_be_repeated(tmp_path: Path) -> None:
-    from vcppo.common.watchdog import leave, stage
+    from vcppo.common.process.watchdog import leave, stage
 
     stage("anything")
     leave()
@@ -80,9 +80,9 @@ def run_child(tmp_path: Path, limit: float, code: str) -> subprocess.Popen[str]:
     script = f"""
         import threading, time
         from pathlib import Path
-        from vcppo.common import watchdog
+        from vcppo.common.process import watchdog
         from vcppo.common.config import LoggingConfig, WatchdogConfig
-        from vcppo.common.log import configure_logging
+        from vcppo.common.telemetry.log import configure_logging
         configure_logging(LoggingConfig(format="json"), "child", "run")
         watchdog.start(WatchdogConfig(stage_seconds={limit}), Path({str(tmp_path / "stacks.txt")!r}))
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vcppo.common.whole_folder import written_whole
+from vcppo.common.files.whole_folder import written_whole
 
 
 def write_half(target: Path) -> None:

@@ -13,8 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vcppo.common.trajectory import InvalidTrajectory, Prompt, Trajectory, TrajectoryLimits, VersionSpan, validate
-from vcppo.common.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
+from vcppo.common.records.trajectory import (
+    InvalidTrajectory,
+    Prompt,
+    Trajectory,
+    TrajectoryLimits,
+    VersionSpan,
+    validate,
+)
+from vcppo.common.records.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 
 NAMES = st.text(string.ascii_letters + string.digits + "-@.µ", min_size=1, max_size=30)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.conformance.interface import Estimate, Settings, Shard
-from vcppo.learner.advantages import (
+from vcppo.learner.algorithm.advantages import (
     SumOverRanks,
     group_mean_advantages,
     leave_one_out_advantages,
@@ -18,7 +18,7 @@ from vcppo.learner.advantages import (
     spread_over_actions,
     whiten,
 )
-from vcppo.learner.gae import decoupled_gae
+from vcppo.learner.algorithm.gae import decoupled_gae
 
 
 class Vcppo:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Job, Layers, Limits
-from vcppo.generator.verifier_pool import VerifierPool
+from vcppo.generator.verifying.verifier_pool import VerifierPool
 
 ROOT = Path(__file__).parents[3]
 # The system's, where there is one: a user of its own may not reach ours in somebody's home folder.

@@ -13,7 +13,7 @@ import pytest
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Isolation, Job, Layer, Layers, SandboxError, probe, run_program
 from vcppo.common.tasks import load_task
-from vcppo.generator.verifier_pool import VerifierPool
+from vcppo.generator.verifying.verifier_pool import VerifierPool
 
 from .rig import NOTHING, PEEK, PYTHON, ROOT, SLEEP, SYSTEM_PYTHON, in_pool, python
 

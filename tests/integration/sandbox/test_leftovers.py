@@ -16,7 +16,7 @@ import pytest
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Isolation, Layer, Layers, run_program
 from vcppo.common.tasks import load_task
-from vcppo.generator.verifier_pool import VerifierPool
+from vcppo.generator.verifying.verifier_pool import VerifierPool
 
 from .rig import FORKING, NOTHING, PYTHON, ROOT, SLEEP, eventually, in_pool, marker, processes, python
 

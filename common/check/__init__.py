@@ -1,0 +1,1 @@
+"""Checks of `vcppo check`: what one is, and the child process that runs them."""

@@ -1,0 +1,1 @@
+"""Evaluations: files of samples, what they depend on, pass@k with intervals."""

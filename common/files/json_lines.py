@@ -1,0 +1,81 @@
+"""JSON lines, appended by one process and read by others while it goes on: one reader, one way to append.
+
+A crash, a full disk or another program may leave anything in such a file: half a line, NUL bytes, text that is not
+UTF-8, an object nested a thousand deep. No such line ends its reader: it is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from vcppo.common.files.json_file import JsonError, parse_json
+
+Row = dict[str, Any]
+
+MAX_LINE_BYTES = 16 << 20
+"""A longer line is no line of ours: it is passed over without being held in memory."""
+_CHUNK_BYTES = 1 << 20
+
+
+def parse_object(line: str | bytes) -> Row | None:
+    """The object of one line; None of anything else."""
+    try:
+        found = parse_json(line)
+    except JsonError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class JsonLinesTail:
+    """Reads what was appended to a file since the last call; a missing file has nothing yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+        self._partial = b""
+        self._is_too_long = False  # the line that is being read
+
+    def read(self) -> list[Row]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                return [row for line in self._whole_lines(file) if (row := parse_object(line)) is not None]
+        except FileNotFoundError:
+            return []
+
+    def rest(self) -> list[Row]:
+        """The last line, if it is whole but for its end."""
+        row = parse_object(self._partial)
+        return [] if row is None else [row]
+
+    def _whole_lines(self, file: IO[bytes]) -> Iterator[bytes]:
+        while chunk := file.read(_CHUNK_BYTES):
+            self._offset += len(chunk)
+            first, *lines = chunk.split(b"\n")
+            self._partial += b"" if self._is_too_long else first
+            for line in lines:  # each of them begins where the one before ended
+                if not self._is_too_long:
+                    yield self._partial
+                self._is_too_long, self._partial = False, line
+            if len(self._partial) > MAX_LINE_BYTES:
+                self._is_too_long, self._partial = True, b""
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """Every object of a file, also of a last line without an end; a missing file has none."""
+    tail = JsonLinesTail(path)
+    return [*tail.read(), *tail.rest()]
+
+
+def open_to_append(path: Path) -> IO[bytes]:
+    """The file, made if missing, at its end. What a crashed predecessor left of a line is closed off first, so that the
+    next one is not glued to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab+")
+    size = file.seek(0, 2)
+    file.seek(max(0, size - 1))
+    if size and file.read(1) != b"\n":
+        file.write(b"\n")
+    return file

@@ -1,0 +1,1 @@
+"""What a model's folder states, and the tokenizer that its tokenizer.json says."""

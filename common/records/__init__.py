@@ -1,0 +1,1 @@
+"""The records that cross processes: prompts, trajectories, their bytes and their names."""

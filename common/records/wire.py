@@ -1,0 +1,287 @@
+"""The bytes of a trajectory and of a prompt: a small msgpack header, then raw little-endian arrays.
+
+Layout of a message (offsets in bytes)::
+
+    0   4  magic: b"vct1" (trajectory) or b"vcp1" (prompt); the digit is the schema version
+    4   4  H, the header's size, uint32
+    8   H  header: msgpack map, every key known, every value bounded
+    8+H    zero padding to a multiple of 8, then the arrays, one after the other, 4-byte ones first
+
+Encoding copies each array once; decoding copies nothing: arrays are read-only views of the message.
+Whatever bytes come in, decoding returns a valid object or raises `WireError` naming the field.
+No pickle, no code, no allocation larger than the message.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import cast, get_args
+
+import msgpack
+import numpy as np
+
+from vcppo.common.errors import VcppoError
+from vcppo.common.files.json_file import JsonError, parse_json
+from vcppo.common.records.trajectory import (
+    DEFAULT_LIMITS,
+    FinishReason,
+    InvalidTrajectory,
+    Outcome,
+    Prompt,
+    Purpose,
+    Trajectory,
+    TrajectoryLimits,
+    VersionSpan,
+    check_shapes,
+    check_values,
+)
+
+WIRE_SCHEMA_VERSION = 1
+
+_TRAJECTORY_MAGIC = b"vct%d" % WIRE_SCHEMA_VERSION
+_PROMPT_MAGIC = b"vcp%d" % WIRE_SCHEMA_VERSION
+_PREFIX_SIZE = 8
+_MAX_HEADER_BYTES = 1 << 20
+_MAX_PROBLEM_BYTES = 1 << 20
+_MAX_TIMINGS = 32
+_MAX_LIST = 4 * DEFAULT_LIMITS.max_spans  # msgpack makes room for what a list declares, before there is any of it
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_FINISH_REASONS, _OUTCOMES, _PURPOSES = get_args(FinishReason), get_args(Outcome), get_args(Purpose)
+
+_TRAJECTORY_KEYS = {
+    *("id", "prompt_id", "group_id", "sample_index", "task", "num_prompt", "num_response", "version_spans"),
+    *("finish_reason", "reward", "outcome", "generator_id", "issue_version", "timings"),
+}
+_PROMPT_KEYS = {
+    *("id", "group_id", "sample_index", "task", "num_tokens"),
+    *("problem", "seed", "issue_version", "purpose", "max_response_tokens"),
+}
+
+_LITTLE_ENDIAN = {np.dtype(kind): np.dtype(kind).newbyteorder("<") for kind in (np.int32, np.float32, np.bool_)}
+_UNUSABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
+
+
+class WireError(VcppoError):
+    """Bytes that are no valid message; the text begins with the name of the offending field."""
+
+
+Header = dict[str, object]
+
+
+def encode_trajectory(trajectory: Trajectory) -> bytes:
+    """The message of `trajectory`. Raises `WireError` when arrays have wrong dtypes or lengths.
+
+    Values are checked once, by the buffer that decodes it: not here again.
+    """
+    try:
+        check_shapes(trajectory)
+    except InvalidTrajectory as error:
+        raise WireError(str(error)) from error
+    t = trajectory
+    header = {
+        "id": t.id,
+        "prompt_id": t.prompt_id,
+        "group_id": t.group_id,
+        "sample_index": t.sample_index,
+        "task": t.task,
+        "num_prompt": len(t.prompt_token_ids),
+        "num_response": len(t.response_token_ids),
+        "version_spans": [number for span in t.version_spans for number in span],
+        "finish_reason": t.finish_reason,
+        "reward": float(t.reward),
+        "outcome": t.outcome,
+        "generator_id": t.generator_id,
+        "issue_version": t.issue_version,
+        "timings": t.timings,
+    }
+    arrays = (t.prompt_token_ids, t.response_token_ids, t.behaviour_log_probs, t.action_mask)
+    return _join(_TRAJECTORY_MAGIC, header, arrays)
+
+
+def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_LIMITS) -> Trajectory:
+    """The trajectory in `data`, its arrays read-only views of it. Raises `WireError`."""
+    header, body = _split(data, _TRAJECTORY_MAGIC, _TRAJECTORY_KEYS)
+    num_prompt = _integer(header, "num_prompt", 1, limits.max_tokens)
+    num_response = _integer(header, "num_response", 1, limits.max_tokens - num_prompt)
+    expected = 4 * num_prompt + 9 * num_response
+    if len(body) != expected:
+        raise WireError(
+            f"num_response: {num_prompt} prompt and {num_response} response tokens take {expected} bytes of arrays, "
+            f"the message has {len(body)}"
+        )
+    words = num_prompt + num_response
+    trajectory = Trajectory(
+        id=_string(header, "id", limits),
+        prompt_id=_string(header, "prompt_id", limits),
+        group_id=_string(header, "group_id", limits),
+        sample_index=_integer(header, "sample_index", 0),
+        task=_string(header, "task", limits),
+        prompt_token_ids=np.frombuffer(body, "<i4", num_prompt),
+        response_token_ids=np.frombuffer(body, "<i4", num_response, 4 * num_prompt),
+        behaviour_log_probs=np.frombuffer(body, "<f4", num_response, 4 * words),
+        action_mask=np.frombuffer(body, np.bool_, num_response, 4 * (words + num_response)),
+        version_spans=_spans(header, limits),
+        finish_reason=cast(FinishReason, _choice(header, "finish_reason", _FINISH_REASONS)),
+        reward=_number(header["reward"], "reward"),
+        outcome=cast(Outcome, _choice(header, "outcome", _OUTCOMES)),
+        generator_id=_string(header, "generator_id", limits),
+        issue_version=_integer(header, "issue_version", 0),
+        timings=_timings(header, limits),
+    )
+    try:
+        check_values(trajectory, limits)  # the shapes are right: they were made here
+    except InvalidTrajectory as error:
+        raise WireError(str(error)) from error
+    return trajectory
+
+
+def encode_prompt(prompt: Prompt) -> bytes:
+    """The message of `prompt`. Raises `WireError` when its problem is not JSON-able or too large."""
+    try:
+        problem = json.dumps(prompt.problem, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WireError(f"problem: not JSON-able: {error}") from error
+    if len(problem) > _MAX_PROBLEM_BYTES:
+        raise WireError(f"problem: {len(problem)} bytes of JSON, at most {_MAX_PROBLEM_BYTES}")
+    token_ids = np.ascontiguousarray(prompt.token_ids, np.int32)
+    header = {
+        "id": prompt.id,
+        "group_id": prompt.group_id,
+        "sample_index": prompt.sample_index,
+        "task": prompt.task,
+        "num_tokens": len(token_ids),
+        "problem": problem,
+        "seed": prompt.seed,
+        "issue_version": prompt.issue_version,
+        "purpose": prompt.purpose,
+        "max_response_tokens": prompt.max_response_tokens,
+    }
+    return _join(_PROMPT_MAGIC, header, (token_ids,))
+
+
+def decode_prompt(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_LIMITS) -> Prompt:
+    """The prompt in `data`, its tokens a read-only view of it. Raises `WireError`."""
+    header, body = _split(data, _PROMPT_MAGIC, _PROMPT_KEYS)
+    num_tokens = _integer(header, "num_tokens", 1, limits.max_tokens)
+    if len(body) != 4 * num_tokens:
+        raise WireError(f"num_tokens: {num_tokens} tokens take {4 * num_tokens} bytes, the message has {len(body)}")
+    token_ids = np.frombuffer(body, "<i4", num_tokens)
+    if token_ids.min() < 0:
+        raise WireError("token_ids: a token id is negative")
+    return Prompt(
+        id=_string(header, "id", limits),
+        group_id=_string(header, "group_id", limits),
+        sample_index=_integer(header, "sample_index", 0),
+        task=_string(header, "task", limits),
+        token_ids=token_ids,
+        problem=_problem(header["problem"]),
+        seed=_integer(header, "seed", _INT64_MIN),
+        issue_version=_integer(header, "issue_version", 0),
+        purpose=cast(Purpose, _choice(header, "purpose", _PURPOSES)),
+        max_response_tokens=_integer(header, "max_response_tokens", 1),
+    )
+
+
+def _join(magic: bytes, header: Header, arrays: tuple[np.ndarray, ...]) -> bytes:
+    """One message; each array is copied exactly once, here."""
+    try:
+        packed: bytes = msgpack.packb(header)
+    except _UNUSABLE as error:
+        raise WireError(f"header: can't be packed: {error}") from error
+    if len(packed) > _MAX_HEADER_BYTES:  # it would be refused by whoever gets it
+        raise WireError(f"header: {len(packed)} bytes, at most {_MAX_HEADER_BYTES}: names or the problem are too long")
+    padding = b"\0" * (-len(packed) % 8)
+    little_endian = [np.ascontiguousarray(array, _LITTLE_ENDIAN[array.dtype]).data for array in arrays]
+    return b"".join([magic, len(packed).to_bytes(4, "little"), packed, padding, *little_endian])
+
+
+def _split(data: bytes | memoryview, magic: bytes, keys: set[str]) -> tuple[Header, memoryview]:
+    """The header, its keys checked, and a view of the arrays."""
+    try:
+        view = memoryview(data).cast("B")
+    except TypeError as error:
+        raise WireError(f"message: not contiguous bytes: {error}") from error
+    if view[:4] != magic:
+        raise WireError(f"message: begins with {bytes(view[:4])!r}, not {magic!r}: other schema version or no message")
+    size = int.from_bytes(view[4:_PREFIX_SIZE], "little")
+    if size > _MAX_HEADER_BYTES or _PREFIX_SIZE + size > len(view):
+        raise WireError(f"header: declared as {size} bytes in a message of {len(view)} (most: {_MAX_HEADER_BYTES})")
+    header = _unpack_map(view[_PREFIX_SIZE : _PREFIX_SIZE + size])
+    if header.keys() != keys:
+        different = sorted(ascii(key)[:40].strip("'") for key in header.keys() ^ keys)[:5]
+        raise WireError(f"{different[0]}: field missing or unknown (all such: {different})")
+    return header, view[_PREFIX_SIZE + size + -size % 8 :]
+
+
+def _unpack_map(view: memoryview) -> Header:
+    try:
+        header = msgpack.unpackb(view, max_bin_len=0, max_ext_len=0, max_map_len=64, max_array_len=_MAX_LIST)
+    except _UNUSABLE as error:
+        raise WireError(f"header: not msgpack: {type(error).__name__}: {str(error)[:200]}") from error
+    if type(header) is not dict:
+        raise WireError(f"header: a {type(header).__name__}, not a map")
+    return header
+
+
+def _integer(header: Header, name: str, least: int, most: int = _INT64_MAX) -> int:
+    value = header[name]
+    if type(value) is not int or not least <= value <= most:
+        raise WireError(f"{name}: {_short(value)} is no integer from {least} to {most}")
+    return value
+
+
+def _string(header: Header, name: str, limits: TrajectoryLimits) -> str:
+    value = header[name]
+    if type(value) is not str or not 1 <= len(value) <= limits.max_string:
+        raise WireError(f"{name}: {_short(value)} is no string of 1 to {limits.max_string} characters")
+    return value
+
+
+def _choice(header: Header, name: str, choices: tuple[str, ...]) -> str:
+    value = header[name]
+    if type(value) is not str or value not in choices:
+        raise WireError(f"{name}: {_short(value)} is none of {', '.join(choices)}")
+    return value
+
+
+def _number(value: object, name: str) -> float:
+    if type(value) is not float and type(value) is not int:
+        raise WireError(f"{name}: {_short(value)} is no number")
+    return float(value)
+
+
+def _spans(header: Header, limits: TrajectoryLimits) -> tuple[VersionSpan, ...]:
+    """Run-length policy versions; that the counts sum to T is checked by `check_values`."""
+    flat = header["version_spans"]
+    if type(flat) is not list or not 2 <= len(flat) <= 2 * limits.max_spans or len(flat) % 2:
+        raise WireError(f"version_spans: no list of 1 to {limits.max_spans} (version, count) pairs")
+    if not all(type(number) is int and 0 <= number < 2**62 for number in flat):
+        raise WireError("version_spans: a version or count is no integer >= 0")
+    return tuple(map(VersionSpan, flat[::2], flat[1::2]))
+
+
+def _timings(header: Header, limits: TrajectoryLimits) -> dict[str, float]:
+    timings = header["timings"]
+    if type(timings) is not dict or len(timings) > _MAX_TIMINGS:
+        raise WireError(f"timings: no map of at most {_MAX_TIMINGS} phases")
+    for name in timings:
+        if type(name) is not str or len(name) > limits.max_string:
+            raise WireError(f"timings: {_short(name)} is no phase name")
+    return {name: _number(seconds, "timings") for name, seconds in timings.items()}
+
+
+def _problem(text: object) -> dict[str, object]:
+    if type(text) is not str or len(text) > _MAX_PROBLEM_BYTES:
+        raise WireError(f"problem: no string of at most {_MAX_PROBLEM_BYTES} characters")
+    try:
+        problem = parse_json(text)
+    except JsonError as error:
+        raise WireError(f"problem: {error}") from error
+    if type(problem) is not dict:
+        raise WireError("problem: no JSON object")
+    return problem
+
+
+def _short(value: object) -> str:
+    """`value` for an error message: what a hostile peer sends must not fill the log."""
+    return repr(value)[:60] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"

@@ -1,0 +1,130 @@
+"""The accounts of a run and the small records the store hands out. Plain data; no I/O.
+
+Every prompt that was ever issued is in exactly one state, so at every instant::
+
+    issued = queued + leased + buffered + claimed + trained + rejected + expired
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal, NamedTuple
+
+from vcppo.common.records.trajectory import Trajectory
+
+VOCABULARY_SIZE = "vocabulary_size"
+"""Under this name the learner tells the buffers, before its first prompt, how many tokens its model has."""
+
+PromptState = Literal["queued", "leased", "buffered", "claimed"]
+AppendResult = Literal["accepted", "duplicate", "unknown", "mismatch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Counts of prompts by state, taken at one instant.
+
+    ``issued``, ``trained``, ``rejected`` and ``expired`` are counters; the other four are the sizes of
+    the structures that hold the prompts, so `is_exact` compares two independent sources.
+    """
+
+    issued: int = 0
+    queued: int = 0
+    leased: int = 0
+    buffered: int = 0
+    claimed: int = 0
+    trained: int = 0
+    rejected: int = 0
+    expired: int = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Issued and not settled: what the credits bound, at most (max_staleness + 1) * batch_size."""
+        return self.issued - self.trained - self.rejected - self.expired
+
+    @property
+    def difference(self) -> int:
+        """``issued`` minus the sum of all states: 0 when nothing was lost (< 0: counted twice)."""
+        return self.outstanding - self.queued - self.leased - self.buffered - self.claimed
+
+    @property
+    def is_exact(self) -> bool:
+        return self.difference == 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        states = " + ".join(f"{count} {name}" for name, count in self.as_dict().items() if name != "issued")
+        verdict = "exact" if self.is_exact else f"NOT exact: off by {self.difference}"
+        return f"{self.issued} issued = {states} ({verdict})"
+
+
+class BufferEntry(NamedTuple):
+    """A validated trajectory on its way into the store; `payload` is its wire form, stored as it came."""
+
+    prompt_id: str
+    trajectory_id: str
+    group_id: str
+    issue_version: int
+    oldest_version: int
+    num_tokens: int
+    payload: bytes
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, payload: bytes) -> BufferEntry:
+        """`payload`: the trajectory's wire form."""
+        return cls(
+            trajectory.prompt_id,
+            trajectory.id,
+            trajectory.group_id,
+            trajectory.issue_version,
+            trajectory.oldest_version,
+            trajectory.num_tokens,
+            payload,
+        )
+
+
+class Outstanding(NamedTuple):
+    """A prompt that is issued and not settled. The last four fields are None before they apply."""
+
+    prompt_id: str
+    group_id: str
+    issue_version: int
+    state: PromptState
+    oldest_version: int | None = None
+    num_tokens: int | None = None
+    claimed_step: int | None = None
+    trajectory_id: str | None = None
+
+
+class DeadLetter(NamedTuple):
+    """Something that was refused, why, and the first bytes of it."""
+
+    id: str
+    time: float  # seconds since the epoch, Redis' clock
+    reason: str
+    detail: str
+    source: str
+    size: int  # bytes of the whole payload
+    payload: bytes  # its beginning
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A live process of the run, as it last announced itself by heartbeat.
+
+    Attributes:
+        id: e.g. ``generator-0``.
+        role: ``generator``, ``buffer`` or ``learner``.
+        control_endpoint: where its control port listens; empty when it has none.
+        policy_version: the weights it runs; -1 when it runs none.
+        epoch: differs for every start of the process, so that a restart under the same id is seen.
+        info: anything else worth announcing (JSON-able).
+    """
+
+    id: str
+    role: str
+    control_endpoint: str = ""
+    policy_version: int = -1
+    epoch: int = 0
+    info: dict[str, object] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Text: one line of anything, YAML as one writes it, questions compared."""

@@ -1,0 +1,1 @@
+"""`vcppo eval` and the evaluations of other commands."""

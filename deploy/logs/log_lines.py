@@ -1,0 +1,159 @@
+"""A child's output, line by line: kept as JSON lines in the run folder, shown on the terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from vcppo.common.files.json_lines import parse_object
+from vcppo.common.telemetry.log import render_line, to_json
+from vcppo.common.telemetry.log_render import plain
+from vcppo.deploy.logs.foreign_lines import parse_foreign
+
+Record = dict[str, Any]
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+PROCESS_COLOURS = {"learner": "35", "buffer": "34", "redis": "90", "sft": "33", "eval": "33"}
+GENERATOR_COLOURS = ("36", "32", "96", "92", "94", "93")
+JSON_LOGS = "logging.format=json"  # override for every child: rendering is ours
+MAX_LINE_BYTES = 1 << 20
+NUM_LAST_LINES = 12
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class LineSplitter:
+    """Bytes in any pieces in, whole lines out. A line past 1 MiB is cut, so a broken child can't eat the memory."""
+
+    def __init__(self) -> None:
+        self._partial = b""
+
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        *lines, self._partial = (self._partial + chunk).split(b"\n")
+        if len(self._partial) > MAX_LINE_BYTES:
+            lines.append(self._partial)
+            self._partial = b""
+        for line in lines:
+            yield line.decode("utf-8", "replace")
+
+    def rest(self) -> Iterator[str]:
+        """What is left at the end of the stream."""
+        if self._partial:
+            yield self._partial.decode("utf-8", "replace")
+        self._partial = b""
+
+
+def parse_line(line: str, service: str, run_id: str) -> Record:
+    """The record of a JSON line; any other text becomes one, with the level its marks or words suggest."""
+    if line.startswith("{"):
+        record = parse_object(line)
+        if record is not None and isinstance(record.get("event"), str):
+            return plain(record)
+    text = _ANSI.sub("", line).rstrip().rpartition("\r")[2]  # of a progress bar the last state
+    foreign = parse_foreign(text)
+    return {
+        "time": timestamp(),
+        "level": foreign.level,
+        "service": service,
+        "run_id": run_id,
+        "event": foreign.event,
+        **foreign.fields,
+        "unstructured": True,
+    }
+
+
+def timestamp() -> str:
+    """Now, as every log line has it: UTC, ISO, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def level_of(record: Record) -> int:
+    """Numeric level; lines without a known one count as info."""
+    return LEVELS.get(str(record.get("level", "info")).lower(), 20)
+
+
+def prefix(process: str, width: int, colour: bool) -> str:
+    """``generator-0 │ `` in the process's own colour."""
+    kind, _, number = process.rpartition("-")
+    code = PROCESS_COLOURS.get(process) or PROCESS_COLOURS.get(kind)
+    if code is None:
+        code = GENERATOR_COLOURS[int(number) % len(GENERATOR_COLOURS)] if number.isdigit() else "37"
+    text = f"{process:<{width}} │ "
+    return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+
+
+class Screen:
+    """Writes lines of processes to the terminal: prefixed and coloured, or as plain JSON lines.
+
+    Args:
+        level: lowest level shown.
+        as_json: write the JSON line itself (for another program to read).
+    """
+
+    def __init__(
+        self, stream: IO[str] | None = None, *, level: str = "info", as_json: bool = False, width: int = 11
+    ) -> None:
+        self.stream = stream or sys.stdout
+        self.colour = self.stream.isatty()
+        self.level, self.as_json, self.width = LEVELS[level], as_json, width
+
+    def show(self, process: str, record: Record) -> None:
+        if level_of(record) < self.level or not record.get("event"):
+            return
+        if self.as_json:
+            text = to_json(record)
+        else:
+            line = {name: value for name, value in record.items() if name != "service"}
+            text = prefix(process, self.width, self.colour) + render_line(line, colour=self.colour)
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+
+class LogSink:
+    """Where every line of every child goes: appended to ``<logs>/<name>.jsonl``, remembered for errors, shown.
+
+    Args:
+        folder: log folder of the run; made if missing.
+        show: called with (process, record) for each line; None shows nothing.
+    """
+
+    def __init__(self, folder: Path, run_id: str, show: Callable[[str, Record], None] | None = None) -> None:
+        self.folder, self.run_id, self.show = folder, run_id, show
+        folder.mkdir(parents=True, exist_ok=True)
+        self._files: dict[str, IO[str]] = {}
+        self._last: dict[str, deque[Record]] = {}
+
+    def line(self, process: str, text: str) -> Record:
+        """Take one line of output."""
+        record = parse_line(text, process, self.run_id)
+        if not record["event"]:
+            return record
+        self._file(process).write(to_json(record) + "\n")
+        self._file(process).flush()
+        self._last.setdefault(process, deque(maxlen=NUM_LAST_LINES)).append(record)
+        if self.show:
+            self.show(process, record)
+        return record
+
+    def last_lines(self, process: str) -> list[str]:
+        """What explains the end of `process`: its ``fatal`` line if it wrote one, else its last lines."""
+        records = list(self._last.get(process, ()))
+        fatal = [r for r in records if r["event"] == "fatal"]
+        if fatal:
+            return [str(fatal[-1].get("error", "fatal"))]
+        return [render_line({name: value for name, value in record.items() if name != "service"}) for record in records]
+
+    def _file(self, process: str) -> IO[str]:
+        if process not in self._files:
+            self._files[process] = (self.folder / f"{process}.jsonl").open("a", encoding="utf-8")
+        return self._files[process]
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()

@@ -1,0 +1,78 @@
+"""`vcppo logs`: the log lines of a run, or of standard input, filtered and made readable."""
+
+from __future__ import annotations
+
+import heapq
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcppo.deploy.logs.log_lines import LEVELS, Record, level_of, parse_line
+from vcppo.deploy.run.run_data import JsonLinesTail
+
+FOLLOW_SECONDS = 0.25
+_COMPOSE_PREFIX = re.compile(r"^(?P<service>[\w.-]+)\s+\|\s?")
+
+
+@dataclass(frozen=True)
+class LogFilter:
+    """Which lines are wanted; None wants all.
+
+    Attributes:
+        service: a process (``generator-0``) or kind of process (``generator``).
+        level: lowest level.
+        trajectory: a trajectory id or prompt id; lines about the prompt or any rollout of it match.
+        policy_version: lines bound to this version.
+    """
+
+    service: str | None = None
+    level: str | None = None
+    trajectory: str | None = None
+    policy_version: int | None = None
+
+    def wants(self, record: Record) -> bool:
+        service = str(record.get("service", ""))
+        if self.service is not None and service != self.service and not service.startswith(f"{self.service}-"):
+            return False
+        if self.level is not None and level_of(record) < LEVELS[self.level]:
+            return False
+        if self.policy_version is not None and record.get("policy_version") != self.policy_version:
+            return False
+        return self.trajectory is None or self._about(record, self.trajectory.partition("@")[0])
+
+    @staticmethod
+    def _about(record: Record, prompt_id: str) -> bool:
+        ids: list[object] = []
+        for name in ("trajectory_id", "prompt_id", "trajectory_ids", "prompt_ids"):
+            value = record.get(name)
+            ids += value if isinstance(value, list) else [value]
+        return any(str(each).partition("@")[0] == prompt_id for each in ids if each is not None)
+
+
+def from_text(lines: Iterable[str]) -> Iterator[Record]:
+    """Records of lines as piped in: JSON lines, `docker compose logs` output, or any text."""
+    for line in lines:
+        text = line.rstrip("\n")
+        prefix = _COMPOSE_PREFIX.match(text)
+        service = prefix["service"] if prefix else ""
+        if text.strip():
+            yield parse_line(text[prefix.end() :] if prefix else text, service, "")
+
+
+def from_folder(folder: Path, follow: bool) -> Iterator[Record]:
+    """Records of all processes of a run by time; with `follow`, then those that come, until interrupted."""
+    tails: dict[Path, JsonLinesTail] = {}
+
+    def read() -> Iterator[Record]:
+        for path in sorted(folder.glob("*.jsonl")):
+            tails.setdefault(path, JsonLinesTail(path))
+        # Within a file the order written is kept; files are merged by time.
+        return heapq.merge(*(tail.read() for tail in tails.values()), key=lambda record: str(record.get("time", "")))
+
+    yield from read()
+    never = threading.Event()
+    while follow:
+        never.wait(FOLLOW_SECONDS)  # files have no portable way to wait for growth
+        yield from read()

@@ -1,0 +1,1 @@
+"""Child processes: started, followed, restarted, ended with their families."""

@@ -1,0 +1,50 @@
+"""Trampoline of every child: ties its life to the launcher's, sets its cores and priority, becomes the real program.
+
+    python -m vcppo.deploy.processes.child --parent PID [--cores 0,1] [--niceness 10] -- PROGRAM ARGUMENT...
+
+It exists because this must happen in the child: `preexec_fn` is unsafe once the parent has threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def prctl(option: int, value: int) -> bool:
+    """Linux's prctl(option, value); False where there is none."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) == 0)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="vcppo.deploy.processes.child")
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--cores", default="")
+    parser.add_argument("--niceness", type=int, default=0)
+    parser.add_argument("program", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args(argv)
+    # SIGTERM, not SIGKILL: a child whose launcher was killed still checkpoints, returns leases and ends its children.
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != arguments.parent:  # the launcher died before prctl took effect
+        return 1
+    if arguments.cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
+    os.nice(arguments.niceness)
+    program = [word for index, word in enumerate(arguments.program) if not (index == 0 and word == "--")]
+    try:
+        os.execvp(program[0], program)
+    except OSError as error:
+        sys.stderr.write(f"cannot start {program[0]}: {error.strerror}\n")
+        return 127
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""Grandchildren whose parent died: as a subreaper the launcher becomes their parent, ends them and reaps them.
+
+torchrun puts its ranks in sessions of their own and vLLM starts an engine process: killing the process we started,
+or its group, would leave them behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import structlog
+
+from vcppo.deploy.processes.child import PR_SET_CHILD_SUBREAPER, prctl
+
+log = structlog.get_logger(__name__)
+
+GRACE_SECONDS = 5.0
+
+
+class Orphans:
+    """SIGTERM at adoption, SIGKILL after a grace. Children this process had before are none of its business."""
+
+    def __init__(self) -> None:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._foreign = set(children_of(os.getpid()))
+        self._kill_at: dict[int, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._kill_at)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `reap` has something to kill; infinity when not."""
+        return min(self._kill_at.values(), default=float("inf"))
+
+    def adopt(self, own: Collection[int]) -> None:
+        """Take charge of children that are not in `own` (pids of living children we started)."""
+        for pid in children_of(os.getpid()):
+            if pid not in self._foreign and pid not in own and pid not in self._kill_at:
+                self._kill_at[pid] = time.monotonic() + GRACE_SECONDS
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
+    def reap(self, own: Collection[int]) -> None:
+        """Bury the dead, kill the late; called whenever a child ended or `next_deadline` passed."""
+        for pid, deadline in list(self._kill_at.items()):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    if time.monotonic() >= deadline:
+                        log.warning("orphan_killed", pid=pid)
+                        os.kill(pid, signal.SIGKILL)
+                        self._kill_at[pid] = float("inf")  # SIGCHLD tells of its end
+                    continue
+            del self._kill_at[pid]
+            self.adopt(own)  # its own children come to us in turn
+
+    def close(self) -> None:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def children_of(pid: int) -> list[int]:
+    """Pids whose parent is `pid`, from /proc; empty where there is no /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found

@@ -1,0 +1,325 @@
+"""Children and their supervisor: one event loop, no threads, no polling.
+
+The loop sleeps in one `selectors.select` and wakes for exactly four things: output of a child, the end of a child
+(SIGCHLD), a request to stop (SIGINT, SIGTERM) and the next deadline (a restart's back-off, a start-up limit, the
+caller's own). Every child leads a session of its own, so Ctrl-C reaches only the supervisor, which stops them in order.
+The supervisor is a subreaper: grandchildren whose parent died (torchrun's ranks, vLLM's engine process) come to it
+and are ended too, so no orphan outlives a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import IO
+
+import structlog
+
+from vcppo.common.errors import EXIT_REFUSED, EXIT_USAGE, DeadlineExceeded
+from vcppo.common.user_modules import SAFE_PATH
+from vcppo.deploy.logs.log_lines import LineSplitter, LogSink
+from vcppo.deploy.processes.orphans import GRACE_SECONDS, Orphans
+from vcppo.deploy.processes.process_spec import Child, Interrupted, ProcessFailed, ProcessSpec
+
+__all__ = ["Child", "Interrupted", "ProcessFailed", "ProcessSpec", "Supervisor"]
+
+log = structlog.get_logger(__name__)
+
+TICK_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 30.0
+FINAL = (EXIT_USAGE, EXIT_REFUSED)
+"""Exit codes that are never answered with a restart."""
+
+
+class Supervisor:
+    """Starts children, follows them, restarts or reports those that fail, and stops them without orphans.
+
+    Use as a context manager in the main thread (signal handlers); leaving it stops whatever still runs.
+    """
+
+    def __init__(
+        self,
+        sink: LogSink,
+        *,
+        stop_deadline_seconds: float,
+        start_deadline_seconds: float = 600.0,
+        on_tick: Callable[[], None] | None = None,
+        backoff_seconds: float = 1.0,
+        restart_window_seconds: float = 60.0,
+    ) -> None:
+        self.sink = sink
+        self.stop_deadline_seconds = stop_deadline_seconds
+        self.start_deadline_seconds = start_deadline_seconds
+        self.backoff_seconds = backoff_seconds
+        self.restart_window_seconds = restart_window_seconds
+        self.on_tick = on_tick
+        self.children: dict[str, Child] = {}
+        self._selector = selectors.DefaultSelector()
+        self._signals: list[int] = []
+        self._next_tick = 0.0
+
+    # ---- life of the supervisor
+
+    def __enter__(self) -> Supervisor:
+        self._orphans = Orphans()
+        self._wake_read, self._wake_write = os.pipe()
+        for end in (self._wake_read, self._wake_write):
+            os.set_blocking(end, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._old_handlers = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)
+        }
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Stop what runs. Raises Interrupted where a signal came too late for any `wait` and nothing else is wrong."""
+        try:
+            self.stop([list(self.children)])
+        finally:
+            for number, handler in self._old_handlers.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(self._old_wakeup)
+            self._selector.close()
+            for end in (self._wake_read, self._wake_write):
+                os.close(end)
+            self._orphans.close()
+        if kind is None:
+            self._raise_signals()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number != signal.SIGCHLD:
+            self._signals.append(number)
+
+    def _raise_signals(self) -> None:
+        """Each is raised once; what came with it is heard with it."""
+        if self._signals:
+            name = signal.Signals(self._signals[0]).name
+            self._signals.clear()
+            raise Interrupted(f"stopped by {name}")
+
+    # ---- what callers do
+
+    def start(self, spec: ProcessSpec) -> Child:
+        """Start a child; its failure surfaces in the next `wait`."""
+        child = self.children.setdefault(spec.name, Child(spec))
+        self._spawn(child)
+        return child
+
+    def wait_ready(self, names: Iterable[str]) -> None:
+        """Until all `names` said they are ready. Raises ProcessFailed, DeadlineExceeded or Interrupted."""
+        children = [self.children[name] for name in names]
+
+        def ready() -> bool:
+            for child in children:
+                if child.exit_code == 0 and not child.ready:
+                    raise ProcessFailed(child.spec.name, 0, self.sink.last_lines(child.spec.name))
+            return all(child.ready for child in children)
+
+        self.wait(ready)
+
+    def wait_exit(self, name: str) -> None:
+        """Until the child `name` ended with exit code 0."""
+        child = self.children[name]
+        self.wait(lambda: child.exit_code == 0)
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Follow the children until `condition()`. Raises ProcessFailed, DeadlineExceeded or Interrupted."""
+        while not condition():
+            self._raise_signals()
+            self._turn(float("inf"))
+            for child in list(self.children.values()):
+                self._judge(child)
+
+    def retire(self, name: str) -> None:
+        """SIGTERM a child that is not wanted any more: its end is no failure, and nobody waits for it."""
+        child = self.children[name]
+        child.stopping, child.restart_at = True, float("inf")
+        if child.alive and child.popen is not None:
+            log.info("process_stopping", process=name)
+            child.popen.terminate()
+
+    def stop(self, order: Sequence[Sequence[str]]) -> None:
+        """SIGTERM the groups of `order` one after the other; what outlives its deadline is killed, by name.
+
+        A signal from now on ends the patience; the next `wait`, or leaving the supervisor, raises it.
+        """
+        heard = len(self._signals)
+        for group in order:
+            children = [self.children[name] for name in group if name in self.children]
+            for child in children:
+                self.retire(child.spec.name)
+            deadline = time.monotonic() + self.stop_deadline_seconds
+            while (
+                any(child.alive for child in children) and time.monotonic() < deadline and len(self._signals) == heard
+            ):
+                self._turn(deadline)
+            for child in children:
+                if child.alive:
+                    log.warning("process_killed", process=child.spec.name, waited_seconds=self.stop_deadline_seconds)
+                    self._kill(child)
+        self._end_orphans()
+
+    # ---- the loop
+
+    def _turn(self, deadline: float) -> None:
+        """Sleep until something happens or `deadline`, then deal with all of it."""
+        now = time.monotonic()
+        wake_at = min(
+            [deadline, self._next_tick if self.on_tick else float("inf"), self._orphans.next_deadline, *self._timers()]
+        )
+        timeout = None if wake_at == float("inf") else max(0.0, wake_at - now)
+        for key, _ in self._selector.select(timeout):
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+            else:
+                self._read(key.fileobj, *key.data)  # type: ignore[arg-type]
+        self._reap()
+        now = time.monotonic()
+        for child in list(self.children.values()):
+            if child.restart_at <= now and not self._orphans:  # a new life beside remains of the old would be two
+                child.restart_at = float("inf")
+                self._spawn(child)
+        self._orphans.reap(self._own())
+        if self.on_tick and now >= self._next_tick:
+            self._next_tick = now + TICK_SECONDS
+            self.on_tick()
+
+    def _timers(self) -> Iterator[float]:
+        for child in self.children.values():
+            if not self._orphans:
+                yield child.restart_at
+            if child.alive and not child.ready:
+                yield child.start_deadline
+
+    def _spawn(self, child: Child) -> None:
+        spec = child.spec
+        trampoline = [sys.executable, "-m", "vcppo.deploy.processes.child", "--parent", str(os.getpid())]
+        if spec.niceness:
+            trampoline += ["--niceness", str(spec.niceness)]
+        if spec.cores is not None:
+            trampoline += ["--cores", ",".join(map(str, sorted(spec.cores)))]
+        child.popen = subprocess.Popen(
+            [*trampoline, "--", *spec.command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **SAFE_PATH, "PYTHONUNBUFFERED": "1", **spec.environment},
+            start_new_session=True,
+        )
+        child.exit_code, child.ready = None, False
+        child.start_deadline = time.monotonic() + self.start_deadline_seconds
+        for pipe in (child.popen.stdout, child.popen.stderr):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+            self._selector.register(pipe, selectors.EVENT_READ, (child, LineSplitter()))
+        log.info("process_started", process=spec.name, pid=child.popen.pid, cores=sorted(spec.cores or ()) or None)
+
+    def _read(self, pipe: IO[bytes], child: Child, lines: LineSplitter) -> bool:
+        """Pass on what the pipe holds; False when nothing was there. At end of file the pipe is closed."""
+        try:
+            chunk = os.read(pipe.fileno(), 1 << 16)
+        except BlockingIOError:
+            return False
+        for line in lines.feed(chunk) if chunk else lines.rest():
+            record = self.sink.line(child.spec.name, line)
+            if not child.ready and child.spec.says_ready(record):
+                child.ready, child.ready_at = True, time.monotonic()
+        if not chunk:
+            self._selector.unregister(pipe)
+            pipe.close()
+        return bool(chunk)
+
+    def _reap(self) -> None:
+        """Notice ended children; what they left in their pipes is read before anyone hears of the end."""
+        for child in self.children.values():
+            if child.alive and child.popen is not None and (code := child.popen.poll()) is not None:
+                for key in [k for k in self._selector.get_map().values() if k.data and k.data[0] is child]:
+                    while self._read(key.fileobj, *key.data):  # type: ignore[arg-type]
+                        pass
+                    with contextlib.suppress(KeyError, ValueError):  # kept open by a grandchild
+                        self._selector.unregister(key.fileobj)
+                        key.fileobj.close()  # type: ignore[union-attr]
+                child.exit_code = code
+                log.info("process_ended", process=child.spec.name, exit_code=code)
+                self._orphans.adopt(self._own())
+
+    def _judge(self, child: Child) -> None:
+        """Decide what an ended or late child means. Raises ProcessFailed or DeadlineExceeded when it ends the run."""
+        name, now = child.spec.name, time.monotonic()
+        if child.alive and not child.ready and now >= child.start_deadline:
+            self._late(child)
+        if child.exit_code is None or (child.exit_code == 0 and child.spec.may_finish):
+            return
+        if child.stopping or child.restart_at < float("inf"):
+            return
+        if child.ready and now - child.ready_at >= self.restart_window_seconds:
+            child.num_restarts = 0
+        may_restart = child.ready or child.num_restarts or self._peers_came_up(child)
+        if may_restart and child.exit_code not in FINAL and child.num_restarts < child.spec.max_restarts:
+            self._restart_later(child, now)
+            return
+        peers = [
+            c
+            for c in self.children.values()
+            if c.spec.role == child.spec.role and (c.alive or c.restart_at < float("inf"))
+        ]
+        if child.spec.peers_suffice and (child.num_restarts or child.exit_code in FINAL) and peers:
+            child.stopping = True  # said once
+            log.error("process_given_up", process=name, exit_code=child.exit_code, restarts=child.num_restarts,
+                      going_on_with=[c.spec.name for c in peers])  # fmt: skip
+            return
+        raise ProcessFailed(name, child.exit_code or 0, self.sink.last_lines(name))
+
+    def _peers_came_up(self, child: Child) -> bool:
+        """Whether others have shown that this kind of process can start: what stopped this one may pass."""
+        return child.spec.peers_suffice and any(
+            peer.ready for peer in self.children.values() if peer.spec.role == child.spec.role
+        )
+
+    def _late(self, child: Child) -> None:
+        """Not ready in time: the end of the run at the first start, one more failed attempt at a restart."""
+        name = child.spec.name
+        if child.num_restarts and child.num_restarts < child.spec.max_restarts:
+            log.warning("process_killed", process=name, waited_seconds=self.start_deadline_seconds, reason="not ready")
+            self._kill(child)
+            return
+        raise DeadlineExceeded(
+            f"{name} was not ready after {self.start_deadline_seconds:.0f} s (launcher.startup_deadline_seconds). "
+            f"Its last lines:" + "".join(f"\n    {line}" for line in self.sink.last_lines(name))
+        )
+
+    def _restart_later(self, child: Child, now: float) -> None:
+        child.num_restarts += 1
+        child.total_restarts += 1
+        delay = min(self.backoff_seconds * 2 ** (child.num_restarts - 1), MAX_BACKOFF_SECONDS)
+        child.restart_at = now + delay
+        log.warning("process_restarting", process=child.spec.name, exit_code=child.exit_code,
+                    attempt=child.num_restarts, of=child.spec.max_restarts, in_seconds=delay)  # fmt: skip
+
+    # ---- the end of processes
+
+    def _kill(self, child: Child) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        deadline = time.monotonic() + self.stop_deadline_seconds
+        while child.alive and time.monotonic() < deadline:
+            self._turn(deadline)
+
+    def _own(self) -> set[int]:
+        return {child.pid for child in self.children.values() if child.alive}
+
+    def _end_orphans(self) -> None:
+        self._orphans.adopt(self._own())
+        deadline = time.monotonic() + 2 * GRACE_SECONDS
+        while self._orphans and time.monotonic() < deadline:
+            self._turn(deadline)

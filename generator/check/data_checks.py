@@ -1,0 +1,65 @@
+"""The task's data: does it load, which rows are at fault, what can an evaluation tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.tasks import Finding
+from vcppo.generator.check.data_context import Context
+
+_SHOWN = 4  # findings of one kind that are shown in full
+_NAMED = 20  # of the others, by place
+_Z_95 = 1.959964
+_WIDE = 0.05  # half-width of pass@1's interval from which on an evaluation can't tell small gains
+
+
+def task(context: Context) -> Result:
+    """Make the task as every process will."""
+    found = context.task
+    sizes = [(split, found.size(split)) for split in ("train", "held_out")]
+    text = ", ".join(f"{split} {'without end' if size is None else f'{size:,}'}" for split, size in sizes)
+    if sizes[0][1] == 0:
+        return failed(
+            f"task.name = {context.config.task.name}: {text} problems: there is nothing to train on",
+            "name another task, or data for training in task.options.path",
+        )
+    return passed(f"{context.config.task.name}: {text} problems")
+
+
+def rows(context: Context) -> Iterator[Result]:
+    """What the task itself finds wrong with its rows and options: errors first, findings of a kind together."""
+    kinds: dict[tuple[str, str], list[Finding]] = {}
+    for finding in context.task.findings():
+        kinds.setdefault((finding.level, finding.remedy), []).append(finding)
+    for (level, remedy), found in sorted(kinds.items(), key=lambda kind: kind[0][0]):  # "error" before "warning"
+        shown = found[:_SHOWN]
+        details = [f"{finding.where}: {finding.text}" for finding in shown[1:]]
+        if more := found[_SHOWN:]:
+            places = ", ".join(finding.where for finding in more[:_NAMED])
+            details.append(f"{len(more)} more: {places}{', ...' if len(more) > _NAMED else ''}")
+        text = f"{shown[0].where}: {shown[0].text}"
+        yield (failed if level == "error" else warned)(text, remedy, *details)
+    if not kinds:
+        yield passed("the task finds nothing wrong with its rows and options")
+
+
+def held_out(context: Context) -> Result:
+    """How wide the interval of a held-out accuracy will be."""
+    size, wanted = context.task.num_problems("held_out"), context.config.eval.num_problems
+    count = wanted if size is None else min(size, wanted)
+    if count == 0:
+        return failed("no held-out problem: no evaluation can be made", "set task.options.held_out_path")
+    half = half_width(count)
+    text = f"an evaluation asks {count} problems: pass@1 to within ±{100 * half:.1f} points (95 %)"
+    enough = math.ceil((_Z_95 * 0.5 / _WIDE) ** 2)
+    if half <= _WIDE or (size is not None and size <= wanted):  # the task itself warns of data that are too few
+        return passed(text)
+    most = enough if size is None else min(size, enough)
+    return warned(text, f"smaller gains can't be told from chance: set eval.num_problems={most}")
+
+
+def half_width(num_problems: int) -> float:
+    """Half of a 95 % interval of a proportion near 1/2, where it is widest; one sample a problem."""
+    return _Z_95 * 0.5 / math.sqrt(num_problems)

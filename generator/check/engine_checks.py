@@ -1,0 +1,108 @@
+"""vLLM: does it take the model and its settings, without starting; and, if asked for, real responses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.tasks import Problem, decode_response, encode_prompt
+from vcppo.common.tasks.lengths import prompt_room
+from vcppo.generator.check.data_context import Context
+from vcppo.generator.check.vllm_settings import resolve
+from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.vllm_engine.engine import Engine
+
+_MAX_SHOWN = 400
+
+
+def settings(context: Context) -> Result:
+    """Everything vLLM checks before it loads weights: architecture, lengths, types, options."""
+    facts = resolve(context.config)
+    text = (
+        f"vLLM {facts.version} knows {facts.architecture}, {facts.dtype}, sequences up to {facts.max_model_len},"
+        f" weights by {facts.transfer}"
+    )
+    if facts.is_fallback:
+        return warned(f"{text}; by its slower path for any transformers model", "expect fewer tokens a second")
+    return passed(text)
+
+
+def responses(context: Context) -> Iterator[Result]:
+    """Bring the engine up, sample, judge."""
+    config, tokenizer = context.config, context.tokenizer
+    room = prompt_room(config).tokens
+    problems = [p for p in context.problems(context.generate) if len(encode_prompt(tokenizer, p.prompt)) <= room]
+    if not problems:
+        yield skipped("no prompt leaves room for a response")
+        return
+    chosen = [problems[i % len(problems)] for i in range(context.generate)]
+    # Compiling takes minutes and changes no response that matters here.
+    eager = config.generator.model_copy(update={"enforce_eager": True})
+    engine, pool = Engine(config.model_copy(update={"generator": eager})), VerifierPool(config.task)
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(_start(engine, pool))
+            yield passed("vLLM is up")
+            began = time.monotonic()
+            made = runner.run(_respond_to(context, engine, pool, chosen))
+            seconds = time.monotonic() - began
+            yield from (result for result, _ in made)
+            yield _summary(context, [result for result, _ in made], sum(count for _, count in made), seconds)
+        finally:
+            engine.shutdown()
+            runner.run(pool.close())
+
+
+async def _start(engine: Engine, pool: VerifierPool) -> None:
+    await pool.start()
+    await engine.start()
+
+
+async def _respond_to(
+    context: Context, engine: Engine, pool: VerifierPool, problems: list[Problem]
+) -> list[tuple[Result, int]]:
+    return await asyncio.gather(*(_respond(context, engine, pool, i, p) for i, p in enumerate(problems)))
+
+
+async def _respond(
+    context: Context, engine: Engine, pool: VerifierPool, number: int, problem: Problem
+) -> tuple[Result, int]:
+    """One response, judged: the line, and how many tokens it has."""
+    config = context.config
+    prompt = Prompt(
+        id=f"check-{number}",
+        group_id="check",
+        sample_index=number,
+        task=config.task.name,
+        token_ids=encode_prompt(context.tokenizer, problem.prompt),
+        problem=problem.answer,
+        seed=config.run.seed + number,
+        issue_version=0,
+        purpose="rl",
+        max_response_tokens=config.sampling.max_response_tokens,
+    )
+    rollout = await engine.generate(prompt)
+    text = decode_response(context.tokenizer, rollout.token_ids)
+    verdict = await pool.verify(problem.answer, text, rollout.finish_reason)
+    line = f"{verdict.outcome}, {len(rollout.token_ids)} tokens, {rollout.finish_reason}"
+    line += f", read as {verdict.extracted[:60]!r}" if verdict.extracted is not None else ""
+    shown = text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN // 2]} […] {text[-_MAX_SHOWN // 2 :]}"
+    is_broken = verdict.outcome in ("timeout", "crash")
+    remedy = "the verifier can't judge a real response: see its error above"
+    result = failed(line, remedy, *shown.split("\n")) if is_broken else passed(line, *shown.split("\n"))
+    return result, len(rollout.token_ids)
+
+
+def _summary(context: Context, made: list[Result], tokens: int, seconds: float) -> Result:
+    cut = sum(", length" in result.text for result in made)
+    rate = tokens / max(seconds, 1e-9)
+    text = f"{len(made)} responses, {tokens} tokens in {seconds:.1f} s ({rate:.0f} a second), {cut} cut off"
+    if cut < len(made):
+        return passed(text)
+    longest = context.config.sampling.max_response_tokens
+    return warned(
+        text, f"none ended by itself: raise sampling.max_response_tokens = {longest}, or mend the stop tokens"
+    )

@@ -1,0 +1,121 @@
+"""The prompts: exactly as the model will get them, and whether each leaves room for a response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.tasks import Split, TaskError, Text, encode_prompt
+from vcppo.common.tasks.lengths import PromptLengths, measure_prompts, prompt_room
+from vcppo.generator.check.data_context import Context
+from vcppo.generator.check.tokenizer_checks import decode
+
+NUM_SHOWN = 3
+_MAX_SHOWN = 1200  # characters
+_EXACT_UP_TO = 20_000  # prompts; of more, only those are made into tokens that may be too long
+_SPLITS: tuple[Split, ...] = ("train", "held_out")
+
+
+def shown(context: Context) -> Iterator[Result]:
+    """Three real prompts, special tokens and all."""
+    tokenizer = context.tokenizer
+    for problem in context.problems(NUM_SHOWN):
+        try:
+            ids = encode_prompt(tokenizer, problem.prompt).tolist()
+        except TaskError as error:
+            yield failed(str(error), "")
+            return
+        yield look_at(tokenizer, problem.prompt, ids)
+
+
+def look_at(tokenizer: Any, prompt: Text, ids: list[int]) -> Result:
+    """One prompt, shown, and what is odd about it."""
+    text = decode(tokenizer, ids)
+    lines = tuple(_shortened(text).split("\n"))
+    count = f"{len(ids)} tokens"
+    if not ids:
+        return failed("a prompt without any token", "give the rows a question, or the template some text")
+    lost = [part for part in _own_text(prompt) if _words(part) not in _words(text)]
+    if lost:
+        return failed(
+            f"{count}; the model never sees {lost[0][:80]!r}",
+            "the chat template leaves it out: mend the template, or set task.options.prompt_template",
+            *lines,
+        )
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        return warned(
+            f"{count}; it begins with {tokenizer.bos_token!r} twice",
+            "both the template and the tokenizer add it: take it out of one of them",
+            *lines,
+        )
+    if not isinstance(prompt, str) and not _opens_turn(tokenizer, prompt):
+        return warned(
+            f"{count}; the chat template does not open the assistant's turn (add_generation_prompt has no effect)",
+            "the model has to begin its turn itself: mend the template unless it was trained like this",
+            *lines,
+        )
+    return passed(count, *lines)
+
+
+def lengths(context: Context) -> Iterator[Result]:
+    """All prompts of both splits, in one go."""
+    for split in _SPLITS:
+        sizes = [part.size(split) for part in context.task.parts()]
+        if not any(size is None or size for size in sizes):
+            continue
+        exact = sum(size or 0 for size in sizes) <= _EXACT_UP_TO
+        found = measure_prompts(context.config, context.task, split, context.lengths, exact=exact)
+        if found is not None:
+            yield _line(context, found, exact)
+        if None in sizes:
+            yield _sampled(context, split)
+
+
+def _line(context: Context, found: PromptLengths, exact: bool) -> Result:
+    if not found.too_long:
+        longest = f"the longest has {found.longest}" if exact else "none is longer"
+        return passed(f"{found.split}: {found.num_prompts:,} prompts, room for {found.room.tokens} tokens, {longest}")
+    if context.config.task.overlong == "skip" and not found.leaves_none:
+        return warned(f"{found.problem()}: left out (task.overlong = skip)", "")
+    return failed(found.problem(), found.remedy())
+
+
+def _sampled(context: Context, split: Split) -> Result:
+    """A task without end: some of its problems."""
+    room = prompt_room(context.config, split)
+    count = 1000
+    problems = context.task.problems(split, context.config.run.seed, 0, count)
+    found = context.lengths([problem.prompt for problem in problems])
+    text = f"{split}: {count} of a task without end, room for {room.tokens} tokens, the longest has {max(found)}"
+    too_long = sum(tokens > room.tokens for tokens in found)
+    if too_long == count:
+        learner = " and learner.micro_batch_tokens too" if split == "train" else ""
+        return failed(text, f"set generator.max_model_len={max(found) + room.response}{learner}")
+    if too_long:
+        return warned(f"{text}: {too_long} are too long, and will be passed over", f"raise {room.field}")
+    return passed(text)
+
+
+def _opens_turn(tokenizer: Any, messages: Any) -> bool:
+    texts = [
+        tokenizer.apply_chat_template(messages, add_generation_prompt=add, tokenize=False) for add in (True, False)
+    ]
+    return bool(texts[0] != texts[1])
+
+
+def _own_text(prompt: Text) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+
+
+def _words(text: str) -> str:
+    """Without white space, which templates trim."""
+    return "".join(text.split())
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _MAX_SHOWN:
+        return text
+    half = _MAX_SHOWN // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters …]\n{text[-half:]}"

@@ -1,0 +1,1 @@
+"""pass@1 and pass@k of a model."""

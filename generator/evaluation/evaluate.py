@@ -1,0 +1,283 @@
+"""Samples of a model folder on a task's held-out problems, by vLLM, judged by the task's verifier; then the figures.
+
+    python -m vcppo.generator.evaluation.evaluate --config RUN/config.yaml --model DIR --output FILE.json
+                                 [--worker 0 --num-workers 2] [section.field=value ...]
+
+Each sample goes to disk as it is done (`vcppo.common.evaluation.eval_samples`), and samples that are there are not made
+again: killed and started anew, only the missing ones are made. Of W workers, number w makes every W-th sample; who
+finds all of them there writes FILE.jsonl (a line a problem) and FILE.json (the figures,
+`vcppo.common.evaluation.pass_at_k`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.evaluation.eval_samples import (
+    Key,
+    Sample,
+    SampleFiles,
+    plan_key,
+    problem_keys,
+    records_of,
+    summarise,
+    write_results,
+)
+from vcppo.common.evaluation.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
+from vcppo.common.process import watchdog
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
+from vcppo.common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
+from vcppo.common.telemetry.log import configure_logging
+from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.vllm_engine.end_tokens import load_tokenizer
+from vcppo.generator.vllm_engine.engine import Engine
+from vcppo.generator.vllm_engine.stop_strings import judged_text
+
+log = structlog.get_logger(__name__)
+
+
+class Work(NamedTuple):
+    """One sample to be made: the problem, its key, and which of its samples."""
+
+    problem: Problem
+    key: str
+    sample: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be evaluated, the same in every worker.
+
+    Attributes:
+        left_out: how many problems are not among `problems` because their prompts are too long.
+    """
+
+    config: VcppoConfig
+    model: str
+    problems: list[Problem]
+    left_out: int = 0
+
+    @classmethod
+    def of(cls, config: VcppoConfig, model: str, tokenizer: Any = None) -> Plan:
+        """``eval.num_problems`` held-out problems, or all there are; with a tokenizer, those for whose prompts
+        ``generator.max_model_len`` has room.
+
+        Raises:
+            VcppoError: a task or data at fault; a prompt is too long and ``task.overlong`` is ``refuse``; all are.
+        """
+        task = load_task(config.task)
+        known = task.num_problems("held_out")
+        count = config.eval.num_problems if known is None else min(config.eval.num_problems, known)
+        problems = task.problems("held_out", config.eval.seed, 0, count)
+        if not problems:
+            raise VcppoError("there is no held-out problem to evaluate on: the task gives none for split 'held_out'")
+        if tokenizer is None:
+            return cls(config, model, problems)
+        room = prompt_room(config, "held_out")
+        lengths = [len(tokens) for tokens in encode_prompts(tokenizer, [problem.prompt for problem in problems])]
+        too_long = {i: tokens for i, tokens in enumerate(lengths) if tokens > room.tokens}
+        if not too_long:
+            return cls(config, model, problems)
+        places = [LongPrompt(i, task.where("held_out", config.eval.seed, i), n) for i, n in too_long.items()]
+        found = PromptLengths.of("held_out", room, len(problems), max(lengths), places)
+        if found.leaves_none or (config.task.overlong == "refuse" and known is not None):
+            raise VcppoError(f"{found.problem()}: {found.remedy()}")
+        log.warning("overlong_problems_left_out", count=len(too_long), of=len(problems), where=found.describe())
+        return cls(config, model, [p for i, p in enumerate(problems) if i not in too_long], len(too_long))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the samples depend on; not how many there are, so that more can be added."""
+        return evaluation_inputs(self.config, self.model)
+
+    @property
+    def key(self) -> str:
+        """Of the inputs as they are now."""
+        return plan_key(self.inputs)
+
+    def work(self, worker: int, num_workers: int, done: set[Key]) -> list[Work]:
+        """What this worker has to make. By the sample's place in the whole, so workers agree without a word."""
+        per_problem = self.config.eval.samples_per_problem
+        return [
+            Work(problem, key, sample)
+            for index, (key, problem) in enumerate(zip(problem_keys(self.problems), self.problems, strict=True))
+            for sample in range(per_problem)
+            if (index * per_problem + sample) % num_workers == worker and (key, sample) not in done
+        ]
+
+    def finish(self, files: SampleFiles, output: Path) -> dict[str, Any] | None:
+        """Write the results when every sample is there; None when another worker still has some."""
+        records = records_of(self.problems, files.read(), self.config.eval.samples_per_problem)
+        if records is None:
+            return None
+        settings, sampling = self.config.eval, with_evaluation_sampling(self.config).sampling
+        figures = summarise(records, settings.k, settings.seed) | {
+            "model": self.model,
+            "task": self.config.task.name,
+            "samples_per_problem": settings.samples_per_problem,
+            "seed": settings.seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "left_out": self.left_out,
+            "asked": asked(self.config),
+            "inputs": files.plan,
+        }
+        write_results(output, figures, records)
+        return figures
+
+
+class Sampler:
+    """Makes samples and writes each down. Make it, ``await run()``."""
+
+    def __init__(
+        self, config: VcppoConfig, engine: Engine, verifiers: VerifierPool, tokenizer: Any, files: SampleFiles
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._verifiers = verifiers
+        self._tokenizer = tokenizer
+        self._files = files
+        self._places = asyncio.Semaphore(config.generator.max_in_flight)
+        self._num_done = 0
+
+    async def run(self, work: Sequence[Work]) -> None:
+        """Raises VcppoError, the first, when vLLM or the verifier fails for good."""
+        log.info("evaluation_started", samples=len(work), model=self._engine.model)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for each in work:
+                    group.create_task(self._make(each, len(work)))
+        except ExceptionGroup as failed:
+            explained, bugs = failed.split(VcppoError)
+            if bugs is not None or explained is None:
+                raise
+            raise explained.exceptions[0] from None
+
+    async def _make(self, work: Work, total: int) -> None:
+        async with self._places:
+            rollout = await self._engine.generate(self._prompt(work))
+            text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
+            judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
+            verdict = await self._verifiers.verify(work.problem.answer, judged, rollout.finish_reason)
+        self._files.add(
+            Sample(
+                problem=work.key,
+                sample=work.sample,
+                outcome=verdict.outcome,
+                extracted=verdict.extracted,
+                finish_reason=rollout.finish_reason,
+                length=len(rollout.token_ids),
+                seconds=round(rollout.seconds, 3),
+                response=text,
+            )
+        )
+        self._num_done += 1
+        watchdog.stage("evaluate", waiting_for=["vLLM", "verifier"])
+        if self._num_done % max(1, total // 10) == 0:
+            log.info("evaluation_progress", done=self._num_done, of=total)
+
+    def _prompt(self, work: Work) -> Prompt:
+        config = self._config
+        return Prompt(
+            id=f"eval-{work.key}-{work.sample}",
+            group_id=f"eval-{work.key}",
+            sample_index=work.sample,
+            task=config.task.name,
+            token_ids=encode_prompt(self._tokenizer, work.problem.prompt),
+            problem=work.problem.answer,
+            seed=sample_seed(config.eval.seed, work.key, work.sample),
+            issue_version=0,
+            purpose="rl",
+            max_response_tokens=config.sampling.max_response_tokens,
+        )
+
+
+def sample_seed(seed: int, key: str, sample: int) -> int:
+    """In [0, 2**31): a sample's own, whoever makes it and however many there are."""
+    digest = blake2b(f"{seed} {key} {sample}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles, tokenizer: Any) -> None:
+    """Bring an engine up on the plan's model and make the samples."""
+    config = with_evaluation_sampling(plan.config)
+    engine, verifiers = Engine(config, model=plan.model, seed=config.eval.seed % 2**31), VerifierPool(config.task)
+    began = time.monotonic()
+    try:
+        await verifiers.start()
+        await engine.start()
+        started = time.monotonic()
+        await Sampler(config, engine, verifiers, tokenizer, files).run(work)
+    finally:
+        engine.shutdown()
+        await verifiers.close()
+    seconds = time.monotonic() - started
+    log.info("samples_done", samples=len(work), seconds=round(seconds, 1), startup_seconds=round(started - began, 1))
+
+
+def evaluate(config: VcppoConfig, model: str, output: Path, worker: int, num_workers: int) -> dict[str, Any] | None:
+    """Make what is missing of this worker's part; the figures if then nothing is missing at all."""
+    tokenizer = load_tokenizer(model, config.model.trust_remote_code)
+    plan = Plan.of(config, model, tokenizer)
+    inputs = plan.inputs
+    files = SampleFiles(output, plan_key(inputs), worker)
+    there = files.read()
+    if not there and (changed := files.changed_since_last(inputs)):
+        log.info("older_samples_not_used", changed=changed, remedy="none needed: samples of these inputs are made")
+    files.note_inputs(inputs)
+    work = plan.work(worker, num_workers, set(there))
+    if there:
+        log.info("evaluation_resumed", samples_there=len(there), missing_of_mine=len(work))
+    if work:
+        asyncio.run(generate(plan, work, files, tokenizer))
+    return plan.finish(files, output)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vcppo.generator.evaluation.evaluate", description="pass@1 and pass@k of a model"
+    )
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
+    parser.add_argument("--output", type=Path, required=True, help="FILE.json; records go to FILE.jsonl")
+    parser.add_argument("--worker", type=int, default=0)
+    parser.add_argument("--num-workers", type=int, default=1)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.worker < options.num_workers:
+        parser.error(f"--worker {options.worker}: from 0 to --num-workers - 1 = {options.num_workers - 1}")
+    try:
+        config = load_config(options.config, options.overrides)
+        configure_logging(config.logging, "evaluate", config.run.name)
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(f"evaluate-{options.worker}"))
+        watchdog.stage("start", waiting_for=["vLLM"])
+        figures = evaluate(config, options.model, options.output, options.worker, options.num_workers)
+    except VcppoError as error:
+        log.error("fatal", error=str(error))
+        return error.exit_code
+    finally:
+        watchdog.stop()
+    if figures is not None:
+        shown = {name: figures[name] for name in ("pass_at_1", "k", "pass_at_k")}
+        log.info("evaluation_done", output=str(options.output), **shown)
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

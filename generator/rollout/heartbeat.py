@@ -1,0 +1,138 @@
+"""A generator's heartbeat: it renews its leases and its entry in the store, and writes its metrics.
+
+A prompt whose lease is gone while it is still in flight (expired, or dropped by the learner) is abandoned at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from vcppo.common.config import VcppoConfig
+from vcppo.common.process import watchdog
+from vcppo.common.store.run_store import Member, RunStore, StoreError
+from vcppo.common.telemetry.metrics import MetricsWriter
+from vcppo.common.transport import TrajectorySender
+from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.rollout.in_flight import InFlight
+from vcppo.generator.rollout.liveness import Liveness
+from vcppo.generator.vllm_engine.engine import UNSYNCED, Engine, EngineError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Counters:
+    """What happened since the last metrics line."""
+
+    since: float
+    num_tokens: int = 0
+    num_rollouts: int = 0
+    queue_wait: float = 0.0  # seconds with free places and no prompt to lease
+
+
+class Heartbeat:
+    """Every generator.heartbeat_seconds, and whenever the weights change.
+
+    Attributes:
+        counters: the worker's to count in.
+    """
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        generator_id: str,
+        *,
+        engine: Engine,
+        control: WeightControl,
+        control_endpoint: str,
+        store: RunStore,
+        sender: TrajectorySender,
+        metrics: MetricsWriter,
+        in_flight: InFlight,
+        liveness: Liveness,
+    ) -> None:
+        self.counters = Counters(time.monotonic())
+        self._config = config
+        self._id = generator_id
+        self._engine = engine
+        self._control = control
+        self._endpoint = control_endpoint
+        self._store = store
+        self._sender = sender
+        self._metrics = metrics
+        self._in_flight = in_flight
+        self._liveness = liveness
+        self._num_beats = 0
+
+    async def run(self) -> None:
+        """Until cancelled. Raises EngineError when vLLM died, StoreError when the store stayed away for longer than
+        redis.patience_seconds."""
+        answered = time.monotonic()
+        while True:
+            self._control.changed.clear()
+            try:
+                await self._beat()
+                answered = time.monotonic()
+            except StoreError as error:
+                silent = time.monotonic() - answered
+                log.warning("store_unreachable", seconds=round(silent, 1), error=str(error))
+                if silent > self._config.redis.patience_seconds:
+                    raise
+            await self._control.wait_for_change(self._config.generator.heartbeat_seconds)
+
+    async def _beat(self) -> None:
+        if self._engine.is_dead:
+            raise EngineError("vLLM's engine died: see its log lines above")
+        watchdog.stage("heartbeat", loop="heartbeat", waiting_for=["redis"])
+        self._liveness.look(len(self._in_flight), gate_open=self._control.gate.is_set())
+        seconds = 3 * self._config.generator.heartbeat_seconds
+        await asyncio.to_thread(self._store.register_member, self._member(), seconds)
+        await self._renew_leases()
+        self._write_metrics()
+
+    async def _renew_leases(self) -> None:
+        leased = self._in_flight.leased
+        if not leased:
+            return
+        seconds = self._config.generator.lease_seconds
+        gone = await asyncio.to_thread(self._store.renew_leases, self._id, sorted(leased), seconds)
+        leased.difference_update(gone)
+        lost = await self._in_flight.cancel(gone)
+        if lost:
+            log.warning("leases_lost", prompt_ids=lost)
+
+    def _member(self) -> Member:
+        return Member(
+            id=self._id,
+            role="generator",
+            control_endpoint=self._endpoint,
+            policy_version=self._control.policy_version,
+            epoch=self._control.epoch,
+            info={
+                "num_workers": self._config.generator.tensor_parallel_size,
+                "pid": os.getpid(),
+                "incarnation": self._control.incarnation,
+            },
+        )
+
+    def _write_metrics(self) -> None:
+        counters, now = self.counters, time.monotonic()
+        self.counters = Counters(now)
+        self._num_beats += 1
+        version = self._control.policy_version
+        values: dict[str, float | list[float] | None] = {
+            "generator/tokens": float(counters.num_tokens),
+            "generator/tokens_per_second": counters.num_tokens / max(now - counters.since, 1e-9),
+            "generator/rollouts": float(counters.num_rollouts),
+            "generator/in_flight": float(self._in_flight.num_generating),
+            "generator/queue_wait": counters.queue_wait,
+            "generator/paused": self._control.total_paused_seconds,
+            "generator/unacked": float(self._sender.num_unacked),
+            "generator/policy_version": None if version == UNSYNCED else float(version),
+        }
+        self._metrics.write(self._num_beats, values)

@@ -1,0 +1,290 @@
+"""The rollout worker: leases prompts, keeps a bounded number in flight, verifies, sends.
+
+    lease ─▶ engine.generate ─▶ verify ─▶ gate ─▶ encode ─▶ TrajectorySender
+      ▲ waits for: a free place, the gate (weights in order), room in the spool, an issued prompt
+
+Side by side: *lease* fills free places; one task per prompt takes it through; `vcppo.generator.rollout.heartbeat`
+renews leases. A place is a sequence in vLLM: it is free again once the rollout is there, so judging and sending cost no
+tokens; as many prompts as there are places may wait for these. A few prompts are leased ahead, so that a freed place
+need not wait for the store. A lease is kept until the store says it is no longer ours, which is so once the trajectory
+is appended: between send and append nobody else can take the prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import structlog
+
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
+from vcppo.common.process import watchdog
+from vcppo.common.records.trajectory import Prompt, Trajectory
+from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store.run_store import RunStore, StoreError
+from vcppo.common.tasks import decode_response
+from vcppo.common.telemetry.metrics import MetricsWriter
+from vcppo.common.transport import TrajectorySender
+from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.rollout.heartbeat import Heartbeat
+from vcppo.generator.rollout.in_flight import InFlight
+from vcppo.generator.rollout.liveness import Liveness
+from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.vllm_engine.engine import UNSYNCED, Engine, EngineError, Rollout
+from vcppo.generator.vllm_engine.stop_strings import judged_text
+
+log = structlog.get_logger(__name__)
+
+_LEASE_WAIT_SECONDS = 1.0
+_SPOOL_POLL_SECONDS = 0.2
+_MOST_AHEAD = 4  # prompts leased beyond the free places: few, since another generator might have started them at once
+
+
+class Dismissed(VcppoError):
+    """The learner does not want this generator any more: a new start would end the same way."""
+
+    exit_code = EXIT_REFUSED
+
+
+class RolloutWorker:
+    """Runs until `stop` is called or something that can't be mended fails."""
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        generator_id: str,
+        *,
+        engine: Engine,
+        control: WeightControl,
+        control_endpoint: str,
+        store: RunStore,
+        sender: TrajectorySender,
+        verifiers: VerifierPool,
+        tokenizer: Any,
+        metrics: MetricsWriter,
+    ) -> None:
+        self._config = config
+        self._id = generator_id
+        self._engine = engine
+        self._control = control
+        self._store = store
+        self._sender = sender
+        self._verifiers = verifiers
+        self._tokenizer = tokenizer
+        self._places = asyncio.Semaphore(config.generator.max_in_flight)
+        self._num_ahead = min(_MOST_AHEAD, config.generator.max_in_flight // 8)
+        self._stopping = asyncio.Event()
+        self._leasing: asyncio.Future[list[Prompt]] | None = None
+        self._failure: Exception | None = None
+        self._liveness = Liveness()
+        self._in_flight = InFlight(on_end=self._liveness.progress)
+        self._heartbeat = Heartbeat(
+            config,
+            generator_id,
+            engine=engine,
+            control=control,
+            control_endpoint=control_endpoint,
+            store=store,
+            sender=sender,
+            metrics=metrics,
+            in_flight=self._in_flight,
+            liveness=self._liveness,
+        )
+        # Ids of two lives of one generator must differ: the same prompt may come back after a crash.
+        self._life = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
+        control.drop_in_flight = self.drop_in_flight
+        control.end = self.dismiss
+
+    def stop(self) -> None:
+        """Lease no more, hand back what is unfinished, drain the sender; `run` then returns."""
+        self._stopping.set()
+
+    def dismiss(self, reason: str) -> None:
+        """As `stop`; `run` then raises `Dismissed`."""
+        self._failure = Dismissed(f"dismissed by the learner: {reason}")
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Raises VcppoError when vLLM died or the store stayed away for longer than redis.patience_seconds."""
+        loops = [asyncio.create_task(loop()) for loop in (self._lease_loop, self._heartbeat.run)]
+        loops.append(asyncio.create_task(self._control.watch_silence()))
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for loop in loops:
+                if loop.done():
+                    loop.result()  # a loop ends by its error only
+        finally:
+            for task in [*loops, stopping]:
+                task.cancel()
+            await asyncio.gather(*loops, stopping, return_exceptions=True)
+            watchdog.leave("heartbeat")
+            self._liveness.end()
+            watchdog.stage("leave", waiting_for=["buffer", "redis"])
+            await self._leave()
+        if self._failure is not None:
+            raise self._failure
+
+    # Leasing
+
+    async def _lease_loop(self) -> None:
+        while True:
+            await self._control.running.wait()
+            most = self._config.generator.max_in_flight
+            free = min(most + self._num_ahead - self._in_flight.num_generating, 2 * most - len(self._in_flight))
+            if free <= self._num_ahead // 2:  # one trip to the store for several
+                self._in_flight.place_freed.clear()
+                await self._in_flight.place_freed.wait()
+            elif self._sender.is_full:
+                await self._wait_for_spool()
+            else:
+                await self._lease_patiently(free)
+
+    async def _lease_patiently(self, free: int) -> None:
+        """A store that is away is the heartbeat's to judge: it gives up after redis.patience_seconds."""
+        try:
+            await self._lease(free)
+        except StoreError as error:
+            log.warning("lease_failed", error=str(error))
+            await asyncio.sleep(_LEASE_WAIT_SECONDS)
+
+    async def _lease(self, free: int) -> None:
+        began = time.monotonic()
+        seconds = self._config.generator.lease_seconds
+        call = asyncio.to_thread(self._store.lease, self._id, free, seconds, _LEASE_WAIT_SECONDS)
+        # Shielded: if we are stopped meanwhile the thread still leases, and what it got is handed back in _leave.
+        self._leasing = asyncio.ensure_future(call)
+        prompts = await asyncio.shield(self._leasing)
+        self._leasing = None
+        if not prompts:
+            self._heartbeat.counters.queue_wait += time.monotonic() - began
+        if await self._missed_a_version(prompts):
+            return
+        for prompt in prompts:
+            self._in_flight.start(prompt.id, self._take_through(prompt))
+
+    async def _missed_a_version(self, prompts: list[Prompt]) -> bool:
+        """Prompts issued for weights we were never sent: hand them back and ask for an update, unless we have.
+
+        The learner issues at a version only after everybody in its group runs it, so we were not in it (frozen, or cut
+        off from the store). What older weights make of such a prompt could be too stale when it is trained.
+        """
+        version = self._control.policy_version
+        newest = max((prompt.issue_version for prompt in prompts), default=UNSYNCED)
+        if newest <= version:
+            return False
+        if version != UNSYNCED:
+            self._control.need_sync(f"a prompt was issued at version {newest}, which this generator was never sent")
+        await self._return_leases([prompt.id for prompt in prompts])
+        return True
+
+    async def _wait_for_spool(self) -> None:
+        log.warning("spool_full", num_unacked=self._sender.num_unacked, waiting_for="buffer")
+        while self._sender.is_full:
+            await asyncio.sleep(_SPOOL_POLL_SECONDS)  # the sender's thread has no asyncio event to wait on
+        log.info("spool_has_room", num_unacked=self._sender.num_unacked)
+
+    # One prompt
+
+    async def _take_through(self, prompt: Prompt) -> None:
+        try:
+            await self._roll_out(prompt)
+        except Exception as error:  # noqa: BLE001  (no task may end unheard: run() raises it)
+            self._failure = error
+            self._stopping.set()
+
+    async def _generate(self, prompt: Prompt) -> Rollout | None:
+        """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
+        try:
+            async with self._places:
+                await self._control.running.wait()  # an update may have begun while the lease was on its way
+                return await self._engine.generate(prompt)
+        except EngineError as error:
+            if self._engine.is_dead:
+                raise
+            await asyncio.to_thread(self._store.reject, prompt.id, str(error))
+            self._in_flight.leased.discard(prompt.id)
+            log.warning("prompt_rejected", prompt_id=prompt.id, reason=str(error))
+            return None
+
+    async def _roll_out(self, prompt: Prompt) -> None:
+        rollout = await self._generate(prompt)
+        self._in_flight.free_place(asyncio.current_task())
+        if rollout is None:
+            return
+        if rollout.finish_reason == "abort" or not len(rollout.token_ids):
+            await self._return_leases([prompt.id])
+            return
+        began = time.monotonic()
+        text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
+        judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
+        verdict = await self._verifiers.verify(prompt.problem, judged, rollout.finish_reason)
+        verify_seconds = time.monotonic() - began
+        await self._control.gate.wait()  # a canary may still find the weights wrong
+        trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)
+        self._sender.send(trajectory.id, encode_trajectory(trajectory))
+        self._heartbeat.counters.num_tokens += len(rollout.token_ids)
+        self._heartbeat.counters.num_rollouts += 1
+        log.debug("trajectory_sent", trajectory_id=trajectory.id, outcome=verdict.outcome)
+
+    def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
+        task = self._config.task
+        return Trajectory(
+            id=f"{prompt.id}@{self._id}.{self._life}",
+            prompt_id=prompt.id,
+            group_id=prompt.group_id,
+            sample_index=prompt.sample_index,
+            task=prompt.task,
+            prompt_token_ids=prompt.token_ids,
+            response_token_ids=rollout.token_ids,
+            action_mask=np.ones(len(rollout.token_ids), dtype=np.bool_),
+            behaviour_log_probs=rollout.log_probs,
+            version_spans=rollout.version_spans,
+            finish_reason=rollout.finish_reason,
+            reward=task.reward_correct if outcome == "correct" else task.reward_wrong,
+            outcome=outcome,
+            generator_id=self._id,
+            issue_version=prompt.issue_version,
+            timings={"generate": rollout.seconds, "verify": verify_seconds},
+        )
+
+    async def drop_in_flight(self) -> None:
+        """Cancel every rollout and hand its prompt back: what is in flight can't be trusted."""
+        ids = await self._in_flight.cancel(self._in_flight.prompt_ids)
+        await self._return_leases(ids)
+        log.warning("in_flight_dropped", count=len(ids))
+
+    async def _return_leases(self, prompt_ids: list[str]) -> None:
+        self._in_flight.leased.difference_update(prompt_ids)
+        await asyncio.to_thread(self._store.return_leases, self._id, prompt_ids)
+
+    # Leaving
+
+    async def _leave(self) -> None:
+        """Hand back unfinished prompts at once, give the sender time to be acked, unregister."""
+        unfinished = await self._in_flight.cancel(self._in_flight.prompt_ids)
+        if self._leasing is not None:
+            await _tolerate("lease", lambda: self._leftover(unfinished))
+        await _tolerate("return_leases", lambda: self._return_leases(unfinished))
+        log.info("generator_leaving", leases_returned=len(unfinished), num_unacked=self._sender.num_unacked)
+        deadline = self._config.launcher.stop_deadline_seconds / 2
+        if not await asyncio.to_thread(self._sender.drain, deadline):
+            log.warning("unacked_left_in_spool", num_unacked=self._sender.num_unacked, waited_for="buffer")
+        await _tolerate("unregister", lambda: asyncio.to_thread(self._store.unregister_member, self._id))
+
+    async def _leftover(self, unfinished: list[str]) -> None:
+        assert self._leasing is not None
+        unfinished.extend(prompt.id for prompt in await self._leasing)
+
+
+async def _tolerate(what: str, call: Callable[[], Awaitable[Any]]) -> None:
+    """On the way out a store that is gone is worth a line, not a failure: leases expire by themselves."""
+    try:
+        await call()
+    except VcppoError as error:
+        log.warning("leaving_failed", step=what, error=str(error))

@@ -1,0 +1,1 @@
+"""Verifiers in child processes that are killed at a deadline."""

@@ -1,0 +1,1 @@
+"""vLLM: the engine, its weights, what it refuses."""

@@ -1,0 +1,440 @@
+"""The generator's one door to vLLM: `Engine` wraps `LLMEngine`; `register` is the plugin vLLM calls.
+
+Token ids go in and out; text is the caller's business. Weight versions are vLLM's own labels, so the
+spans of a rollout say which weights sampled which token even when an update fell into its middle.
+
+The engine steps in a thread (`vcppo.generator.vllm_engine.stepper`). On a CPU its core is in this process too: in one
+of its own, as `AsyncLLM` would have it, every token and its log-prob crosses a socket, which costs a fifth of the
+core's time, and all imports are made twice. On CUDA the core has its own process, vLLM's default
+(``VLLM_ENABLE_V1_MULTIPROCESSING``).
+
+Prefix cache: cached blocks are valid for one set of weights only, but vLLM can drop them only by
+recomputing every sequence in flight. So each request's cache is salted with the policy version it was
+submitted under: after an update no new request finds an old block, and sequences in flight keep theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.common.records.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
+from vcppo.generator.vllm_engine import seeded_prefill
+from vcppo.generator.vllm_engine.end_tokens import end_tokens, load_tokenizer, require_model
+from vcppo.generator.vllm_engine.engine_start import (
+    OWNER_VARIABLE,
+    die_with_parent,
+    log_room,
+    set_environment,
+    start_failure,
+)
+from vcppo.generator.vllm_engine.received_weights import SumsReport
+from vcppo.generator.vllm_engine.served import require_served
+from vcppo.generator.vllm_engine.stepper import EngineDead, Stepper
+from vcppo.generator.vllm_engine.stop_strings import StopStrings, watch
+
+log = structlog.get_logger(__name__)
+
+_USUAL_BATCH = 2048  # tokens a step, vLLM's least default
+EXTENSION_VARIABLE = "VCPPO_WORKER_EXTENSION"  # the user's own worker_extension_cls: ours builds on it
+UNSYNCED = -1  # the policy version of weights that are not the learner's
+_UNSET_FORMAT = "vcppo_unset"
+_WORKER_BACKENDS = {"gloo": "gloo", "nccl": "vcppo_nccl"}
+
+
+class EngineError(VcppoError):
+    """vLLM could not start or died; the text says with which model and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What the engine made of one prompt.
+
+    Attributes:
+        token_ids: ``[T]`` int32, with the token that ended it: an end token, or the one that completed a stop string.
+        log_probs: ``[T]`` float32, nats, of the distribution sampled from (after temperature, top-p, top-k).
+        version_spans: run-length policy versions; counts sum to T.
+        finish_reason: ``stop``, ``length`` or ``abort``.
+        seconds: from submission to the last token.
+        stop_string: which of ``sampling.stop`` ended it; None when none did.
+        end_ids: the end token that ended it, if one did: it is no part of the text.
+    """
+
+    token_ids: Int32Array
+    log_probs: Float32Array
+    version_spans: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+    seconds: float
+    stop_string: str | None = None
+    end_ids: tuple[int, ...] = ()
+
+
+def register() -> None:
+    """Entry point ``vllm.general_plugins``: runs in every process vLLM starts; idempotent."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if "gloo" not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(
+            "gloo", "vcppo.generator.vllm_engine.gloo_engine", "GlooWeightTransferEngine"
+        )
+        WeightTransferEngineFactory.register_engine(
+            "vcppo_nccl", "vcppo.generator.vllm_engine.nccl_engine", "SummingNcclEngine"
+        )
+    importlib.import_module("vcppo.generator.vllm_engine.unset_weights")  # registers its load format
+    if on_cpu():
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+        seeded_prefill.correct(CPUModelRunner)
+    _ask_for_amx()
+    owner = os.environ.get(OWNER_VARIABLE)
+    if owner is not None and int(owner) != os.getpid():
+        die_with_parent()
+
+
+def _ask_for_amx() -> None:
+    """Linux lets a process use AMX's tiles once it has asked; before, they are an illegal instruction.
+
+    vLLM 0.32's attention for bfloat16 takes them for granted where the CPU has them, and lives by some product of
+    oneDNN's, which does ask, coming first.
+    """
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
+
+
+class Engine:
+    """vLLM with the calls a generator needs. Make it, `await start()`, and `shutdown()` at the end."""
+
+    def __init__(
+        self, config: VcppoConfig, *, model: str | None = None, seed: int = 0, start_unset: bool = False
+    ) -> None:
+        """`start_unset`: no weights are read; the engine has visibly wrong ones until its first update."""
+        self.config = config
+        self.model = model or config.model.path
+        self.policy_version = UNSYNCED if start_unset else 0
+        self.start_unset = start_unset
+        self._seed = seed
+        self._stepper: Stepper | None = None
+        self._requests: set[str] = set()
+        self._counter = 0
+        self._is_updating = False
+        self._stop_tokens: list[int] = []
+        self._tokenizer: Any = None  # only with stop strings: text is otherwise the caller's business
+        self._vocabulary = 0
+
+    async def start(self) -> None:
+        """Bring vLLM up (ten seconds or more). Raises EngineError; versions start at 0, or -1 (`start_unset`)."""
+        require_model(self.model)
+        began = time.monotonic()
+        self._stepper = Stepper()
+        try:
+            await self._stepper.start(self._make)
+        except VcppoError:
+            raise
+        except Exception as error:  # vLLM raises many kinds here; each ends the start
+            raise EngineError(start_failure(self.config, self.model, error)) from error
+        await self.set_version(self.policy_version)
+        await self._warm_up()
+        log.info("engine_ready", model=self.model, seconds=round(time.monotonic() - began, 1))
+
+    def _make(self) -> Any:
+        """vLLM's engine; in its thread."""
+        set_environment(self.config)
+        sampling, trusted = self.config.sampling, self.config.model.trust_remote_code
+        self._stop_tokens = sorted({*end_tokens(self.model, trusted), *sampling.stop_token_ids})
+        if sampling.stop:
+            self._tokenizer = load_tokenizer(self.model, trusted)
+        require_served(self.model, trusted, dict(self.config.generator.engine_options))
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        if on_cpu():
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        register()
+        engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
+        self._vocabulary = int(engine.model_config.get_vocab_size())
+        self._check_stop_tokens()
+        log_room(self.config, engine.vllm_config.cache_config)
+        return engine
+
+    def _check_stop_tokens(self) -> None:
+        """EngineError here, once, and not at every request."""
+        beyond = [token for token in self._stop_tokens if token >= self._vocabulary]
+        if beyond:
+            own = set(beyond) & set(self.config.sampling.stop_token_ids)
+            where = "sampling.stop_token_ids" if own else f"model.path: the end tokens that {self.model} names"
+            raise EngineError(
+                f"{where}: {sorted(own or beyond)} are beyond the model's vocabulary of {self._vocabulary} tokens:"
+                " take out what is no token of this model"
+            )
+
+    async def _warm_up(self) -> None:
+        """Sample and score once: vLLM compiles on first use, which must not happen while the learner waits."""
+        tokens = np.zeros(2, dtype=np.int32)  # a token that every vocabulary has
+        await self.generate(Prompt("warm-up", "", 0, "", tokens, {}, 0, 0, "rl", 2))
+        await self.canary(tokens, 1)
+        if self.config.sampling.temperature != 1.0:
+            await self.canary_sampled(tokens, 1)
+
+    def _arguments(self) -> dict[str, Any]:
+        generator = self.config.generator
+        dtype = self.config.model.dtype if generator.dtype == "auto" else generator.dtype
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "skip_tokenizer_init": True,
+            "use_tqdm_on_load": False,  # standard error is for lines
+            "trust_remote_code": self.config.model.trust_remote_code,
+            "dtype": dtype,
+            "seed": self._seed,
+            "max_model_len": generator.max_model_len,
+            "max_num_seqs": generator.max_sequences,
+            "tensor_parallel_size": generator.tensor_parallel_size,
+            "enforce_eager": generator.enforce_eager,
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",  # "auto" takes sampling defaults from the model folder
+            "disable_log_stats": True,
+            "weight_transfer_config": {"backend": _WORKER_BACKENDS[transfer_backend(self.config)]},
+        }
+        if generator.max_sequences > _USUAL_BATCH:  # vLLM wants a token a sequence in each step
+            arguments["max_num_batched_tokens"] = generator.max_sequences
+        if on_cpu():
+            arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
+        else:
+            arguments["gpu_memory_utilization"] = generator.gpu_memory_utilization
+        arguments |= dict(generator.engine_options)
+        if self.start_unset:
+            arguments["load_format"] = _UNSET_FORMAT
+        os.environ[EXTENSION_VARIABLE] = str(arguments.get("worker_extension_cls", ""))
+        return arguments | {"worker_extension_cls": "vcppo.generator.vllm_engine.worker_extension.WorkerExtension"}
+
+    @property
+    def stepper(self) -> Stepper:
+        if self._stepper is None:
+            raise EngineError("the vLLM engine is not running")
+        return self._stepper
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._requests)
+
+    @property
+    def is_dead(self) -> bool:
+        return self._stepper is not None and self._stepper.is_dead
+
+    # Generation
+
+    async def generate(self, prompt: Prompt, *, seed: int | None = None) -> Rollout:
+        """Sample one response. The seed is the prompt's, unless given. Raises EngineError when vLLM refuses or died."""
+        params = self._sampling_params(prompt, prompt.seed if seed is None else seed)
+        began = time.monotonic()
+        output = await self._run(prompt.token_ids, params, prompt.id, f"v{self.policy_version}", self._watch_text)
+        return _rollout(output.outputs[0], time.monotonic() - began)
+
+    def _sampling_params(self, prompt: Prompt, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = self.config.sampling
+        try:
+            return SamplingParams(
+                max_tokens=prompt.max_response_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=seed,
+                stop_token_ids=self._stop_tokens,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        except Exception as error:  # as in `_run`
+            raise EngineError(f"vLLM refuses {prompt.id}: {error}") from error
+
+    def _watch_text(self, engine: Any, request_id: str) -> None:
+        """Let a request end at ``sampling.stop``; before its first step."""
+        if stop := self.config.sampling.stop:
+            watch(engine, request_id, StopStrings(self._tokenizer, stop))
+
+    async def canary(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
+        """Log-probs ``[T]`` of ``token_ids[prompt_length:]`` under the current weights, at temperature 1.
+
+        One request scores them all. Raises EngineError when vLLM refuses the tokens or died.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        ids = [int(t) for t in token_ids]
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=1.0,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(ids, params, "canary", salt=f"canary{self._counter}")
+        found = output.prompt_logprobs
+        return np.asarray([found[i][ids[i]].logprob for i in range(prompt_length, len(ids))], dtype=np.float32)
+
+    async def canary_sampled(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
+        """As `canary`, but each token goes through the sampler, at the sampling temperature.
+
+        So a wrong temperature shows. Top-p and top-k are left out: they would hide tokens.
+        """
+        ids = [int(t) for t in token_ids]
+        positions = range(prompt_length, len(ids))
+        scores = await asyncio.gather(*(self._canary_sampler(ids[:i], ids[i]) for i in positions))
+        return np.asarray(scores, dtype=np.float32)
+
+    async def _canary_sampler(self, prefix: list[int], token: int) -> float:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=1,
+            temperature=self.config.sampling.temperature,
+            logprob_token_ids=[token],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(prefix, params, "canary", salt=f"canary{self._counter}")
+        return float(output.outputs[0].logprobs[0][token].logprob)
+
+    async def _run(
+        self,
+        token_ids: Int32Array | Sequence[int],
+        params: Any,
+        name: str,
+        salt: str,
+        prepare: Callable[[Any, str], None] | None = None,
+    ) -> Any:
+        self._check_tokens(token_ids, name)
+        self._counter += 1
+        request_id = f"{name}#{self._counter}"
+        # vLLM takes a Python list here; this is its interface, the wire form stays an array.
+        ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
+        prompt: Any = {"prompt_token_ids": ids, "cache_salt": salt}
+        self._requests.add(request_id)
+        try:
+            return await self.stepper.generate(request_id, prompt, params, prepare)
+        except EngineDead as error:
+            raise EngineError(f"vLLM's engine died: {error}") from error
+        except Exception as error:  # many kinds: vLLM's own validation errors are no ValueErrors
+            raise EngineError(f"vLLM refuses {name}: {error}") from error
+        finally:
+            self._requests.discard(request_id)
+
+    def _check_tokens(self, token_ids: Int32Array | Sequence[int], name: str) -> None:
+        """vLLM checks them by a tokenizer, which it does not have; one beyond its embedding would end the engine."""
+        ids = np.asarray(token_ids, dtype=np.int64)
+        if not len(ids):
+            raise EngineError(f"{name}: it has no tokens")
+        if ids.min() < 0 or ids.max() >= self._vocabulary:
+            wrong = int(ids[(ids < 0) | (ids >= self._vocabulary)][0])
+            raise EngineError(f"{name}: token {wrong} is not one of the model's {self._vocabulary}")
+
+    # Weights
+
+    async def pause(self) -> None:
+        """Freeze generation, sequences in flight kept; returns when no step is running."""
+        stepper = self.stepper
+
+        def pause(engine: Any) -> None:
+            stepper.paused = True
+            engine.sleep(level=0, mode="keep")  # level 0: only its scheduler
+
+        await stepper.call(pause)
+
+    async def resume(self) -> None:
+        stepper = self.stepper
+
+        def resume(engine: Any) -> None:
+            engine.wake_up(["scheduling"])
+            stepper.paused = False
+
+        await stepper.call(resume)
+
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        await self._on_workers("init_weight_transfer_engine", init_info=init_info)
+
+    async def start_weight_update(self) -> None:
+        """Begin an update, also after one whose learner died in the middle: vLLM wants that one finished first."""
+        if self._is_updating:
+            await self._on_workers("finish_weight_update")  # half-loaded, and no matter: all of it is loaded anew now
+        await self._on_workers("start_weight_update")
+        self._is_updating = True
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        try:
+            await self._on_workers("update_weights", update_info=update_info)
+        except Exception:
+            self._is_updating = False  # vLLM has ended it
+            raise
+
+    async def finish_weight_update(self, policy_version: int) -> list[SumsReport | None]:
+        """Finalise the reload: tokens sampled from now on carry ``policy_version``; prefixes cached before are dead.
+
+        Returns:
+            Sums of what each worker received.
+        """
+        await self._on_workers("finish_weight_update")
+        self._is_updating = False
+        await self.set_version(policy_version)
+        return await self._on_workers("received_weight_sums")
+
+    async def set_version(self, policy_version: int) -> None:
+        await self.stepper.call(lambda engine: engine.set_weight_version(str(policy_version)))
+        self.policy_version = policy_version
+
+    async def shutdown_weight_transfer(self) -> None:
+        await self._on_workers("shutdown_weight_transfer_engine")
+
+    async def _on_workers(self, method: str, **arguments: Any) -> list[Any]:
+        results = await self.stepper.call(lambda engine: engine.collective_rpc(method, kwargs=arguments))
+        return list(results)
+
+    def shutdown(self) -> None:
+        """Stop vLLM and its processes. Safe to call twice."""
+        if self._stepper is not None:
+            self._stepper.stop(lambda engine: engine.engine_core.shutdown())
+            self._stepper = None
+
+
+def _rollout(completion: Any, seconds: float) -> Rollout:
+    spans = tuple(VersionSpan(int(s.version), s.end - s.start) for s in completion.weight_versions or ())
+    reason: FinishReason = completion.finish_reason if completion.finish_reason in ("stop", "length") else "abort"
+    stop_string = completion.stop_reason if isinstance(completion.stop_reason, str) else None
+    return Rollout(
+        token_ids=np.asarray(completion.token_ids, dtype=np.int32),
+        log_probs=np.asarray(completion.logprobs.logprobs if completion.logprobs else (), dtype=np.float32),
+        version_spans=spans,
+        finish_reason=reason,
+        seconds=seconds,
+        stop_string=stop_string,
+        end_ids=tuple(completion.token_ids[-1:]) if reason == "stop" and stop_string is None else (),
+    )
+
+
+def on_cpu() -> bool:
+    """Whether vLLM runs on its CPU platform here."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
+
+
+def transfer_backend(config: VcppoConfig) -> str:
+    """``broadcast.backend`` with ``auto`` resolved for this machine."""
+    if config.broadcast.backend != "auto":
+        return config.broadcast.backend
+    return "gloo" if on_cpu() else "nccl"

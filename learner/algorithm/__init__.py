@@ -1,0 +1,1 @@
+"""The paper's formulas. Pure functions of arrays."""

@@ -1,0 +1,169 @@
+"""A claimed batch: B trajectories and the flat per-action arrays of the step, the same on every rank.
+
+Every rank holds the whole batch (bytes are cheap beside activations) and computes the model's part of its
+own share only; `gather_flat` puts the shares together. So advantages, whitening, mini-batches and statistics
+are plain numpy over whole arrays, and nothing depends on how many ranks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vcppo.common.records.seeds import derive_seed
+from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.wire import decode_trajectory
+from vcppo.learner.algorithm.advantages import SumOverRanks
+from vcppo.learner.batching.packing import (
+    Int64Array,
+    PackedBatch,
+    action_cu_seqlens,
+    action_slots,
+    behaviour_log_probs,
+    build_packed,
+    plan_micro_batches,
+    split_mini_batches,
+)
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S trajectories in claim order, A actions.
+
+    Attributes:
+        trajectories: ``S`` of them.
+        version: the learner's policy version when they were claimed.
+    """
+
+    trajectories: list[Trajectory]
+    version: int
+
+    @classmethod
+    def decode(cls, payloads: Sequence[bytes], version: int) -> Batch:
+        return cls([decode_trajectory(payload) for payload in payloads], version)
+
+    def __len__(self) -> int:
+        return len(self.trajectories)
+
+    @cached_property
+    def action_cu_seqlens(self) -> Int64Array:
+        """``[S+1]`` int64: sequence s owns ``flat[cu[s]:cu[s+1]]`` of every per-action array."""
+        return action_cu_seqlens(self.trajectories)
+
+    @property
+    def num_actions(self) -> int:
+        return int(self.action_cu_seqlens[-1])
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each trajectory, prompt and response."""
+        return [trajectory.num_tokens for trajectory in self.trajectories]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @cached_property
+    def outcome_rewards(self) -> NDArray[np.float32]:
+        """``[S]`` the verifier's rewards."""
+        return np.array([trajectory.reward for trajectory in self.trajectories], np.float32)
+
+    @cached_property
+    def truncated(self) -> NDArray[np.bool_]:
+        """``[S]`` cut by length, as the generator said."""
+        return np.array([trajectory.finish_reason == "length" for trajectory in self.trajectories], np.bool_)
+
+    @cached_property
+    def behaviour_log_probs(self) -> NDArray[np.float32]:
+        """``[A]`` what the generators recorded."""
+        return behaviour_log_probs(self.trajectories)
+
+    @cached_property
+    def group_ids(self) -> list[str]:
+        return [trajectory.group_id for trajectory in self.trajectories]
+
+    @cached_property
+    def staleness(self) -> Int64Array:
+        """``[S]`` learner version minus the oldest version in the trajectory."""
+        return np.array([self.version - trajectory.oldest_version for trajectory in self.trajectories], np.int64)
+
+    @property
+    def prompt_ids(self) -> list[str]:
+        return [trajectory.prompt_id for trajectory in self.trajectories]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rank this is, and how micro-batches are cut."""
+
+    rank: int
+    num_ranks: int
+    micro_batch_tokens: int
+
+
+class MicroBatch(NamedTuple):
+    """One pack, and where its actions stand: ``flat[slots]`` of a batch's ``[A]`` array are its own."""
+
+    packed: PackedBatch
+    slots: Int64Array
+
+    def of(self, flat: NDArray[np.generic], device: torch.device) -> Tensor:
+        """Its part of a flat array."""
+        return torch.from_numpy(np.ascontiguousarray(flat[self.slots])).to(device)
+
+
+class Packer:
+    """This rank's packs of a batch. Those of the whole batch are made once: values, log-probs and every epoch with one
+    mini-batch go over the same ones. Mini-batches of several are drawn anew each epoch, and packed when they come."""
+
+    def __init__(self, batch: Batch, share: Share) -> None:
+        self.batch = batch
+        self._share = share
+
+    @cached_property
+    def whole(self) -> list[MicroBatch]:
+        """The batch's micro-batches. Every rank gets equally many; those it has none for are dummies."""
+        return list(micro_batches(self.batch, range(len(self.batch)), self._share))
+
+    def micro_batches(self, members: Sequence[int]) -> Iterable[MicroBatch]:
+        """Of these sequences of the batch."""
+        if len(members) == len(self.batch):
+            return self.whole
+        return micro_batches(self.batch, members, self._share)
+
+
+def micro_batches(batch: Batch, members: Sequence[int], share: Share) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of ``members``; every rank gets equally many (empty ones are dummies)."""
+    lengths = [batch.lengths[i] for i in members]
+    plan = plan_micro_batches(lengths, share.micro_batch_tokens, share.num_ranks)
+    for group in plan[share.rank]:
+        packed = build_packed(batch.trajectories, [members[i] for i in group])
+        yield MicroBatch(packed, action_slots(packed, batch.action_cu_seqlens))
+
+
+def num_trained(mask: NDArray[np.bool_], action_cu_seqlens: Int64Array, members: Sequence[int]) -> int:
+    """Actions of these sequences under ``mask [A]``, at least 1: what a mini-batch's losses are divided by."""
+    cu = action_cu_seqlens
+    return max(1, sum(int(mask[cu[i] : cu[i + 1]].sum()) for i in members))
+
+
+def mini_batches(batch: Batch, num_mini_batches: int, *, seed: int, step: int, epoch: int) -> list[list[int]]:
+    """M parts of the batch in an order drawn by (seed, step, epoch): a replayed step draws the same."""
+    return split_mini_batches(batch.lengths, num_mini_batches, derive_seed(seed, "mini_batches", step, epoch))
+
+
+def gather_flat(flat: Float64Array, sum_over_ranks: SumOverRanks) -> NDArray[np.float32]:
+    """Whole array from each rank's part: every element was written by one rank, the others left 0.
+
+    The sum is exact: float32 results in float64, plus zeros.
+    """
+    return sum_over_ranks(flat).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The buffer process: trajectories from ZeroMQ into Redis. Never imports torch."""

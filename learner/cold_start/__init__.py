@@ -1,0 +1,1 @@
+"""Before RL: supervised fine-tuning and reward models."""

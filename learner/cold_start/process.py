@@ -1,0 +1,85 @@
+"""A stage of its own process that makes one folder, once: the cold start, the reward model.
+
+What comes out is marked by a hash of everything it depends on: the stage is skipped when it has been done, and done
+again when its config has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.files.json_file import read_json_object
+from vcppo.common.process import watchdog
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.telemetry.log import configure_logging
+from vcppo.learner.engine.deepspeed_engine import shutdown_distributed
+
+log = structlog.get_logger(__name__)
+
+
+class Product(NamedTuple):
+    """What a stage makes.
+
+    Attributes:
+        name: of its log events, ``<name>_present``; `words`: with its article, for errors.
+        marker: the file in its folder that holds the hash.
+        elsewhere: how to have it made in another folder, for errors.
+    """
+
+    name: str
+    words: str
+    marker: str
+    elsewhere: str
+
+    def is_there(self, folder: Path, inputs: Mapping[str, Any]) -> bool:
+        """Whether `folder` was made of `inputs` (see `fingerprinted`). Raises VcppoError when it is something else."""
+        if not folder.exists():
+            return False
+        if not (folder / self.marker).exists():
+            raise VcppoError(
+                f"{folder} exists and is not {self.words} (no {self.marker}): move it away, or {self.elsewhere}"
+            )
+        remedy = f"move {folder} away, and it is made again"
+        if read_json_object(folder / self.marker, remedy).get("hash") == inputs["hash"]:
+            log.info(f"{self.name}_present", path=str(folder), hash=inputs["hash"])
+            return True
+        log.warning(f"{self.name}_outdated", path=str(folder), reason="made from another config; it is made again")
+        return False
+
+
+def fingerprinted(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`inputs`, and the hash of them under ``hash``."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return {**inputs, "hash": blake2b(text.encode(), digest_size=16).hexdigest()}
+
+
+def run_stage(
+    service: str, about: str | None, make: Callable[[VcppoConfig], object], arguments: Sequence[str] | None
+) -> int:
+    """The whole process of ``python -m vcppo.learner.<service>``. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m vcppo.learner.{service}", description=about)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        configure_logging(config.logging, service, config.run.name)
+        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(service))
+        watchdog.stage("start")
+        make(config)
+    except VcppoError as error:
+        log.error("fatal", error=str(error))
+        return error.exit_code
+    finally:
+        watchdog.stop()
+        shutdown_distributed()
+    return EXIT_OK

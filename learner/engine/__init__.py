@@ -1,0 +1,1 @@
+"""DeepSpeed: one training engine, its checkpoints, its ranks."""

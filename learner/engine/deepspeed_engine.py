@@ -1,0 +1,350 @@
+"""One model under DeepSpeed: forward, accumulate, step, gather, save. The only importer of deepspeed.
+
+Losses come in as sums over this rank's micro-batch divided by the GLOBAL token count (see
+`vcppo.learner.algorithm.losses`), so gradients must be *summed* over micro-batches and ranks. DeepSpeed averages over
+ranks (ZeRO-3 can't do otherwise), so `TrainEngine.accumulate` multiplies each loss by the number of ranks first: exact
+for powers of two, one rounding otherwise. Accumulation is unmanaged (``managed_gradient_accumulation: false``):
+DeepSpeed neither counts micro-batches nor divides by their number, and `step` is the boundary.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+import torch
+from torch import Tensor, nn
+
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
+from vcppo.learner.engine.configured_optimizer import Configured
+from vcppo.learner.engine.distributed import (
+    barrier,
+    broadcast_bytes,
+    broadcast_object,
+    choose_device,
+    init_distributed,
+    num_ranks,
+    rank,
+    shutdown_distributed,
+    sum_over_ranks,
+)
+from vcppo.learner.models.wire_weights import ParameterInfo, WireWeights, own_weights
+
+__all__ = [
+    "EngineOptions",
+    "ParameterInfo",
+    "TrainEngine",
+    "barrier",
+    "broadcast_bytes",
+    "broadcast_object",
+    "choose_device",
+    "init_distributed",
+    "num_ranks",
+    "rank",
+    "shutdown_distributed",
+    "sum_over_ranks",
+]
+
+log = structlog.get_logger(__name__)
+
+_CHECKPOINT_TAG = "engine"
+_SHARED_MEMORY_OP = "deepspeed_shm_comm"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How one engine computes and steps.
+
+    Attributes:
+        zero_stage: 0 replicates all; 1 shards optimizer state; 2 gradients too; 3 weights too.
+        dtype: of weights in forward and backward; with bfloat16 the optimizer keeps float32 master weights.
+        schedule: ``constant``, or ``cosine`` to 0 over total_steps; both after a linear warm-up.
+    """
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    total_steps: int | None = None
+
+    @classmethod
+    def from_config(cls, config: VcppoConfig) -> EngineOptions:
+        """The constant schedule with the run's settings."""
+        return cls(
+            zero_stage=config.learner.zero_stage,
+            dtype=config.model.dtype,
+            weight_decay=config.rl.weight_decay,
+            adam_beta2=config.rl.adam_beta2,
+            max_grad_norm=config.rl.max_grad_norm,
+        )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+class TrainEngine:
+    """A `PolicyModel` or `CriticModel` with its optimizer. Every method is collective: call it on all ranks alike."""
+
+    def __init__(
+        self, module: nn.Module, *, learning_rate: float, options: EngineOptions, rate_setting: str = "learning_rate"
+    ) -> None:
+        """Move `module` to this rank's device, shard it as the ZeRO stage says, and take rank 0's weights everywhere.
+
+        Args:
+            module: its `hf_model` attribute is the transformers model whose weights `weight_source` walks.
+            learning_rate: peak of the schedule.
+            rate_setting: what the config calls it, for the error of a diverged run.
+        """
+        init_distributed()
+        deepspeed = _import_deepspeed()
+        _cast_parameters(module, options.torch_dtype)
+        optimizer = torch.optim.AdamW(
+            module.parameters(),
+            lr=learning_rate,
+            betas=(0.9, options.adam_beta2),
+            weight_decay=options.weight_decay,
+            fused=True,  # one pass over the weights: ten times as fast on a CPU as the loop of tensor operations
+        )
+        configured = Configured.of(optimizer, options.max_grad_norm)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
+        with _prints_to_log():
+            self._engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                lr_scheduler=scheduler,
+                config=_deepspeed_config(options),
+                dist_init_required=False,
+            )
+        self._deepspeed = deepspeed
+        self._hf_model: Any = module.hf_model
+        self._wire = WireWeights(self._hf_model)
+        self._grad_norm = math.nan
+        self._configured = configured
+        self._rate_setting = rate_setting
+        self._scheduler = scheduler
+        self.module = module
+        self.options = options
+        self.num_ranks = num_ranks()
+        _own_clipping(self)
+        _load_weights_only(self._engine.checkpoint_engine)
+        self._engine.train()
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self._engine.get_lr()[0])
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use this for the next step only, in place of the schedule's (the cold start has a cosine per phase)."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def forward(self, *args: Any) -> Any:
+        """The module's forward with gradients. Under ZeRO-3 every rank must make equally many calls."""
+        return self._engine(*args)
+
+    __call__ = forward
+
+    @torch.no_grad()
+    def infer(self, *args: Any) -> Any:
+        """The module's forward without gradients (values, old log-probs, canary)."""
+        self._engine.eval()
+        try:
+            return self._engine(*args)
+        finally:
+            self._engine.train()
+
+    def accumulate(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients. `loss` is already divided by the global token count."""
+        self._engine.backward(loss * self.num_ranks, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Sum gradients over ranks, clip their global norm, update; returns the norm before clipping.
+
+        Raises:
+            VcppoError: the norm is not finite. Weights were not changed by NaN: the run must stop here.
+        """
+        self._engine.step()
+        recorded = self._engine.get_global_grad_norm()
+        norm = float(recorded) if recorded is not None else self._grad_norm
+        if not math.isfinite(norm):
+            raise VcppoError(
+                f"gradient norm is {norm} in {type(self.module).__name__}: training diverged; lower "
+                f"{self._rate_setting} (it was {self.learning_rate:.3g} here): the same command goes on with it from "
+                "what is on disk"
+            )
+        return norm
+
+    def weight_metadata(self) -> list[ParameterInfo]:
+        """Every weight generators need, tied ones once, in the order of `weight_source`. Gathers nothing."""
+        return self._wire.infos
+
+    def weight_source(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in the checkpoint, full tensor) one after the other; valid until the next one is asked for.
+
+        Under ZeRO-3 they are gathered on all ranks, so every rank must iterate to the end.
+        """
+        return self._wire.walk(self._gathered)
+
+    def gather_full_state_dict(self) -> dict[str, Tensor]:
+        """Full weights by the module's own names, on the CPU of rank 0; other ranks get {}. Tied weights once.
+
+        These are the names `vcppo.learner.models.models.save_model` wants.
+        """
+        state: dict[str, Tensor] = {}
+        for name, tensor in own_weights(self._hf_model).items():
+            with self._gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+                if rank() == 0:
+                    state[name] = tensor.detach().cpu().clone()
+        return state
+
+    def save(self, folder: str | Path) -> None:
+        """Weights, optimizer and schedule, sharded as they are (the same number of ranks and stage must load them).
+
+        DeepSpeed writes these with torch.save.
+        """
+        with _prints_to_log():
+            self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
+
+    def load(self, folder: str | Path) -> None:
+        """Continue where `save` was called: weights, moments and step counts are the saved ones.
+
+        Learning rate, weight decay, betas and the clipping norm are those this engine was made with; what differs from
+        the saved ones is a log line. With the same settings the next step is the one that would have followed.
+
+        Files are read with ``weights_only`` and a short list of DeepSpeed's own types: a checkpoint can't run code.
+
+        Raises:
+            VcppoError: nothing there, or saved by another number of ranks or ZeRO stage.
+        """
+        remedy = (
+            f"it must come from the same model, learner.num_ranks={self.num_ranks} "
+            f"and learner.zero_stage={self.options.zero_stage}"
+        )
+        try:
+            with _prints_to_log():
+                loaded, _ = self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+        except Exception as error:  # foreign files make DeepSpeed and torch raise nearly anything
+            raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
+        if loaded is None:
+            raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
+        changed = self._configured.restore(self._engine.optimizer, self._scheduler)
+        if changed and rank() == 0:
+            log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
+
+    def _gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        if self.options.zero_stage < 3 or not parameters:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters(parameters)
+        return context
+
+
+def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters only. Buffers keep their type: rotary frequencies in bfloat16 would turn far tokens too far."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _schedule(options: EngineOptions) -> Any:
+    """Factor of the peak learning rate at optimizer step n (from 0)."""
+
+    def factor(step: int) -> float:
+        if step < options.warmup_steps:
+            return (step + 1) / (options.warmup_steps + 1)
+        if options.schedule == "constant":
+            return 1.0
+        if options.total_steps is None:
+            raise ValueError("EngineOptions: schedule=cosine needs total_steps")
+        span = max(1, options.total_steps - options.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - options.warmup_steps) / span)))
+
+    return factor
+
+
+def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
+    bf16 = options.dtype == "bfloat16"
+    # Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums.
+    stage = max(1, options.zero_stage) if bf16 else options.zero_stage
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": options.max_grad_norm,
+        "steps_per_print": None,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # else the summed gradients are rounded to bfloat16, also on one rank
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _own_clipping(engine: TrainEngine) -> None:
+    """At stage 0 in float32 DeepSpeed clips but tells nobody the norm: clip with torch and keep it."""
+
+    def clip_fp32_gradients() -> None:
+        norm = nn.utils.clip_grad_norm_(engine.module.parameters(), engine.options.max_grad_norm)
+        engine._grad_norm = float(norm)
+
+    engine._engine.clip_fp32_gradients = clip_fp32_gradients
+
+
+def _load_weights_only(checkpoint_engine: Any) -> None:
+    """DeepSpeed reads its files with everything pickle can do; read them with tensors and its own plain types only."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [LossScaler, ZeroStageEnum, fragment_address]
+
+    def load(path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+    checkpoint_engine.load = load
+
+
+@contextmanager
+def _prints_to_log() -> Iterator[None]:
+    """DeepSpeed print()s here and there; standard output is for log lines."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        yield
+    for line in filter(None, map(str.strip, printed.getvalue().splitlines())):
+        log.debug("deepspeed_printed", text=line)
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quiet: its own stdout handler goes, its records go through logging like everybody's."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # it asks for all that pickle can do; so torch.load refuses it
+    import deepspeed
+    from deepspeed.utils import logger
+
+    # On a CPU DeepSpeed would compile its shared-memory collectives with g++ at the first start, behind a lock file
+    # that a killed process leaves locked for ever: every later start on the machine then hangs. gloo needs none of it.
+    deepspeed.ops.__compatible_ops__[_SHARED_MEMORY_OP] = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)
+    return deepspeed

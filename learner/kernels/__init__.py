@@ -1,0 +1,1 @@
+"""Attention by segment, and log-probs in blocks."""

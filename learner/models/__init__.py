@@ -1,0 +1,1 @@
+"""Policy and value models: loading, saving, names of their weights."""

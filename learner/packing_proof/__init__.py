@@ -1,0 +1,1 @@
+"""Does an architecture compute in a pack what it computes alone?"""

@@ -1,0 +1,1 @@
+"""The loop of Algorithm 1, and what stands beside it."""

@@ -1,0 +1,123 @@
+"""The numbers of one RL step, by the names every reader (live view, report, TensorBoard) knows. Numpy only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import get_args
+
+import numpy as np
+
+from vcppo.common.records.trajectory import Outcome
+from vcppo.learner.batching.batch import Batch
+from vcppo.learner.critic_quality.explained_variance import explained_variance, mean_by_position
+from vcppo.learner.critic_quality.signal_by_distance import reward_signal
+from vcppo.learner.critic_quality.vs_prompt_mean import critic_worth
+from vcppo.learner.rl.estimates import Estimates
+from vcppo.learner.rl.update_stats import UpdateStats
+
+MetricValue = float | int | str | None | Sequence[float | None]
+
+
+def step_metrics(
+    batch: Batch, estimates: Estimates, stats: UpdateStats, phases: Mapping[str, float], *, has_critic: bool
+) -> dict[str, MetricValue]:
+    """All of them but the ledger. ``phases``: seconds by name, ``step`` included."""
+    seconds = phases["step"]
+    return {
+        "stage": "rl",
+        **_reward_and_length(batch),
+        **(_critic_quality(batch, estimates, stats.num_buckets) if has_critic else {}),
+        "advantages/by_position": mean_by_position(estimates.raw_advantages, batch.action_cu_seqlens),
+        **_policy(stats),
+        **_staleness(batch, estimates, stats, has_critic=has_critic),
+        **{f"time/{name}": value for name, value in phases.items()},
+        "tokens/step": batch.num_tokens,
+        "tokens/per_second": batch.num_tokens / seconds if seconds > 0 else None,
+    }
+
+
+def _reward_and_length(batch: Batch) -> dict[str, MetricValue]:
+    outcomes = Counter(trajectory.outcome for trajectory in batch.trajectories)
+    lengths = np.diff(batch.action_cu_seqlens)
+    return {
+        "reward/mean": float(batch.outcome_rewards.mean()),
+        "reward/accuracy": outcomes["correct"] / len(batch),
+        "reward/num_responses": len(batch),
+        "length/mean": float(lengths.mean()),
+        "length/max": int(lengths.max()),
+        "length/truncated_fraction": float(batch.truncated.mean()),
+        **{f"outcome/{name}": outcomes[name] / len(batch) for name in get_args(Outcome)},
+    }
+
+
+def _critic_quality(batch: Batch, estimates: Estimates, num_buckets: int) -> dict[str, MetricValue]:
+    """Of the critic that met this batch, against Monte-Carlo returns; beside the prompt's mean on the same tokens."""
+    cu = batch.action_cu_seqlens
+    quality = explained_variance(estimates.values, estimates.returns, cu, batch.group_ids)
+    worth = critic_worth(estimates.values, estimates.returns, cu, batch.group_ids, batch.staleness, num_buckets)
+    both = {"critic": worth.critic, "prompt_mean": worth.prompt_mean}
+    return {
+        "explained_variance/token": quality.token,
+        "explained_variance/sequence": quality.sequence,
+        "explained_variance/within_prompt": quality.within_prompt,
+        "explained_variance/by_position": quality.by_position,
+        "values/by_position": mean_by_position(estimates.values, cu),
+        **{f"critic_worth/{who}/{name}": value for who, each in both.items() for name, value in asdict(each).items()},
+        "critic_worth/num_responses": worth.num_responses,
+        **_reward_signal(batch, estimates),
+    }
+
+
+def _reward_signal(batch: Batch, estimates: Estimates) -> dict[str, MetricValue]:
+    correct = np.array([trajectory.outcome == "correct" for trajectory in batch.trajectories])
+    found = reward_signal(estimates.values, batch.outcome_rewards, correct, batch.action_cu_seqlens)
+    return {f"reward_signal/{lam:g}": signal for lam, signal in found.items()}
+
+
+def _policy(stats: UpdateStats) -> dict[str, MetricValue]:
+    return {
+        "policy/loss": stats.mean("policy/policy_loss"),
+        "policy/clip_fraction": stats.mean("policy/clipped"),
+        "policy/ratio_mean": stats.mean("policy/ratio"),
+        "policy/entropy": stats.mean("policy/entropy"),
+        "policy/approx_kl": stats.mean("policy/approx_kl"),
+        "policy/importance_weight": stats.mean("policy/importance_weight"),
+        "policy/kl_penalty": stats.mean("policy/kl_penalty"),
+        "policy/behaviour_gap": stats.mean("policy/behaviour_gap"),
+        "policy/grad_norm": _mean(stats.actor_grad_norms),
+        "critic/loss": stats.mean("critic/value_loss"),
+        "critic/grad_norm": _mean(stats.critic_grad_norms),
+    }
+
+
+def _staleness(batch: Batch, estimates: Estimates, stats: UpdateStats, *, has_critic: bool) -> dict[str, MetricValue]:
+    versions = [{span.version for span in trajectory.version_spans} for trajectory in batch.trajectories]
+    metrics: dict[str, MetricValue] = {
+        "staleness/mean": float(batch.staleness.mean()),
+        "staleness/max": int(batch.staleness.max()),
+        "staleness/mixed_version_fraction": sum(len(found) > 1 for found in versions) / len(batch),
+    }
+    for bucket in range(stats.num_buckets):
+        count, ratio, clipped = stats.by_staleness[:, bucket]
+        if not count:
+            continue
+        metrics[f"staleness/ratio_mean_{bucket}"] = ratio / count
+        metrics[f"staleness/clip_fraction_{bucket}"] = clipped / count
+        if has_critic:
+            metrics[f"staleness/explained_variance_{bucket}"] = _explained_in_bucket(batch, estimates, bucket)
+    return metrics
+
+
+def _explained_in_bucket(batch: Batch, estimates: Estimates, bucket: int) -> float | None:
+    chosen = np.flatnonzero(batch.staleness == bucket)
+    lengths = np.diff(batch.action_cu_seqlens)
+    keep = np.repeat(batch.staleness == bucket, lengths)
+    cu = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[chosen])])
+    groups = [batch.group_ids[i] for i in chosen]
+    return explained_variance(estimates.values[keep], estimates.returns[keep], cu, groups).token
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

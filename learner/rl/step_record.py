@@ -1,0 +1,59 @@
+"""What rank 0 writes down of a step, once, before anything that may fail (checkpoint, broadcast)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from vcppo.learner.batching.batch import Batch
+from vcppo.learner.rl.estimates import Estimates
+from vcppo.learner.rl.rank_zero import RankZero
+from vcppo.learner.rl.step_metrics import step_metrics
+from vcppo.learner.rl.update_stats import UpdateStats
+
+log = structlog.get_logger(__name__)
+
+_SHOWN = {
+    "accuracy": "reward/accuracy",
+    "responses": "reward/num_responses",
+    "length": "length/mean",
+    "explained_variance": "explained_variance/token",
+    "entropy": "policy/entropy",
+    "clip_fraction": "policy/clip_fraction",
+    "staleness": "staleness/mean",
+    "tokens_per_second": "tokens/per_second",
+    "seconds": "time/step",
+    "waited": "time/claim",
+}
+
+
+class StepRecord:
+    """The trained log, the metrics' line, samples of responses, and the one log line a user reads per step."""
+
+    def __init__(self, rank_zero: RankZero | None, *, has_critic: bool) -> None:
+        self._rank_zero, self._has_critic = rank_zero, has_critic
+
+    def write(
+        self, version: int, batch: Batch, estimates: Estimates, stats: UpdateStats, seconds: Mapping[str, float]
+    ) -> None:
+        """``seconds``: by phase, with ``step``, see `vcppo.learner.rl.phases`. Nothing to do on other ranks."""
+        rank_zero = self._rank_zero
+        if rank_zero is None:
+            return
+        rank_zero.trained_log.append(version, batch)
+        ids = [trajectory.id for trajectory in batch.trajectories]
+        log.debug("trajectories_trained", policy_version=version, trajectory_ids=ids)
+        values: dict[str, Any] = step_metrics(batch, estimates, stats, seconds, has_critic=self._has_critic)
+        ledger = rank_zero.store.ledger()
+        values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
+        rank_zero.metrics.write(version, values)
+        rank_zero.samples.write(version, batch.trajectories)
+        log.info("step", policy_version=version, **{name: _rounded(values.get(key)) for name, key in _SHOWN.items()})
+        if not ledger.is_exact:
+            log.error("ledger_not_exact", ledger=str(ledger))
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

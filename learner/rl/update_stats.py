@@ -1,0 +1,68 @@
+"""Statistics of a step's updates: sums over the actions of all mini-batches, over all ranks in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vcppo.common.config import AlgorithmConfig
+from vcppo.learner.algorithm.losses import Loss
+from vcppo.learner.engine.deepspeed_engine import sum_over_ranks
+from vcppo.learner.rl.estimates import Part
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass
+class UpdateStats:
+    """Sums over the actions of all mini-batches of a step (this rank's, until `gathered`), and gradient norms.
+
+    Attributes:
+        sums: by ``policy/NAME`` and ``critic/NAME``.
+        by_staleness: ``[3, num_buckets]`` float64: actions, sum of ratios, actions whose ratio left the clip range.
+    """
+
+    num_buckets: int
+    sums: dict[str, float] = field(default_factory=dict)
+    by_staleness: Float64Array = field(init=False)
+    actor_grad_norms: list[float] = field(default_factory=list)
+    critic_grad_norms: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.by_staleness = np.zeros((3, self.num_buckets), np.float64)
+
+    def add(self, prefix: str, sums: dict[str, Tensor]) -> None:
+        # Together: on CUDA each look at a value waits for all work before it.
+        values = torch.stack([value.float() for value in sums.values()]).tolist()
+        for name, value in zip(sums, values, strict=True):
+            key = f"{prefix}/{name}"
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def add_policy(self, loss: Loss, ratio: Tensor, entropy: Tensor, part: Part, algorithm: AlgorithmConfig) -> None:
+        """One micro-batch, ``[A]`` each. `ratio`: pi / pi_old; how often it left the clip range counts whatever the
+        advantage's sign."""
+        self.add("policy", {**loss.sums, "entropy": (entropy * part.mask).sum()})
+        ratios = ratio.cpu().numpy().astype(np.float64)
+        kept = part.mask.cpu().numpy().astype(np.float64)
+        outside = (ratios < 1.0 - algorithm.clip_low) | (ratios > 1.0 + algorithm.clip_high)
+        bucket = np.clip(part.staleness, 0, self.num_buckets - 1)
+        for row, weight in enumerate((kept, kept * ratios, kept * outside)):
+            self.by_staleness[row] += np.bincount(bucket, weight, minlength=self.num_buckets)
+
+    def gathered(self) -> UpdateStats:
+        """The same over all ranks. Every rank has the same names: each runs every loss, dummies included."""
+        names = sorted(self.sums)
+        flat = np.concatenate([np.array([self.sums[name] for name in names]), self.by_staleness.ravel()])
+        total = sum_over_ranks(flat)
+        self.sums = {name: float(value) for name, value in zip(names, total, strict=False)}
+        self.by_staleness = total[len(names) :].reshape(3, self.num_buckets)
+        return self
+
+    def mean(self, key: str) -> float | None:
+        """A sum over its number of actions; None when it was not computed."""
+        count = self.sums.get(f"{key.split('/')[0]}/num_tokens", 0.0)
+        return self.sums[key] / count if count and key in self.sums else None

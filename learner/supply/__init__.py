@@ -1,0 +1,1 @@
+"""Which prompts are issued, and which trajectories make the next batch."""

@@ -1,0 +1,180 @@
+"""The prompts a run issues: prompt number i of a stage is a pure function of (config, purpose, i).
+
+So a resumed run issues exactly the continuation, and issuing again after a crash (the index is stored after
+the prompts are) is recognised by the store: the ids are the same.
+
+    index i  →  group i // group_size, sample i % group_size  →  id ``rl-00000012-3``
+    problem  =  task.problems("train", seed of the purpose, group, 1)
+
+A prompt may leave no room for the response. `PromptSource` looks at all prompts of a finite task when it is made, and
+refuses them by name (``task.overlong: refuse``) or says how many are left out (``skip``). Where one comes up all the
+same, a substitute takes its place: a problem so far on in the task's sequence that no group has it as its own. Which
+one is a pure function of the group, too.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+import structlog
+
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_USAGE, VcppoError
+from vcppo.common.records.ids import PURPOSE_PREFIX, group_name, prompt_name
+from vcppo.common.records.seeds import derive_seed
+from vcppo.common.records.trajectory import Int32Array, Prompt, Purpose
+from vcppo.common.tasks import Problem, Task, Text
+from vcppo.common.tasks.lengths import LengthsOf, measure_prompts, prompt_room
+
+log = structlog.get_logger(__name__)
+
+MAX_SAMPLES_PER_SLOT = 16  # a group is topped up until it has used this many times its size
+MAX_SUBSTITUTES = 256  # too long in a row: then nearly all of them are
+_FIRST_SUBSTITUTE = 1 << 40  # beyond every group's own number
+_LOGGED_ONE_BY_ONE = 10
+
+
+class PromptTooLong(VcppoError):
+    """Prompts of the task do not fit the engine."""
+
+    exit_code = EXIT_USAGE
+
+
+class PromptEncoder(Protocol):
+    """Text or chat messages → token ids ``[P]`` int32."""
+
+    def __call__(self, prompt: Text, /) -> Int32Array: ...
+
+
+class _Chosen(NamedTuple):
+    """A group's problem, and its prompt as tokens."""
+
+    problem: Problem
+    token_ids: Int32Array
+
+
+class PromptSource:
+    """Makes prompts by number; keeps no position (the loop does, in the store and in checkpoints).
+
+    Args:
+        encode: of one prompt.
+        lengths: number of tokens of many prompts, for the look through all of them; default: by `encode`.
+
+    Raises:
+        PromptTooLong: some prompts leave no room for a response, and ``task.overlong`` is ``refuse``; or all do.
+    """
+
+    def __init__(
+        self, config: VcppoConfig, task: Task, encode: PromptEncoder, lengths: LengthsOf | None = None
+    ) -> None:
+        self.num_passed_over = 0  # groups whose own problem was too long, of those made by this process
+        self._config = config
+        self._task = task
+        self._encode = encode
+        self._group_size = config.rl.group_size
+        self._room = prompt_room(config)
+        self._chosen = lru_cache(maxsize=256)(self._choose)
+        self._look_through(lengths or self._lengths)
+
+    @property
+    def task(self) -> Task:
+        return self._task
+
+    def problems_digest(self, count: int) -> str:
+        """Of the first `count` problems of value pretraining, answers included: other data make another one."""
+        found = blake2b(digest_size=16)
+        for group in range(count):
+            (problem,) = self._task.problems("train", derive_seed(self._config.run.seed, "value_pretraining"), group, 1)
+            found.update(json.dumps([problem.prompt, problem.answer], sort_keys=True, default=str).encode())
+        return found.hexdigest()
+
+    def prompts(self, purpose: Purpose, start: int, count: int, issue_version: int) -> list[Prompt]:
+        """Prompts number ``start … start + count - 1``."""
+        return [
+            self._make(purpose, index // self._group_size, index % self._group_size, issue_version)
+            for index in range(start, start + count)
+        ]
+
+    def extra_sample(self, group_id: str, attempt: int, issue_version: int) -> Prompt:
+        """Another sample of a group that lost one: sample number ``group_size + attempt``."""
+        if attempt >= (MAX_SAMPLES_PER_SLOT - 1) * self._group_size:
+            raise VcppoError(
+                f"group {group_id} lost {attempt} trajectories: they are rejected one after the other; "
+                "see the dead letters (`vcppo ledger`) for the reason"
+            )
+        prefix, group = group_id.rsplit("-", 1)
+        purpose = next(purpose for purpose, known in PURPOSE_PREFIX.items() if known == prefix)
+        return self._make(purpose, int(group), self._group_size + attempt, issue_version)
+
+    def _make(self, purpose: Purpose, group: int, sample: int, issue_version: int) -> Prompt:
+        problem, token_ids = self._chosen(purpose, group)
+        group_id = group_name(purpose, group)
+        return Prompt(
+            id=prompt_name(group_id, sample),
+            group_id=group_id,
+            sample_index=sample,
+            task=self._config.task.name,
+            token_ids=token_ids,
+            problem=problem.answer,
+            seed=derive_seed(self._config.run.seed, purpose, group, sample),
+            issue_version=issue_version,
+            purpose=purpose,
+            max_response_tokens=self._config.sampling.max_response_tokens,
+        )
+
+    def _choose(self, purpose: Purpose, group: int) -> _Chosen:
+        """The group's own problem, or the first of its substitutes that has room."""
+        seed = derive_seed(self._config.run.seed, purpose)
+        substitutes = range(
+            _FIRST_SUBSTITUTE + group * MAX_SUBSTITUTES, _FIRST_SUBSTITUTE + (group + 1) * MAX_SUBSTITUTES
+        )
+        shortest = None
+        for number in (group, *substitutes):
+            (problem,) = self._task.problems("train", seed, number, 1)
+            token_ids = self._encode(problem.prompt)
+            if len(token_ids) <= self._room.tokens:
+                return _Chosen(problem, token_ids)
+            if number == group:
+                self._pass_over(seed, group, len(token_ids))
+            shortest = min(len(token_ids), shortest or len(token_ids))
+        needed = (shortest or 0) + self._room.response
+        raise PromptTooLong(
+            f"{MAX_SUBSTITUTES + 1} prompts in a row are longer than {self._room.tokens} tokens, the shortest of them"
+            f" has {shortest}: {self._room.field} = {self._room.limit} less sampling.max_response_tokens ="
+            f" {self._room.response}. Raise {self._room.field} to {needed} or more"
+        )
+
+    def _pass_over(self, seed: int, group: int, tokens: int) -> None:
+        """Say which problem is left out: the first ones each, then at every doubling of their number."""
+        self.num_passed_over += 1
+        count = self.num_passed_over
+        if count <= _LOGGED_ONE_BY_ONE or count & (count - 1) == 0:
+            where = self._task.where("train", seed, group)
+            log.warning("prompt_passed_over", where=where, tokens=tokens, room=self._room.tokens, passed_over=count)
+
+    def _look_through(self, lengths: LengthsOf) -> None:
+        """All prompts of a finite task, before the first is issued."""
+        began = time.monotonic()
+        found = measure_prompts(self._config, self._task, "train", lengths)
+        if found is None:
+            return
+        log.info("prompts_looked_through", prompts=found.num_prompts, seconds=round(time.monotonic() - began, 1))
+        if not found.too_long:
+            return
+        if self._config.task.overlong == "refuse" or found.leaves_none:
+            raise PromptTooLong(f"{found.problem()}: {found.remedy()}")
+        log.warning(
+            "overlong_prompts_left_out",
+            count=len(found.too_long),
+            of=found.num_prompts,
+            where=found.describe(),
+            room=found.room.tokens,
+        )
+
+    def _lengths(self, prompts: Sequence[Text]) -> list[int]:
+        return [len(self._encode(prompt)) for prompt in prompts]

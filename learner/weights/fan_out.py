@@ -1,0 +1,133 @@
+"""One call to many generators at once: the control-plane client vLLM's trainer engines drive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from vcppo.common.errors import DeadlineExceeded, VcppoError
+from vcppo.common.store.run_store import Member
+from vcppo.common.transport import ControlClient
+
+T = TypeVar("T")
+STATUS_SECONDS = 5.0  # a generator that does not say who it is in this time is taken for dead
+_GRACE_SECONDS = 5.0  # a call's own deadline passes first
+
+
+class MemberError(Exception):
+    """Some generators failed a call; ``failures`` maps their ids to what happened."""
+
+    def __init__(self, method: str, failures: Mapping[str, Exception]) -> None:
+        text = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        super().__init__(f"{method} failed at {text}")
+        self.failures = dict(failures)
+
+
+@dataclass
+class FanOut:
+    """vLLM's weight-sync client for many generators at once: each call goes to all of them in parallel.
+
+    Satisfies vLLM's ``VLLMWeightSyncClient`` protocol. A call ends at the first failure, so one dead generator
+    holds up nobody; the others' calls end by their own deadlines.
+    """
+
+    clients: dict[str, ControlClient]
+    num_workers: dict[str, int]
+    deadline_seconds: float
+    policy_version: int = 0
+    received: dict[str, Any] = field(default_factory=dict)  # what each said of the weights of the last update
+
+    @property
+    def world_size(self) -> int:
+        return 1 + sum(self.num_workers.values())
+
+    def call(self, method: str, arguments: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+        """Call ``method`` everywhere, or where there are arguments for it; returns the results by id.
+
+        Raises MemberError at the first failure.
+        """
+
+        def one(name: str) -> Callable[[], Any]:
+            values = dict(arguments[name]) if arguments else {}
+            return lambda: self.clients[name].call(method, values, self.deadline_seconds)
+
+        futures: dict[Future[Any], str] = {beside(one(name)): name for name in arguments or self.clients}
+        done, _ = wait(futures, timeout=self.deadline_seconds + _GRACE_SECONDS, return_when=FIRST_EXCEPTION)
+        failures = {futures[f]: error for f in done if isinstance(error := f.exception(), Exception)}
+        if not failures:
+            late = [name for f, name in futures.items() if f not in done]
+            failures = {name: DeadlineExceeded(f"no answer in {self.deadline_seconds:.0f} s") for name in late}
+        if failures:
+            raise MemberError(method, failures)
+        return {name: f.result() for f, name in futures.items()}
+
+    def release(self) -> None:
+        """Between updates: hold no connections."""
+        for client in self.clients.values():
+            client.release()
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        offset = int(init_info["rank_offset"])
+        arguments: dict[str, dict[str, Any]] = {}
+        for name, num in self.num_workers.items():
+            info = init_info | {"rank_offset": offset}
+            if "bind_host" in info:
+                info["bind_host"] = urlsplit(self.clients[name].endpoint).hostname
+            arguments[name] = {"init_info": info}
+            offset += num
+        self.call("init_weight_transfer_engine", arguments)
+
+    def start_weight_update(self) -> None:
+        """Generators stand still from here until they are told to resume."""
+        self.call("pause")
+        self.call("start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self.call("update_weights", {name: {"update_info": update_info} for name in self.clients})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        arguments = {name: {"policy_version": self.policy_version} for name in self.clients}
+        self.received = self.call("finish_weight_update", arguments)
+
+
+def beside(function: Callable[[], T]) -> Future[T]:
+    """Run it in a daemon thread: unlike an executor's, one stuck on a dead peer can't keep the process from exiting."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (handed to whoever asks for the result)
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
+
+
+def silent(members: Sequence[Member]) -> list[Member]:
+    """Those that do not say within `STATUS_SECONDS` that they are free for a call; all are asked at once.
+
+    After a broken update its victims are free again at once, while one that is stuck in it stays busy.
+    """
+    asked = [(member, beside(lambda m=member: _answers(m))) for member in members]  # type: ignore[misc]
+    return [member for member, answer in asked if not answer.result()]
+
+
+def _answers(member: Member) -> bool:
+    client = ControlClient(member.control_endpoint)
+    end = time.monotonic() + STATUS_SECONDS
+    try:
+        while client.call("status", {}, STATUS_SECONDS)["busy"] is not None:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+    except (VcppoError, TypeError, KeyError):  # an endpoint that is none, an answer that is no status
+        return False
+    finally:
+        client.close()
+    return True
