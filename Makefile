@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test faults compose-test real-job real-job-test fuzz check bench lock clean
+.PHONY: help setup demo test bench-test faults compose-test real-job real-job-test fuzz check measures bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -52,6 +52,9 @@ check: setup ## formatting, lint and types
 	@$(PYTHON_BIN) -m ruff format --check --quiet .
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m mypy
+
+measures: setup ## how the code base is built, in figures: rooms, circles, long functions, docstrings, words a sentence
+	@$(PYTHON_BIN) scripts/measures.py
 
 bench: setup ## measure against physical limits and the peers' ways; BENCH="gae wire" for some, BENCH=--quick for a trial
 	@$(PYTHON_BIN) -m benchmarks $(BENCH)

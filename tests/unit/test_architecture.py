@@ -14,15 +14,42 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("common", "generator", "learner", "deploy")
+from scripts import measures
+from scripts.measures import Module
 
-# package -> top-level modules it must never import
+ROOT = Path(__file__).resolve().parents[2]
+MOST_LOOSE_MODULES = 15
+MOST_LINES_OF_A_FUNCTION = 60
+
+# wing -> what it must never import: other wings and libraries
 FORBIDDEN = {
-    "common": {"torch", "vllm", "deepspeed", "generator", "learner", "deploy"},
-    "generator": {"learner", "deploy", "deepspeed"},
-    "learner": {"generator", "deploy"},
-    "deploy": {"generator", "learner", "torch", "vllm", "deepspeed"},
+    "common": {"torch", "vllm", "deepspeed", "vcppo.generator", "vcppo.learner", "vcppo.deploy"},
+    "generator": {"vcppo.learner", "vcppo.deploy", "deepspeed"},
+    "learner": {"vcppo.generator", "vcppo.deploy"},
+    "deploy": {"vcppo.generator", "vcppo.learner", "torch", "vllm", "deepspeed"},
+}
+# The rooms of each wing, floor by floor from the ground: a room imports rooms of lower floors only. What is to
+# come has its place already: common/environments beside tasks, deploy/ui beside report.
+FLOORS = {
+    "common": (
+        {"errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
+        {"model_folder", "records", "sandbox", "telemetry"}, {"config"}, {"check", "process", "store", "tasks"},
+        {"evaluation", "transport"},
+    ),
+    "generator": ({"verifying", "vllm_engine"}, {"check", "evaluation", "rollout"}, {"__main__"}),
+    "learner": (
+        {"algorithm", "buffer", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"}, {"models"},
+        {"engine"}, {"export", "weights"}, {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
+    ),
+    "deploy": (
+        {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"}, {"report"},
+        {"container", "demo"}, {"chaos", "experiment"}, {"cli"},
+    ),
+}  # fmt: skip
+# Two ends of one thing may have one name.
+TWO_ENDS = {
+    "control": "the control port and the generator that serves it",
+    "trained_log": "its writer and its reader",
 }
 # library -> the only files that may import it
 CONFINED = {
@@ -46,18 +73,14 @@ BANNED = {"pickle", "cPickle", "dill", "cloudpickle", "shelve"}  # arbitrary cod
 class Import(NamedTuple):
     path: str  # relative to the root, with slashes
     line: int
-    module: str  # top-level name
+    module: str  # top-level name; of ours, the wing: vcppo.common
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line} imports {self.module}"
 
 
-def python_files() -> list[Path]:
-    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-
-
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+KNOWN = measures.modules()
+ARROWS = measures.graph(KNOWN)
 
 
 def imported_names(node: ast.AST, package: str) -> Iterator[str]:
@@ -75,21 +98,74 @@ def imported_names(node: ast.AST, package: str) -> Iterator[str]:
         yield str(node.args[0].value)
 
 
-def imports_of(path: Path) -> Iterator[Import]:
-    relative = path.relative_to(ROOT).as_posix()
-    package = relative.partition("/")[0]
-    for node in ast.walk(parse(path)):
-        for name in imported_names(node, package):
-            yield Import(relative, getattr(node, "lineno", 0), name.partition(".")[0])
+def imports_of(module: Module) -> Iterator[Import]:
+    relative = module.path.relative_to(ROOT).as_posix()
+    for node in ast.walk(module.tree):
+        for name in imported_names(node, f"vcppo.{module.wing}"):
+            yield Import(relative, getattr(node, "lineno", 0), shortened(name))
 
 
-ALL_IMPORTS = [found for path in python_files() for found in imports_of(path)]
+def shortened(name: str) -> str:
+    first, _, rest = name.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "vcppo" else first
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_only_look_in_the_allowed_direction(package: str) -> None:
-    ours = (found for found in ALL_IMPORTS if found.path.startswith(f"{package}/"))
-    assert [str(found) for found in ours if found.module in FORBIDDEN[package]] == []
+ALL_IMPORTS = [found for module in KNOWN.values() for found in imports_of(module)]
+
+
+@pytest.mark.parametrize("wing", FORBIDDEN)
+def test_wings_only_look_in_the_allowed_direction(wing: str) -> None:
+    ours = (found for found in ALL_IMPORTS if found.path.startswith(f"{wing}/"))
+    assert [str(found) for found in ours if found.module in FORBIDDEN[wing]] == []
+
+
+def test_ours_are_imported_as_vcppo_and_not_through_its_front_door() -> None:
+    """`import common` would take a user's folder of that name; `from vcppo import …` is for users."""
+    short = [str(found) for found in ALL_IMPORTS if found.module in FORBIDDEN]
+    front = [str(found) for found in ALL_IMPORTS if found.module in ("vcppo", "vcppo.")]
+    assert (short, front) == ([], [])
+
+
+@pytest.mark.parametrize("wing", FLOORS)
+def test_rooms_only_look_down(wing: str) -> None:
+    floor_of = {f"{wing}.{room}": number for number, floor in enumerate(FLOORS[wing]) for room in floor}
+    rooms = measures.room_graph(KNOWN, ARROWS)
+    assert {room for room in rooms if room.startswith(f"{wing}.")} == floor_of.keys(), (
+        "a new room: which floor is it on?"
+    )
+    up = [
+        f"{room} imports {target}"
+        for room, targets in rooms.items()
+        for target in targets
+        if room in floor_of and floor_of[target] >= floor_of[room]
+    ]
+    assert up == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert measures.circles(ARROWS) == []
+
+
+def test_no_room_is_crowded() -> None:
+    assert {room: n for room, n in measures.loose_modules(KNOWN).items() if n > MOST_LOOSE_MODULES} == {}
+
+
+def test_one_file_name_is_one_thing() -> None:
+    named: dict[str, set[str]] = {}
+    for module in KNOWN.values():
+        if module.path.stem not in ("__init__", "__main__"):
+            named.setdefault(module.path.stem, set()).add(module.name)
+    assert {stem for stem, names in named.items() if len(names) > 1} == TWO_ENDS.keys()
+
+
+def test_no_function_is_long() -> None:
+    long = [
+        f"{module.name}:{function.name}"
+        for module in KNOWN.values()
+        for function in measures.functions(module)
+        if measures.length_of(function) > MOST_LINES_OF_A_FUNCTION
+    ]
+    assert long == []
 
 
 @pytest.mark.parametrize("library", CONFINED)
@@ -105,9 +181,9 @@ def test_nothing_is_pickled() -> None:
 
 def test_no_bare_except() -> None:
     bare = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
-        for path in python_files()
-        for node in ast.walk(parse(path))
+        f"{module.name}:{node.lineno}"
+        for module in KNOWN.values()
+        for node in ast.walk(module.tree)
         if isinstance(node, ast.ExceptHandler) and node.type is None
     ]
     assert bare == []
@@ -125,10 +201,8 @@ def loaded_after_importing(modules: list[str], watched: set[str]) -> set[str]:
     return set(done.stdout.split())
 
 
-def modules_of(package: str) -> list[str]:
-    names = (path.relative_to(ROOT).with_suffix("").parts for path in sorted((ROOT / package).rglob("*.py")))
-    dotted = (".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in names)
-    return [name for name in dotted if not name.endswith("__main__")]
+def modules_of(wing: str) -> list[str]:
+    return [f"vcppo.{name}" for name in KNOWN if name.partition(".")[0] == wing and not name.endswith("__main__")]
 
 
 def test_common_stays_light_at_run_time() -> None:
