@@ -9,7 +9,6 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import structlog
 
@@ -19,12 +18,11 @@ from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.access import connect_store
-from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.log import configure_logging
-from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
+from vcppo.common.telemetry.metrics import open_metrics
 from vcppo.common.transport import ControlServer, TrajectorySender, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
-from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.rollout.parts import Generator
 from vcppo.generator.rollout.rollout import RolloutWorker
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer, require_model
@@ -74,7 +72,8 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
         sender = TrajectorySender(endpoints, generator_id, config.transport, folder.spool / generator_id)
         metrics = open_metrics(config, generator_id)
         try:
-            await _roll_out(config, generator_id, stopping, engine, store, sender, verifiers, tokenizer, metrics)
+            parts = Generator(config, generator_id, engine, store, sender, verifiers, tokenizer, metrics)
+            await _roll_out(parts, stopping)
         finally:
             sender.close()
             metrics.close()
@@ -85,37 +84,17 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     log.info("generator_stopped")
 
 
-async def _roll_out(
-    config: VcppoConfig,
-    generator_id: str,
-    stopping: asyncio.Event,
-    engine: Engine,
-    store: RunStore,
-    sender: TrajectorySender,
-    verifiers: VerifierPool,
-    tokenizer: Any,
-    metrics: MetricsWriter,
-) -> None:
-    control = WeightControl(engine, generator_id, config.broadcast.deadline_seconds)
-    version = await asyncio.to_thread(store.get_value, "policy_version")
+async def _roll_out(generator: Generator, stopping: asyncio.Event) -> None:
+    config, engine = generator.config, generator.engine
+    server = ControlServer(config.generator.control_host, config.transport.receive_memory_mib)
+    worker = RolloutWorker(generator, server.endpoint)
+    control = worker.control
+    version = await asyncio.to_thread(generator.store.get_value, "policy_version")
     if not engine.start_unset and (version is None or int(version) == 0):
         control.loaded(0)  # the weights in model.path are version 0
     else:
         log.info("waiting_for_weights", policy_version=version, waiting_for="learner")
-    server = ControlServer(config.generator.control_host, config.transport.receive_memory_mib)
     serving = asyncio.create_task(server.serve(control.handlers()))
-    worker = RolloutWorker(
-        config,
-        generator_id,
-        engine=engine,
-        control=control,
-        control_endpoint=server.endpoint,
-        store=store,
-        sender=sender,
-        verifiers=verifiers,
-        tokenizer=tokenizer,
-        metrics=metrics,
-    )
     watchdog.leave()  # the worker's loops give their own signs of life
     log.info("ready", control_endpoint=server.endpoint, policy_version=control.policy_version)
     stop = asyncio.create_task(_stop_worker(stopping, worker))

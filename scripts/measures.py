@@ -214,9 +214,8 @@ def main() -> int:
         counts = sentences(page.read_text(encoding="utf-8"))
         if counts:
             above = sum(count > 25 for count in counts)
-            print(
-                f"  {page.name:<22}{statistics.mean(counts):>4.1f}{statistics.median(counts):>7.0f}{above:>5} of {len(counts)}"
-            )
+            mean, median = statistics.mean(counts), statistics.median(counts)
+            print(f"  {page.name:<22}{mean:>4.1f}{median:>7.0f}{above:>5} of {len(counts)}")
     return 0
 
 

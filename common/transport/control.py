@@ -22,6 +22,7 @@ import structlog
 
 from vcppo.common.errors import VcppoError
 from vcppo.common.process.memory_guard import MemoryGuard
+from vcppo.common.transport.generator_calls import Answer, Call
 from vcppo.common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer, has_key_before
 
 log = structlog.get_logger(__name__)
@@ -137,6 +138,14 @@ class ControlClient:
         if not reply.get("ok"):
             raise ControlError(f"{self.endpoint} {method}: {reply.get('error', 'unknown error')}")
         return reply.get("result")
+
+    def ask(self, call: Call[Answer], deadline_seconds: float = 60.0) -> Answer:
+        """As `call`, typed: the answer to one of `generator_calls`. Raises `ControlError` on one that is none, too."""
+        value = self.call(call.method, call.arguments(), deadline_seconds)
+        try:
+            return call.read_answer(value)
+        except ValueError as error:
+            raise ControlError(f"{self.endpoint} {call.method}: {error}") from error
 
     def release(self) -> None:
         """Give up idle connections: nobody reads what a broken server may send there. The next call makes its own."""

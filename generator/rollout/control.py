@@ -25,7 +25,26 @@ import structlog
 
 from vcppo.common.process import watchdog
 from vcppo.common.records.trajectory import Float32Array
+from vcppo.common.transport.generator_calls import (
+    Abort,
+    Call,
+    Canary,
+    Dismiss,
+    FinishWeightUpdate,
+    GeneratorStatus,
+    InitWeightTransfer,
+    LeaveWeightGroup,
+    Pause,
+    Received,
+    Resume,
+    Resumed,
+    StartWeightUpdate,
+    Status,
+    UpdateWeights,
+    serving,
+)
 from vcppo.generator.rollout.canary_call import CanaryCall
+from vcppo.generator.rollout.weight_state import WeightGate, WeightState
 from vcppo.generator.vllm_engine.engine import UNSYNCED, Engine
 
 __all__ = ["UNSYNCED", "WeightControl"]
@@ -38,23 +57,32 @@ Handler = Callable[..., Awaitable[Any]]
 class WeightControl:
     """The state of this generator's weights, and the handlers that change it.
 
+    Args:
+        drop_in_flight: ends all rollouts and hands their prompts back, for when the learner says the weights are wrong.
+        end: stops this generator for the reason given, for when it is dismissed.
+
     Attributes:
-        gate: set while finished rollouts may be sent: the weights in the engine are known to be right.
-        running: set while prompts may be leased and begun: the weights are whole and the engine is not paused.
-        policy_version: of the weights in the engine; -1: unknown or half-loaded, waiting for an update.
+        gate: the state of the weights, and the wait for it.
         epoch: raised each time this generator needs to be taken into the weight group anew.
         incarnation: of the engine: the same as long as it runs, whatever happens to its weights.
         total_paused_seconds: that the engine stood still for weights, since the process began.
     """
 
-    def __init__(self, engine: Engine, generator_id: str, silence_seconds: float) -> None:
-        self.gate = asyncio.Event()
-        self.running = asyncio.Event()
-        self.policy_version = UNSYNCED
+    def __init__(
+        self,
+        engine: Engine,
+        generator_id: str,
+        silence_seconds: float,
+        *,
+        drop_in_flight: Callable[[], Awaitable[None]],
+        end: Callable[[str], None],
+    ) -> None:
+        self.gate = WeightGate()
+        self._version = UNSYNCED
         self.epoch = self.incarnation = time.time_ns()
         self.changed = asyncio.Event()  # something a member entry shows has changed: announce it
-        self.end: Callable[[str], None] | None = None  # the worker's, for when this generator is dismissed
-        self.drop_in_flight: Callable[[], Awaitable[None]] | None = None  # the worker's, for when the canary failed
+        self._drop_in_flight = drop_in_flight
+        self._end = end
         self._engine = engine
         self._id = generator_id
         self._silence_seconds = silence_seconds
@@ -67,33 +95,35 @@ class WeightControl:
 
     def handlers(self) -> Mapping[str, Handler]:
         """Method name → coroutine function taking the call's arguments by name."""
-        serial: dict[str, Handler] = {
-            "init_weight_transfer_engine": self._init,
-            "pause": self._pause,
-            "start_weight_update": self._start,
-            "update_weights": self._update,
-            "finish_weight_update": self._finish,
-            "canary": self._canary,
-            "resume": self._resume,
-            "shutdown_weight_transfer_engine": self._engine.shutdown_weight_transfer,
-            "abort": self._abort,
-            "dismiss": self._dismiss,
+        serial: dict[type[Call[Any]], Handler] = {
+            InitWeightTransfer: self._init,
+            Pause: self._pause,
+            StartWeightUpdate: self._start,
+            UpdateWeights: self._update,
+            FinishWeightUpdate: self._finish,
+            Canary: self._canary,
+            Resume: self._resume,
+            LeaveWeightGroup: self._leave,
+            Abort: self._abort,
+            Dismiss: self._dismiss,
         }
-        handlers: dict[str, Handler] = {"status": self._status}
-        return handlers | {name: self._one_at_a_time(name, call) for name, call in serial.items()}
+        return serving({Status: self._status} | {kind: self._one_at_a_time(kind, do) for kind, do in serial.items()})
+
+    @property
+    def policy_version(self) -> int:
+        """Of the weights in the engine; -1 while it has none that are whole."""
+        return UNSYNCED if self.gate.state is WeightState.UNSET else self._version
 
     def loaded(self, policy_version: int) -> None:
         """The engine's weights are those of ``policy_version``, and right: open the gate."""
-        self.policy_version = policy_version
+        self._version = policy_version
         self.changed.set()
-        self.running.set()
-        self.gate.set()
+        self.gate.enter(WeightState.READY)
 
     def need_sync(self, reason: str) -> None:
         """Close the gate until the learner has sent weights; a new epoch makes it take this generator in anew."""
         log.warning("weights_needed", reason=reason, was_version=self.policy_version)
-        self._close()
-        self.policy_version = UNSYNCED
+        self.gate.enter(WeightState.UNSET)
         self.epoch = max(time.time_ns(), self.epoch + 1)
         self.changed.set()
 
@@ -108,18 +138,21 @@ class WeightControl:
         while True:
             await asyncio.sleep(self._silence_seconds / 4)
             silent = time.monotonic() - self._heard
-            if not self.gate.is_set() and self.policy_version != UNSYNCED and silent > self._silence_seconds:
+            is_paused = self.gate.state in (WeightState.UPDATING, WeightState.UNPROVEN)
+            if is_paused and silent > self._silence_seconds:
                 self.need_sync(f"paused, and no word from the learner for {silent:.0f} s")
 
-    def _one_at_a_time(self, name: str, call: Handler) -> Handler:
-        async def handler(**arguments: Any) -> Any:
+    def _one_at_a_time(self, kind: type[Call[Any]], do: Handler) -> Handler:
+        name = kind.method
+
+        async def handler(call: Call[Any]) -> Any:
             async with self._lock:  # a call of a broken-off update may still be running
                 self._heard, self._busy = time.monotonic(), name
                 watchdog.stage(name, loop="control", waiting_for=["vLLM"])
                 try:
-                    return await call(**arguments)
+                    return await do(call)
                 except Exception as error:
-                    if name in ("start_weight_update", "update_weights", "finish_weight_update"):
+                    if kind in (StartWeightUpdate, UpdateWeights, FinishWeightUpdate):
                         self.need_sync(f"{name} failed: {error}")
                     raise
                 finally:
@@ -128,58 +161,61 @@ class WeightControl:
 
         return handler
 
-    async def _status(self) -> dict[str, Any]:
-        return {
-            "generator_id": self._id,
-            "policy_version": self.policy_version,
-            "epoch": self.epoch,
-            "paused": not self.gate.is_set(),
-            "num_in_flight": self._engine.num_in_flight,
-            "busy": self._busy,
-        }
+    async def _status(self, call: Status) -> GeneratorStatus:
+        return GeneratorStatus(
+            generator_id=self._id,
+            policy_version=self.policy_version,
+            epoch=self.epoch,
+            paused=not self.gate.may_send,
+            num_in_flight=self._engine.num_in_flight,
+            busy=self._busy,
+        )
 
-    async def _init(self, init_info: dict[str, Any]) -> None:
-        await self._engine.init_weight_transfer(init_info)
+    async def _init(self, call: InitWeightTransfer) -> None:
+        await self._engine.init_weight_transfer(call.init_info)
 
-    async def _pause(self) -> None:
-        self._close()
+    async def _pause(self, call: Pause) -> None:
+        if self.gate.state is not WeightState.UNSET:
+            self.gate.enter(WeightState.UPDATING)
         began = time.monotonic()
         if self._paused_at is None:
             await self._engine.pause()
             self._paused_at = began
 
-    async def _start(self) -> None:
+    async def _start(self, call: StartWeightUpdate) -> None:
         await self._engine.start_weight_update()
 
-    async def _update(self, update_info: dict[str, Any]) -> None:
-        await self._engine.update_weights(update_info)
+    async def _update(self, call: UpdateWeights) -> None:
+        await self._engine.update_weights(call.update_info)
 
-    async def _finish(self, policy_version: int) -> dict[str, Any]:
-        received = await self._engine.finish_weight_update(policy_version)
-        self.policy_version = policy_version
-        return {"received": received}
+    async def _finish(self, call: FinishWeightUpdate) -> Received:
+        received = await self._engine.finish_weight_update(call.policy_version)
+        self._version = call.policy_version
+        self.gate.enter(WeightState.UPDATING)  # from UNSET, where an update was awaited
+        return Received(received)
 
-    async def _canary(
-        self, token_ids: Any, prompt_length: Any, lengths: Any = None, num_sampled: Any = 0
-    ) -> Float32Array:
+    async def _leave(self, call: LeaveWeightGroup) -> None:
+        await self._engine.shutdown_weight_transfer()
+
+    async def _canary(self, call: Canary) -> Float32Array:
         """Log-probs at temperature 1 of the sequences' tokens after the prompt, then the sampled ones.
 
         Raises ValueError, before the engine hears of it, on a call that is none, and EngineError when it refuses.
         """
-        call = CanaryCall.of(token_ids, prompt_length, lengths, num_sampled)
+        wanted = CanaryCall.of(call.token_ids, call.prompt_length, call.lengths, call.num_sampled)
         await self._wake()
-        scores = [self._engine.canary(sequence, call.prompt_length) for sequence in call.sequences]
-        if call.num_sampled:
-            first = call.sequences[0]
-            scores.append(self._engine.canary_sampled(first, len(first) - call.num_sampled))
+        scores = [self._engine.canary(sequence, wanted.prompt_length) for sequence in wanted.sequences]
+        if wanted.num_sampled:
+            first = wanted.sequences[0]
+            scores.append(self._engine.canary_sampled(first, len(first) - wanted.num_sampled))
         return np.concatenate(await asyncio.gather(*scores))
 
-    async def _resume(self) -> dict[str, Any]:
-        if self.policy_version == UNSYNCED:
+    async def _resume(self, call: Resume) -> Resumed:
+        if self.gate.state is WeightState.UNSET:
             raise RuntimeError(f"{self._id} has no complete weights: send an update before resuming")
         await self._wake()
-        self.loaded(self.policy_version)
-        return {"paused_seconds": self._paused_seconds}
+        self.loaded(self._version)
+        return Resumed(self._paused_seconds)
 
     async def _wake(self) -> None:
         if self._paused_at is not None:
@@ -187,20 +223,14 @@ class WeightControl:
             self._paused_seconds = time.monotonic() - self._paused_at
             self._paused_at = None
             self.total_paused_seconds += self._paused_seconds
-        if self.policy_version != UNSYNCED:
-            self.running.set()
+        if self.gate.state is WeightState.UPDATING:
+            self.gate.enter(WeightState.UNPROVEN)
 
-    def _close(self) -> None:
-        self.running.clear()
-        self.gate.clear()
-
-    async def _abort(self) -> None:
+    async def _abort(self, call: Abort) -> None:
         """The weights are wrong: drop everything in flight and wait, paused, for better ones."""
         self.need_sync("the learner says that the weights are wrong")
-        await self._pause()
-        if self.drop_in_flight is not None:
-            await self.drop_in_flight()
+        await self._pause(Pause())
+        await self._drop_in_flight()
 
-    async def _dismiss(self, reason: str) -> None:
-        if self.end is not None:
-            self.end(reason)
+    async def _dismiss(self, call: Dismiss) -> None:
+        self._end(call.reason)

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from vcppo.common.config import VcppoConfig
 from vcppo.common.process import watchdog
-from vcppo.common.store.run_store import Member, RunStore, StoreError
-from vcppo.common.telemetry.metrics import MetricsWriter
-from vcppo.common.transport import TrajectorySender
+from vcppo.common.store.run_store import Member, StoreError
 from vcppo.generator.rollout.control import WeightControl
 from vcppo.generator.rollout.in_flight import InFlight
 from vcppo.generator.rollout.liveness import Liveness
-from vcppo.generator.vllm_engine.engine import UNSYNCED, Engine, EngineError
+from vcppo.generator.rollout.parts import Generator
+from vcppo.generator.vllm_engine.engine import UNSYNCED, EngineError
 
 log = structlog.get_logger(__name__)
 
@@ -44,27 +42,21 @@ class Heartbeat:
 
     def __init__(
         self,
-        config: VcppoConfig,
-        generator_id: str,
-        *,
-        engine: Engine,
+        generator: Generator,
         control: WeightControl,
         control_endpoint: str,
-        store: RunStore,
-        sender: TrajectorySender,
-        metrics: MetricsWriter,
         in_flight: InFlight,
         liveness: Liveness,
     ) -> None:
         self.counters = Counters(time.monotonic())
-        self._config = config
-        self._id = generator_id
-        self._engine = engine
+        self._config = generator.config
+        self._id = generator.id
+        self._engine = generator.engine
         self._control = control
         self._endpoint = control_endpoint
-        self._store = store
-        self._sender = sender
-        self._metrics = metrics
+        self._store = generator.store
+        self._sender = generator.sender
+        self._metrics = generator.metrics
         self._in_flight = in_flight
         self._liveness = liveness
         self._num_beats = 0
@@ -89,7 +81,7 @@ class Heartbeat:
         if self._engine.is_dead:
             raise EngineError("vLLM's engine died: see its log lines above")
         watchdog.stage("heartbeat", loop="heartbeat", waiting_for=["redis"])
-        self._liveness.look(len(self._in_flight), gate_open=self._control.gate.is_set())
+        self._liveness.look(len(self._in_flight), gate_open=self._control.gate.may_send)
         seconds = 3 * self._config.generator.heartbeat_seconds
         await asyncio.to_thread(self._store.register_member, self._member(), seconds)
         await self._renew_leases()

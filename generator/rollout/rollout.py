@@ -21,21 +21,18 @@ from typing import Any
 import numpy as np
 import structlog
 
-from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import encode_trajectory
-from vcppo.common.store.run_store import RunStore, StoreError
+from vcppo.common.store.run_store import StoreError
 from vcppo.common.tasks import decode_response
-from vcppo.common.telemetry.metrics import MetricsWriter
-from vcppo.common.transport import TrajectorySender
 from vcppo.generator.rollout.control import WeightControl
 from vcppo.generator.rollout.heartbeat import Heartbeat
 from vcppo.generator.rollout.in_flight import InFlight
 from vcppo.generator.rollout.liveness import Liveness
-from vcppo.generator.verifying.verifier_pool import VerifierPool
-from vcppo.generator.vllm_engine.engine import UNSYNCED, Engine, EngineError, Rollout
+from vcppo.generator.rollout.parts import Generator
+from vcppo.generator.vllm_engine.engine import UNSYNCED, EngineError, Rollout
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
 log = structlog.get_logger(__name__)
@@ -52,30 +49,27 @@ class Dismissed(VcppoError):
 
 
 class RolloutWorker:
-    """Runs until `stop` is called or something that can't be mended fails."""
+    """Runs until `stop` is called or something that can't be mended fails.
 
-    def __init__(
-        self,
-        config: VcppoConfig,
-        generator_id: str,
-        *,
-        engine: Engine,
-        control: WeightControl,
-        control_endpoint: str,
-        store: RunStore,
-        sender: TrajectorySender,
-        verifiers: VerifierPool,
-        tokenizer: Any,
-        metrics: MetricsWriter,
-    ) -> None:
-        self._config = config
-        self._id = generator_id
-        self._engine = engine
-        self._control = control
-        self._store = store
-        self._sender = sender
-        self._verifiers = verifiers
-        self._tokenizer = tokenizer
+    Attributes:
+        control: the state of its weights, and the calls that change it.
+    """
+
+    def __init__(self, generator: Generator, control_endpoint: str) -> None:
+        self._config = config = generator.config
+        self._id = generator.id
+        self._engine = generator.engine
+        self._store = generator.store
+        self._sender = generator.sender
+        self._verifiers = generator.verifiers
+        self._tokenizer = generator.tokenizer
+        self.control = WeightControl(
+            generator.engine,
+            generator.id,
+            config.broadcast.deadline_seconds,
+            drop_in_flight=self.drop_in_flight,
+            end=self.dismiss,
+        )
         self._places = asyncio.Semaphore(config.generator.max_in_flight)
         self._num_ahead = min(_MOST_AHEAD, config.generator.max_in_flight // 8)
         self._stopping = asyncio.Event()
@@ -83,22 +77,9 @@ class RolloutWorker:
         self._failure: Exception | None = None
         self._liveness = Liveness()
         self._in_flight = InFlight(on_end=self._liveness.progress)
-        self._heartbeat = Heartbeat(
-            config,
-            generator_id,
-            engine=engine,
-            control=control,
-            control_endpoint=control_endpoint,
-            store=store,
-            sender=sender,
-            metrics=metrics,
-            in_flight=self._in_flight,
-            liveness=self._liveness,
-        )
-        # Ids of two lives of one generator must differ: the same prompt may come back after a crash.
-        self._life = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
-        control.drop_in_flight = self.drop_in_flight
-        control.end = self.dismiss
+        self._heartbeat = Heartbeat(generator, self.control, control_endpoint, self._in_flight, self._liveness)
+        # Ids of two incarnations of one generator must differ: the same prompt may come back after a crash.
+        self._incarnation = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
 
     def stop(self) -> None:
         """Lease no more, hand back what is unfinished, drain the sender; `run` then returns."""
@@ -112,7 +93,7 @@ class RolloutWorker:
     async def run(self) -> None:
         """Raises VcppoError when vLLM died or the store stayed away for longer than redis.patience_seconds."""
         loops = [asyncio.create_task(loop()) for loop in (self._lease_loop, self._heartbeat.run)]
-        loops.append(asyncio.create_task(self._control.watch_silence()))
+        loops.append(asyncio.create_task(self.control.watch_silence()))
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -134,7 +115,7 @@ class RolloutWorker:
 
     async def _lease_loop(self) -> None:
         while True:
-            await self._control.running.wait()
+            await self.control.gate.until_may_begin()
             most = self._config.generator.max_in_flight
             free = min(most + self._num_ahead - self._in_flight.num_generating, 2 * most - len(self._in_flight))
             if free <= self._num_ahead // 2:  # one trip to the store for several
@@ -174,12 +155,12 @@ class RolloutWorker:
         The learner issues at a version only after everybody in its group runs it, so we were not in it (frozen, or cut
         off from the store). What older weights make of such a prompt could be too stale when it is trained.
         """
-        version = self._control.policy_version
+        version = self.control.policy_version
         newest = max((prompt.issue_version for prompt in prompts), default=UNSYNCED)
         if newest <= version:
             return False
         if version != UNSYNCED:
-            self._control.need_sync(f"a prompt was issued at version {newest}, which this generator was never sent")
+            self.control.need_sync(f"a prompt was issued at version {newest}, which this generator was never sent")
         await self._return_leases([prompt.id for prompt in prompts])
         return True
 
@@ -202,7 +183,7 @@ class RolloutWorker:
         """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
         try:
             async with self._places:
-                await self._control.running.wait()  # an update may have begun while the lease was on its way
+                await self.control.gate.until_may_begin()  # an update may have begun while the lease was on its way
                 return await self._engine.generate(prompt)
         except EngineError as error:
             if self._engine.is_dead:
@@ -225,7 +206,7 @@ class RolloutWorker:
         judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
         verdict = await self._verifiers.verify(prompt.problem, judged, rollout.finish_reason)
         verify_seconds = time.monotonic() - began
-        await self._control.gate.wait()  # a canary may still find the weights wrong
+        await self.control.gate.until_may_send()  # a canary may still find the weights wrong
         trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)
         self._sender.send(trajectory.id, encode_trajectory(trajectory))
         self._heartbeat.counters.num_tokens += len(rollout.token_ids)
@@ -235,7 +216,7 @@ class RolloutWorker:
     def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
         task = self._config.task
         return Trajectory(
-            id=f"{prompt.id}@{self._id}.{self._life}",
+            id=f"{prompt.id}@{self._id}.{self._incarnation}",
             prompt_id=prompt.id,
             group_id=prompt.group_id,
             sample_index=prompt.sample_index,

@@ -33,6 +33,7 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.store.run_store import Member, RunStore
 from vcppo.common.transport import ControlClient
+from vcppo.common.transport.generator_calls import Abort, Resume
 from vcppo.common.transport.ports import free_port
 from vcppo.learner.engine.distributed import broadcast_object, rank
 from vcppo.learner.weights.canary import CanaryError, CanaryProbe
@@ -220,12 +221,12 @@ class WeightBroadcaster:
         dropped.extend(verdict.faults)
         if not self._fan_out.clients:
             return {"state": "again"}
-        resumed = self._fan_out.call("resume")
+        resumed = self._fan_out.ask(Resume())
         self._fan_out.release()
         self.membership.synced([life for life in joined if life[0] in self._fan_out.clients], policy_version)
         return {
             "members": list(self._fan_out.clients),
-            "pause_seconds": max(float(r["paused_seconds"]) for r in resumed.values()),
+            "pause_seconds": max(each.paused_seconds for each in resumed.values()),
             "canary_difference": verdict.difference,
         }
 
@@ -303,7 +304,7 @@ class WeightBroadcaster:
         assert self._fan_out is not None
         client = self._fan_out.clients.pop(name)
         log.error("canary_failed", generator_id=name, reason=fault)
-        tell(name, client, "abort", {})
+        tell(name, client, Abort())
         if for_good:
             dismiss(name, client, f"its canary failed again and again: {fault}")
         client.close()

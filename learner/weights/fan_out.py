@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass, field
 from threading import Thread
@@ -13,6 +13,16 @@ from urllib.parse import urlsplit
 from vcppo.common.errors import DeadlineExceeded, VcppoError
 from vcppo.common.store.run_store import Member
 from vcppo.common.transport import ControlClient
+from vcppo.common.transport.generator_calls import (
+    Answer,
+    Call,
+    FinishWeightUpdate,
+    InitWeightTransfer,
+    Pause,
+    StartWeightUpdate,
+    Status,
+    UpdateWeights,
+)
 
 T = TypeVar("T")
 STATUS_SECONDS = 5.0  # a generator that does not say who it is in this time is taken for dead
@@ -46,24 +56,27 @@ class FanOut:
     def world_size(self) -> int:
         return 1 + sum(self.num_workers.values())
 
-    def call(self, method: str, arguments: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-        """Call ``method`` everywhere, or where there are arguments for it; returns the results by id.
+    def ask(self, call: Call[Answer], names: Collection[str] | None = None) -> dict[str, Answer]:
+        """Ask all generators, or those named, the same; returns the answers by id. Raises MemberError."""
+        return self.ask_each(dict.fromkeys(self.clients if names is None else names, call))
+
+    def ask_each(self, calls: Mapping[str, Call[Answer]]) -> dict[str, Answer]:
+        """Ask each generator its own call of one kind; returns the answers by id.
 
         Raises MemberError at the first failure.
         """
 
-        def one(name: str) -> Callable[[], Any]:
-            values = dict(arguments[name]) if arguments else {}
-            return lambda: self.clients[name].call(method, values, self.deadline_seconds)
+        def one(name: str) -> Callable[[], Answer]:
+            return lambda: self.clients[name].ask(calls[name], self.deadline_seconds)
 
-        futures: dict[Future[Any], str] = {beside(one(name)): name for name in arguments or self.clients}
+        futures: dict[Future[Answer], str] = {beside(one(name)): name for name in calls}
         done, _ = wait(futures, timeout=self.deadline_seconds + _GRACE_SECONDS, return_when=FIRST_EXCEPTION)
         failures = {futures[f]: error for f in done if isinstance(error := f.exception(), Exception)}
         if not failures:
             late = [name for f, name in futures.items() if f not in done]
             failures = {name: DeadlineExceeded(f"no answer in {self.deadline_seconds:.0f} s") for name in late}
         if failures:
-            raise MemberError(method, failures)
+            raise MemberError(next(iter(calls.values())).method, failures)
         return {name: f.result() for f, name in futures.items()}
 
     def release(self) -> None:
@@ -73,26 +86,26 @@ class FanOut:
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         offset = int(init_info["rank_offset"])
-        arguments: dict[str, dict[str, Any]] = {}
+        calls: dict[str, InitWeightTransfer] = {}
         for name, num in self.num_workers.items():
             info = init_info | {"rank_offset": offset}
             if "bind_host" in info:
                 info["bind_host"] = urlsplit(self.clients[name].endpoint).hostname
-            arguments[name] = {"init_info": info}
+            calls[name] = InitWeightTransfer(info)
             offset += num
-        self.call("init_weight_transfer_engine", arguments)
+        self.ask_each(calls)
 
     def start_weight_update(self) -> None:
         """Generators stand still from here until they are told to resume."""
-        self.call("pause")
-        self.call("start_weight_update")
+        self.ask(Pause())
+        self.ask(StartWeightUpdate())
 
     def update_weights(self, update_info: Any) -> None:
-        self.call("update_weights", {name: {"update_info": update_info} for name in self.clients})
+        self.ask(UpdateWeights(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        arguments = {name: {"policy_version": self.policy_version} for name in self.clients}
-        self.received = self.call("finish_weight_update", arguments)
+        answers = self.ask(FinishWeightUpdate(self.policy_version))
+        self.received = {name: answer.received for name, answer in answers.items()}
 
 
 def beside(function: Callable[[], T]) -> Future[T]:
@@ -122,11 +135,11 @@ def _answers(member: Member) -> bool:
     client = ControlClient(member.control_endpoint)
     end = time.monotonic() + STATUS_SECONDS
     try:
-        while client.call("status", {}, STATUS_SECONDS)["busy"] is not None:
+        while client.ask(Status(), STATUS_SECONDS).busy is not None:
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
-    except (VcppoError, TypeError, KeyError):  # an endpoint that is none, an answer that is no status
+    except VcppoError:  # an endpoint that is none, an answer that is no status
         return False
     finally:
         client.close()

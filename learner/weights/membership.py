@@ -12,6 +12,7 @@ from vcppo.common.errors import DeadlineExceeded
 from vcppo.common.process import watchdog
 from vcppo.common.store.run_store import Member, RunStore
 from vcppo.common.transport import ControlClient, ControlError
+from vcppo.common.transport.generator_calls import Abort, Call, Dismiss
 from vcppo.learner.weights.fan_out import STATUS_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -98,7 +99,7 @@ class Membership:
         """It is there and did not take an update: let it begin a new life and try again, but not for ever."""
         self._failures[member.id] = self._failures.get(member.id, 0) + 1
         client = ControlClient(member.control_endpoint)
-        tell(member.id, client, "abort", {})
+        tell(member.id, client, Abort())
         if self._failures[member.id] >= self._attempts:
             del self._failures[member.id]
             dismiss(member.id, client, f"its updates failed again and again: {reason}")
@@ -114,12 +115,12 @@ def incarnation(member: Member) -> int:
 def dismiss(name: str, client: ControlClient, reason: str) -> None:
     """Tell a generator that it is not wanted any more: it hands its prompts back and ends."""
     log.error("generator_dismissed", generator_id=name, reason=reason)
-    tell(name, client, "dismiss", {"reason": reason})
+    tell(name, client, Dismiss(reason))
 
 
-def tell(name: str, client: ControlClient, method: str, arguments: Mapping[str, object]) -> None:
+def tell(name: str, client: ControlClient, call: Call[None]) -> None:
     """A call whose failure is worth a line: who can't be reached is dropped soon enough."""
     try:
-        client.call(method, arguments, STATUS_SECONDS)
+        client.ask(call, STATUS_SECONDS)
     except ControlError as error:
-        log.warning("call_failed", generator_id=name, method=method, error=str(error))
+        log.warning("call_failed", generator_id=name, method=call.method, error=str(error))

@@ -20,13 +20,12 @@ class SentWeights(NamedTuple):
     sums: tuple[int, ...] = ()
 
 
-def transport_fault(answer: Any, sent: SentWeights) -> str:
+def transport_fault(reports: Any, sent: SentWeights) -> str:
     """What is wrong with what a generator says it received; "" when every worker received what was sent.
 
     Args:
-        answer: of ``finish_weight_update``: ``{"received": [one SumsReport a worker]}``.
+        reports: `Received.received` of the generator: one SumsReport a worker.
     """
-    reports = answer.get("received") if isinstance(answer, dict) else None
     if not isinstance(reports, list) or not reports:
         return "it returned no sums of the weights it received: it runs another version of this program"
     for worker, report in enumerate(reports):

@@ -9,11 +9,13 @@ failures counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import structlog
 
 from vcppo.common.config import BroadcastConfig
+from vcppo.common.transport.generator_calls import Canary
 from vcppo.learner.weights.canary import Answers, CanaryProbe, Incarnation, first_update, later_update, mean_difference
 from vcppo.learner.weights.fan_out import FanOut
 from vcppo.learner.weights.transport_check import SentWeights, transport_fault
@@ -69,14 +71,13 @@ class WeightProof:
         self, fan_out: FanOut, names: list[str], probe: CanaryProbe, engines: Mapping[str, int]
     ) -> dict[str, Answers]:
         """New engines are asked twice: how exactly do they repeat themselves?"""
-        question = _question(probe)
-        once = fan_out.call("canary", dict.fromkeys(names, question))
+        question = Canary(probe.token_ids, int(probe.prompt_length), probe.lengths)
+        once = fan_out.ask(question, names)
         new = [name for name in names if (name, engines[name]) not in self._known]
         plausible = [name for name in new if mean_difference(once[name], probe.log_probs) != float("inf")]
         again: dict[str, Any] = {}
         if plausible:
-            question = question | {"num_sampled": len(probe.sampled_log_probs)}
-            again = fan_out.call("canary", dict.fromkeys(plausible, question))
+            again = fan_out.ask(replace(question, num_sampled=len(probe.sampled_log_probs)), plausible)
         return {name: Answers(once[name], again.get(name)) for name in names}
 
     def _judge(
@@ -111,8 +112,3 @@ class WeightProof:
         difference = max((differences[name] for name in differences if name not in faults), default=None)
         text = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
         return ProofVerdict(difference, faults, frozenset() if is_hopeless else worn_out, is_hopeless, text)
-
-
-def _question(probe: CanaryProbe) -> dict[str, Any]:
-    question: dict[str, Any] = {"token_ids": probe.token_ids, "prompt_length": int(probe.prompt_length)}
-    return question if probe.lengths is None else question | {"lengths": probe.lengths}

@@ -24,6 +24,7 @@ from vcppo.common.records.wire import decode_trajectory
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport import ControlClient, TrajectoryReceiver
 from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.common.transport.generator_calls import Pause, StartWeightUpdate, Status
 from vcppo.learner.batching.packing import build_packed
 from vcppo.learner.engine.deepspeed_engine import (
     EngineOptions,
@@ -135,7 +136,7 @@ class Case:
             return
         for member in self.store.members("generator"):
             client, end = ControlClient(member.control_endpoint), time.monotonic() + DEADLINE
-            while client.call("status", {}, 10.0)["num_in_flight"] == 0:  # type: ignore[index, call-overload]
+            while client.ask(Status(), 10.0).num_in_flight == 0:
                 assert time.monotonic() < end, f"{member.id} takes no prompts"
             client.close()
 
@@ -217,8 +218,8 @@ def break_off(case: Case) -> Any:
     assert case.store is not None
     for member in case.store.members("generator"):
         client = ControlClient(member.control_endpoint)
-        for call in ("pause", "start_weight_update"):
-            client.call(call, {}, 30.0)
+        for call in (Pause(), StartWeightUpdate()):
+            client.ask(call, 30.0)
         client.close()
     case.broadcaster.close()
     case.broadcaster = WeightBroadcaster(case.config, case.store, case.engine)

@@ -80,6 +80,10 @@ class FakeEngine:
     pause = resume = start_weight_update = shutdown_weight_transfer = nothing
 
 
+async def nothing_in_flight() -> None:
+    """Rollouts have no part here."""
+
+
 class FakeGenerator:
     """A control port in a thread of its own."""
 
@@ -94,10 +98,15 @@ class FakeGenerator:
 
     def _run(self, started: threading.Event) -> None:
         async def serve() -> None:
-            self.control = WeightControl(self.engine, self.name, 60.0)  # type: ignore[arg-type]
-            self.control.loaded(0)
             self.dismissed: list[str] = []
-            self.control.end = self.dismissed.append
+            self.control = WeightControl(
+                self.engine,  # type: ignore[arg-type]
+                self.name,
+                60.0,
+                drop_in_flight=nothing_in_flight,
+                end=self.dismissed.append,
+            )
+            self.control.loaded(0)
             server = ControlServer("127.0.0.1")
             self.endpoint = server.endpoint
             self.serving = asyncio.create_task(server.serve(self.control.handlers()))
@@ -223,7 +232,7 @@ def test_a_generator_that_always_fails_is_dropped_and_the_rest_go_on(make: Calla
     report = bench.send(1)
     assert (report.members, report.dropped) == (("g-0",), ("g-1",))
     assert bench.store.generators[1].control.policy_version == -1
-    assert not bench.store.generators[1].control.gate.is_set()
+    assert not bench.store.generators[1].control.gate.may_send
 
 
 def test_a_generator_that_hangs_in_the_update_costs_a_deadline_and_is_dropped(make: Callable[..., Bench]) -> None:
@@ -252,9 +261,9 @@ def test_wrong_weights_are_a_canary_error_that_names_the_generator(make: Callabl
     ):
         bench.broadcaster.broadcast(1, CanaryProbe(PROBE_TOKENS, 2, np.ones(4, np.float32)))
     assert bench.store.values == {}
-    assert not bench.store.generators[0].control.gate.is_set()
+    assert not bench.store.generators[0].control.gate.may_send
     bench.send(2)
-    assert bench.store.generators[0].control.gate.is_set()
+    assert bench.store.generators[0].control.gate.may_send
 
 
 def test_a_failed_canary_puts_out_that_generator_alone_and_it_comes_back(make: Callable[..., Bench]) -> None:
@@ -265,14 +274,14 @@ def test_a_failed_canary_puts_out_that_generator_alone_and_it_comes_back(make: C
     bad.engine.model.wrong_loads = 1
     report = bench.send(2)
     assert (report.members, report.dropped) == (("g-0",), ("g-1",))
-    assert good.control.gate.is_set()
+    assert good.control.gate.may_send
     assert good.control.policy_version == 2
-    assert not bad.control.gate.is_set()
+    assert not bad.control.gate.may_send
     assert bad.control.policy_version == -1
     assert bench.broadcaster.out_of_sync(2) == ["g-1"]
     report = bench.send(2)  # what the learner does when it finds one out of sync
     assert (report.members, report.dropped) == (("g-0", "g-1"), ())
-    assert bad.control.gate.is_set()
+    assert bad.control.gate.may_send
     assert good.control.epoch == epochs[0]  # the others are not restarted
     assert bad.control.epoch != epochs[1]
     assert bench.broadcaster.out_of_sync(2) == []
@@ -309,11 +318,11 @@ def test_an_only_generator_is_sent_the_weights_anew_before_the_run_stops(make: C
     only.engine.model.wrong_loads = 2
     report = bench.send(1)
     assert report.members == ("g-0",)
-    assert only.control.gate.is_set()
+    assert only.control.gate.may_send
     only.engine.model.wrong_loads = 100
     with pytest.raises(CanaryError, match=r"g-0: mean \|log-prob difference\| 7 nats"):
         bench.send(2)
-    assert not only.control.gate.is_set()
+    assert not only.control.gate.may_send
     assert not only.dismissed
 
 

@@ -27,7 +27,7 @@ from vcppo.common.tasks import load_task
 from vcppo.common.telemetry.metrics import MetricsWriter, read_metrics
 from vcppo.common.transport import TrajectoryReceiver, TrajectorySender
 from vcppo.common.transport.ports import free_endpoint, free_port
-from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.rollout.parts import Generator
 from vcppo.generator.rollout.rollout import RolloutWorker
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.engine import EngineError, Rollout
@@ -98,20 +98,19 @@ class Bench:
         self.sender = TrajectorySender([endpoint], "generator-0", self.config.transport, folder / "spool")
         self.metrics = MetricsWriter(folder, "generator-0", folder.name)
         self.engine: Any = ScriptedEngine()
-        self.control = WeightControl(self.engine, "generator-0", 60.0)
         self.verifiers = VerifierPool(self.config.task)
-        self.worker = RolloutWorker(
+        parts = Generator(
             self.config,
             "generator-0",
-            engine=self.engine,
-            control=self.control,
-            control_endpoint="tcp://127.0.0.1:1",
-            store=self.store,
-            sender=self.sender,
-            verifiers=self.verifiers,
-            tokenizer=_Tokenizer(),
-            metrics=self.metrics,
+            self.engine,
+            self.store,
+            self.sender,
+            self.verifiers,
+            _Tokenizer(),
+            self.metrics,
         )
+        self.worker = RolloutWorker(parts, control_endpoint="tcp://127.0.0.1:1")
+        self.control = self.worker.control
 
     async def receive(self, count: int) -> list[Trajectory]:
         """The next `count` trajectories; they are expired in the store, as if a buffer had taken them away."""
@@ -415,7 +414,7 @@ def test_prompts_of_a_version_it_was_never_sent_are_handed_back(tmp_path: Path, 
     async def body(bench: Bench) -> None:
         epoch = bench.control.epoch
         bench.store.issue([replace(prompt, issue_version=1) for prompt in prompts(2)])
-        await bench.until(lambda: not bench.control.gate.is_set(), "it goes on with old weights")
+        await bench.until(lambda: not bench.control.gate.may_send, "it goes on with old weights")
         await bench.until(lambda: bench.store.ledger().queued == 2, "not handed back")
         assert bench.control.policy_version == -1
         assert bench.control.epoch > epoch

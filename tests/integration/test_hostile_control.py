@@ -17,6 +17,7 @@ from vcppo.common.process.memory_guard import ResidentMemory
 from vcppo.common.store.ledger import Member
 from vcppo.common.transport import ControlClient, ControlServer
 from vcppo.common.transport.control import ControlError
+from vcppo.common.transport.generator_calls import GeneratorStatus
 from vcppo.learner.weights.fan_out import silent
 
 NUM_CALLS = 3000
@@ -142,7 +143,7 @@ async def no_status(**arguments: Any) -> Any:
 
 
 async def a_status(**arguments: Any) -> Any:
-    return {"busy": None}
+    return GeneratorStatus("sound", policy_version=1, epoch=1, paused=False, num_in_flight=0, busy=None)
 
 
 def test_a_generator_that_answers_nonsense_is_silent_and_the_learner_goes_on(serve: Callable[[Handlers], str]) -> None:

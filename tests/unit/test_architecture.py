@@ -42,8 +42,8 @@ FLOORS = {
         {"engine"}, {"export", "weights"}, {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
     "deploy": (
-        {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"}, {"report"},
-        {"container", "demo"}, {"chaos", "experiment"}, {"cli"},
+        {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"},
+        {"report"}, {"container", "demo"}, {"chaos", "experiment"}, {"cli"},
     ),
 }  # fmt: skip
 # Two ends of one thing may have one name.

@@ -153,15 +153,15 @@ def report(sums: list[int], names: tuple[str, ...] = SENT.names) -> dict[str, An
 
 def test_every_worker_must_have_received_what_was_sent() -> None:
     right = report([1, 2, 3, 4, 5])
-    assert transport_fault({"received": [right, right]}, SENT) == ""
-    fault = transport_fault({"received": [right, report([1, 2, 9, 4, 5])]}, SENT)
+    assert transport_fault([right, right], SENT) == ""
+    fault = transport_fault([right, report([1, 2, 9, 4, 5])], SENT)
     assert fault.startswith("worker 1: the bytes it received of c are not those that were sent")
-    assert "a, b, c and 2 more" in transport_fault({"received": [report([0] * 5)]}, SENT)
-    assert "names or order differ" in transport_fault({"received": [report([1, 2, 3, 4, 5], SENT.names[::-1])]}, SENT)
-    assert "its head, tied to the embedding" in transport_fault({"received": [{**right, "stale": 1}]}, SENT)
-    assert "it received 4 tensors, 5 were sent" in transport_fault({"received": [report([1, 2, 3, 4])]}, SENT)
+    assert "a, b, c and 2 more" in transport_fault([report([0] * 5)], SENT)
+    assert "names or order differ" in transport_fault([report([1, 2, 3, 4, 5], SENT.names[::-1])], SENT)
+    assert "its head, tied to the embedding" in transport_fault([{**right, "stale": 1}], SENT)
+    assert "it received 4 tensors, 5 were sent" in transport_fault([report([1, 2, 3, 4])], SENT)
 
 
-@pytest.mark.parametrize("answer", [None, {}, {"received": None}, {"received": []}, {"received": [None]}, [], "x"])
-def test_a_generator_that_returns_no_sums_is_at_fault(answer: Any) -> None:
-    assert "it returned no sums" in transport_fault(answer, SENT)
+@pytest.mark.parametrize("reports", [None, {}, [], [None], [{}], "x"])
+def test_a_generator_that_returns_no_sums_is_at_fault(reports: Any) -> None:
+    assert "it returned no sums" in transport_fault(reports, SENT)

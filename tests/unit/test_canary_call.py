@@ -53,13 +53,21 @@ def test_what_is_no_call_is_refused_and_the_engine_does_not_hear_of_it(changes: 
         shutdown_weight_transfer = None
 
     async def main() -> None:
-        control = WeightControl(Engine(), "generator-0", 60.0)  # type: ignore[arg-type]
+        async def nothing() -> None: ...
+
+        control = WeightControl(
+            Engine(),
+            "generator-0",
+            60.0,
+            drop_in_flight=nothing,
+            end=lambda _: None,  # type: ignore[arg-type]
+        )
         control.loaded(3)
         arguments = {"token_ids": IDS, "prompt_length": 2} | changes
         with pytest.raises(ValueError, match="canary: ") as refused:
             await control.handlers()["canary"](**arguments)
         assert text in str(refused.value)
         assert control.policy_version == 3
-        assert control.gate.is_set()
+        assert control.gate.may_send
 
     asyncio.run(main())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vcppo.generator.rollout.control import UNSYNCED, WeightControl
+from vcppo.generator.rollout.weight_state import WeightGate, WeightState
 
 
 class FakeEngine:
@@ -20,6 +21,12 @@ class FakeEngine:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.failing: set[str] = set()
+        self.gate = WeightGate()
+        self.could_send: list[bool] = []
+
+    async def drop_in_flight(self) -> None:
+        self.calls.append("drop_in_flight")
+        self.could_send.append(self.gate.may_send)
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any) -> Any:
@@ -34,7 +41,14 @@ class FakeEngine:
 def run(body: Callable[[FakeEngine, WeightControl, Callable[..., Awaitable[Any]]], Awaitable[None]]) -> None:
     async def main() -> None:
         engine = FakeEngine()
-        control = WeightControl(engine, "generator-0", silence_seconds=0.2)  # type: ignore[arg-type]
+        control = WeightControl(
+            engine,  # type: ignore[arg-type]
+            "generator-0",
+            silence_seconds=0.2,
+            drop_in_flight=engine.drop_in_flight,
+            end=engine.calls.append,
+        )
+        engine.gate = control.gate
         handlers = control.handlers()
         await body(engine, control, lambda name, **arguments: handlers[name](**arguments))
 
@@ -47,20 +61,20 @@ UPDATE = (("pause", {}), ("start_weight_update", {}), ("update_weights", {"updat
 def test_the_gate_opens_only_when_the_canary_has_passed() -> None:
     async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
         control.loaded(0)
-        assert control.gate.is_set()
-        assert control.running.is_set()
+        assert control.gate.state is WeightState.READY
+        assert control.gate.may_begin
         for name, arguments in UPDATE:
             await call(name, **arguments)
-            assert not control.gate.is_set()
-            assert not control.running.is_set()
+            assert not control.gate.may_send
+            assert not control.gate.may_begin
         await call("finish_weight_update", policy_version=1)
-        assert not control.running.is_set()
+        assert not control.gate.may_begin
         answer = await call("canary", token_ids=np.arange(6, dtype=np.int32), prompt_length=2)
         assert answer.shape == (4,)
-        assert not control.gate.is_set()
-        assert control.running.is_set()  # places are filled again while the canary is looked at
-        assert (await call("resume"))["paused_seconds"] >= 0
-        assert control.gate.is_set()
+        assert not control.gate.may_send
+        assert control.gate.may_begin  # places are filled again while the canary is looked at
+        assert (await call("resume")).paused_seconds >= 0
+        assert control.gate.state is WeightState.READY
         assert control.policy_version == 1
         assert engine.calls.count("pause") == engine.calls.count("resume") == 1
 
@@ -77,7 +91,7 @@ def test_a_broken_off_update_asks_for_a_new_one_and_does_not_resume() -> None:
         with pytest.raises(RuntimeError, match="is broken"):
             await call("update_weights", update_info={})
         assert control.policy_version == UNSYNCED
-        assert not control.running.is_set()
+        assert not control.gate.may_begin
         assert control.epoch > epoch
         with pytest.raises(RuntimeError, match="no complete weights"):
             await call("resume")
@@ -87,29 +101,23 @@ def test_a_broken_off_update_asks_for_a_new_one_and_does_not_resume() -> None:
             await call(name, **arguments)
         await call("finish_weight_update", policy_version=5)
         await call("resume")
-        assert control.gate.is_set()
+        assert control.gate.state is WeightState.READY
 
     run(body)
 
 
 def test_rejected_weights_drop_what_is_in_flight_and_stay_paused() -> None:
     async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
-        dropped: list[bool] = []
-
-        async def drop() -> None:
-            dropped.append(control.gate.is_set())
-
-        control.drop_in_flight = drop
         control.loaded(0)
         for name, arguments in UPDATE:
             await call(name, **arguments)
         await call("finish_weight_update", policy_version=1)
         await call("canary", token_ids=np.arange(6, dtype=np.int32), prompt_length=2)
         await call("abort")
-        assert dropped == [False]
-        assert not control.running.is_set()
-        assert engine.calls[-1] == "pause"
-        assert (await call("status"))["policy_version"] == UNSYNCED
+        assert engine.could_send == [False]
+        assert not control.gate.may_begin
+        assert engine.calls[-2:] == ["pause", "drop_in_flight"]
+        assert (await call("status")).policy_version == UNSYNCED
 
     run(body)
 
@@ -141,7 +149,7 @@ def test_calls_run_one_at_a_time_but_status_answers_at_once() -> None:
         pausing = asyncio.create_task(call("pause"))
         await entered.wait()
         starting = asyncio.create_task(call("start_weight_update"))
-        assert (await call("status"))["num_in_flight"] == 3
+        assert (await call("status")).num_in_flight == 3
         assert "start_weight_update" not in engine.calls
         leave.set()
         await asyncio.gather(pausing, starting)

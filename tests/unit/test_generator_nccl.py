@@ -59,7 +59,7 @@ def test_what_passes_is_loaded_and_summed(monkeypatch: pytest.MonkeyPatch) -> No
         worker.receive_weights(worker.parse_update_info(INFO))
         report = worker.sums.report()
         assert report == {"names": names_sum(TENSORS), "sums": list(SENT.sums), "stale": 0}
-        assert transport_fault({"received": [report]}, SENT) == ""
+        assert transport_fault([report], SENT) == ""
     assert worker.model is model
     assert all(torch.equal(model.loaded[name], tensor) for name, tensor in TENSORS.items())
 
@@ -69,7 +69,7 @@ def test_a_flipped_bit_is_seen_and_named(monkeypatch: pytest.MonkeyPatch) -> Non
     spoilt.view(torch.uint8)[3] ^= 4
     worker, _ = engine(monkeypatch, {**TENSORS, "b": spoilt})
     worker.receive_weights(worker.parse_update_info(INFO))
-    assert transport_fault({"received": [worker.sums.report()]}, SENT).startswith("the bytes it received of b are not")
+    assert transport_fault([worker.sums.report()], SENT).startswith("the bytes it received of b are not")
 
 
 def test_the_model_is_its_own_again_when_receiving_fails(monkeypatch: pytest.MonkeyPatch) -> None:

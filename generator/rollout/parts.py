@@ -1,0 +1,32 @@
+"""What one generator process is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vcppo.common.config import VcppoConfig
+from vcppo.common.store.run_store import RunStore
+from vcppo.common.telemetry.metrics import MetricsWriter
+from vcppo.common.transport import TrajectorySender
+from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.vllm_engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One generator: its name, and the parts that its loops share. Whoever makes the parts closes them.
+
+    Attributes:
+        id: its name in the store, the log and the weight group.
+        tokenizer: transformers', of the model the engine runs.
+    """
+
+    config: VcppoConfig
+    id: str
+    engine: Engine
+    store: RunStore
+    sender: TrajectorySender
+    verifiers: VerifierPool
+    tokenizer: Any
+    metrics: MetricsWriter
