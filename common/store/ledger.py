@@ -38,8 +38,14 @@ class Ledger:
 
     @property
     def outstanding(self) -> int:
-        """Issued and not settled: what the credits bound, at most (max_staleness + 1) * batch_size."""
+        """Issued and not settled."""
         return self.issued - self.trained - self.rejected - self.expired
+
+    @property
+    def credits_used(self) -> int:
+        """What the credits bound, at most (max_staleness + 1) * batch_size: claimed ones are with the learner, and are
+        trained although their commit waits for a checkpoint."""
+        return self.queued + self.leased + self.buffered
 
     @property
     def difference(self) -> int:

@@ -70,10 +70,10 @@ def trajectories_panel(ledger: Ledger | None, bound: int) -> Panel:
         Text.assemble((name, "bright_black"), " ", (f"{counts[name]:,}", f"bold {STATE_COLOURS[name]}"))
         for name in ("queued", "leased", "buffered", "claimed", "trained")
     )
-    outstanding = [(name, counts[name]) for name in ("claimed", "buffered", "leased", "queued")]
+    open_prompts = [(name, counts[name]) for name in ("buffered", "leased", "queued")]
     width = 44
-    scale = width / max(bound, ledger.outstanding, 1)
-    bar = Text().join(Text("█" * round(count * scale), style=STATE_COLOURS[name]) for name, count in outstanding)
+    scale = width / max(bound, ledger.credits_used, 1)
+    bar = Text().join(Text("█" * round(count * scale), style=STATE_COLOURS[name]) for name, count in open_prompts)
     bar.append("░" * max(0, width - len(bar.plain)), style="bright_black")
     exact = (
         Text("exact", style="bold green")
@@ -83,7 +83,7 @@ def trajectories_panel(ledger: Ledger | None, bound: int) -> Panel:
     lost = Text.assemble(f"{counts['rejected']} rejected, {counts['expired']} expired")
     body = Group(
         flow,
-        Text.assemble(bar, f"  {ledger.outstanding} of {bound} credits"),
+        Text.assemble(bar, f"  {ledger.credits_used} of {bound} credits"),
         _rows(("issued", Text.assemble(f"{counts['issued']:,}   ledger ", exact, "   ", lost))),
     )
     return Panel(body, title="trajectories", title_align="left", border_style="blue")

@@ -27,7 +27,7 @@ def store_metrics(state: StoreState, num_credits: int) -> Mapping[str, float | N
         **{f"store/queue/{name}": float(getattr(ledger, name)) for name in ("queued", "leased", "buffered", "claimed")},
         **{f"store/settled/{name}": float(getattr(ledger, name)) for name in ("trained", "rejected", "expired")},
         "store/ledger_difference": float(ledger.difference),
-        "store/credits_used": float(ledger.queued + ledger.leased + ledger.buffered),
+        "store/credits_used": float(ledger.credits_used),
         "store/credits": float(num_credits),
         "store/dead_letters": float(state.num_dead_letters),
         "store/memory_bytes": float(state.memory.used),

@@ -29,7 +29,7 @@ def test_run_at_rl(tmp_path: Path) -> None:
     text = shown(RunData.load(make_run(tmp_path)), members=(Member("generator-0", "generator", policy_version=3),))
     for word in (
         "trained 1,756",
-        "244 of 256 credits",
+        "180 of 256 credits",
         "exact",
         "30 of 30",
         "accuracy",
