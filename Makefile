@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test faults compose-test real-job real-job-test fuzz check measures bench lock clean
+.PHONY: help setup demo test bench-test faults compose-test real-job real-job-test fuzz check measures docs bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -56,6 +56,15 @@ check: setup ## formatting, lint and types
 measures: setup ## how the code base is built, in figures: rooms, circles, long functions, docstrings, words a sentence
 	@$(PYTHON_BIN) scripts/measures.py
 
+docs: .venv-docs/made ## the documentation as a site, in site/; a dead link or an undocumented public name ends it
+	@.venv-docs/bin/mkdocs build --clean
+
+.venv-docs/made: pyproject.toml # an environment of its own: nobody else needs these packages
+	@$(or $(PYTHON),$(firstword $(wildcard $(PYTHON_BIN)) python3)) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		| xargs .venv-docs/bin/pip install --quiet --disable-pip-version-check
+	@touch $@
+
 bench: setup ## measure against physical limits and the peers' ways; BENCH="gae wire" for some, BENCH=--quick for a trial
 	@$(PYTHON_BIN) -m benchmarks $(BENCH)
 
@@ -63,5 +72,5 @@ lock: setup ## resolve the lock files again (needs uv on PATH)
 	@scripts/lock.sh
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) $(VENV).lock .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV).lock .venv-docs site .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -225,7 +225,7 @@ def _config(arguments: argparse.Namespace, between: Sequence[str] = ()) -> Vcppo
 
 EXAMPLES = """\
 examples:
-  vcppo demo                                   the whole pipeline on this machine's CPU, about 15 minutes
+  vcppo demo                                   the whole pipeline on this machine's CPU
   vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
   vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
   vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)

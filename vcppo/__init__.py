@@ -1,19 +1,23 @@
 """vcppo: asynchronous PPO with a calibrated critic. The names here are the public API; everything else may move.
 
-A task of your own, in a file beside your run.yaml (``task.name: my_task:MyTask``)::
+A task of your own, in a file beside your run.yaml (``task.name: "my_task:Doubles"``)::
 
     from vcppo import Problem, Task, Verdict
 
-    class MyTask(Task):
-        num_problems = 1000
-        def problem(self, index): return Problem(f"What is {index} + {index}?", str(2 * index))
-        def verify(self, problem, response): return Verdict.judged(response.strip() == problem.answer)
+    class Doubles(Task):
+        def problems(self, split, seed, start, count):
+            first = start if split == "train" else 1_000_000 + start
+            return [Problem(f"{i} + {i} =", {"answer": str(2 * i)}) for i in range(first, first + count)]
+
+        def verify(self, answer, response, finish_reason):
+            found = response.strip()
+            return Verdict("correct" if found == answer["answer"] else "wrong", found)
 
 | name | what it is |
 |---|---|
 | `Task` | where prompts and verdicts come from: the class a user writes |
 | `Problem`, `Verdict`, `Demonstration`, `Finding` | what its methods return |
-| `TaskOptions`, `parse_options` | typed options of a task, refused by name where they are wrong |
+| `TaskOptions`, `parse_options` | typed options of a task; a wrong one is refused with its name |
 | `Split`, `Text`, `ChatMessages` | the types in its signatures |
 | `load_task` | the task that a config names |
 | `load_config`, `VcppoConfig` | a run's settings from YAML and overrides, checked |

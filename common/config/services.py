@@ -84,8 +84,8 @@ class GeneratorConfig(Section):
     """GPUs per engine."""
 
     initial_weights: Literal["learner", "model"] = "learner"
-    """learner: a generator starts with wrong weights on purpose and takes no prompts until the learner has sent it the
-    right ones, which proves that every tensor arrives. model: it reads model.path as version 0, for use without a
+    """learner: a generator starts with wrong weights on purpose, and takes no prompts until the learner has sent it the
+    right ones. That proves that every tensor arrives. model: it reads model.path as version 0, for use without a
     learner, or for a model with weights that are not sent."""
 
     enforce_eager: bool = False

@@ -142,7 +142,7 @@ class RewardModelConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    """Advantages, targets and losses. Every piece of VC-PPO, PPO and GRPO is a setting here."""
+    """Advantages, targets and losses. Every piece of VC-PPO, PPO, GRPO and RLOO is a setting here."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,8 @@ To bring your own, subclass `Task` in any importable module and name it in the c
       name: my_package.my_task:MyTask
       options: {difficulty: 3}          # handed to MyTask(difficulty=3)
 
+    from vcppo import Problem, Task, Verdict
+
     class MyTask(Task):
         def __init__(self, difficulty: int = 1) -> None: ...
         def problems(self, split, seed, start, count): ...      # required
@@ -32,8 +34,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Split = Literal["train", "held_out"]
+"""Which problems: those that are trained on, or those that evaluations ask."""
+
 ChatMessages = list[dict[str, str]]
+"""A prompt as a chat: ``[{"role": "user", "content": "..."}]``. The model's chat template makes text of it."""
+
 Text = str | ChatMessages
+"""A prompt: plain text, or chat messages."""
 
 
 class TaskError(VcppoError):

@@ -112,11 +112,13 @@ class Difference(NamedTuple):
     Attributes:
         interval: 95 %, bootstrap over problems, paired by problem and seed.
         by_seed: one difference a seed.
+        means: both arms' own pass@1 over those seeds; they differ from the arms' means where seeds do.
     """
 
     mean: float
     interval: tuple[float, float]
     by_seed: list[float]
+    means: tuple[float, float]
 
     @property
     def verdict(self) -> str:
@@ -138,7 +140,10 @@ def difference(one: ArmData, other: ArmData) -> Difference | None:
     table = np.array([np.subtract(mine, its) for mine, its in pairs])
     per_problem = table.mean(axis=0)
     low, high = mean_interval((per_problem + 1) / 2, BOOTSTRAP_SEED)  # to [0, 1] and back
-    return Difference(float(table.mean()), (2 * low - 1, 2 * high - 1), [float(row.mean()) for row in table])
+    means = tuple(float(np.mean(rates)) for rates in zip(*pairs, strict=True))
+    return Difference(
+        float(table.mean()), (2 * low - 1, 2 * high - 1), [float(row.mean()) for row in table], (means[0], means[1])
+    )
 
 
 @dataclass(frozen=True)

@@ -174,26 +174,31 @@ def _quality(run: SeedRun) -> str:
 
 def claims(data: SuiteData) -> Table:
     """What the paper says, and whether this suite shows it."""
-    headings = ("the paper says", "difference here, points", "95 % interval", "by seed", "shown here?")
+    headings = ("the paper says", "the one it puts first: pass@1, %", "the one it puts below: pass@1, %",
+                "difference here, points", "95 % interval", "by seed", "shown here?")  # fmt: skip
     return Table("What reproduced, and what did not", headings, [_claim(data, claim) for claim in CLAIMS], CLAIMS_NOTE)
 
 
 CLAIMS_NOTE = (
-    "Differences of held-out pass@1, paired by problem and seed. “Yes” only where the interval is above 0 and every"
-    " seed agrees; “the opposite” likewise below 0; else the effect does not show at this scale."
+    "Differences of held-out pass@1, paired by problem and seed: both means of a row are of the seeds that both arms"
+    " have, so they can differ from the table of all arms. “Yes” stands where the interval is above 0 and every seed"
+    " agrees. “No, the order is reversed” stands where the interval is below 0 and every seed agrees. Else the effect"
+    " does not show at this scale."
 )
-VERDICTS = {"higher": "yes", "lower": "the opposite", "no difference shown": "does not show at this scale"}
+VERDICTS = {"higher": "yes", "lower": "no, the order is reversed", "no difference shown": "does not show at this scale"}
 
 
 def _claim(data: SuiteData, claim: Claim) -> list[str]:
     better, worse = data.arm(claim.better), data.arm(claim.worse)
     found = difference(better, worse) if better is not None and worse is not None else None
     if found is None:
-        return [claim.text, "–", "–", "–", data.absence(claim.better, claim.worse)]
+        return [claim.text, "–", "–", "–", "–", "–", data.absence(claim.better, claim.worse)]
     low, high = (f"{100 * each:+.1f}" for each in found.interval)
     seeds = ", ".join(f"{100 * each:+.1f}" for each in found.by_seed)
     verdict = VERDICTS[found.verdict] + (", one seed only" if len(found.by_seed) == 1 else "")
-    return [claim.text, f"{100 * found.mean:+.1f}", f"{low} to {high}", seeds, verdict]
+    arms = (claim.better, claim.worse)
+    means = [f"{arm}: {per_cent(mean)}" for arm, mean in zip(arms, found.means, strict=True)]
+    return [claim.text, *means, f"{100 * found.mean:+.1f}", f"{low} to {high}", seeds, verdict]
 
 
 def collapse(data: SuiteData) -> Table | None:

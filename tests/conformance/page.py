@@ -12,12 +12,22 @@ SIGNS = {"pass": "✓", "fail": "✗", "not offered": "–"}
 HEAD = """\
 # Advantage estimators against the paper
 
-Every estimator below gets the same arrays and is compared with a float64 transcription of the paper's sums
-(`tests/unit/oracle.py`). **vcppo** runs the learner's own functions. The peers' columns are *their formulas rewritten
-here* from their sources, linked below, as they were in early 2026; their packages are not run, and they change: check
-yours with `python -m tests.conformance my_module:MyEstimator` (`tests/conformance/README.md`). ✓ passes, ✗ differs by
-more than 1e-4, – not offered, which is no fault, or not compared here (group baselines). Several ✗ may have one cause:
-it is named below the table.
+Every estimator below gets the same arrays. Each is compared with a float64 transcription of the paper's sums
+(`tests/unit/oracle.py`).
+
+- **vcppo** runs the learner's own functions.
+- The peers' columns are *their formulas rewritten here* from their sources, linked below, as they were in early 2026.
+  Their packages are not run, and they change.
+- Check your own estimator with `python -m tests.conformance my_module:MyEstimator` (`tests/conformance/README.md`).
+
+**The rows about tool text test arrays, not environments.** vcppo has no environments with tools or several turns. These
+rows show what an estimator does with tokens that the policy did not write.
+
+| mark | meaning |
+|---|---|
+| ✓ | passes |
+| ✗ | differs by more than 1e-4. Several ✗ may have one cause, which is named below the table |
+| – | not offered, which is no fault, or not compared here (group baselines) |
 
 Made by `python -m tests.conformance --markdown > docs/conformance.md`.
 """

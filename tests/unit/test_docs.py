@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from vcppo.common.config import config_fields, load_config
+from vcppo.common.config import TaskConfig, config_fields, load_config
+from vcppo.common.tasks import TaskError, load_task
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
     "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/value_pretraining.md", "docs/weights.md",
+    "docs/index.md", "docs/own_task.md", "docs/formulas.md", "docs/comparison.md", "docs/glossary.md",
+    "CONTRIBUTING.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -67,6 +71,42 @@ def test_the_config_in_readme_loads(tmp_path: Path) -> None:
 def test_the_config_in_readme_is_the_one_that_first_run_was_made_with() -> None:
     page = (ROOT / "docs" / "first_run.md").read_text(encoding="utf-8")
     assert f"```yaml\n{example('yaml')}```" in page
+
+
+def test_the_algorithms_as_settings(tmp_path: Path) -> None:
+    """docs/formulas.md: each row's settings load."""
+    path = tmp_path / "run.yaml"
+    path.write_text(example("yaml"), encoding="utf-8")
+    page = (ROOT / "docs" / "formulas.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (PPO|GRPO|RLOO) \| `([^`]+)` \|$", page, re.MULTILINE))
+    found = {name: load_config(path, row.split()).algorithm for name, row in rows.items()}
+    assert {name: algorithm.advantage_estimator for name, algorithm in found.items()} == {
+        "PPO": "gae", "GRPO": "group_mean", "RLOO": "leave_one_out",
+    }  # fmt: skip
+    assert found["PPO"].lambda_actor == found["PPO"].lambda_critic == 0.95
+
+
+def test_the_example_of_an_own_task_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/own_task.md: found in the folder one starts in, it judges, and its errors are those on the page."""
+    page = (ROOT / "docs" / "own_task.md").read_text(encoding="utf-8")
+    module, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    config, *_ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_task.py").write_text(module, encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    task = load_task(load_config(Path("my.yaml")).task)
+    first, second = task.problems("train", 0, 0, 2)
+    assert task.problems("train", 0, 1, 1) == [second]
+    assert task.verify(first.answer, str(first.answer["answer"]), "stop").outcome == "correct"
+    assert task.verify(first.answer, "-1", "stop").outcome == "wrong"
+    assert task.verify(first.answer, "no idea", "stop").outcome == "unparsable"
+    assert task.demonstrations(0, 1, {})[0].response == first.answer["answer"]
+    for settings in ({"options": {"digit": 3}}, {"name": "sums"}):
+        with pytest.raises(TaskError) as error:
+            load_task(TaskConfig.model_validate({"name": "my_task:Sums"} | settings))
+        assert f"`{error.value}`" in page
 
 
 def test_the_task_in_readme_works() -> None:
