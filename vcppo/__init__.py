@@ -1,20 +1,24 @@
 """vcppo: asynchronous PPO with a calibrated critic. The names here are the public API; everything else may move.
 
-A task of your own, in a file beside your run.yaml (``task.name: my_task:MyTask``)::
+A task of your own, in a file beside your run.yaml (``task.name: my_task:Double``)::
 
     from vcppo import Problem, Task, Verdict
 
-    class MyTask(Task):
-        num_problems = 1000
-        def problem(self, index): return Problem(f"What is {index} + {index}?", str(2 * index))
-        def verify(self, problem, response): return Verdict.judged(response.strip() == problem.answer)
+    class Double(Task):
+        def problems(self, split, seed, start, count):  # a part of an endless sequence, the same at every call
+            numbers = [2 * i + (split == "held_out") for i in range(start, start + count)]
+            return [Problem(f"{n} + {n} =", {"sum": str(2 * n)}) for n in numbers]
+
+        def verify(self, answer, response, finish_reason):  # in a child process that is killed at a deadline
+            found = response.strip()
+            return Verdict("correct" if found == answer["sum"] else "wrong", found)
 
 | name | what it is |
 |---|---|
 | `Task` | where prompts and verdicts come from: the class a user writes |
 | `Problem`, `Verdict`, `Demonstration`, `Finding` | what its methods return |
 | `TaskOptions`, `parse_options` | typed options of a task, refused by name where they are wrong |
-| `Split`, `Text`, `ChatMessages` | the types in its signatures |
+| `Split`, `Text`, `ChatMessages`, `FinishReason`, `Outcome` | the types in its signatures |
 | `load_task` | the task that a config names |
 | `load_config`, `VcppoConfig` | a run's settings from YAML and overrides, checked |
 | `VcppoError`, `TaskError` | errors whose text is meant for the user |
@@ -28,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vcppo.common.config import VcppoConfig, load_config
     from vcppo.common.errors import VcppoError
+    from vcppo.common.records.trajectory import FinishReason, Outcome
     from vcppo.common.tasks import load_task
     from vcppo.common.tasks.interface import (
         ChatMessages,
@@ -48,6 +53,8 @@ __all__ = [
     "ChatMessages",
     "Demonstration",
     "Finding",
+    "FinishReason",
+    "Outcome",
     "Problem",
     "Split",
     "Task",
@@ -63,6 +70,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "FinishReason": "vcppo.common.records.trajectory",
+    "Outcome": "vcppo.common.records.trajectory",
     "VcppoConfig": "vcppo.common.config",
     "VcppoError": "vcppo.common.errors",
     "load_config": "vcppo.common.config",

@@ -1,10 +1,12 @@
 """What a task is: where prompts come from, how a response is judged, and what the cold start imitates.
 
-To bring your own, subclass `Task` in any importable module and name it in the config::
+To bring your own, subclass `Task` in any importable module (`vcppo` has all the names) and name it in the config::
 
     task:
       name: my_package.my_task:MyTask
       options: {difficulty: 3}          # handed to MyTask(difficulty=3)
+
+    from vcppo import Problem, Task, Verdict
 
     class MyTask(Task):
         def __init__(self, difficulty: int = 1) -> None: ...
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Split = Literal["train", "held_out"]
+"""Which problems: those to train on, or those that only an evaluation sees."""
 ChatMessages = list[dict[str, str]]
+"""Turns of a conversation, each with ``role`` and ``content``: what a chat template takes."""
 Text = str | ChatMessages
+"""A prompt: plain text, or messages that the model's own chat template turns into text."""
 
 
 class TaskError(VcppoError):
