@@ -130,12 +130,13 @@ def test_the_command_line_starts(hostile: Place, command: tuple[str, ...]) -> No
 def test_the_recipes_are_installed(hostile: Place) -> None:
     names = hostile.python(
         "import json\n"
+        "from pathlib import Path\n"
         "from vcppo.deploy.chaos.chaos_run import RECIPE\n"
         "from vcppo.deploy.demo import CONFIG\n"
         "from vcppo.deploy.experiment.suite import SUITES, load_suite\n"
         "from vcppo.common.config import load_config\n"
         "for path in (RECIPE, CONFIG): load_config(path)\n"
-        "for path in SUITES.glob('*.yaml'): load_suite(path.stem)\n"
+        "for path in SUITES.glob('*.yaml'): load_suite(Path(path.stem))\n"
         "print(json.dumps(sorted(path.stem for path in SUITES.glob('*.yaml'))))"
     )
     assert names == ["long_horizon", "paper", "quick"]

@@ -1,4 +1,4 @@
-"""What is installed: the wheel's files, the names of `vcppo`, the declared dependencies, the commands we tell people."""
+"""What is installed: the wheel's files, the names of `vcppo`, declared dependencies, the programs we tell people of."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -101,7 +102,7 @@ HOMES = dict(checked_imports())
 def alias_text(module: ModuleType, name: str) -> str:
     """The text below ``Name = …``."""
     body = ast.parse(inspect.getsource(module)).body
-    for node, below in zip(body, body[1:], strict=False):
+    for node, below in pairwise(body):
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
             is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
             return str(below.value.value) if is_text else ""  # type: ignore[attr-defined]
