@@ -219,8 +219,7 @@ def test_supervised_processes_import_ours_and_then_theirs(hostile: Place, betwee
     "module",
     [
         "vcppo.generator", "vcppo.generator.check", "vcppo.generator.evaluation.evaluate", "vcppo.learner",
-        "vcppo.learner.buffer", "vcppo.learner.check", "vcppo.learner.cold_start.reward_model",
-        "vcppo.learner.cold_start.sft", "vcppo.learner.export", "vcppo.deploy.container",
+        "vcppo.learner.buffer", "vcppo.learner.cold_start.reward_model", "vcppo.deploy.container",
         "vcppo.deploy.launch.fetch_model", "vcppo.deploy.processes.child",
     ],
 )  # fmt: skip
