@@ -22,6 +22,8 @@ from vcppo.common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoEr
 if TYPE_CHECKING:
     from vcppo.deploy.terminal.session import Session
 
+CONFIGS = Path(__file__).parent / "configs"  # in the checkout, or wherever the wheel is installed
+
 Command = Callable[[argparse.Namespace], int]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -435,7 +437,11 @@ def _add(commands: Commands, name: str, command: Command, text: str, examples: s
 def _takes_config(parser: argparse.ArgumentParser, run: bool) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "-c", "--config", type=Path, metavar="CONFIG", help="YAML file of the run (see deploy/configs/)"
+        "-c",
+        "--config",
+        type=Path,
+        metavar="CONFIG",
+        help=f"YAML file of the run (examples: {CONFIGS})".replace("%", "%%"),
     )
     if run:
         source.add_argument("--run", metavar="RUN", help="an existing run: its folder, or its name under runs/")

@@ -1,24 +1,24 @@
 """vcppo: asynchronous PPO with a calibrated critic. The names here are the public API; everything else may move.
 
-A task of your own, in a file beside your run.yaml (``task.name: "my_task:Doubles"``)::
+A task of your own, in a file beside your run.yaml (``task.name: my_task:Double``)::
 
     from vcppo import Problem, Task, Verdict
 
-    class Doubles(Task):
-        def problems(self, split, seed, start, count):
-            first = start if split == "train" else 1_000_000 + start
-            return [Problem(f"{i} + {i} =", {"answer": str(2 * i)}) for i in range(first, first + count)]
+    class Double(Task):
+        def problems(self, split, seed, start, count):  # a part of an endless sequence, the same at every call
+            numbers = [2 * i + (split == "held_out") for i in range(start, start + count)]
+            return [Problem(f"{n} + {n} =", {"sum": str(2 * n)}) for n in numbers]
 
-        def verify(self, answer, response, finish_reason):
+        def verify(self, answer, response, finish_reason):  # in a child process that is killed at a deadline
             found = response.strip()
-            return Verdict("correct" if found == answer["answer"] else "wrong", found)
+            return Verdict("correct" if found == answer["sum"] else "wrong", found)
 
 | name | what it is |
 |---|---|
 | `Task` | where prompts and verdicts come from: the class a user writes |
 | `Problem`, `Verdict`, `Demonstration`, `Finding` | what its methods return |
 | `TaskOptions`, `parse_options` | typed options of a task; a wrong one is refused with its name |
-| `Split`, `Text`, `ChatMessages` | the types in its signatures |
+| `Split`, `Text`, `ChatMessages`, `FinishReason`, `Outcome` | the types in its signatures |
 | `load_task` | the task that a config names |
 | `load_config`, `VcppoConfig` | a run's settings from YAML and overrides, checked |
 | `VcppoError`, `TaskError` | errors whose text is meant for the user |
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vcppo.common.config import VcppoConfig, load_config
     from vcppo.common.errors import VcppoError
+    from vcppo.common.records.trajectory import FinishReason, Outcome
     from vcppo.common.tasks import load_task
     from vcppo.common.tasks.interface import (
         ChatMessages,
@@ -52,6 +53,8 @@ __all__ = [
     "ChatMessages",
     "Demonstration",
     "Finding",
+    "FinishReason",
+    "Outcome",
     "Problem",
     "Split",
     "Task",
@@ -67,6 +70,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "FinishReason": "vcppo.common.records.trajectory",
+    "Outcome": "vcppo.common.records.trajectory",
     "VcppoConfig": "vcppo.common.config",
     "VcppoError": "vcppo.common.errors",
     "load_config": "vcppo.common.config",

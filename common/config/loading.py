@@ -43,7 +43,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> VcppoConfig
         ConfigError: one line per problem, each naming file (or command line), field, value and remedy.
     """
     if path is None:
-        raise ConfigError("no config file: give one with -c CONFIG.yaml (see deploy/configs/ for examples)")
+        raise ConfigError("no config file: give one with -c CONFIG.yaml (`vcppo check --help` says where examples are)")
     tree = _read_with_bases(path)
     parsed = [parse_override(text) for text in overrides]
     for override in parsed:

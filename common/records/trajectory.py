@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from vcppo.common.errors import VcppoError
 
 FinishReason = Literal["stop", "length", "abort"]
+"""Why a response ended: the policy ended it, it was cut off, or its generation was broken off."""
 Outcome = Literal["correct", "wrong", "unparsable", "timeout", "crash"]
+"""What a verifier finds; all but ``correct`` get ``task.reward_wrong``."""
 Purpose = Literal["value_pretraining", "rl"]
 
 Int32Array = NDArray[np.int32]

@@ -1,6 +1,6 @@
 """What a task is: where prompts come from, how a response is judged, and what the cold start imitates.
 
-To bring your own, subclass `Task` in any importable module and name it in the config::
+To bring your own, subclass `Task` in any importable module (`vcppo` has all the names) and name it in the config::
 
     task:
       name: my_package.my_task:MyTask

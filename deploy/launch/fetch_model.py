@@ -5,13 +5,18 @@ All other processes can then run without the internet.
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
 from vcppo.common.text.yaml_text import one_line
 
 
-def main(model: str) -> int:
+def main(arguments: list[str]) -> int:
+    """Fetch it and say where it is. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m vcppo.deploy.launch.fetch_model", description=__doc__)
+    parser.add_argument("model", metavar="OWNER/NAME")
+    model = parser.parse_args(arguments).model
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -29,4 +34,4 @@ def main(model: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

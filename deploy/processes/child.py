@@ -25,7 +25,7 @@ def prctl(option: int, value: int) -> bool:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vcppo.deploy.processes.child")
+    parser = argparse.ArgumentParser(prog="python -m vcppo.deploy.processes.child")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--cores", default="")
     parser.add_argument("--niceness", type=int, default=0)

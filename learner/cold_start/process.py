@@ -65,8 +65,8 @@ def fingerprinted(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def run_stage(
     service: str, about: str | None, make: Callable[[VcppoConfig], object], arguments: Sequence[str] | None
 ) -> int:
-    """The whole process of ``python -m vcppo.learner.<service>``. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m vcppo.learner.{service}", description=about)
+    """The whole process of ``python -m vcppo.learner.cold_start.<service>``. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"python -m vcppo.learner.cold_start.{service}", description=about)
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args(arguments)
