@@ -13,11 +13,11 @@ HEAD = """\
 # Advantage estimators against the paper
 
 Every estimator below gets the same arrays and is compared with a float64 transcription of the paper's sums
-(`tests/unit/oracle.py`). **vcppo** runs the learner's own functions. The peers' columns are *their formulas rewritten
-here* from their sources, linked below, as they were in early 2026; their packages are not run, and they change: check
-yours with `python -m tests.conformance my_module:MyEstimator` (`tests/conformance/README.md`). ✓ passes, ✗ differs by
-more than 1e-4, – not offered, which is no fault, or not compared here (group baselines). Several ✗ may have one cause:
-it is named below the table.
+(`tests/unit/rig/oracle.py`). **vcppo** runs the learner's own functions. The peers' columns are *their formulas
+rewritten here* from their sources, linked below, as they were in early 2026; their packages are not run, and they
+change: check yours with `python -m tests.conformance my_module:MyEstimator` (`tests/conformance/README.md`). ✓
+passes, ✗ differs by more than 1e-4, – not offered, which is no fault, or not compared here (group baselines). Several
+✗ may have one cause: it is named below the table.
 
 Made by `python -m tests.conformance --markdown > docs/conformance.md`.
 """

@@ -21,12 +21,12 @@ import yaml
 from tests.faults.test_generator import prompts
 from tests.integration.conftest import RedisServer
 from tests.integration.test_weight_broadcast import make_model
+from tests.paths import ROOT
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_REFUSED
 from vcppo.common.store.ledger import Ledger
 from vcppo.common.transport.ports import free_endpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 

@@ -13,7 +13,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from tests.integration.test_weight_broadcast import Bench, write_config
-from tests.unit.architectures import save_tiny
+from tests.unit.rig.architectures import save_tiny
 from vcppo.common.config import TaskConfig
 from vcppo.common.tasks import load_task
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.unit.check_model import TEMPLATE, save_model, save_tokenizer, sums, write_config, write_rows
+from tests.paths import ROOT
+from tests.unit.rig.check_model import TEMPLATE, save_model, save_tokenizer, sums, write_config, write_rows
 
-ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 280
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from tests.integration.scraper import Scraper
+from tests.paths import ROOT
 from vcppo.common.config import load_config
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
@@ -32,7 +33,6 @@ from vcppo.deploy.run.run_data import RunData
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).with_name("smoke.yaml")
 KILL_AT_STEP = 5
 STAGE_DEADLINE_SECONDS = 400

@@ -14,9 +14,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from tests.integration.scripted import make_tiny_model
+from tests.paths import ROOT
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
-ROOT = Path(__file__).parents[2]
 CHUNKS = {"enable_chunked_prefill": True, "max_num_batched_tokens": 288}
 WHOLE = {"enable_chunked_prefill": False, "max_num_batched_tokens": 4096}
 

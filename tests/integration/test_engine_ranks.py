@@ -20,10 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.paths import ROOT
 from vcppo.common.errors import VcppoError
 from vcppo.common.process.end_process import end_process
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = {1: (0, 3), 2: (0, 1, 2, 3)}  # by number of ranks
 BFLOAT16_STAGES = {1: (0,), 2: (0, 2, 3)}  # 0 is 1 there
 STEPS = 3
@@ -125,7 +125,7 @@ def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
 
 def one_step(engines: dict[str, Any]) -> dict[str, float]:
     """One optimizer step of each engine over the whole batch; the norms before clipping."""
-    from tests.unit.learner_samples import mixed_batch
+    from tests.unit.rig.learner_samples import mixed_batch
     from vcppo.learner.algorithm.losses import policy_loss, value_loss
     from vcppo.learner.batching.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
 
@@ -209,8 +209,8 @@ def launch(folder: Path, num_ranks: int) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.unit.architectures import save_tiny
-    from tests.unit.learner_samples import save_tiny_policy
+    from tests.unit.rig.architectures import save_tiny
+    from tests.unit.rig.learner_samples import save_tiny_policy
 
     folder = tmp_path_factory.mktemp("ranks")
     save_tiny_policy(folder / "tied")

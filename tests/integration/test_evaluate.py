@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.scripted import make_tiny_model
+from tests.paths import ROOT
 from vcppo.common.config import dump_config, load_config
 from vcppo.deploy.evaluation.known_benchmarks import as_overrides
 
-ROOT = Path(__file__).parents[2]
 NUM_PROBLEMS, NUM_SAMPLES = 6, 8
 CONFIG = """
 run: {{name: r, folder: {folder}}}

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.integration.conftest import RedisServer
+from tests.paths import ROOT
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_FAILURE, EXIT_REFUSED
 from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
@@ -31,8 +32,6 @@ from vcppo.generator.rollout.control import WeightControl
 from vcppo.generator.rollout.rollout import RolloutWorker
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.engine import EngineError, Rollout
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 class ScriptedEngine:

@@ -1,7 +1,7 @@
 """DeepSpeed's files, exchanged for ones that run code or are damaged, at every ZeRO stage: refused, and nothing runs.
 
-The manifest's sums come first (`tests/unit/test_hostile_checkpoints.py`); this is what stands behind them.
-Run as a script this file is the worker: engines are one process's affair.
+The manifest's sums come first (`tests/unit/learner/engine/test_hostile_checkpoints.py`). This is what stands behind
+them. Run as a script this file is the worker: engines are one process's affair.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 NUM_DAMAGES = 25
 
 
@@ -35,7 +36,7 @@ class Intruder:
 def run_worker(folder: Path, stage: int) -> None:
     import torch
 
-    from tests.unit.learner_samples import save_tiny_policy
+    from tests.unit.rig.learner_samples import save_tiny_policy
     from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine, init_distributed, shutdown_distributed
     from vcppo.learner.models.models import load_policy
 

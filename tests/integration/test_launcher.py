@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.fake_run import config_of
+from tests.paths import ROOT
+from tests.unit.rig.fake_run import config_of
 from vcppo.common.config import dump_config, load_config
 from vcppo.common.files.json_lines import JsonLinesTail
 from vcppo.common.records.trajectory import Prompt
@@ -29,8 +30,6 @@ from vcppo.deploy.cli import main
 from vcppo.deploy.logs.log_lines import LogSink
 from vcppo.deploy.processes import redis_server
 from vcppo.deploy.processes.supervisor import Supervisor
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

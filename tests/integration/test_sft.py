@@ -14,13 +14,12 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.integration.tiny import tiny_run
+from tests.paths import ROOT
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import VcppoError
 from vcppo.common.tasks import load_task
 from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.learner.cold_start.sft import MARKER, cold_start, fingerprint, main
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

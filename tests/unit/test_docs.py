@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from vcppo.common.config import config_fields, load_config
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
