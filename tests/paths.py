@@ -6,3 +6,4 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
+RIG = ROOT / "tests" / "integration" / "rig"  # what integration tests start as processes, and its configs

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from tests.integration.conftest import RedisServer
-from tests.integration.scripted import fabricate
-from tests.integration.test_weight_broadcast import make_model
+from tests.integration.learner.weights.test_weight_broadcast import make_model
+from tests.integration.rig.scripted import fabricate
 from tests.paths import ROOT
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.wire import encode_trajectory

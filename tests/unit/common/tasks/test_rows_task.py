@@ -295,9 +295,8 @@ class TestWhatACheckAsks:
         assert (prompt, answer) == ("0", {})
 
     def test_every_built_in_task_answers(self, tmp_path: Path) -> None:
-        data = DATA
         for name, file in (("aime", "aime"), ("gpqa", "gpqa"), ("code", "programs"), ("dataset", "problems")):
-            options: dict[str, object] = {"path": str(data / f"{file}.jsonl"), "evaluation_only": True}
+            options: dict[str, object] = {"path": str(DATA / f"{file}.jsonl"), "evaluation_only": True}
             task = load_task(TaskConfig(name=name, options=options))
             assert task.size("held_out") and f"{file}.jsonl:" in task.where("held_out", 0, 0)
             assert [each for each in task.findings() if each.level == "error"] == []

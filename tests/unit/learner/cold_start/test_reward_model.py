@@ -1,4 +1,4 @@
-"""Pairs for a reward model, and its loss. That it learns: tests/integration/test_reward_model.py."""
+"""Pairs for a reward model, and its loss. That it learns: tests/integration/learner/cold_start/test_reward_model.py."""
 
 from __future__ import annotations
 

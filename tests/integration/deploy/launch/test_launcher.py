@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.paths import ROOT
+from tests.paths import RIG, ROOT
 from tests.unit.rig.fake_run import config_of
 from vcppo.common.config import dump_config, load_config
 from vcppo.common.files.json_lines import JsonLinesTail
@@ -102,7 +102,7 @@ class TestTwoRuns:
         for name in ("one", "two"):
             own = tmp_path / f"{name}.yaml"
             own.write_text(config_file.read_text().replace("name: r\n", f"name: {name}\n"))
-            command = [sys.executable, str(ROOT / "tests/integration/bare_launcher.py"), str(own), str(tmp_path / "go")]
+            command = [sys.executable, str(RIG / "bare_launcher.py"), str(own), str(tmp_path / "go")]
             with (tmp_path / f"{name}.log").open("wb") as log:
                 processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
         yield processes

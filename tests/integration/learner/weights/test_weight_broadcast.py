@@ -18,13 +18,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.paths import RIG, ROOT
 from vcppo.common.config import TaskConfig
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
 from vcppo.common.transport.ports import free_endpoint, free_port
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 # float32 on both sides: what is left is the order of summation. bfloat16 rounds every activation to 8 bits.
 TOLERANCE = {"tied": 1e-3, "untied": 1e-3, "bfloat16": 0.05}
 
@@ -64,7 +63,7 @@ def write_config(folder: Path, name: str, redis_url: str) -> Path:
             "max_model_len": 512,
             "kv_cache_gib": 0.1,
             "heartbeat_seconds": 1.0,
-            "engine_options": {"worker_extension_cls": "tests.integration.skip_repack.SkipRepack"},
+            "engine_options": {"worker_extension_cls": "tests.integration.rig.skip_repack.SkipRepack"},
         },
         "redis": {"url": redis_url},
         "transport": {"endpoints": [free_endpoint()]},
@@ -137,7 +136,7 @@ class Bench:
             "--master-port",
             str(free_port()),
         ]
-        self.start(name, [sys.executable, *torchrun, str(HERE / "broadcast_learner.py"), str(spec)])
+        self.start(name, [sys.executable, *torchrun, str(RIG / "broadcast_learner.py"), str(spec)])
         code = self.processes[name].wait(700)
         assert code == 0, f"{self.log(name, 60)}\n--- generator\n{self.log(f'{self.names[0]}-0')}"
         seen: list[dict[str, Any]] = json.loads(output.read_text())

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from tests.integration.scripted import make_tiny_model
+from tests.integration.rig.scripted import make_tiny_model
 from tests.paths import ROOT
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
@@ -45,7 +45,7 @@ def drive(folder: Path, model: Path, task: str, **settings: Any) -> dict[str, An
         },
     }
     (folder / "c.yaml").write_text(yaml.safe_dump(tree))
-    command = [sys.executable, "-m", "tests.integration.engine_driver", str(folder / "c.yaml"), task]
+    command = [sys.executable, "-m", "tests.integration.rig.engine_driver", str(folder / "c.yaml"), task]
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     try:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import DATA, ROOT
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Isolation, Layer, Layers, run_program
 from vcppo.common.tasks import load_task
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 
-from .rig import FORKING, NOTHING, PYTHON, ROOT, SLEEP, eventually, in_pool, marker, processes, python
+from .rig import FORKING, NOTHING, PYTHON, SLEEP, eventually, in_pool, marker, processes, python
 
 DAEMON = """
     import os, sys, time
@@ -99,7 +100,7 @@ def test_no_folder_is_left(layers: Layers, tmp_path: Path, monkeypatch: pytest.M
 def test_a_program_dies_with_its_verifier() -> None:
     """The pool kills a late verifier by SIGKILL: it can clean up nothing, and nothing is left all the same."""
     mark = marker()
-    options = {"path": str(ROOT / "tests/data/programs.jsonl"), "total_seconds": 60.0, "time_limit_seconds": 60.0}
+    options = {"path": str(DATA / "programs.jsonl"), "total_seconds": 60.0, "time_limit_seconds": 60.0}
     config = TaskConfig(name="code", options=options, verifier_timeout_seconds=2.0)
     problem = load_task(config).problems("train", 0, 0, 1)[0]
     source = f"import os; os.execv({SLEEP!r}, ['sleep', '{mark}'])"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.scripted import ScriptedGenerator, make_tiny_model
-from tests.integration.test_learner import Run, generate, model
+from tests.integration.learner.test_learner import Run, generate, model
+from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_REFUSED
 from vcppo.deploy.run.run_config import write_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.conftest import RedisServer
-from tests.integration.test_buffer import a_prompt
+from tests.integration.learner.buffer.test_buffer import a_prompt
 from vcppo.common.store.run_store import Credentials, RunStore, StoreError
 from vcppo.deploy.terminal.keys_command import USER
 

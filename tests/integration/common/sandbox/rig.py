@@ -15,7 +15,6 @@ from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Job, Layers, Limits
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 
-ROOT = Path(__file__).parents[3]
 # The system's, where there is one: a user of its own may not reach ours in somebody's home folder.
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 PYTHON = str(SYSTEM_PYTHON) if SYSTEM_PYTHON.exists() else str(getattr(sys, "_base_executable", sys.executable))

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tests.integration.scripted import ScriptedGenerator, make_tiny_model
+from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
+from tests.paths import RIG, ROOT
 from vcppo.common.errors import EXIT_REFUSED
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.trajectory_records import read_trajectories
@@ -26,7 +27,6 @@ from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.learner.rl.trained_log import check_trained_once, read_trained_log
 
-HERE = Path(__file__).parent
 NUM_STEPS = 7
 BATCH = 8
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -73,10 +73,10 @@ class Run:
         launcher = [sys.executable]
         if num_ranks > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [*launcher, str(HERE / "learner_process.py"), "--config", str(self.folder.config)],
+                [*launcher, str(RIG / "learner_process.py"), "--config", str(self.folder.config)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -168,7 +168,7 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
 def _check_export_of_checkpoint(run: Run) -> None:
     checkpoint, output = run.folder.checkpoints / f"step-{NUM_STEPS:06d}", run.folder.path / "again"
     command = [sys.executable, "-m", "vcppo.learner.export", "--checkpoint", str(checkpoint), "--output", str(output)]
-    subprocess.run(command, check=True, timeout=200, cwd=HERE.parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=200, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     expected, found = (load_file(folder / "model.safetensors") for folder in (run.folder.export, output))
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from tests.integration.conftest import RedisServer
-from tests.integration.tls import self_signed, tls_in_front_of
+from tests.integration.rig.tls import self_signed, tls_in_front_of
 from vcppo.common.config import TransportConfig
 from vcppo.common.store.run_store import Credentials, RunStore, StoreError
 from vcppo.common.transport import ControlClient, ControlError, ControlServer, TrajectoryReceiver, TrajectorySender

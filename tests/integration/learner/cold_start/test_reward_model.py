@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.integration.tiny import tiny_run
+from tests.integration.rig.tiny import tiny_run
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import VcppoError
 from vcppo.learner.cold_start.reward_model import MARKER, reward_model

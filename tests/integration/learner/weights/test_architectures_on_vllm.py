@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
-from tests.integration.test_weight_broadcast import Bench, write_config
+from tests.integration.learner.weights.test_weight_broadcast import Bench, write_config
 from tests.unit.rig.architectures import save_tiny
 from vcppo.common.config import TaskConfig
 from vcppo.common.tasks import load_task

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.scripted import make_tiny_model
+from tests.integration.rig.scripted import make_tiny_model
 from tests.paths import ROOT
 from vcppo.common.config import dump_config, load_config
 from vcppo.deploy.evaluation.known_benchmarks import as_overrides

@@ -1,6 +1,6 @@
 """Runs one engine on a grid of prompts, in a process of its own; prints what came out as JSON in its last line.
 
-    python -m tests.integration.engine_driver CONFIG.yaml TASK
+    python -m tests.integration.rig.engine_driver CONFIG.yaml TASK
 
 TASK: ``grid`` (prompts of 60 to 400 tokens, 8, 64 and 256 in flight, a pause for weights in the middle), or
 ``refusals`` (requests that can't be served, then one that can), or ``stops`` (the same requests, cut by stop strings).

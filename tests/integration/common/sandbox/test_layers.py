@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
+from tests.paths import DATA, ROOT
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Isolation, Job, Layer, Layers, SandboxError, probe, run_program
 from vcppo.common.tasks import load_task
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 
-from .rig import NOTHING, PEEK, PYTHON, ROOT, SLEEP, SYSTEM_PYTHON, in_pool, python
+from .rig import NOTHING, PEEK, PYTHON, SLEEP, SYSTEM_PYTHON, in_pool, python
 
 
 def test_what_can_not_be_run_is_the_sandbox_s_failure(layers: Layers) -> None:
@@ -108,7 +109,7 @@ print(*found.layers, *found.missing)
 
 def test_programs_are_judged_in_verifier_children(capfd: pytest.CaptureFixture[str]) -> None:
     """Every outcome through the pool; what the sandbox can do here is one line of the child's log."""
-    options = {"path": str(ROOT / "tests/data/programs.jsonl"), "total_seconds": 2.0}
+    options = {"path": str(DATA / "programs.jsonl"), "total_seconds": 2.0}
     config = TaskConfig(name="code", options=options, verifier_timeout_seconds=30.0)
     (problem,) = [p for p in load_task(config).problems("train", 0, 0, 11) if "reversed" in str(p.prompt)][:1]
     programs = {

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.integration.scraper import scrape
+from tests.integration.rig.scraper import scrape
 from vcppo.common.config import RlConfig, TransportConfig
 from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
 from vcppo.common.records.wire import encode_trajectory

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.integration.tiny import tiny_run
+from tests.integration.rig.tiny import tiny_run
 from tests.paths import ROOT
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import VcppoError
