@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.page import DOCS
+from benchmarks.rig.performance_page import DOCS
 from tests.paths import ROOT
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.rig import write_model
-from benchmarks.weight_proof import QUICK, Row, bench_of, measure
+from benchmarks.cases.weight_proof import QUICK, Row, bench_of, measure
+from benchmarks.rig.real_parts import write_model
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,

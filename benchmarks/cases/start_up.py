@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import REPOSITORY
-from benchmarks.figures import Figure, at_most, seconds_text
-from benchmarks.generation import llm_arguments
-from benchmarks.harness import Settings
-from benchmarks.rig import DEADLINE_SECONDS, Rig, demo_architecture, demo_settings, write_model
+from benchmarks.cases.generation import llm_arguments
+from benchmarks.rig.figures import Figure, at_most, seconds_text
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.real_parts import DEADLINE_SECONDS, Rig, demo_architecture, demo_settings, write_model
 from vcppo.common.config import VcppoConfig
 
 _IMPORTS = "import deepspeed, vllm.entrypoints.llm, vllm.v1.worker.cpu_worker"

@@ -1,6 +1,6 @@
 """vLLM alone: `LLM.generate` in a process of its own, told by lines on stdin what to generate.
 
-`python -m benchmarks.vllm_peer` reads JSON lines: first the arguments of `LLM`, then what `VllmPeer.generate` asks.
+`python -m benchmarks.peers.vllm_peer` reads JSON lines: the arguments of `LLM`, then what `VllmPeer.generate` asks.
 Sampling is as plain as a user's: temperature, seed, length; text is made if there is a tokenizer.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import psutil
 
 from benchmarks import REPOSITORY
-from benchmarks.harness import tree_cpu_seconds
+from benchmarks.rig.harness import tree_cpu_seconds
 from vcppo.common.records.trajectory import Prompt
 
 
@@ -35,7 +35,7 @@ class VllmPeer:
 
     def __init__(self, arguments: Mapping[str, Any], core: int, environment: Mapping[str, str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.vllm_peer"],
+            [sys.executable, "-m", "benchmarks.peers.vllm_peer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {**environment, "VLLM_LOGGING_LEVEL": "ERROR"},

@@ -1,4 +1,6 @@
-"""Redis' own share of the work, for docs/scaling.md: ``python -m benchmarks.store_capacity``. Half a minute.
+"""Redis' own share of the work, for docs/scaling.md. Half a minute.
+
+    python -m benchmarks.cases.by_name.store_capacity
 
 Processor time of the redis-server alone (it has one thread), by operation, with the append-only file on. Not one of the
 figures of docs/performance.md: those have a limit or a peer to be compared with.

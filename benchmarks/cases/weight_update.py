@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.figures import Figure, at_least, at_most
-from benchmarks.gloo_peer import GlooPeer
-from benchmarks.harness import Settings
-from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
+from benchmarks.peers.gloo_peer import GlooPeer
+from benchmarks.rig.figures import Figure, at_least, at_most
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.real_parts import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
 from vcppo.common.config import VcppoConfig
 from vcppo.common.records.wire import decode_trajectory
 from vcppo.learner.engine.deepspeed_engine import TrainEngine, init_distributed

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.rig import DEMO, demo_architecture, write_model
+from benchmarks import REPOSITORY
+from benchmarks.rig.real_parts import DEMO, demo_architecture, write_model
 from vcppo.common.config import load_config
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.run.run_data import RunData
 
-ROOT = Path(__file__).resolve().parents[1]
 STOPPED = 1  # what `vcppo up` ends with when its learner was stopped from outside
 _STOP_SECONDS = 60.0
 
@@ -62,7 +62,7 @@ class RealRun:
         words = [sys.executable, "-m", "vcppo.deploy.cli", "up", *self._always, f"run.name={name}", *overrides]
         load_config(DEMO, words[6:])  # a wrong setting fails here, by name
         with subprocess.Popen(
-            words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_whole_machine()
+            words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_whole_machine()
         ) as up:
             try:
                 output = _follow(up, on_tick, tick_seconds)

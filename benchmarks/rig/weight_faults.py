@@ -1,4 +1,4 @@
-"""Faults in a generator's weight updates, on order: the worker extension that `benchmarks.weight_proof` gives vLLM.
+"""Faults in a generator's weight updates, on order: the worker extension that `cases.weight_proof` gives vLLM.
 
 Importing it wraps the product's worker engine, in the generator's process. An order is a JSON file (its path is in the
 environment, `ORDER_VARIABLE`), read at every update:
@@ -114,7 +114,7 @@ def _linear_of(old: torch.Tensor, values: torch.Tensor, _weight: torch.Tensor, b
     return torch.nn.functional.linear(values, old, bias)
 
 
-if ORDER_VARIABLE in os.environ:  # in a generator of `benchmarks.weight_proof`; whoever else imports this is left alone
+if ORDER_VARIABLE in os.environ:  # in a generator of `cases.weight_proof`; whoever else imports this is left alone
     GlooWeightTransferEngine.start_weight_update = start_weight_update  # type: ignore[method-assign]
     GlooWeightTransferEngine.receive_weights = receive_weights  # type: ignore[method-assign]
     _Chunk.tensors = tensors  # type: ignore[method-assign]

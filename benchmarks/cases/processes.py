@@ -1,12 +1,12 @@
 """More processes: 1 and 4 generators and 1, 2 learner ranks. Is it a straight line?
 
-Generators: synchronous runs of the demo with random weights (see `benchmarks.real_run`) on two cores; CPU seconds of
+Generators: synchronous runs of the demo with random weights (see `rig.real_run`) on two cores; CPU seconds of
 all generator processes over the tokens they made, engines' start-up left out. The batch grows with their number, 32
 responses for each, so that every engine has the same to do: split among more of them, one batch would leave each with
 fewer sequences at a time, and an engine's step costs about the same for few as for many. The pause of a weight update
 is reported beside it.
 
-Ranks: steps of one batch (see `benchmarks.rank_worker`), each rank on a core of its own; core-seconds, that is wall
+Ranks: steps of one batch (see `rig.rank_worker`), each rank on a core of its own; core-seconds, that is wall
 seconds times ranks, with two over with one. 1 is a straight line.
 """
 
@@ -23,10 +23,11 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.figures import NO_KNEE, Figure, at_most, seconds_text
-from benchmarks.harness import Settings, tree_cpu_seconds
-from benchmarks.real_run import ROOT, RealRun
-from benchmarks.rig import write_model
+from benchmarks import REPOSITORY
+from benchmarks.rig.figures import NO_KNEE, Figure, at_most, seconds_text
+from benchmarks.rig.harness import Settings, tree_cpu_seconds
+from benchmarks.rig.real_parts import write_model
+from benchmarks.rig.real_run import RealRun
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.run.run_data import Row
 
@@ -112,9 +113,10 @@ def _ranks(settings: Settings, folder: Path) -> list[Figure]:
 
 def _rank_seconds(num_ranks: int, model: Path, rounds: int, result: Path) -> list[float]:
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command = [sys.executable, "-m", *torchrun, "-m", "benchmarks.rank_worker", str(model), str(rounds), str(result)]
+    worker = ["benchmarks.rig.rank_worker", str(model), str(rounds), str(result)]
+    command = [sys.executable, "-m", *torchrun, "-m", *worker]
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=ROOT, env=os.environ | threads, check=True, timeout=RANK_DEADLINE_SECONDS)
+    subprocess.run(command, cwd=REPOSITORY, env=os.environ | threads, check=True, timeout=RANK_DEADLINE_SECONDS)
     seconds: list[float] = json.loads(result.read_text())
     return seconds
 

@@ -1,6 +1,6 @@
 """What grows with a run: trajectories of 1k to 32k tokens, and 10² to 10⁵ of them buffered. Is it a straight line?
 
-Tokens: CPU seconds per token, of encoding + decoding and of the whole path of `benchmarks.data_path` (sender, ZeroMQ,
+Tokens: CPU seconds per token, of encoding + decoding and of the whole path of `rig.data_path` (sender, ZeroMQ,
 buffer, Redis, learner; all processes), at each length over that at the shortest. A fixed part per trajectory makes it
 fall with the length; where it rises, something grows faster than the trajectory.
 
@@ -9,7 +9,7 @@ them in turn, Redis and client together: appending, claiming and committing a ba
 there) and the ledger should cost what they cost at 10²; looking at all that is outstanding, and Redis' memory, as much
 an entry as at 10².
 
-1 to 4 generators and 1 to 2 learner ranks: `benchmarks.processes`. Asserted: what arrives is what was sent; the ledger
+1 to 4 generators and 1 to 2 learner ranks: `cases.processes`. Asserted: what arrives is what was sent; the ledger
 is exact and counts what was filled in.
 """
 
@@ -22,10 +22,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from benchmarks.data_path import DataPath, check, cpu_seconds
-from benchmarks.figures import NO_KNEE, Figure, at_most, seconds_text
-from benchmarks.harness import Settings, measure
-from benchmarks.wire import make_trajectory, through_the_wire
+from benchmarks.cases.wire import make_trajectory, through_the_wire
+from benchmarks.rig.data_path import DataPath, check, cpu_seconds
+from benchmarks.rig.figures import NO_KNEE, Figure, at_most, seconds_text
+from benchmarks.rig.harness import Settings, measure
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.store.ledger import BufferEntry

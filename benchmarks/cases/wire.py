@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from benchmarks.figures import Figure, at_least, at_most, seconds_text
-from benchmarks.harness import Settings, measure, ratios
+from benchmarks.rig.figures import Figure, at_least, at_most, seconds_text
+from benchmarks.rig.harness import Settings, measure, ratios
 from vcppo.common.records.trajectory import Trajectory, VersionSpan
 from vcppo.common.records.wire import decode_trajectory, encode_trajectory
 

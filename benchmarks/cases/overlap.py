@@ -1,7 +1,7 @@
 """Asynchronous against synchronous: the same run with ``rl.max_staleness`` 1 and 0, two cores, one for each side.
 
 One generator and one learner, each on a core of its own, random weights: every step is the same work (see
-`benchmarks.real_run`). In the synchronous run the learner waits while the batch is generated and the generator while it
+`rig.real_run`). In the synchronous run the learner waits while the batch is generated and the generator while it
 is learnt from, so its phases give both sides' own times: *generate* is the wait for the batch, *learn* the rest of the
 step. Asynchronous, a step can't be shorter than the slower of the two. Model and batch are the demo's. With 48
 sequences in flight both sides take about as long (with 24, where the two cores are whole ones), which is where overlap
@@ -14,9 +14,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.figures import Figure, at_least, at_most, seconds_text
-from benchmarks.harness import Settings
-from benchmarks.real_run import RealRun
+from benchmarks.rig.figures import Figure, at_least, at_most, seconds_text
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.real_run import RealRun
 from vcppo.deploy.run.run_data import Row, RunData
 
 NUM_STEPS = 10

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from benchmarks.rig import DEADLINE_SECONDS, Rig, demo_settings
+from benchmarks.rig.real_parts import DEADLINE_SECONDS, Rig, demo_settings
 from vcppo.common.config import VcppoConfig
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import encode_trajectory

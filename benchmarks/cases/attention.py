@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.figures import Figure, seconds_text
-from benchmarks.harness import Settings, measure, ratios
+from benchmarks.rig.figures import Figure, seconds_text
+from benchmarks.rig.harness import Settings, measure, ratios
 from vcppo.learner.kernels.attention import FUSED_FROM, by_runs, has_amx
 from vcppo.learner.kernels.segment_attention import plan, segment_attention
 

@@ -1,9 +1,9 @@
 """Are wrong weights in a generator found, every time, and right ones never taken for wrong? Faults on a real engine.
 
-    python -m benchmarks.weight_proof --model DIR --data FILE.jsonl --dtype bfloat16
+    python -m benchmarks.cases.weight_proof --model DIR --data FILE.jsonl --dtype bfloat16
 
 Real are: `python -m vcppo.generator` with vLLM, its control port, the learner's DeepSpeed engine, `WeightBroadcaster`,
-gloo and Redis. A worker extension of vLLM's (`benchmarks.weight_faults`) makes one update go wrong in a chosen way.
+gloo and Redis. A worker extension of vLLM's (`rig.weight_faults`) makes one update go wrong in a chosen way.
 Found means that the broadcast raises and names the generator. Two kinds of updates:
 
 - *first updates* of an engine: before each, all of its weights are overwritten as a new engine has them, and what the
@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.figures import Figure, at_least, at_most
-from benchmarks.harness import Settings
-from benchmarks.rig import Rig, demo_architecture, demo_settings, write_model
-from benchmarks.weight_faults import ORDER_VARIABLE
+from benchmarks.rig.figures import Figure, at_least, at_most
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.real_parts import Rig, demo_architecture, demo_settings, write_model
+from benchmarks.rig.weight_faults import ORDER_VARIABLE
 from vcppo.common.config import VcppoConfig
 from vcppo.common.tasks import encode_prompt, load_task
 from vcppo.learner.batching.demonstrations import as_trajectory
@@ -278,7 +278,7 @@ def bench_of(folder: Path, name: str, model: Path, dtype: str, **changes: Mappin
             "num_generators": 1,
             "enforce_eager": True,
             "heartbeat_seconds": 0.5,
-            "engine_options": {"worker_extension_cls": "benchmarks.weight_faults.WeightFaults"},
+            "engine_options": {"worker_extension_cls": "benchmarks.rig.weight_faults.WeightFaults"},
         },
         "broadcast": {"attempts": 1},  # the first failure raises
     }
@@ -325,7 +325,9 @@ def line(row: Row) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.weight_proof", description="Faults on a real engine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cases.weight_proof", description="Faults on a real engine."
+    )
     parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
     parser.add_argument("--data", type=Path, required=True, help="questions and answers, one JSON object a line")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.figures import Figure, at_least
-from benchmarks.harness import Settings, Timing, measure, ratios
-from benchmarks.workload import log_normal_lengths, random_trajectories
+from benchmarks.rig.figures import Figure, at_least
+from benchmarks.rig.harness import Settings, Timing, measure, ratios
+from benchmarks.rig.workload import log_normal_lengths, random_trajectories
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.learner.batching.packing import build_packed, pack
 from vcppo.learner.kernels.attention import PACKED_ATTENTION

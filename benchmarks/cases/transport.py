@@ -1,6 +1,6 @@
 """A trajectory from the generator's hands into the learner's: CPU seconds of all processes on the way, per trajectory.
 
-Ours is the whole path of `benchmarks.data_path`: encoding, spool, ZeroMQ with acks, the buffer's checks, the atomic
+Ours is the whole path of `rig.data_path`: encoding, spool, ZeroMQ with acks, the buffer's checks, the atomic
 append to a Redis that syncs every write to its append-only file, the learner's waiting, claim, decoding and commit.
 
 Against, in the same rounds, with Redis on a Unix socket as well:
@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import redis
 
-from benchmarks.data_path import DataPath, check, cpu_seconds
-from benchmarks.figures import Figure, at_least, at_most, seconds_text
-from benchmarks.harness import Settings
-from benchmarks.wire import Record, as_record, make_trajectory, pickled, unpickled
+from benchmarks.cases.wire import Record, as_record, make_trajectory, pickled, unpickled
+from benchmarks.rig.data_path import DataPath, check, cpu_seconds
+from benchmarks.rig.figures import Figure, at_least, at_most, seconds_text
+from benchmarks.rig.harness import Settings
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.deploy.processes import redis_server

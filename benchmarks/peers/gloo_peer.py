@@ -1,6 +1,6 @@
 """Bare gloo: two processes, and broadcasts of bytes from one to the other as fast as gloo does it.
 
-`python -m benchmarks.gloo_peer PORT CORE` is the receiving process: sizes come first, then buffers, for ever.
+`python -m benchmarks.peers.gloo_peer PORT CORE` is the receiving process: sizes come first, then buffers, for ever.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class GlooPeer:
     def __init__(self, core: int) -> None:
         self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=_DEADLINE, wait_for_workers=False)
         self._receiver = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gloo_peer", str(self._store.port), str(core)], cwd=REPOSITORY
+            [sys.executable, "-m", "benchmarks.peers.gloo_peer", str(self._store.port), str(core)], cwd=REPOSITORY
         )
 
     def __enter__(self) -> Self:

@@ -1,6 +1,6 @@
-"""One learner rank of `benchmarks.processes`, under torchrun: steps of a fixed batch; rank 0 writes their seconds.
+"""One learner rank of `cases.processes`, under torchrun: steps of a fixed batch; rank 0 writes their seconds.
 
-python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.rank_worker MODEL ROUNDS RESULT
+python -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.rig.rank_worker MODEL ROUNDS RESULT
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import cast
 import structlog
 import torch
 
-from benchmarks.workload import log_normal_lengths, random_trajectories
+from benchmarks.rig.workload import log_normal_lengths, random_trajectories
 from vcppo.common.config import VcppoConfig
 from vcppo.common.process.end_process import end_process
 from vcppo.learner.batching.batch import Batch, Share
@@ -39,7 +39,7 @@ NUM_VOCAB = 24
 
 
 def main(model: Path, rounds: int, result: Path) -> None:
-    """Steps of `benchmarks.workload`'s batch; each rank on a core of its own."""
+    """Steps of `rig.workload`'s batch; each rank on a core of its own."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})

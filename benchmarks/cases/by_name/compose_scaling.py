@@ -18,9 +18,9 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.figures import Figure, at_least
-from benchmarks.harness import Settings
-from benchmarks.rig import DEMO
+from benchmarks.rig.figures import Figure, at_least
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.real_parts import DEMO
 from tests.compose.rig import Application, Record, application, built_image, no_engine
 
 SCALES = (1, 2, 4, 1)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.figures import Figure, at_most, seconds_text
-from benchmarks.harness import Settings, measure, ratios
+from benchmarks.rig.figures import Figure, at_most, seconds_text
+from benchmarks.rig.harness import Settings, measure, ratios
 from vcppo.learner.kernels.log_probs import chunked_log_probs
 
 MAX_LOG_PROB_ERROR = 1e-4  # float32 log-probs of size 20, sums of 1,024 products

@@ -10,7 +10,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from benchmarks.figures import seconds_text
+from benchmarks.rig.figures import seconds_text
 from vcppo.deploy.report.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, STYLE, TEAL
 
 PHASES = {

@@ -30,11 +30,12 @@ import yaml
 from torch import Tensor
 from transformers import AutoConfig
 
-from benchmarks.figures import Figure, Goal, at_least, seconds_text
-from benchmarks.harness import Settings
-from benchmarks.rig import DEMO, SMOLLM2_135M, demo_architecture, write_model
-from benchmarks.step_picture import PHASES, draw
-from benchmarks.workload import ModelFlops, log_normal_lengths, random_trajectories
+from benchmarks.rig.figures import Figure, Goal, at_least, seconds_text
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.performance_page import DOCS
+from benchmarks.rig.real_parts import DEMO, SMOLLM2_135M, demo_architecture, write_model
+from benchmarks.rig.step_picture import PHASES, draw
+from benchmarks.rig.workload import ModelFlops, log_normal_lengths, random_trajectories
 from vcppo.common.config import VcppoConfig
 from vcppo.learner.batching.batch import Batch, Share
 from vcppo.learner.batching.packing import pack
@@ -44,7 +45,7 @@ from vcppo.learner.rl.loop import Models, RlLoop
 from vcppo.learner.rl.phases import Phases
 from vcppo.learner.rl.publish import Broadcaster
 
-PICTURE = Path(__file__).parent.parent / "docs" / "images" / "learner_step.png"
+PICTURE = DOCS / "images" / "learner_step.png"
 _PRODUCT_SIZE = {torch.bfloat16: 2048, torch.float32: 1024}
 _QUICK_PRODUCT_SIZE = 512
 

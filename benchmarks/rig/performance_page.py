@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Figure
-from benchmarks.machine import describe
+from benchmarks import REPOSITORY
+from benchmarks.rig.figures import Figure
+from benchmarks.rig.machine import describe
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = REPOSITORY / "docs"
 BEGIN, END = "<!-- made by `make bench`: begin -->", "<!-- made by `make bench`: end -->"
 _HEAD = (
     "| what | against | figure | range | goal | kept? | absolute | peak memory |\n|---|---|--:|--:|--:|:-:|--:|--:|\n"

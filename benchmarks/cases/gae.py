@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.figures import Figure, at_least, at_most, seconds_text
-from benchmarks.harness import Settings, measure, ratios
+from benchmarks.rig.figures import Figure, at_least, at_most, seconds_text
+from benchmarks.rig.harness import Settings, measure, ratios
 from vcppo.learner.algorithm.advantages import place_ends
 from vcppo.learner.algorithm.gae import AdvantagesAndTargets, decoupled_gae
 

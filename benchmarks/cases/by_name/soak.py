@@ -1,6 +1,6 @@
 """Memory of every process over half an hour of training: `python -m benchmarks soak`; not part of `make bench`.
 
-The demo's model with random weights (see `benchmarks.real_run`), two generators, asynchronous, checkpoints as in the
+The demo's model with random weights (see `rig.real_run`), two generators, asynchronous, checkpoints as in the
 demo. Each process' resident memory, children included, is read every second; a figure is its median over the last fifth
 of the run relative to the second fifth (the first is warm-up). Draws docs/images/soak.png.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.figures import Figure, at_most
-from benchmarks.harness import Settings
-from benchmarks.page import DOCS
-from benchmarks.real_run import RealRun
+from benchmarks.rig.figures import Figure, at_most
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.performance_page import DOCS
+from benchmarks.rig.real_run import RealRun
 from vcppo.common.run_folder import RunFolder
 
 MINUTES = 30.0

@@ -20,10 +20,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.figures import Figure, at_least
-from benchmarks.harness import Settings
-from benchmarks.rig import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
-from benchmarks.vllm_peer import Generated, VllmPeer
+from benchmarks.peers.vllm_peer import Generated, VllmPeer
+from benchmarks.rig.figures import Figure, at_least
+from benchmarks.rig.harness import Settings
+from benchmarks.rig.real_parts import SMOLLM2_135M, Rig, demo_architecture, demo_settings, make_prompts, write_model
 from vcppo.common.config import VcppoConfig
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.wire import decode_trajectory
