@@ -20,20 +20,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import page
-from benchmarks.figures import Figure
-from benchmarks.harness import Settings
+from benchmarks.rig import performance_page
+from benchmarks.rig.figures import Figure
+from benchmarks.rig.harness import Settings
 
 DEADLINE_SECONDS = 2700.0
 
 
 class Benchmark(NamedTuple):
-    """One entry of the list: ``benchmarks/<name>.py`` has ``run(settings) -> list[Figure]``."""
+    """One entry of the list: its module has ``run(settings) -> list[Figure]``."""
 
     name: str
     num_cores: int
     about: str
     by_name_only: bool = False  # takes too long for `make bench`
+
+    @property
+    def module(self) -> str:
+        return f"benchmarks.cases.by_name.{self.name}" if self.by_name_only else f"benchmarks.cases.{self.name}"
 
 
 BENCHMARKS = (
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     settings = Settings(quick=options.quick)
     if options.inside:
-        return _inside(options.names[0], settings, Path(options.inside))
+        return _inside(known[options.names[0]], settings, Path(options.inside))
     chosen = [known[name] for name in options.names] or [each for each in BENCHMARKS if not each.by_name_only]
     failed = [benchmark.name for benchmark in chosen if not _run(benchmark, settings)]
     if failed:
@@ -85,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _inside(name: str, settings: Settings, result: Path) -> int:
-    figures = importlib.import_module(f"benchmarks.{name}").run(settings)
+def _inside(benchmark: Benchmark, settings: Settings, result: Path) -> int:
+    figures = importlib.import_module(benchmark.module).run(settings)
     result.write_text(json.dumps([figure.as_dict() for figure in figures]))
     return 0
 
@@ -114,10 +118,10 @@ def _run(benchmark: Benchmark, settings: Settings) -> bool:
             print(f"{benchmark.name} failed: {error}", file=sys.stderr)
             return False
         figures = [Figure.from_dict(values) for values in json.loads(result.read_text())]
-    print(page.plain(figures))
+    print(performance_page.plain(figures))
     print(f"({time.monotonic() - started:.0f} s)", flush=True)
     if not settings.quick:
-        page.keep(benchmark.name, figures, [entry.name for entry in BENCHMARKS])
+        performance_page.keep(benchmark.name, figures, [entry.name for entry in BENCHMARKS])
     return True
 
 

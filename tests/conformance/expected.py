@@ -1,4 +1,4 @@
-"""What the paper's formulas give for some shards: float64, by the literal transcription in `tests/unit/oracle.py`.
+"""What the paper's formulas give for some shards: float64, by the literal transcription in `tests/unit/rig/oracle.py`.
 
 The transcription is quadratic in T, so of a long response only some positions are worked out; the others are NaN here.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.conformance.interface import Settings, Shard
-from tests.unit import oracle
+from tests.unit.rig import oracle
 
 ALL_POSITIONS_UP_TO = 128
 

@@ -13,7 +13,7 @@ HEAD = """\
 # Advantage estimators against the paper
 
 Every estimator below gets the same arrays. Each is compared with a float64 transcription of the paper's sums
-(`tests/unit/oracle.py`).
+(`tests/unit/rig/oracle.py`).
 
 - **vcppo** runs the learner's own functions.
 - The peers' columns are *their formulas rewritten here* from their sources, linked below, as they were in early 2026.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +15,10 @@ from tests.conformance.cases import Case, all_cases
 from tests.conformance.check import Result, check
 from tests.conformance.interface import Estimate, Settings, Shard
 from tests.conformance.page import markdown
+from tests.paths import ROOT
 
 CASES = {case.name: case for case in all_cases()}
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
+PAGE = ROOT / "docs" / "conformance.md"
 
 
 @pytest.fixture(scope="module")

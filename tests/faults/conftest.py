@@ -1,6 +1,6 @@
 """The real servers of the integration tests, here to be hurt."""
 
 from tests.integration.conftest import redis_process, redis_server
-from tests.integration.test_buffer import buffer
+from tests.integration.learner.buffer.test_buffer import buffer
 
 __all__ = ["buffer", "redis_process", "redis_server"]

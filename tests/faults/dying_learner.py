@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tests.integration.learner_process import NoMemberBroadcaster
+from tests.integration.rig.learner_process import NoMemberBroadcaster
 from vcppo.common.process.end_process import end_process
 from vcppo.common.store.run_store import RunStore
 from vcppo.learner.__main__ import main

@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from tests.integration.conftest import RedisServer
-from tests.integration.scripted import fabricate
-from tests.integration.test_weight_broadcast import make_model
+from tests.integration.learner.weights.test_weight_broadcast import make_model
+from tests.integration.rig.scripted import fabricate
+from tests.paths import ROOT
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.run_folder import RunFolder
@@ -27,7 +28,6 @@ from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.common.transport.ports import free_endpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 LEASE_SECONDS = 2.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

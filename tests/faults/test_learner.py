@@ -16,15 +16,15 @@ from safetensors.numpy import load_file
 
 from tests.faults.dying_learner import BOUNDARIES
 from tests.integration.conftest import RedisServer
-from tests.integration.scripted import ScriptedGenerator, make_tiny_model
-from tests.integration.test_learner import BATCH, Run
+from tests.integration.learner.test_learner import BATCH, Run
+from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
+from tests.paths import ROOT
 from vcppo.common.records.trained_log import check_trained_once, read_trained_log, replays_differ
 from vcppo.common.telemetry.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 CHECKPOINT_EVERY = 2
 # Two steps a boundary: checkpoints are on even ones, so half of the deaths come between two checkpoints.
 NUM_STEPS = 2 * len(BOUNDARIES) + 2

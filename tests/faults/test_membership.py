@@ -20,13 +20,13 @@ import yaml
 
 from tests.faults.test_generator import prompts
 from tests.integration.conftest import RedisServer
-from tests.integration.test_weight_broadcast import make_model
+from tests.integration.learner.weights.test_weight_broadcast import make_model
+from tests.paths import ROOT
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_REFUSED
 from vcppo.common.store.ledger import Ledger
 from vcppo.common.transport.ports import free_endpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -78,7 +78,7 @@ class Scene:
             "generator": {
                 "enforce_eager": True, "max_in_flight": 4, "max_model_len": 64, "kv_cache_gib": 0.1,
                 "heartbeat_seconds": 0.5, "lease_seconds": 5.0,
-                "engine_options": {"worker_extension_cls": "tests.integration.skip_repack.SkipRepack"},
+                "engine_options": {"worker_extension_cls": "tests.integration.rig.skip_repack.SkipRepack"},
             },
             "learner": {"micro_batch_tokens": 64, "device": "cpu"},
             "sampling": {"max_response_tokens": 16},

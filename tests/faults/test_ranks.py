@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from vcppo.common.transport.ports import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import os, signal, sys
 import numpy as np

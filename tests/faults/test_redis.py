@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import redis
 
-from tests.integration import test_store
+from tests.integration.common.store import test_store
+from tests.integration.common.store.test_store import an_entry
 from tests.integration.conftest import RedisServer
-from tests.integration.scripted import ScriptedGenerator, make_tiny_model
-from tests.integration.test_buffer import TRANSPORT, BufferProcess, a_prompt, a_trajectory, eventually
-from tests.integration.test_learner import Run
-from tests.integration.test_store import an_entry
+from tests.integration.learner.buffer.test_buffer import TRANSPORT, BufferProcess, a_prompt, a_trajectory, eventually
+from tests.integration.learner.test_learner import Run
+from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.store.ledger import Ledger, Member
 from vcppo.common.store.run_store import RunStore, StoreError, StoreFull

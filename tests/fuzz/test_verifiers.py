@@ -1,6 +1,7 @@
 """Symbolic maths on hostile text, in its child: a verdict before the deadline, and the next response is judged.
 
-What is killed at the deadline is in tests/unit/test_generator_verifier_pool.py: nothing here gets that far."""
+What is killed at the deadline is in tests/unit/generator/verifying/test_verifier_pool.py: nothing here gets that far.
+"""
 
 from __future__ import annotations
 

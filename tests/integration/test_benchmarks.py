@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS
-from benchmarks.page import DOCS
-
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.rig.performance_page import DOCS
+from tests.paths import ROOT
 
 
 @pytest.mark.parametrize("name", [each.name for each in reversed(BENCHMARKS) if not each.by_name_only])  # longest first

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.scraper import Scraper
+from tests.integration.rig.scraper import Scraper
+from tests.paths import RIG, ROOT
 from vcppo.common.config import load_config
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
@@ -32,8 +33,7 @@ from vcppo.deploy.run.run_data import RunData
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
-SMOKE = Path(__file__).with_name("smoke.yaml")
+SMOKE = RIG / "smoke.yaml"
 KILL_AT_STEP = 5
 STAGE_DEADLINE_SECONDS = 400
 

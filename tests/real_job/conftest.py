@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 FOLDER = Path(os.environ.get("REAL_JOB", ROOT / ".cache" / "real-job"))
 
 

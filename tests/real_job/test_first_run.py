@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.paths import ROOT
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "first_run.md"
 NUM_STEPS = 3
 # Fewer and shorter responses, and the type that every pretrained model comes in. What is left out is as documented.

@@ -9,15 +9,14 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from scripts import measures
 from scripts.measures import Module
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_LOOSE_MODULES = 15
 MOST_LINES_OF_A_FUNCTION = 60
 

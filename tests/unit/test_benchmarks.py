@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import page
-from benchmarks.figures import Figure, at_least, at_most, seconds_text
-from benchmarks.harness import Timing, measure, peak_of, ratios
-from benchmarks.processes import CpuWatch
+from benchmarks.cases.processes import CpuWatch
+from benchmarks.rig import performance_page
+from benchmarks.rig.figures import Figure, at_least, at_most, seconds_text
+from benchmarks.rig.harness import Timing, measure, peak_of, ratios
 from vcppo.common.run_folder import RunFolder
 
 
@@ -67,10 +67,10 @@ def test_peak_memory_is_seen() -> None:
 def test_figures_are_kept_by_benchmark_and_the_table_is_made_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "DOCS", tmp_path)
-    (tmp_path / "performance.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
-    page.keep("wire", [Figure("encode", "memcpy", 2.0, goal=at_most(3), note="a word")], ["gae", "wire"])
-    page.keep("gae", [Figure("gae", "copy", 7.0, goal=at_most(6))], ["gae", "wire"])
+    monkeypatch.setattr(performance_page, "DOCS", tmp_path)
+    (tmp_path / "performance.md").write_text(f"before\n{performance_page.BEGIN}\nold\n{performance_page.END}\nafter\n")
+    performance_page.keep("wire", [Figure("encode", "memcpy", 2.0, goal=at_most(3), note="a word")], ["gae", "wire"])
+    performance_page.keep("gae", [Figure("gae", "copy", 7.0, goal=at_most(6))], ["gae", "wire"])
     text = (tmp_path / "performance.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -83,10 +83,10 @@ def test_figures_are_kept_by_benchmark_and_the_table_is_made_of_them(
 
 
 def test_a_page_without_its_marks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "DOCS", tmp_path)
+    monkeypatch.setattr(performance_page, "DOCS", tmp_path)
     (tmp_path / "performance.md").write_text("nothing here")
     with pytest.raises(ValueError, match="lacks the lines"):
-        page.keep("gae", [], ["gae"])
+        performance_page.keep("gae", [], ["gae"])
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from vcppo.common.config import TaskConfig, config_fields, load_config
 from vcppo.common.tasks import TaskError, load_task
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.unit.learner_samples import save_tiny_policy
+from tests.unit.rig.learner_samples import save_tiny_policy
 from vcppo.common.errors import VcppoError
 from vcppo.generator.vllm_engine.end_tokens import ModelError, load_tokenizer, require_model
 from vcppo.learner.models.models import load_critic, load_policy, vocabulary_size

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from tests.fuzz.wire import a_trajectory
-from tests.unit.fake_run import config_of
+from tests.unit.rig.fake_run import config_of
 from vcppo.common.errors import VcppoError
 from vcppo.common.files.json_file import read_json_object
 from vcppo.common.records.wire import encode_trajectory

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 LOCKS = ("cpu", "cuda", "dev")
 # They fail beside the CPU torch the moment transformers is imported, and text models need none of them.
 TORCH_COMPANIONS = {"torchvision", "torchaudio", "torchcodec"}

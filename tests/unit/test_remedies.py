@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.unit.fake_run import config_of
+from tests.paths import ROOT
+from tests.unit.rig.fake_run import config_of
 from vcppo.common.config import ConfigError, ValuePretrainingConfig, config_fields, dump_config, load_config
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.run.run_config import write_config
 from vcppo.learner.value_pretraining.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
 from vcppo.learner.value_pretraining.recording_stats import OUTCOMES, Counts
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Refusal(NamedTuple):

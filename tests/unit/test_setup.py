@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
+
 PYTHON = """#!/bin/sh
 # Stands for the environment's Python: notes its arguments; `pip install torch...` leaves the build named by $PIP_FINDS.
 echo "$@" >> {log}

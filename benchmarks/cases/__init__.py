@@ -1,0 +1,1 @@
+"""What `BENCH="gae wire"` names: each module has ``run(settings) -> list[Figure]``."""

@@ -1,0 +1,1 @@
+"""What the cases share: timing, figures and their page, real processes, models and batches."""

@@ -1,0 +1,130 @@
+"""A real vLLM engine and the requests users have: none ends it, and a seed gives the same tokens however it is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoTokenizer
+
+from tests.integration.rig.scripted import make_tiny_model
+from tests.paths import ROOT
+from vcppo.generator.vllm_engine.stop_strings import judged_text
+
+CHUNKS = {"enable_chunked_prefill": True, "max_num_batched_tokens": 288}
+WHOLE = {"enable_chunked_prefill": False, "max_num_batched_tokens": 4096}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engine") / "model"
+    make_tiny_model(folder, hidden_size=64)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    return folder
+
+
+def drive(folder: Path, model: Path, task: str, **settings: Any) -> dict[str, Any]:
+    tree = {
+        "run": {"name": "engine", "folder": str(folder)},
+        "model": {"path": str(model), "dtype": "float32"},
+        "learner": {"micro_batch_tokens": 4096},
+        "sampling": settings.pop("sampling", {"max_response_tokens": 40}),
+        "generator": {
+            "max_model_len": 512,
+            "max_in_flight": 256,
+            "kv_cache_gib": 0.25,
+            "enforce_eager": True,
+            **settings,
+        },
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(tree))
+    command = [sys.executable, "-m", "tests.integration.rig.engine_driver", str(folder / "c.yaml"), task]
+    environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    try:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError):
+        pytest.fail(f"exit {done.returncode}: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+
+
+@pytest.mark.slow  # four starts of vLLM
+@pytest.mark.timeout(1500)
+def test_no_prompt_length_or_concurrency_ends_the_engine_and_seeds_hold(tmp_path: Path, model: Path) -> None:
+    """Prompts of 60 to 400 tokens, 8, 64 and 256 in flight, with seeds and a pause for weights in the middle."""
+    whole = drive(tmp_path, model, "grid", engine_options=WHOLE)
+    others = {
+        "vLLM's own default": drive(tmp_path, model, "grid"),
+        "small pieces": drive(tmp_path, model, "grid", engine_options=CHUNKS),
+        "small pieces, little memory": drive(tmp_path, model, "grid", engine_options=CHUNKS, kv_cache_gib=0.0015),
+    }
+    assert "tokens" in whole, whole
+    assert others["small pieces, little memory"]["preempted"] > 20
+    for name, found in others.items():
+        assert "tokens" in found, (name, found)
+        for at_once, expected in whole["tokens"].items():
+            same = [found["tokens"][at_once][prompt] == tokens for prompt, tokens in expected.items()]
+            assert len(same) >= 64
+            assert sum(same) >= 0.97 * len(same), (name, at_once, sum(same), len(same))  # rounding may tip a token
+
+
+@pytest.mark.slow
+def test_a_request_that_cannot_be_served_fails_by_name_and_no_other(tmp_path: Path, model: Path) -> None:
+    found = drive(tmp_path, model, "refusals")
+    said = found["said"]
+    for name, words in {
+        "as long as max_model_len": ("p-1", "512"),
+        "longer": ("p-2", "513"),
+        "empty": ("p-3", "no tokens"),
+        "no response": ("p-4", "max_tokens"),
+        "beyond the vocabulary": ("p-5", "is not one of the model's"),
+        "negative": ("p-6", "token -3"),
+        "canary": ("canary", "token 1000000000"),
+    }.items():
+        assert all(word in said[name] for word in words), (name, said[name])
+    assert found["almost"] == 1
+    assert len(found["beside"]) == 10 and min(found["beside"]) >= 1
+
+
+@pytest.mark.slow
+def test_too_small_a_kv_cache_is_refused_at_start_with_the_number_needed(tmp_path: Path, model: Path) -> None:
+    error = drive(tmp_path, model, "refusals", kv_cache_gib=0.00001)["error"]
+    assert "generator.kv_cache_gib = 1e-05" in error and "raise it" in error
+    error = drive(tmp_path, model, "refusals", engine_options={"max_num_batched_tokenz": 8})["error"]
+    assert error.startswith("generator.engine_options.max_num_batched_tokenz")
+    error = drive(tmp_path, model, "refusals", sampling={"max_response_tokens": 8, "stop_token_ids": [10**6]})["error"]
+    assert error.startswith("sampling.stop_token_ids: [1000000] are beyond")
+
+
+@pytest.mark.slow
+def test_stop_strings_cut_what_would_have_been_sampled(tmp_path: Path, model: Path) -> None:
+    """With them, each response is a prefix of the one without: up to the first token that completes a stop string."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    free = drive(tmp_path, model, "stops")["rollouts"]
+    vocabulary = {token: number for number, token in enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))}
+    stop, token = ["3", "7="], vocabulary["5"]
+    cut = drive(tmp_path, model, "stops", sampling={"max_response_tokens": 40, "stop": stop, "stop_token_ids": [token]})
+    for (free_ids, free_scores, free_reason, _), (ids, scores, reason, found), count in zip(
+        free, cut["rollouts"], cut["spans"], strict=True
+    ):
+        length, expected = len(free_ids), None
+        for end in range(1, len(free_ids) + 1):
+            text = tokenizer.decode(free_ids[:end], skip_special_tokens=False)
+            hit = next((each for each in stop if each in text), None)
+            if hit or free_ids[end - 1] == token:
+                length, expected = end, hit
+                break
+        assert (ids, found) == (free_ids[:length], expected)
+        assert scores == pytest.approx(free_scores[:length], abs=1e-4) and count == length
+        assert reason == ("stop" if expected or ids[-1] == token else free_reason)
+        if expected:
+            judged = judged_text(tokenizer.decode(ids, skip_special_tokens=True), expected, keep=False)
+            assert not any(each in judged for each in stop)
+    assert sum(found is not None for _, _, _, found in cut["rollouts"]) > 10
+    assert any(ids[-1] == token for ids, *_ in cut["rollouts"])

@@ -1,0 +1,270 @@
+"""The learner process for real (Redis, DeepSpeed, a tiny model), with a scripted generator: stages, crashes, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
+from tests.paths import RIG, ROOT
+from vcppo.common.errors import EXIT_REFUSED
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.trajectory_records import read_trajectories
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.store.run_store import RunStore
+from vcppo.common.telemetry.metrics import read_metrics
+from vcppo.learner.rl.trained_log import check_trained_once, read_trained_log
+
+NUM_STEPS = 7
+BATCH = 8
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_model(folder)
+    return folder
+
+
+class Run:
+    """One run folder: writes its config, starts learner processes on it."""
+
+    def __init__(self, folder: Path, name: str, url: str, model: Path, **sections: dict[str, Any]) -> None:
+        self.name, self.url = name, url
+        self.folder = RunFolder(folder / name)
+        self.folder.create()
+        tree: dict[str, Any] = {
+            "run": {"name": name, "folder": str(folder)},
+            "model": {"path": str(model), "dtype": "float32"},
+            "task": {"options": {"num_operations": 2}},
+            "sampling": {"max_response_tokens": 20},
+            "value_pretraining": {
+                "num_trajectories": 48, "batch_size": 16, "max_steps": 6, "eval_every": 3,
+                "held_out_fraction": 0.25, "min_explained_variance": -10.0,
+            },
+            "rl": {"num_steps": NUM_STEPS, "batch_size": BATCH, "group_size": 2, "max_staleness": 0,
+                   "actor_learning_rate": 1e-3},
+            "algorithm": {"num_mini_batches": 2},
+            "learner": {"checkpoint_every": 2, "device": "cpu", "num_threads": 1, "batch_deadline_seconds": 60.0,
+                        "micro_batch_tokens": 128},
+            "generator": {"max_model_len": 64, "max_in_flight": 8, "lease_seconds": 30.0},
+            "redis": {"url": url},
+            "logging": {"format": "json", "tensorboard": False},
+        }  # fmt: skip
+        for section, values in sections.items():
+            tree[section] = {**tree.get(section, {}), **values}
+        self.folder.config.write_text(yaml.safe_dump(tree))
+        self.log = self.folder.path / "learner.log"
+
+    def start(self, num_ranks: int = 1) -> subprocess.Popen[bytes]:
+        launcher = [sys.executable]
+        if num_ranks > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [*launcher, str(RIG / "learner_process.py"), "--config", str(self.folder.config)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def finish(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.wait(280) == 0, self.tail()
+
+    def tail(self) -> str:
+        return self.log.read_text()[-6000:]
+
+    def wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> None:
+        deadline = time.monotonic() + 280
+        while step not in read_trained_log(self.folder.trained_log):
+            assert process.poll() is None, self.tail()
+            assert time.monotonic() < deadline, self.tail()
+            time.sleep(0.01)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+
+    def store(self) -> RunStore:
+        return RunStore.connect(self.url, self.name, 10.0)
+
+    def check_accounts(self, max_staleness: int) -> None:
+        ledger = self.store().ledger()
+        assert ledger.is_exact
+        assert ledger.outstanding == 0
+        assert check_trained_once(self.folder.trained_log, max_staleness) == NUM_STEPS * BATCH
+        assert ledger.trained == NUM_STEPS * BATCH + 48
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+@pytest.fixture
+def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
+    started: list[ScriptedGenerator] = []
+
+    def start(run: Run, allow: Callable[[Prompt], bool] = lambda _: True, seed: int = 0) -> ScriptedGenerator:
+        generator = ScriptedGenerator(run.url, run.name, allow, seed)
+        generator.start()
+        started.append(generator)
+        return generator
+
+    yield start
+    for generator in started:
+        generator.stop()
+
+
+def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+) -> None:
+    calm = Run(tmp_path, "calm", redis_server, model)
+    generate(calm)
+    calm_process = calm.start()
+    stormy = Run(tmp_path, "stormy", redis_server, model)
+    limit = [3]  # the generator holds back what was issued at this version and later
+    generate(stormy, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0], seed=1)
+    process = stormy.start()
+    stormy.wait_for_step(process, 3)  # step 3 is trained, the checkpoint is of step 2
+    stormy.kill(process)
+    limit[0] = 99
+    process = stormy.start()
+    stormy.wait_for_step(process, 5)  # killed wherever it is
+    stormy.kill(process)
+    stormy.finish(stormy.start())
+    calm.finish(calm_process)
+
+    for run in (calm, stormy):
+        run.check_accounts(max_staleness=0)
+    assert stormy.events("step_replayed")
+    assert [line["prompt_ids"] for line in read_trained_log(calm.folder.trained_log).values()] == [
+        line["prompt_ids"] for line in read_trained_log(stormy.folder.trained_log).values()
+    ]
+    undisturbed = load_file(calm.folder.export / "model.safetensors")
+    resumed = load_file(stormy.folder.export / "model.safetensors")
+    assert undisturbed.keys() == resumed.keys()
+    for name, weights in undisturbed.items():
+        np.testing.assert_allclose(resumed[name], weights, rtol=0, atol=1e-6, err_msg=name)
+    start = load_file(model / "model.safetensors")
+    assert any(np.abs(start[name] - weights).max() > 1e-4 for name, weights in undisturbed.items())
+    _check_artefacts(calm)
+    _check_export_of_checkpoint(calm)
+
+
+def _check_export_of_checkpoint(run: Run) -> None:
+    checkpoint, output = run.folder.checkpoints / f"step-{NUM_STEPS:06d}", run.folder.path / "again"
+    command = [sys.executable, "-m", "vcppo.learner.export", "--checkpoint", str(checkpoint), "--output", str(output)]
+    subprocess.run(command, check=True, timeout=200, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    expected, found = (load_file(folder / "model.safetensors") for folder in (run.folder.export, output))
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def _check_artefacts(run: Run) -> None:
+    decision = json.loads((run.folder.value_pretraining / "decision.json").read_text())
+    assert decision["passed"]
+    assert len(decision["history"]) == 3
+    rows = [row for row in read_metrics(run.folder.metrics_file("learner")) if row.get("stage") == "rl"]
+    assert sorted({row["step"] for row in rows}) == list(range(1, NUM_STEPS + 1))
+    expected = "reward/mean explained_variance/token policy/loss critic/grad_norm time/step ledger/issued staleness/max"
+    for name in expected.split():
+        assert rows[-1][name] is not None, name
+    assert len(rows[-1]["advantages/by_position"]) == 10
+    trained = {step: set(line["trajectory_ids"]) for step, line in read_trained_log(run.folder.trained_log).items()}
+    kept = {
+        step: {each.id for each in read_trajectories(run.folder.samples / f"step-{step:06d}.msgpack")}
+        for step in trained
+    }
+    assert kept == trained  # 8 a step, of at most 32
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert AutoModelForCausalLM.from_pretrained(run.folder.export).config.tie_word_embeddings
+    assert AutoTokenizer.from_pretrained(run.folder.export).eos_token == "<eos>"
+
+
+def test_asynchronous_run_stops_on_sigterm_and_resumes(
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+) -> None:
+    run = Run(tmp_path, "asynchronous", redis_server, model, rl={"max_staleness": 2})
+    limit = [3]
+    generate(run, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0])
+    process = run.start()
+    run.wait_for_step(process, 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(100) == 128 + signal.SIGTERM, run.tail()
+    assert run.store().ledger().claimed == 0  # what was trained is in the checkpoint, and committed
+    limit[0] = 99
+    tree = yaml.safe_load(run.folder.config.read_text())
+    tree["rl"] |= {"actor_learning_rate": 1e-4, "weight_decay": 0.01}  # the config counts from the next step on
+    run.folder.config.write_text(yaml.safe_dump(tree))
+    run.finish(run.start())
+    run.check_accounts(max_staleness=2)
+    staleness = [s for line in read_trained_log(run.folder.trained_log).values() for s in line["staleness"]]
+    assert max(staleness) > 0
+    assert not run.events("step_replayed")
+    step = run.events("checkpoint_loaded")[-1]["policy_version"]
+    changed = {e["setting"]: (e["before"], e["now"], e["from_step"]) for e in run.events("setting_changed")}
+    assert changed == {
+        "rl.actor_learning_rate": (1e-3, 1e-4, step + 1),
+        "rl.weight_decay": (0.0, 0.01, step + 1),
+    }
+    actor, critic = run.events("optimizer_settings_changed")
+    assert (actor["learning_rate"], actor["weight_decay"]) == ("0.001 → 0.0001", "0 → 0.01")
+    assert "learning_rate" not in critic
+    assert critic["weight_decay"] == "0 → 0.01"
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_two_ranks_train_what_one_does(
+    tmp_path: Path,
+    redis_server: str,
+    model: Path,
+    generate: Callable[..., ScriptedGenerator],
+    zero_stage: int,
+) -> None:
+    shorter = {"num_steps": 2, "max_staleness": 0, "actor_learning_rate": 1e-4}
+    learner = {"checkpoint_every": 1}
+    one = Run(tmp_path, "one", redis_server, model, rl=shorter, learner=learner)
+    sharded = learner | {"num_ranks": 2, "zero_stage": zero_stage}
+    two = Run(tmp_path, "two", redis_server, model, rl=shorter, learner=sharded)
+    for run in (one, two):
+        generate(run)
+    processes = [one.start(), two.start(num_ranks=2)]
+    for run, process in zip((one, two), processes, strict=True):
+        run.finish(process)
+    expected = load_file(one.folder.export / "model.safetensors")
+    found = load_file(two.folder.export / "model.safetensors")
+    start = load_file(model / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, weights in expected.items():
+        moved = np.abs(weights - start[name]).mean()
+        # Adam turns rounding of near-zero gradients into whole steps, so a few entries may differ.
+        assert np.abs(found[name] - weights).mean() < 0.02 * moved, name
+
+
+def test_failed_gate_stops_the_run_by_name(
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+) -> None:
+    run = Run(tmp_path, "gate", redis_server, model)
+    tree = yaml.safe_load(run.folder.config.read_text())
+    tree["value_pretraining"]["min_explained_variance"] = 0.999
+    run.folder.config.write_text(yaml.safe_dump(tree))
+    generate(run)
+    assert run.start().wait(280) == EXIT_REFUSED
+    (fatal,) = run.events("fatal")
+    assert "value_pretraining.min_explained_variance = 0.999" in fatal["error"]
+    assert not json.loads((run.folder.value_pretraining / "decision.json").read_text())["passed"]
+    assert run.store().ledger().is_exact

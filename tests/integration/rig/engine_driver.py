@@ -1,0 +1,128 @@
+"""Runs one engine on a grid of prompts, in a process of its own; prints what came out as JSON in its last line.
+
+    python -m tests.integration.rig.engine_driver CONFIG.yaml TASK
+
+TASK: ``grid`` (prompts of 60 to 400 tokens, 8, 64 and 256 in flight, a pause for weights in the middle), or
+``refusals`` (requests that can't be served, then one that can), or ``stops`` (the same requests, cut by stop strings).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vcppo.common.config import load_config
+from vcppo.common.records.trajectory import Prompt
+from vcppo.generator.vllm_engine.engine import Engine, EngineError, Rollout
+
+NUM_PROMPTS = 256
+
+
+def prompt(number: int, length: int, max_tokens: int, vocabulary: int = 20) -> Prompt:
+    """Prompt ``number``, the same in every process."""
+    ids = np.random.default_rng(number).integers(2, vocabulary, length).astype(np.int32)
+    return Prompt(f"p-{number}", "g", 0, "", ids, {}, number + 1, 0, "rl", max_tokens)
+
+
+async def generate(engine: Engine, prompts: list[Prompt], at_once: int) -> list[Rollout]:
+    places = asyncio.Semaphore(at_once)
+
+    async def one(each: Prompt) -> Rollout:
+        async with places:
+            return await engine.generate(each)
+
+    return list(await asyncio.gather(*map(one, prompts)))
+
+
+def count_preemptions(engine: Engine) -> list[str]:
+    """A list that gets the id of every request vLLM interrupts from now on."""
+    scheduler: Any = engine.stepper._engine.engine_core.engine_core.scheduler
+    preempt, found = scheduler._preempt_request, []
+
+    def counting(request: Any, *arguments: Any, **named: Any) -> Any:
+        found.append(request.request_id)
+        return preempt(request, *arguments, **named)
+
+    scheduler._preempt_request = counting
+    return found
+
+
+async def grid(engine: Engine) -> dict[str, Any]:
+    lengths = np.linspace(60, 400, NUM_PROMPTS).astype(int).tolist()
+    prompts = [prompt(number, length, 40) for number, length in enumerate(lengths)]
+    preempted = count_preemptions(engine)
+    found = {}
+    for at_once in (8, 64, 256):
+        share = prompts[:: 256 // max(at_once, 64)]
+        work = asyncio.create_task(generate(engine, share, at_once))
+        await asyncio.sleep(0.2)  # not a wait: the pause may fall anywhere
+        await engine.pause()
+        await engine.set_version(engine.policy_version + 1)
+        await engine.resume()
+        rollouts = await work
+        assert all(sum(span.count for span in each.version_spans) == len(each.token_ids) for each in rollouts)
+        assert all(len(each.log_probs) == len(each.token_ids) >= 1 for each in rollouts)
+        found[str(at_once)] = {each.id: r.token_ids.tolist() for each, r in zip(share, rollouts, strict=True)}
+    return {"tokens": found, "preempted": len(preempted)}
+
+
+async def refusals(engine: Engine) -> dict[str, Any]:
+    longest = engine.config.generator.max_model_len
+    wrong = {
+        "as long as max_model_len": prompt(1, longest, 8),
+        "longer": prompt(2, longest + 1, 8),
+        "empty": prompt(3, 0, 8),
+        "no response": prompt(4, 20, 0),
+        "beyond the vocabulary": prompt(5, 20, 8, vocabulary=10**9),
+        "negative": Prompt("p-6", "g", 0, "", np.full(4, -3, np.int32), {}, 1, 0, "rl", 8),
+    }
+    said = {}
+    beside = asyncio.create_task(generate(engine, [prompt(number, 100, 40) for number in range(10, 20)], 10))
+    for name, each in wrong.items():
+        try:
+            rollout = await engine.generate(each)
+            said[name] = f"generated {len(rollout.token_ids)}"
+        except EngineError as error:
+            said[name] = str(error)
+    try:
+        await engine.canary(np.asarray([5, 10**9], np.int32), 1)
+    except EngineError as error:
+        said["canary"] = str(error)
+    almost = await engine.generate(prompt(7, longest - 1, 8))
+    rest = await beside
+    return {"said": said, "beside": [len(each.token_ids) for each in rest], "almost": len(almost.token_ids)}
+
+
+async def stops(engine: Engine) -> dict[str, Any]:
+    rollouts = await generate(engine, [prompt(number, 20 + number, 40) for number in range(64)], 64)
+    return {
+        "rollouts": [
+            [each.token_ids.tolist(), each.log_probs.tolist(), each.finish_reason, each.stop_string]
+            for each in rollouts
+        ],
+        "spans": [sum(span.count for span in each.version_spans) for each in rollouts],
+    }
+
+
+async def main(config: Path, task: str) -> None:
+    engine = Engine(load_config(config, []))
+    try:
+        await engine.start()
+        async with asyncio.timeout(500):
+            result = await {"grid": grid, "refusals": refusals, "stops": stops}[task](engine)
+    except EngineError as error:
+        result = {"error": str(error)}
+    sys.stdout.write("\n" + json.dumps(result) + "\n")
+    sys.stdout.flush()
+    engine.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

