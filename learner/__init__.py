@@ -13,7 +13,9 @@ Names of array axes, in docstrings and in annotations (`jaxtyping`):
 | G | groups, one a prompt |
 | V | vocabulary |
 | H | hidden size |
+| ... | any shape: a weight has that of its parameter |
 | S1 | S + 1, bounds of the sequences: for an array that comes before any ``S`` of its function |
 
-Annotations are checked while the unit tests run (tests/conftest.py), and cost nothing elsewhere.
+The attention kernels have more, said where they are used. Tests check the annotations at every call of the modules that
+tests/conftest.py names; elsewhere they cost nothing.
 """

@@ -12,6 +12,7 @@ from vcppo.common.text.yaml_text import one_line
 
 
 def main(model: str) -> int:
+    """Download the model into the Hugging Face cache. Returns the exit code; the reason of a failure is printed."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

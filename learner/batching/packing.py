@@ -50,10 +50,12 @@ class PackedBatch:
 
     @property
     def num_tokens(self) -> int:
+        """N; 1 for a dummy."""
         return len(self.token_ids)
 
     @property
     def num_actions(self) -> int:
+        """A; 0 for a dummy."""
         return len(self.action_index)
 
     @property

@@ -44,6 +44,7 @@ class FanOut:
 
     @property
     def world_size(self) -> int:
+        """Of the transfer group: learner rank 0 and all generators' workers."""
         return 1 + sum(self.num_workers.values())
 
     def call(self, method: str, arguments: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
@@ -72,6 +73,7 @@ class FanOut:
             client.release()
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Tell each generator its first rank in the group, one after the other, and the host it binds to."""
         offset = int(init_info["rank_offset"])
         arguments: dict[str, dict[str, Any]] = {}
         for name, num in self.num_workers.items():
@@ -88,9 +90,14 @@ class FanOut:
         self.call("start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
+        """Make all generators receive what `update_info` lists. Raises MemberError at the first failure."""
         self.call("update_weights", {name: {"update_info": update_info} for name in self.clients})
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Make the weights count as `policy_version`; `received` then holds what each got.
+
+        vLLM's own `weight_version` is not used.
+        """
         arguments = {name: {"policy_version": self.policy_version} for name in self.clients}
         self.received = self.call("finish_weight_update", arguments)
 
