@@ -202,10 +202,12 @@ def prepare(run: str, overrides: Sequence[str], sink: LogSink, *, always_sft: bo
 
 
 def sft(run: str, overrides: Sequence[str], sink: LogSink) -> int:
+    """The cold start's container: makes the starting policy anew even where there is one. Returns the exit code."""
     return prepare(run, overrides, sink, always_sft=True)
 
 
 def buffer(run: str, overrides: Sequence[str], sink: LogSink) -> int:
+    """The buffer's container: listens on all addresses, until it is stopped. Returns the exit code."""
     overrides = [*key_settings("buffer"), *overrides]
     config = _prepared(run, overrides)
     require(config, CONTAINER["buffer"])
@@ -217,6 +219,7 @@ def buffer(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 
 
 def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
+    """One generator's container, named by its host; the learner reaches it at `own_address`. Returns the exit code."""
     overrides = [*key_settings("generator"), *overrides]
     config = _prepared(run, overrides)
     require(config, CONTAINER["generator"])
@@ -235,6 +238,7 @@ def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
 
 
 def learner(run: str, overrides: Sequence[str], sink: LogSink, *, until: str | None = None) -> int:
+    """The learner's container, one a node; `until` names the last stage. Returns the exit code."""
     config = _prepared(run, overrides)
     require(config, CONTAINER["learner"])
     nodes = Nodes.from_environment(os.environ)

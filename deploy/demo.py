@@ -160,14 +160,17 @@ class Demo:
             return self.verdict(page)
 
     def heading(self, title: str, text: str) -> None:
+        """Begin a stage on the terminal, with the time since the start."""
         self.console.print(
             f"\n[bold]{clock(time.monotonic() - self.started):>5}  {title}[/]  [bright_black]{text}[/]", highlight=False
         )
 
     def session(self, mode: Mode = "watch") -> AbstractContextManager[Session]:
+        """The processes of one stage, ended when the context is left."""
         return open_session(self.config, mode)
 
     def cold_start(self) -> None:
+        """Supervised training from random weights; left out when its model is there."""
         # With other settings the stage itself looks whether what is there is of them.
         is_there = (Path(self.config.sft.output or self.folder.cold_start) / "config.json").exists()
         if is_there and not self.changed:
@@ -178,6 +181,7 @@ class Demo:
             run_sft(self.config, session)
 
     def train(self) -> None:
+        """Value pretraining and RL; goes on where an interrupted demo stopped."""
         if RunData.load(self.folder).finished and (self.folder.path / "ledger.json").exists():
             self.heading("value pretraining and reinforcement learning", "are done")
             return
@@ -189,6 +193,7 @@ class Demo:
             run_up(self.config, session)
 
     def evaluate(self) -> None:
+        """Held-out accuracy of the cold start and of the exported policy; what has a current result is left out."""
         models = {"cold_start": Path(self.config.sft.output or self.folder.cold_start), "export": self.folder.export}
         missing = {
             name: path

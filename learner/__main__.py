@@ -64,13 +64,15 @@ log = structlog.get_logger(__name__)
 class WaitingBroadcaster(Broadcaster, Protocol):
     """What a run needs beside `Broadcaster`."""
 
-    def wait_for_members(self, count: int, deadline_seconds: float) -> Any: ...
+    def wait_for_members(self, count: int, deadline_seconds: float) -> Any:
+        """Return when `count` generators are registered. Raises DeadlineExceeded."""
 
 
 MakeBroadcaster = Callable[[VcppoConfig, RunStore | None, Any], WaitingBroadcaster]
 
 
 def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: WeightEngine) -> WaitingBroadcaster:
+    """The real one, to the generators that the store lists."""
     return WeightBroadcaster(config, store, actor)
 
 
@@ -88,9 +90,11 @@ class Session:
 
     @property
     def folder(self) -> RunFolder:
+        """Where this run keeps its files; the same on every rank."""
         return RunFolder(self.config.run.path)
 
     def enter(self, stage: str) -> None:
+        """Say in the store and in the log that this stage begins; on rank 0 only."""
         if self.store is not None:
             self.store.set_value("stage", stage)
             log.info("stage_started", stage=stage)

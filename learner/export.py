@@ -98,7 +98,11 @@ def export_policy(actor: TrainEngine, config: VcppoConfig, folder: Path) -> None
 
 
 def write_export(policy: PolicyModel, state: dict[str, torch.Tensor] | None, config: VcppoConfig, folder: Path) -> None:
-    """Config, generation config, weights, the model's own code, tokenizer."""
+    """Config, generation config, weights, the model's own code, tokenizer.
+
+    Args:
+        state: full weights ``[...]`` by name; None: the model's own.
+    """
     save_model(policy, folder, state)
     save_tokenizer(load_tokenizer(config), folder)
 
@@ -142,6 +146,7 @@ def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: a checkpoint's policy as a Hugging Face folder. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m vcppo.learner.export", description="Export a checkpoint's policy.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a folder of <run>/checkpoints")
     parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")

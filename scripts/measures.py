@@ -12,13 +12,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 ROOT = Path(__file__).resolve().parents[1]
 WINGS = ("common", "generator", "learner", "deploy")
 LONG_FUNCTION = 50
 ARRAYS = re.compile(r"Tensor|NDArray|Float\d+Array|Int\d+Array|BoolArray")
-SHAPES = re.compile(r"\[[A-Z0-9*·, ]+[a-z]*\]|``\[|scalar|Float\[|Int\[|Bool\[")
+SHAPES = re.compile(r"\[[A-Z0-9*·, ]+[a-z]*\]|``\[|scalar|(Float|Int)\d*\[|Bool\[")
 
 
 class Module(NamedTuple):
@@ -151,15 +151,16 @@ def public_definitions(module: Module) -> Iterator[Definition]:
                         yield inner
 
 
-def takes_arrays(node: Definition) -> bool:
+def takes_arrays(node: Definition) -> TypeGuard[ast.FunctionDef | ast.AsyncFunctionDef]:
     if isinstance(node, ast.ClassDef):
         return False
     hints = [argument.annotation for argument in [*node.args.args, *node.args.kwonlyargs]] + [node.returns]
     return any(hint is not None and ARRAYS.search(ast.unparse(hint)) for hint in hints)
 
 
-def gives_shapes(node: Definition) -> bool:
-    return bool(SHAPES.search((ast.get_docstring(node) or "") + ast.unparse(node.args)))  # type: ignore[union-attr]
+def gives_shapes(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    returned = "" if node.returns is None else ast.unparse(node.returns)
+    return bool(SHAPES.search((ast.get_docstring(node) or "") + ast.unparse(node.args) + returned))
 
 
 def sentences(text: str) -> list[int]:

@@ -42,18 +42,22 @@ class Result:
 
 
 def passed(text: str, *details: str) -> Result:
+    """A `Result` in order; `details` are more lines below its text."""
     return Result("passed", text, "", details)
 
 
 def warned(text: str, remedy: str, *details: str) -> Result:
+    """A `Result` that stops nobody, but that a person should look at; `remedy` says what to do."""
     return Result("warned", text, remedy, details)
 
 
 def failed(text: str, remedy: str, *details: str) -> Result:
+    """A `Result` that makes the command fail; `remedy` says what to do."""
     return Result("failed", text, remedy, details)
 
 
 def skipped(text: str) -> Result:
+    """A `Result` of a check that did not apply or could not run; `text` says why."""
     return Result("skipped", text)
 
 
@@ -70,6 +74,7 @@ class CheckLine:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
+        """As JSON wants it: what `from_dict` reads; seconds to the millisecond."""
         return asdict(self) | {"details": list(self.details), "seconds": round(self.seconds, 3)}
 
     @classmethod
@@ -116,4 +121,5 @@ class Check(Generic[ContextT]):
             yield self.line(failed(text, remedy), time.monotonic() - began)
 
     def line(self, result: Result, seconds: float) -> CheckLine:
+        """The result of this check as a line of its group."""
         return CheckLine(self.group, self.name, result.status, result.text, result.remedy, result.details, seconds)

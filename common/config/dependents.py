@@ -112,6 +112,7 @@ class Begun:
 
     @property
     def anything(self) -> bool:
+        """Whether a change of the config can matter at all: something is recorded or trained."""
         return self.recorded or self.rl
 
 
@@ -124,6 +125,7 @@ class Change(NamedTuple):
 
     @property
     def dependents(self) -> Dependents:
+        """What was made with this setting, by `DEPENDENTS`."""
         return dependents_of(self.field)
 
     @property

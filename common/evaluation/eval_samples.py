@@ -49,6 +49,7 @@ class Sample:
 
     @property
     def key(self) -> Key:
+        """(problem, number of the sample): by it a resumed evaluation knows which samples it has already."""
         return self.problem, self.sample
 
 
@@ -70,6 +71,7 @@ class ProblemRecord:
 
     @property
     def num_correct(self) -> int:
+        """Samples judged correct: pass@k is computed from it."""
         return self.outcomes.count("correct")
 
 

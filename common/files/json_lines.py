@@ -38,6 +38,10 @@ class JsonLinesTail:
         self._is_too_long = False  # the line that is being read
 
     def read(self) -> list[Row]:
+        """Rows appended since the last call; none while there is no file.
+
+        A line without an end yet waits for the next call.
+        """
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)

@@ -22,6 +22,7 @@ class ResidentMemory:
         self._statm = Path("/proc/self/statm").open("rb", buffering=0)  # noqa: SIM115  (as long as its owner)
 
     def mib(self) -> float:
+        """Resident set now, MiB."""
         self._statm.seek(0)
         return int(self._statm.read(100).split()[1]) * os.sysconf("SC_PAGE_SIZE") / _MIB
 

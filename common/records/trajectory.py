@@ -98,10 +98,12 @@ class Trajectory:
 
     @property
     def oldest_version(self) -> int:
+        """Policy version of the oldest tokens: staleness is counted from it."""
         return min(span.version for span in self.version_spans)
 
     @property
     def num_tokens(self) -> int:
+        """Prompt and response together: what a pack has to hold."""
         return len(self.prompt_token_ids) + len(self.response_token_ids)
 
 

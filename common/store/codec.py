@@ -77,10 +77,12 @@ def batches(items: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]
 
 
 def flatten(batch: list[tuple[Any, ...]]) -> list[Any]:
+    """All parts of all items in one list: the arguments of one Redis command."""
     return [part for item in batch for part in item]
 
 
 def texts(reply: Iterable[bytes]) -> list[str]:
+    """A Redis reply of byte strings as text (UTF-8)."""
     return [item.decode() for item in reply]
 
 

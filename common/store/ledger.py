@@ -54,9 +54,11 @@ class Ledger:
 
     @property
     def is_exact(self) -> bool:
+        """Whether every issued prompt is in exactly one state or settled."""
         return self.difference == 0
 
     def as_dict(self) -> dict[str, int]:
+        """Counts by state, in the order of a prompt's life."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -54,6 +54,7 @@ class Credentials(NamedTuple):
         return f"Credentials(username={self.username!r})"
 
     def as_options(self) -> dict[str, str]:
+        """Keyword arguments of redis-py's client; what is not set is left out."""
         options = {"username": self.username, "password": self.password, "ssl_ca_certs": self.ca_file}
         return {name: value for name, value in options.items() if value is not None}
 
@@ -118,6 +119,7 @@ class RedisConnection:
         return connection
 
     def close(self) -> None:
+        """Close all connections to Redis."""
         self._client.close()
 
     def register(self, sources: Mapping[str, str]) -> None:

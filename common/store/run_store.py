@@ -114,6 +114,7 @@ class RunStore:
         return store
 
     def close(self) -> None:
+        """Close the connection; what is stored stays."""
         self._redis.close()
 
     # ------------------------------------------------------------------ learner: issue
@@ -339,6 +340,7 @@ class RunStore:
         self._run_on(self._member_keys, "set_value", name, value)
 
     def get_value(self, name: str) -> str | None:
+        """What `set_value` stored under this name; None: nothing yet."""
         value = self._redis.call("get_value", lambda client: client.hget(self._prefix + "values", name))
         return None if value is None else cast(bytes, value).decode()
 

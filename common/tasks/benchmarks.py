@@ -39,6 +39,10 @@ class AimeTask(DatasetTask):
         RowsTask.__init__(self, self.options)
 
     def answer_of(self, row: Row, question: str) -> dict[str, object]:
+        """The reference as an integer's text, ``7.0`` read as ``7``.
+
+        Raises TaskError unless it is from 0 to 999, as AIME's are.
+        """
         reference = str(super().answer_of(row, question)["reference"])
         number = reference.removesuffix(".0")  # a float column, as parquet makes of integers and nulls
         if not (number.isascii() and number.isdecimal() and int(number) <= 999):

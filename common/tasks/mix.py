@@ -74,6 +74,7 @@ class MixTask(Task):
         return [self._problem(split, seed, source, number) for source, number in wanted]
 
     def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+        """By the source that the problem came from: its number is part of the answer."""
         inner: Any = answer["answer"]
         return self._tasks[int(str(answer["source"]))].verify(inner, response, finish_reason)
 
@@ -94,6 +95,7 @@ class MixTask(Task):
         return None
 
     def parts(self) -> Sequence[Task]:
+        """The sources' tasks, in the order of ``task.options.sources``."""
         return self._tasks
 
     def questions(self, split: Split, count: int) -> list[str]:
@@ -101,6 +103,7 @@ class MixTask(Task):
         return [question for task in self._tasks for question in task.questions(split, count)]
 
     def where(self, split: Split, seed: int, number: int) -> str:
+        """As the source says it, with the source's own number of the problem."""
         source, inner = self._place(split, seed, number)
         return self._tasks[source].where(split, seed, inner)
 
@@ -121,6 +124,7 @@ class MixTask(Task):
                     yield Finding("error", f"task.options.sources[{source}]", text, remedy)
 
     def warm_up(self) -> None:
+        """Each source's: any of them may judge the next response."""
         for task in self._tasks:
             task.warm_up()
 

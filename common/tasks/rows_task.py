@@ -137,12 +137,15 @@ class RowsTask(Task):
         return [Problem(self._prompt(question.text), question.answer) for question in chosen]
 
     def num_problems(self, split: Split) -> int:
+        """Rows of the split that have a question; after so many the sequence starts over."""
         return len(self._questions[split])
 
     def where(self, split: Split, seed: int, number: int) -> str:
+        """File and line of the row."""
         return self._numbered(split, seed, number).place
 
     def questions(self, split: Split, count: int) -> list[str]:
+        """The first `count` questions as they stand in the rows, without the prompt template."""
         return [question.text for question in self._questions[split][:count]]
 
     def findings(self) -> Iterator[Finding]:

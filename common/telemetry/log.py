@@ -143,6 +143,7 @@ class RoutedLogger(logging.Logger):
 
     @property
     def propagate(self) -> bool:
+        """Always: the root handler is what writes JSON."""
         return True
 
     @propagate.setter
@@ -150,6 +151,7 @@ class RoutedLogger(logging.Logger):
         pass  # the library wants its own handler to be the only one: see addHandler
 
     def addHandler(self, hdlr: logging.Handler) -> None:
+        """Ignored, so that no line is written twice."""
         pass  # its lines reach stdout through the root handler, as JSON
 
 

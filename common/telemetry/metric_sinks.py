@@ -26,9 +26,11 @@ Scalars = Mapping[str, float | int]
 class Sink(Protocol):
     """Takes the numbers of one line. ``values`` holds what is defined; ``undefined`` the names that are not, now."""
 
-    def write(self, step: int, values: Scalars, undefined: Iterable[str], wall_time: float) -> None: ...
+    def write(self, step: int, values: Scalars, undefined: Iterable[str], wall_time: float) -> None:
+        """Take one step's numbers; `wall_time` in seconds since the epoch."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Flush and let go; nothing is written after it."""
 
 
 class TensorBoardSink:
@@ -41,6 +43,7 @@ class TensorBoardSink:
         self._writer = EventFileWriter(str(folder), flush_secs=5)
 
     def write(self, step: int, values: Scalars, undefined: Iterable[str], wall_time: float) -> None:
+        """One event with all scalars of the step; undefined ones leave a gap in their curve."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -48,6 +51,7 @@ class TensorBoardSink:
         self._writer.add_event(Event(step=step, wall_time=wall_time, summary=summary))
 
     def close(self) -> None:
+        """Flush what the writer still holds."""
         self._writer.close()
 
 
@@ -60,6 +64,7 @@ class Snapshot:
         self._lock = threading.Lock()
 
     def update(self, step: int, values: Scalars, undefined: Iterable[str]) -> None:
+        """Take a step's numbers: gauges are replaced or, when undefined, dropped; counters add what came ``since``."""
         with self._lock:
             for name, value in {STEP.name: step, **values}.items():
                 metric, family, label = series_of(name)
@@ -111,9 +116,11 @@ class PrometheusSink:
         log.info("metrics_served", host=host, port=self.port)
 
     def write(self, step: int, values: Scalars, undefined: Iterable[str], wall_time: float) -> None:
+        """Show these at the next scrape; Prometheus sets the time itself."""
         self._snapshot.update(step, values, undefined)
 
     def close(self) -> None:
+        """Stop answering scrapes and free the port."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -145,8 +152,10 @@ class WandbSink:
             raise MetricsError(f"metrics.wandb_project = {project!r}: wandb can't begin: {error}") from None
 
     def write(self, step: int, values: Scalars, undefined: Iterable[str], wall_time: float) -> None:
+        """Log the step's numbers, with the step among them."""
         # Not wandb's own step: it must only grow, and a resumed run does steps again.
         self._run.log({STEP.name: step, **values})
 
     def close(self) -> None:
+        """End the run on the server; blocks until all is uploaded."""
         self._run.finish()

@@ -155,6 +155,7 @@ class ControlClient:
             self._idle.clear()
 
     def close(self) -> None:
+        """Close idle connections. Calls in flight end by their own deadlines."""
         self._closed = True
         self.release()
 

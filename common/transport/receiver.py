@@ -80,6 +80,7 @@ class TrajectoryReceiver:
         self._router.restart()
 
     def close(self) -> None:
+        """Stop listening. Senders keep what was not acknowledged and send it again."""
         self._router.close()
 
     def _parse(self, frames: list[bytes]) -> Received:

@@ -62,6 +62,7 @@ class TrajectorySender:
 
     @property
     def num_unacked(self) -> int:
+        """Trajectories kept because no ack has come yet: in memory, on disk or on the wire."""
         return len(self._spool)
 
     @property

@@ -157,6 +157,7 @@ class Dealer:
         return self._is_lost
 
     def close(self) -> None:
+        """Close at once; unsent messages are dropped."""
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(0)
@@ -201,9 +202,11 @@ class Router:
         self._listen(self.endpoint)
 
     def wait(self, seconds: float) -> bool:
+        """Whether a message is there, or came within `seconds`."""
         return bool(self._socket.poll(max(0, int(seconds * 1000))))
 
     def receive(self) -> list[bytes] | None:
+        """Frames of the next message, the sender's identity first; None: there is none now."""
         return _receive(self._socket)
 
     def send(self, frames: Sequence[bytes]) -> None:
@@ -214,6 +217,7 @@ class Router:
             return
 
     def close(self) -> None:
+        """Close at once and drop unsent messages. Safe to call twice."""
         if not self._socket.closed:
             self._socket.disable_monitor()
             self._monitor.close(0)
@@ -234,6 +238,7 @@ class AsyncRouter(Router):
         return self.receive()
 
     def close(self) -> None:
+        """As `Router.close`, the asyncio side first."""
         self._async.close(0)
         super().close()
 

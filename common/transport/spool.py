@@ -58,6 +58,7 @@ class Spool:
 
     @property
     def has_waiting(self) -> bool:
+        """Whether `take` would give one: some are kept that are not on the wire."""
         return bool(self._waiting)
 
     def add(self, message_id: str, payload: bytes) -> None:
@@ -109,6 +110,7 @@ class Spool:
             return True
 
     def wait_until_empty(self, timeout_seconds: float) -> bool:
+        """Whether every message was acknowledged within the timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._entries, timeout_seconds)
 

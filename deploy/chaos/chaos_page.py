@@ -35,9 +35,11 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
+        """Whether every check of the storm passed."""
         return all(check.passed for check in self.checks)
 
     def as_dict(self) -> dict[str, object]:
+        """What chaos.json holds; times in seconds."""
         return {
             "passed": self.passed,
             "seed": self.seed,
@@ -54,6 +56,7 @@ class Outcome:
         }
 
     def of(self, kind: Kind) -> list[Entry]:
+        """The faults of this kind, in the order they struck."""
         return [entry for entry in self.entries if entry.kind == kind]
 
 
@@ -65,6 +68,7 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def print_outcome(console: Console, folder: Path, outcome: Outcome) -> None:
+    """The page on the terminal, and where it is on disk."""
     console.print(_page(outcome))
     console.print(f"\nwritten to {folder}/chaos.json and chaos.txt; logs: vcppo logs {folder}", highlight=False)
 

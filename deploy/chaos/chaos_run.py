@@ -172,6 +172,7 @@ class Chaos:
         return EXIT_OK if outcome.passed else EXIT_FAILURE
 
     def tell(self, text: str) -> None:
+        """One line on the terminal, as it is: no colours, no markup."""
         self.console.print(text, highlight=False, markup=False)
 
     def _introduce(self) -> None:

@@ -47,7 +47,8 @@ class Blow:
 class Members(Protocol):
     """What adding a generator needs of the launcher."""
 
-    def generator_spec(self, index: int) -> ProcessSpec: ...
+    def generator_spec(self, index: int) -> ProcessSpec:
+        """How to start generator number `index`."""
 
 
 def freeze_seconds(role: str, config: VcppoConfig) -> float:

@@ -43,10 +43,12 @@ class Link:
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def listen(self) -> None:
+        """Take connections on `port` of this machine; nothing to do when it does already."""
         if self._server is None:
             self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     async def cut(self) -> None:
+        """Reset all connections and refuse new ones, until `restore`."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -54,9 +56,11 @@ class Link:
             writer.transport.abort()
 
     async def block(self) -> None:
+        """Let nothing through, either way, until `restore`; connections stay open, new ones too."""
         self._open.clear()
 
     async def restore(self) -> None:
+        """End a cut or a block."""
         self._open.set()
         await self.listen()
 
@@ -126,12 +130,15 @@ class Links:
         return [name for name in self._links if name.startswith(kind)]
 
     def cut(self, name: str) -> None:
+        """See `Link.cut`."""
         self._do(self._links[name].cut())
 
     def block(self, name: str) -> None:
+        """See `Link.block`."""
         self._do(self._links[name].block())
 
     def restore(self, name: str) -> None:
+        """See `Link.restore`."""
         self._do(self._links[name].restore())
 
     async def _end_tasks(self) -> None:

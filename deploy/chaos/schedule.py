@@ -42,10 +42,12 @@ class Kind(StrEnum):
 
     @property
     def action(self) -> str:
+        """What is done, a key of `MEANING`."""
         return self.value.split()[0]
 
     @property
     def target(self) -> str:
+        """What it is done to: a role (``generator``), a link (``redis-link``) or the spool."""
         return self.value.split()[1]
 
 

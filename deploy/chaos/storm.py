@@ -22,9 +22,11 @@ from vcppo.deploy.chaos.watch import Watch
 class Injects(Protocol):
     """What the storm needs of `vcppo.deploy.chaos.injector.Injector`."""
 
-    def strike(self, fault: Fault) -> Blow | None: ...
+    def strike(self, fault: Fault) -> Blow | None:
+        """Do it; None: there was nothing to strike."""
 
-    def undo_all(self) -> None: ...
+    def undo_all(self) -> None:
+        """End whatever still lasts: frozen processes go on, links are restored."""
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Entry:
     problem: str = ""
 
     def as_dict(self) -> dict[str, object]:
+        """For chaos.json."""
         return asdict(self)
 
 

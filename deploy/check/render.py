@@ -41,6 +41,7 @@ class Screen:
         self._show_ready()
 
     def add(self, line: CheckLine) -> None:
+        """Take a finding: printed at once as JSON, or with its group."""
         self.counts[line.status] += 1
         if self.as_json:
             print(json.dumps(line.as_dict(), ensure_ascii=False), flush=True)

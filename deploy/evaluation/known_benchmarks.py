@@ -73,4 +73,5 @@ def _for_file(options: dict[str, object]) -> dict[str, object]:
 
 
 def names() -> Sequence[str]:
+    """What `vcppo eval --benchmark` takes."""
     return tuple(BENCHMARKS)

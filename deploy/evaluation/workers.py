@@ -57,6 +57,7 @@ class EvalResult:
 
     @property
     def standard_error(self) -> float:
+        """Of pass@1, from its 95 % interval as if it were normal."""
         return (self.high - self.low) / (2 * Z_95)
 
 
@@ -134,6 +135,7 @@ class Place:
         return cls(path, results)
 
     def result(self, name: str) -> Path:
+        """The JSON file of the model with this name."""
         return self.results / f"{name}.json"
 
 

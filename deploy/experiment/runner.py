@@ -64,6 +64,7 @@ def is_trained(run: Run) -> bool:
 
 
 def is_done(run: Run) -> bool:
+    """Trained, and evaluated with the settings there are now."""
     return is_trained(run) and export_eval(run) is not None
 
 
@@ -201,6 +202,7 @@ class Experiment:
         )
 
     def say(self, text: str) -> None:
+        """One line on the terminal, with the time since the start."""
         self.console.print(f"\\[{clock(time.monotonic() - self.started):>7}] {text}", highlight=False, soft_wrap=True)
 
 

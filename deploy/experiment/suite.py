@@ -94,6 +94,7 @@ class Run:
 
     @property
     def folder(self) -> RunFolder:
+        """Where this run keeps its files."""
         return RunFolder(self.config.run.path)
 
     @property

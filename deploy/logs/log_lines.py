@@ -34,6 +34,7 @@ class LineSplitter:
         self._partial = b""
 
     def feed(self, chunk: bytes) -> Iterator[str]:
+        """The lines that this piece completes, without their ends."""
         *lines, self._partial = (self._partial + chunk).split(b"\n")
         if len(self._partial) > MAX_LINE_BYTES:
             lines.append(self._partial)
@@ -103,6 +104,7 @@ class Screen:
         self.level, self.as_json, self.width = LEVELS[level], as_json, width
 
     def show(self, process: str, record: Record) -> None:
+        """Print the line, unless it is below the level or has no event."""
         if level_of(record) < self.level or not record.get("event"):
             return
         if self.as_json:
@@ -154,6 +156,7 @@ class LogSink:
         return self._files[process]
 
     def close(self) -> None:
+        """Close all log files; a later line opens its file again."""
         for file in self._files.values():
             file.close()
         self._files.clear()

@@ -33,6 +33,7 @@ class LogFilter:
     policy_version: int | None = None
 
     def wants(self, record: Record) -> bool:
+        """Whether the line meets every condition."""
         service = str(record.get("service", ""))
         if self.service is not None and service != self.service and not service.startswith(f"{self.service}-"):
             return False

@@ -66,6 +66,7 @@ class Architecture:
 
     @property
     def layer_parameters(self) -> int:
+        """Of one decoder layer: attention with its biases and norms, the gated MLP, two norms."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention = self.hidden * (2 * queries + 2 * keys)
         biases = (queries + 2 * keys) if self.qkv_bias else 0
@@ -74,10 +75,12 @@ class Architecture:
 
     @property
     def backbone_parameters(self) -> int:
+        """Embedding, all layers, the last norm; no output layer."""
         return self.vocabulary * self.hidden + self.layers * self.layer_parameters + self.hidden
 
     @property
     def policy_parameters(self) -> int:
+        """The backbone and the output layer, which a tied model shares with its embedding."""
         return self.backbone_parameters + (0 if self.tied else self.vocabulary * self.hidden)
 
     @property
@@ -87,6 +90,7 @@ class Architecture:
 
     @property
     def kv_elements_per_token(self) -> int:
+        """Keys and values of all layers that one token leaves in the cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
     @property

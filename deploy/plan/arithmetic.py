@@ -32,6 +32,7 @@ class ModelMemory:
 
     @property
     def total(self) -> int:
+        """Bytes."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -90,6 +91,7 @@ class RankPlan:
 
     @property
     def total(self) -> int:
+        """Most bytes of the rank while it trains; what only the start or a checkpoint needs is apart."""
         return (
             self.actor.total + (self.critic.total if self.critic else 0) + (self.reference or 0)
             + self.activations + self.gathered + self.buckets
@@ -174,6 +176,7 @@ class FlowPlan:
 
 
 def flow_plan(architecture: Architecture, config: VcppoConfig) -> FlowPlan:
+    """Of responses of full length, the most there can be."""
     rl, generator = config.rl, config.generator
     response = config.sampling.max_response_tokens
     prompt = generator.max_model_len - response
@@ -216,6 +219,7 @@ class Plan:
 
 
 def make_plan(architecture: Architecture, config: VcppoConfig, gpu_bytes: int | None, host_bytes: int) -> Plan:
+    """Everything from the model's sizes and the config; `gpu_bytes` None: room for the cache is not known."""
     return Plan(
         architecture,
         rank_plan(architecture, config),
@@ -290,4 +294,5 @@ def remarks(plan: Plan, config: VcppoConfig) -> Iterator[str]:
 
 
 def gib(num_bytes: float) -> str:
+    """Number of GiB without its unit: one decimal, three below 0.1."""
     return f"{num_bytes / GIB:.1f}" if num_bytes >= GIB / 10 else f"{num_bytes / GIB:.3f}"

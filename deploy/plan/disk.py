@@ -24,6 +24,7 @@ class DiskPlan(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Bytes, the recording and the store at their largest."""
         return sum(size for _, size in self.parts)
 
 

@@ -46,6 +46,7 @@ def print_plan(config: VcppoConfig, gpu_memory_gib: float | None, tokens_per_sec
 
 
 def model_rows(architecture: Architecture) -> list[Row]:
+    """Parameters of policy and critic: (name, figure, remark) each."""
     return [
         ("policy", f"{architecture.policy_parameters / 1e9:.3f} B parameters", ""),
         ("critic", f"{architecture.critic_parameters / 1e9:.3f} B parameters", "the same backbone, one number a token"),
@@ -53,6 +54,7 @@ def model_rows(architecture: Architecture) -> list[Row]:
 
 
 def rank_rows(plan: Plan, config: VcppoConfig) -> list[Row]:
+    """Memory of one learner rank."""
     rank, learner = plan.rank, config.learner
     rows = [
         ("ranks", str(plan.num_ranks), f"ZeRO-{learner.zero_stage}, {config.model.dtype}"),
@@ -81,6 +83,7 @@ def rank_rows(plan: Plan, config: VcppoConfig) -> list[Row]:
 
 
 def generator_rows(plan: Plan, config: VcppoConfig) -> list[Row]:
+    """Memory of one generator's device, and how many sequences fit its cache."""
     generator, settings = plan.generator, config.generator
     at_once = generator.sequences_at_once(settings.max_model_len)
     return [
@@ -95,6 +98,7 @@ def generator_rows(plan: Plan, config: VcppoConfig) -> list[Row]:
 
 
 def flow_rows(plan: Plan, config: VcppoConfig, tokens_per_second: float | None) -> list[Row]:
+    """What goes between processes; rates at `tokens_per_second` of one generator, None: at 1,000 in all."""
     flow = plan.flow
     rate = 1000.0 if tokens_per_second is None else tokens_per_second * plan.num_generators
     given = "at 1,000 tokens/s" if tokens_per_second is None else f"at {rate:,.0f} tokens/s"

@@ -25,6 +25,7 @@ def prctl(option: int, value: int) -> bool:
 
 
 def main(argv: list[str]) -> int:
+    """Bind this process to its parent's life, its cores and its niceness, then become `program`."""
     parser = argparse.ArgumentParser(prog="python -m vcppo.deploy.processes.child")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--cores", default="")

@@ -33,6 +33,7 @@ class CorePlan(NamedTuple):
 
     @property
     def generator_niceness(self) -> int:
+        """Of every generator's process: above 0 where it shares cores with the learner."""
         return GENERATOR_NICENESS if self.shared else 0
 
 

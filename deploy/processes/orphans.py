@@ -60,6 +60,7 @@ class Orphans:
             self.adopt(own)  # its own children come to us in turn
 
     def close(self) -> None:
+        """Orphans go to init again."""
         prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 

@@ -61,6 +61,10 @@ class ProcessSpec:
     is_ready: Callable[[Record], bool] | None = None
 
     def says_ready(self, record: Record) -> bool:
+        """Whether this line says that the process is up.
+
+        By `is_ready`, else by the event ``ready`` or ``ROLE_ready``.
+        """
         if self.is_ready is not None:
             return self.is_ready(record)
         return record.get("event") in ("ready", f"{self.role}_ready")
@@ -83,9 +87,11 @@ class Child:
 
     @property
     def alive(self) -> bool:
+        """Started, and its end not seen yet."""
         return self.popen is not None and self.exit_code is None
 
     @property
     def pid(self) -> int:
+        """Of the process; only asked for after it was started."""
         assert self.popen is not None
         return self.popen.pid

@@ -231,6 +231,7 @@ def _pairs(pairs: Mapping[str, str]) -> str:
 
 
 def machine() -> dict[str, str]:
+    """Processor, cores, memory, system and Python of this machine."""
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -248,6 +249,7 @@ def machine() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
+    """Package to version, of those in `PACKAGES` that are installed."""
     found = {}
     for package in PACKAGES:
         try:

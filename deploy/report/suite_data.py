@@ -53,10 +53,12 @@ class SeedRun:
 
     @property
     def decision(self) -> Row | None:
+        """What value pretraining decided; None: it did not run."""
         return self.data.decision
 
     @property
     def seconds(self) -> float:
+        """Wall time of all stages together."""
         return sum(self.data.stage_seconds().values())
 
 
@@ -69,6 +71,7 @@ class ArmData:
 
     @property
     def seeds(self) -> list[int]:
+        """In the order of `runs`."""
         return [run.seed for run in self.runs]
 
     @cached_property
@@ -84,6 +87,7 @@ class ArmData:
 
     @property
     def lengths(self) -> list[float]:
+        """Mean response length of each evaluated seed, tokens."""
         return [run.result.mean_length for run in self.runs if run.result and run.result.mean_length is not None]
 
     def curve(self, metric: str) -> Curve | None:
@@ -100,7 +104,7 @@ class ArmData:
         return Curve(steps, mean, low, high, max(map(len, columns.values())))
 
     def list_at(self, metric: str, step: int) -> Float64Array | None:
-        """A metric that is a list (by position, by distance), mean over seeds; NaN where all are undefined."""
+        """``[L]`` of a metric that is a list (by position, by distance): mean over seeds, NaN where none is defined."""
         rows = [row[metric] for run in self.runs for row in run.data.rl
                 if row["step"] == step and isinstance(row.get(metric), list)]  # fmt: skip
         return nan_mean(np.array(rows, dtype=float)) if rows else None
@@ -177,6 +181,7 @@ class SuiteData:
 
     @property
     def num_runs(self) -> int:
+        """Finished runs of all arms."""
         return sum(len(arm.runs) for arm in self.arms)
 
 
@@ -231,7 +236,7 @@ def runs_in(folder: Path) -> list[RunFolder]:
 
 
 def nan_mean(rows: Float64Array) -> Float64Array:
-    """Mean over the first axis of what is defined, NaN where nothing is (numpy would warn)."""
+    """``[L]`` mean over the rows of ``[R, L]`` of what is defined, NaN where nothing is (numpy would warn)."""
     defined = np.isfinite(rows)
     count = defined.sum(axis=0)
     total = np.where(defined, rows, 0.0).sum(axis=0)

@@ -23,10 +23,14 @@ from vcppo.deploy.terminal.display import clock
 
 
 class Heading(NamedTuple):
+    """A heading of the page."""
+
     text: str
 
 
 class Text(NamedTuple):
+    """A paragraph of the page."""
+
     text: str
 
 

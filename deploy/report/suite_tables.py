@@ -88,6 +88,7 @@ CLAIMS = (
 
 
 def per_cent(value: float) -> str:
+    """A share as per cent with one decimal, without the sign."""
     return f"{100 * value:.1f}"
 
 
@@ -111,6 +112,7 @@ def paper_tables(data: SuiteData) -> Iterator[Table]:
 
 
 def interval(bounds: tuple[float, float] | None) -> str:
+    """Both bounds as per cent; a dash: not known."""
     return "–" if bounds is None else f"{per_cent(bounds[0])} – {per_cent(bounds[1])}"
 
 

@@ -93,6 +93,7 @@ class RunData:
 
     @property
     def num_broadcasts(self) -> int:
+        """RL steps after which weights were sent."""
         return sum(1 for row in self.rl if row.get("time/broadcast") is not None)
 
     @property

@@ -76,6 +76,7 @@ def samples_of_rl(folder: RunFolder, first: int, last: int) -> Iterator[Sample]:
 
 
 def samples_of_value_pretraining(folder: RunFolder) -> Iterator[Sample]:
+    """All responses of the recording, in its order."""
     for trajectory in read_trajectories(folder.value_pretraining / RECORD_FILE):
         yield _of_trajectory(trajectory, "value_pretraining", "value pretraining", None)
 

@@ -18,9 +18,11 @@ UNSAID = ("time", "level", "service", "run_id", "event", "logger", "exception", 
 class Display(Protocol):
     """Shown to by the launcher: `show` for each line of a process, `tick` about once a second."""
 
-    def show(self, process: str, record: Record) -> None: ...
+    def show(self, process: str, record: Record) -> None:
+        """Take one log line of a process."""
 
-    def tick(self) -> None: ...
+    def tick(self) -> None:
+        """Look for new metrics and draw."""
 
 
 def clock(seconds: float) -> str:
@@ -74,16 +76,19 @@ class ProgressLines:
         self.started = time.monotonic()
 
     def say(self, text: str) -> None:
+        """One line, with the time since the start."""
         self.stream.write(f"[{clock(time.monotonic() - self.started):>5}] {text}\n")
         self.stream.flush()
 
     def show(self, process: str, record: Record) -> None:
+        """Print what is news: our warnings, others' errors, and the events in `NEWS`."""
         event, ours = str(record.get("event")), str(record.get("logger", "")).split(".")[0] in OUR_PACKAGES
         if level_of(record) >= (LEVELS["warning"] if ours else LEVELS["error"]) or event in NEWS:
             fields = " ".join(f"{name}={value}" for name, value in record.items() if name not in UNSAID)
             self.say(f"{process}: {event.replace('_', ' ')} {fields}".rstrip())
 
     def tick(self) -> None:
+        """A line for each step that came since the last call."""
         if self.data is not None:
             for row in self.data.refresh().new:
                 self.say(progress_line(row, self.data))

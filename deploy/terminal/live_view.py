@@ -222,6 +222,7 @@ class LiveView:
             self.note = f"{record.get('process', process)}: {record['event'].replace('_', ' ')}"
 
     def tick(self) -> None:
+        """Read new metrics and draw the screen again."""
         self.data.refresh()
         self._live.update(self.render(), refresh=True)
 

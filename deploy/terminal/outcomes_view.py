@@ -55,6 +55,7 @@ def accuracy(row: Row, batch_size: int) -> str:
 
 
 def accuracy_interval(row: Row, batch_size: int) -> str:
+    """Its 95 % interval in percent; empty where accuracy was not measured."""
     shares = column([row], "reward/accuracy")
     of = num_responses(row, batch_size)
     return interval(round(shares[0] * of), of) if shares else ""

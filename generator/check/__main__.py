@@ -34,6 +34,7 @@ GENERATION: tuple[Check[Context], ...] = (Check("generation", "responses", engin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The process that `vcppo check` starts for the generator's part; returns its exit code."""
     parser = arguments_of("python -m vcppo.generator.check", __doc__)
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="bring vLLM up and make N responses")
     given = parser.parse_args(arguments)

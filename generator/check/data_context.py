@@ -34,6 +34,7 @@ class Context:
 
     @property
     def tokenizer(self) -> Any:
+        """Raises what loading raises, and NotPossible the next time."""
         return self._once("the tokenizer", lambda: self._tokenizer)
 
     @cached_property

@@ -121,10 +121,12 @@ def strings_in(value: object) -> Iterator[str]:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of the text alone: no BOS, no EOS, no template."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:
+    """Text of the ids as they are, special tokens included and no space cleaned away."""
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 

@@ -32,6 +32,7 @@ class InFlight:
 
     @property
     def prompt_ids(self) -> list[str]:
+        """Of all prompts with a task, in the order they were started."""
         return list(self._tasks)
 
     def start(self, prompt_id: str, work: Coroutine[object, object, None]) -> None:

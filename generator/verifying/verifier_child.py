@@ -23,6 +23,10 @@ _ORPHAN_SECONDS = 10.0  # of processor time past the deadline
 
 
 def main() -> None:
+    """One verifier process: a line of JSON in, a verdict out, until stdin ends.
+
+    Its memory is limited, its own stdout goes to stderr.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     inherit_logging()

@@ -69,6 +69,7 @@ class VerifierPool:
         return verdict
 
     async def close(self) -> None:
+        """End all children and wait for their ends."""
         await asyncio.gather(*(self._end(child) for child in list(self._children)))
 
     async def _spawn(self) -> asyncio.subprocess.Process:

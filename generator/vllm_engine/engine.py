@@ -220,16 +220,19 @@ class Engine:
 
     @property
     def stepper(self) -> Stepper:
+        """The thread that steps vLLM. Raises EngineError before `start` and after the engine was stopped."""
         if self._stepper is None:
             raise EngineError("the vLLM engine is not running")
         return self._stepper
 
     @property
     def num_in_flight(self) -> int:
+        """Requests inside vLLM now, canaries included."""
         return len(self._requests)
 
     @property
     def is_dead(self) -> bool:
+        """Whether a step failed: this process can't generate any more."""
         return self._stepper is not None and self._stepper.is_dead
 
     # Generation
@@ -288,7 +291,7 @@ class Engine:
         return np.asarray([found[i][ids[i]].logprob for i in range(prompt_length, len(ids))], dtype=np.float32)
 
     async def canary_sampled(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
-        """As `canary`, but each token goes through the sampler, at the sampling temperature.
+        """``[T]`` as `canary`, but each token goes through the sampler, at the sampling temperature.
 
         So a wrong temperature shows. Top-p and top-k are left out: they would hide tokens.
         """
@@ -357,6 +360,7 @@ class Engine:
         await stepper.call(pause)
 
     async def resume(self) -> None:
+        """Go on after `pause`: the sequences in flight continue where they were."""
         stepper = self.stepper
 
         def resume(engine: Any) -> None:
@@ -366,6 +370,7 @@ class Engine:
         await stepper.call(resume)
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """Make all workers join the learner's group; `init_info` is the learner's, see its trainer."""
         await self._on_workers("init_weight_transfer_engine", init_info=init_info)
 
     async def start_weight_update(self) -> None:
@@ -376,6 +381,10 @@ class Engine:
         self._is_updating = True
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive the tensors that `update_info` lists into all workers; the learner sends at the same time.
+
+        When it fails vLLM has ended the update.
+        """
         try:
             await self._on_workers("update_weights", update_info=update_info)
         except Exception:
@@ -394,10 +403,12 @@ class Engine:
         return await self._on_workers("received_weight_sums")
 
     async def set_version(self, policy_version: int) -> None:
+        """Tokens sampled from now on carry this version."""
         await self.stepper.call(lambda engine: engine.set_weight_version(str(policy_version)))
         self.policy_version = policy_version
 
     async def shutdown_weight_transfer(self) -> None:
+        """Leave the learner's group."""
         await self._on_workers("shutdown_weight_transfer_engine")
 
     async def _on_workers(self, method: str, **arguments: Any) -> list[Any]:

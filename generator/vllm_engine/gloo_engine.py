@@ -142,6 +142,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         logger.info("Joined weight group %s as rank %d of %d", init_info.group, rank, init_info.world_size)
 
     def start_weight_update(self) -> None:
+        """Bring the layers into a state that weights can be loaded into, also after an update that broke off."""
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         if self._unfinished:  # an earlier update broke off: bring the layers back to a loadable state
@@ -156,6 +157,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        """Load the announced tensors as they arrive, and sum them.
+
+        Raises RuntimeError outside a group, ValueError when the model leaves some.
+        """
         if self._group is None:
             raise RuntimeError("the gloo weight group is not initialised: call init_weight_transfer_engine first")
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
@@ -181,6 +186,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
             yield from chunk.tensors(self._deadline)
 
     def finish_weight_update(self) -> None:
+        """Make the loaded layers ready to compute with: vLLM's post-processing, tied heads and expert kernels."""
         self._finalize()
         self._unfinished = False
 

@@ -19,6 +19,7 @@ class SummingNcclEngine(NCCLWeightTransferEngine):
         self.sums = ReceivedSums()
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        """As vLLM's engine, each tensor summed on its way to the model."""
         self.sums.begin()
         model = self.model
         self.model = SummingModel(model, self.sums)

@@ -40,13 +40,14 @@ class ReceivedSums:
         self._names, self._sums, self.stale = [], [], 0
 
     def passing(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors, each summed before it is handed on."""
+        """The same tensors ``[...]``, each summed before it is handed on."""
         for name, tensor in weights:
             self._names.append(name)
             self._sums.append(byte_sum(tensor))
             yield name, tensor
 
     def report(self) -> SumsReport:
+        """What the learner compares with what it sent: names, byte sums, and the number of stale tied heads."""
         return {"names": names_sum(self._names), "sums": as_ints(self._sums), "stale": self.stale}
 
 
@@ -60,4 +61,5 @@ class SummingModel:
         return getattr(self._model, name)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
+        """The model's own, of the same tensors ``[...]``, summed as they pass."""
         return self._model.load_weights(self._sums.passing(weights))  # type: ignore[operator]

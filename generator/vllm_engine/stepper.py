@@ -48,6 +48,7 @@ class Stepper:
 
     @property
     def is_dead(self) -> bool:
+        """Whether the engine's thread ended by an error: `error` says which."""
         return self.error is not None
 
     async def start(self, make_engine: Callable[[], Any]) -> None:

@@ -62,9 +62,11 @@ class StopStrings:
 
     @property
     def output_token_ids(self) -> list[int]:
+        """Every token of the response so far."""
         return self.token_ids
 
     def num_output_tokens(self) -> int:
+        """Of the response so far, for vLLM's statistics."""
         return len(self.token_ids)
 
     def update(self, new_token_ids: list[int], stop_terminated: bool) -> str | None:

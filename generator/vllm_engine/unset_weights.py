@@ -33,6 +33,7 @@ class UnsetWeightsLoader(BaseModelLoader):
         """Nothing: no weights are read."""
 
     def load_weights(self, model: nn.Module, model_config: ModelConfig) -> None:
+        """Fill the model by `scramble`: the learner sends the true weights before anything is generated."""
         scramble(model)
 
 

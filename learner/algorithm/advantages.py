@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from numpy.typing import NDArray
 
 Float32Array = NDArray[np.float32]
@@ -28,16 +29,16 @@ class Ends(NamedTuple):
         mask: ``[A]`` bool, actions that are trained on (and whitened, and counted).
     """
 
-    rewards: Float32Array
-    final_values: Float32Array
-    mask: BoolArray
+    rewards: Float32[Float32Array, "A"]
+    final_values: Float32[Float32Array, "S"]
+    mask: Bool[BoolArray, "A"]
 
 
 def place_ends(
-    outcome_rewards: NDArray[np.floating],
-    last_values: NDArray[np.floating],
-    truncated: BoolArray,
-    action_cu_seqlens: Int64Array,
+    outcome_rewards: Float[NDArray[np.floating], "S"],
+    last_values: Float[NDArray[np.floating], "S"],
+    truncated: Bool[BoolArray, "S"],
+    action_cu_seqlens: Int64[Int64Array, "S+1"],
     truncation: Truncation,
 ) -> Ends:
     """Put each outcome on the last action token and decide V(s_T).
@@ -64,7 +65,7 @@ def place_ends(
     return Ends(rewards, final_values, np.repeat(trained, lengths))
 
 
-def length_adaptive_lambda(action_cu_seqlens: Int64Array, alpha: float) -> Float64Array:
+def length_adaptive_lambda(action_cu_seqlens: Int64[Int64Array, "S1"], alpha: float) -> Float64[Float64Array, "S1-1"]:
     """``[S]`` lambda_actor = 1 - 1/(alpha L), clamped to [0, 1] (VAPO); L is the number of actions."""
     lengths = np.maximum(np.diff(action_cu_seqlens), 1)
     clamped: Float64Array = np.clip(1.0 - 1.0 / (alpha * lengths), 0.0, 1.0)
@@ -72,8 +73,8 @@ def length_adaptive_lambda(action_cu_seqlens: Int64Array, alpha: float) -> Float
 
 
 def group_mean_advantages(
-    rewards: NDArray[np.floating], group_ids: Sequence[str], *, epsilon: float = 1e-6
-) -> Float32Array:
+    rewards: Float[NDArray[np.floating], "S"], group_ids: Sequence[str], *, epsilon: float = 1e-6
+) -> Float32[Float32Array, "S"]:
     """GRPO: ``[S]`` (r - mean) / (std + epsilon) within each prompt's group; exactly 0 where all rewards are alike."""
     group, count = _groups(group_ids)
     rewards64 = _above_least(rewards, group)
@@ -82,7 +83,9 @@ def group_mean_advantages(
     return (centred / (std[group] + epsilon)).astype(np.float32)
 
 
-def leave_one_out_advantages(rewards: NDArray[np.floating], group_ids: Sequence[str]) -> Float32Array:
+def leave_one_out_advantages(
+    rewards: Float[NDArray[np.floating], "S"], group_ids: Sequence[str]
+) -> Float32[Float32Array, "S"]:
     """RLOO: ``[S]`` r_i minus the mean reward of the others of its group; exactly 0 where all are alike, or alone."""
     group, count = _groups(group_ids)
     rewards64 = _above_least(rewards, group)
@@ -93,21 +96,23 @@ def leave_one_out_advantages(rewards: NDArray[np.floating], group_ids: Sequence[
     return advantages
 
 
-def spread_over_actions(per_sequence: NDArray[np.floating], action_cu_seqlens: Int64Array) -> Float32Array:
+def spread_over_actions(
+    per_sequence: Float[NDArray[np.floating], "S"], action_cu_seqlens: Int64[Int64Array, "S+1"]
+) -> Float32[Float32Array, "A"]:
     """``[S]`` to ``[A]``: every action of a sequence gets the sequence's number."""
     spread: Float32Array = np.repeat(np.asarray(per_sequence, np.float32), np.diff(action_cu_seqlens))
     return spread
 
 
 def whiten(
-    advantages: Float32Array,
-    mask: BoolArray,
+    advantages: Float32[Float32Array, "A"],
+    mask: Bool[BoolArray, "A"],
     sum_over_ranks: SumOverRanks | None = None,
     *,
     centre: bool = True,
     epsilon: float = 1e-8,
-) -> Float32Array:
-    """Zero mean and unit variance over the masked-in actions of all ranks; masked-out ones become 0.
+) -> Float32[Float32Array, "A"]:
+    """``[A]`` of zero mean and unit variance over the masked-in actions of all ranks; masked-out ones become 0.
 
     Without `centre` only the scale changes, to a mean square of 1: zeros stay zeros and signs stay signs. That is for
     advantages that have their baseline already (groups): their mean over *tokens* is not 0 where lengths differ, and
@@ -130,7 +135,9 @@ def _identity(vector: Float64Array) -> Float64Array:
     return vector
 
 
-def _above_least(rewards: NDArray[np.floating], group: Int64Array) -> Float64Array:
+def _above_least(
+    rewards: Float[NDArray[np.floating], "S"], group: Int64[Int64Array, "S"]
+) -> Float64[Float64Array, "S"]:
     """``[S]`` rewards less the least one of their group. Baselines don't feel it, but equal rewards become 0, whose
     mean is 0; the mean of three times 0.1 is not 0.1."""
     rewards64 = np.asarray(rewards, np.float64)
@@ -140,7 +147,7 @@ def _above_least(rewards: NDArray[np.floating], group: Int64Array) -> Float64Arr
     return above
 
 
-def _groups(group_ids: Sequence[str]) -> tuple[Int64Array, Int64Array]:
+def _groups(group_ids: Sequence[str]) -> tuple[Int64[Int64Array, "S"], Int64[Int64Array, "G"]]:
     """Group number of each sequence ``[S]`` and size of each group."""
     _, group, count = np.unique(
         np.asarray(group_ids, dtype=object).astype(str), return_inverse=True, return_counts=True

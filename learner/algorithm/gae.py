@@ -16,9 +16,10 @@ and neither a step nor a discount.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int64
 from numba import njit
 from numpy.typing import NDArray
 
@@ -29,12 +30,13 @@ Int64Array = NDArray[np.int64]
 class AdvantagesAndTargets(NamedTuple):
     """What `decoupled_gae` returns, both ``[A]`` float32."""
 
-    advantages: Float32Array
-    value_targets: Float32Array
+    advantages: Float32[Float32Array, "A"]
+    value_targets: Float32[Float32Array, "A"]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, boundscheck=False)
-def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lambda_critic, advantages, targets):  # type: ignore[no-untyped-def]
+@no_type_check  # numba compiles the plain function: the tests' run-time check must not wrap it
+def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lambda_critic, advantages, targets):
     """The loop. Returns the first sequence that is not finite, -1: all are.
 
     Carries are float64: a float32 carry would lose digits over thousands of tokens. Two steps at a time,
@@ -84,14 +86,14 @@ def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lamb
 
 
 def decoupled_gae(
-    rewards: Float32Array,
-    values: Float32Array,
-    final_values: Float32Array,
-    cu_seqlens: Int64Array,
+    rewards: Float32[Float32Array, "A"],
+    values: Float32[Float32Array, "A"],
+    final_values: Float32[Float32Array, "S"],
+    cu_seqlens: Int64[Int64Array, "S+1"],
     *,
     gamma: float,
-    lambda_actor: float | NDArray[np.floating],
-    lambda_critic: float | NDArray[np.floating],
+    lambda_actor: float | Float[NDArray[np.floating], "S"],
+    lambda_critic: float | Float[NDArray[np.floating], "S"],
 ) -> AdvantagesAndTargets:
     """Advantages with lambda_actor and value targets with lambda_critic, in one pass.
 
@@ -130,7 +132,9 @@ def decoupled_gae(
     return AdvantagesAndTargets(advantages, targets)
 
 
-def monte_carlo_returns(rewards: Float32Array, cu_seqlens: Int64Array, *, gamma: float = 1.0) -> Float32Array:
+def monte_carlo_returns(
+    rewards: Float32[Float32Array, "A"], cu_seqlens: Int64[Int64Array, "S1"], *, gamma: float = 1.0
+) -> Float32[Float32Array, "A"]:
     """``[A]`` float32 discounted sums of rewards to the end: what explained variance is measured against."""
     zeros = np.zeros(len(rewards), np.float32)
     ends = np.zeros(len(cu_seqlens) - 1, np.float32)
@@ -139,5 +143,7 @@ def monte_carlo_returns(rewards: Float32Array, cu_seqlens: Int64Array, *, gamma:
     ).value_targets
 
 
-def _per_sequence(value: float | NDArray[np.floating], num_sequences: int) -> NDArray[np.float64]:
+def _per_sequence(
+    value: float | Float[NDArray[np.floating], "S"], num_sequences: int
+) -> Float64[NDArray[np.float64], "S"]:
     return np.ascontiguousarray(np.broadcast_to(np.asarray(value, np.float64), (num_sequences,)))

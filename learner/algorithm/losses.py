@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
 # exp() of a larger log-ratio is not a training signal but an overflow on its way to NaN.
@@ -21,20 +22,20 @@ MAX_LOG_RATIO = 20.0
 class Loss(NamedTuple):
     """A scalar with gradient, and detached float32 scalar sums by name."""
 
-    value: Tensor
-    sums: dict[str, Tensor]
+    value: Float32[Tensor, ""]
+    sums: dict[str, Float32[Tensor, ""]]
 
 
 def policy_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
+    log_probs: Float32[Tensor, "A"],
+    old_log_probs: Float32[Tensor, "A"],
+    advantages: Float32[Tensor, "A"],
     *,
     num_tokens: int,
     clip_low: float,
     clip_high: float,
-    mask: Tensor | None = None,
-    behaviour_log_probs: Tensor | None = None,
+    mask: Bool[Tensor, "A"] | None = None,
+    behaviour_log_probs: Float32[Tensor, "A"] | None = None,
     importance_truncation: float | None = None,
 ) -> Loss:
     """Clipped objective (paper eq. 2), negated for minimising::
@@ -76,24 +77,31 @@ def policy_loss(
     return Loss(loss, sums)
 
 
-def probability_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+def probability_ratio(log_probs: Float32[Tensor, "A"], old_log_probs: Float32[Tensor, "A"]) -> Float32[Tensor, "A"]:
     """``[A]`` rho_t of `policy_loss`, detached: for statistics."""
     return _log_ratio(log_probs.detach(), old_log_probs).exp()
 
 
 def value_loss(
-    values: Tensor,
-    value_targets: Tensor,
+    values: Float32[Tensor, "A"],
+    value_targets: Float32[Tensor, "A"],
     *,
     num_tokens: int,
-    mask: Tensor | None = None,
-    old_values: Tensor | None = None,
+    mask: Bool[Tensor, "A"] | None = None,
+    old_values: Float32[Tensor, "A"] | None = None,
     value_clip: float | None = None,
 ) -> Loss:
     """1/num_tokens sum 1/2 (V - R)^2 (paper's critic loss).
 
     With `value_clip` the worse of V and V clipped to old_values +- value_clip counts (PPO2); it throttles value
     pretraining, so it is off there. Sums: num_tokens, value_loss.
+
+    Args:
+        values: ``[A]`` V(s_t) of the critic being trained, with gradient.
+        value_targets: ``[A]`` R_t of `vcppo.learner.algorithm.gae.decoupled_gae`.
+        num_tokens: actions of the whole mini-batch that are trained on, over all ranks.
+        mask: ``[A]`` bool, actions trained on; None: all.
+        old_values: ``[A]`` V(s_t) of the critic when the batch was claimed; needed by `value_clip`.
 
     Raises:
         ValueError: value_clip without old_values.
@@ -109,10 +117,16 @@ def value_loss(
     return Loss(total / num_tokens, {"num_tokens": weight.sum(), "value_loss": total.detach()})
 
 
-def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, *, num_tokens: int, mask: Tensor | None = None) -> Loss:
+def kl_penalty(
+    log_probs: Float32[Tensor, "A"],
+    reference_log_probs: Float32[Tensor, "A"],
+    *,
+    num_tokens: int,
+    mask: Bool[Tensor, "A"] | None = None,
+) -> Loss:
     """1/num_tokens sum k3, an estimate of KL(pi || pi_reference) that is never negative (weight it yourself).
 
-    k3 = exp(d) - d - 1 with d = log pi_reference - log pi. Sums: num_tokens, kl_penalty.
+    k3 = exp(d) - d - 1 with d = log pi_reference - log pi, both ``[A]``. Sums: num_tokens, kl_penalty.
     """
     weight = _weight(mask, log_probs)
     difference = (reference_log_probs - log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -120,11 +134,13 @@ def kl_penalty(log_probs: Tensor, reference_log_probs: Tensor, *, num_tokens: in
     return Loss(total / num_tokens, {"num_tokens": weight.sum(), "kl_penalty": total.detach()})
 
 
-def _log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+def _log_ratio(log_probs: Float32[Tensor, "A"], old_log_probs: Float32[Tensor, "A"]) -> Float32[Tensor, "A"]:
     return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def _importance_weight(proximal: Tensor, behaviour: Tensor | None, truncation: float | None) -> Tensor:
+def _importance_weight(
+    proximal: Float32[Tensor, "A"], behaviour: Float32[Tensor, "A"] | None, truncation: float | None
+) -> Float32[Tensor, "A"]:
     if truncation is None:
         return torch.ones_like(proximal)
     if behaviour is None:
@@ -133,5 +149,5 @@ def _importance_weight(proximal: Tensor, behaviour: Tensor | None, truncation: f
     return log_weight.exp().clamp(max=truncation)
 
 
-def _weight(mask: Tensor | None, like: Tensor) -> Tensor:
+def _weight(mask: Bool[Tensor, "A"] | None, like: Float32[Tensor, "A"]) -> Float32[Tensor, "A"]:
     return torch.ones_like(like, requires_grad=False) if mask is None else mask.to(like.dtype)

@@ -49,6 +49,7 @@ class Batch:
 
     @classmethod
     def decode(cls, payloads: Sequence[bytes], version: int) -> Batch:
+        """From trajectories on the wire. Raises what `decode_trajectory` raises."""
         return cls([decode_trajectory(payload) for payload in payloads], version)
 
     def __len__(self) -> int:
@@ -61,6 +62,7 @@ class Batch:
 
     @property
     def num_actions(self) -> int:
+        """A of the flat arrays."""
         return int(self.action_cu_seqlens[-1])
 
     @cached_property
@@ -70,6 +72,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
+        """Prompts and responses of all trajectories."""
         return sum(self.lengths)
 
     @cached_property
@@ -89,6 +92,7 @@ class Batch:
 
     @cached_property
     def group_ids(self) -> list[str]:
+        """``S`` of them: responses to one prompt share one."""
         return [trajectory.group_id for trajectory in self.trajectories]
 
     @cached_property
@@ -98,6 +102,7 @@ class Batch:
 
     @property
     def prompt_ids(self) -> list[str]:
+        """``S`` of them: what the store is told when they are trained."""
         return [trajectory.prompt_id for trajectory in self.trajectories]
 
 
@@ -117,7 +122,7 @@ class MicroBatch(NamedTuple):
     slots: Int64Array
 
     def of(self, flat: NDArray[np.generic], device: torch.device) -> Tensor:
-        """Its part of a flat array."""
+        """Its part ``[A]`` of a batch's flat array, on `device`."""
         return torch.from_numpy(np.ascontiguousarray(flat[self.slots])).to(device)
 
 
@@ -162,7 +167,7 @@ def mini_batches(batch: Batch, num_mini_batches: int, *, seed: int, step: int, e
 
 
 def gather_flat(flat: Float64Array, sum_over_ranks: SumOverRanks) -> NDArray[np.float32]:
-    """Whole array from each rank's part: every element was written by one rank, the others left 0.
+    """Whole array, ``[A]`` or ``[S]``, from each rank's part: one rank wrote each element, the others left 0.
 
     The sum is exact: float32 results in float64, plus zeros.
     """

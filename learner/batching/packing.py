@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,33 +35,36 @@ class PackedBatch:
         sequence_index: ``[S]`` which trajectory of the caller's list each sequence is.
         lengths: of each sequence, Python ints: what attention is planned from.
 
-    A dummy (see `build_packed`) has one token, no sequence_index and no action.
+    A dummy (see `build_packed`) has one token, no sequence_index and no action; its token is a sequence to attention
+    alone: cu_seqlens is ``[2]``, action_cu_seqlens ``[1]``.
     """
 
-    token_ids: Tensor
-    position_ids: Tensor
-    cu_seqlens: Tensor
-    action_index: Tensor
-    action_cu_seqlens: Tensor
-    last_token_index: Tensor
+    token_ids: Int64[Tensor, "N"]
+    position_ids: Int64[Tensor, "N"]
+    cu_seqlens: Int32[Tensor, "_"]
+    action_index: Int64[Tensor, "A"]
+    action_cu_seqlens: Int64[Tensor, "S1"]
+    last_token_index: Int64[Tensor, "S1-1"]
     sequence_index: tuple[int, ...]
     lengths: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
+        """N; 1 for a dummy."""
         return len(self.token_ids)
 
     @property
     def num_actions(self) -> int:
+        """A; 0 for a dummy."""
         return len(self.action_index)
 
     @property
-    def state_index(self) -> Tensor:
+    def state_index(self) -> Int64[Tensor, "A"]:
         """``[A]`` the token whose hidden state predicts (and values) each action."""
         return self.action_index - 1
 
     @property
-    def actions(self) -> Tensor:
+    def actions(self) -> Int64[Tensor, "A"]:
         """``[A]`` int64 token ids of the actions."""
         return self.token_ids[self.action_index]
 
@@ -165,18 +169,18 @@ def build_packed(trajectories: Sequence[Trajectory], sequence_index: Sequence[in
     )
 
 
-def action_cu_seqlens(trajectories: Sequence[Trajectory]) -> Int64Array:
+def action_cu_seqlens(trajectories: Sequence[Trajectory]) -> Int64[Int64Array, "S1"]:
     """``[S+1]`` of the flat per-action arrays of a whole batch, in the order of `trajectories`."""
     return _cumulative(np.array([int(t.action_mask.sum()) for t in trajectories], np.int64))
 
 
-def behaviour_log_probs(trajectories: Sequence[Trajectory]) -> Float32Array:
+def behaviour_log_probs(trajectories: Sequence[Trajectory]) -> Float32[Float32Array, "A"]:
     """``[A]`` float32, what the generators recorded, actions only."""
     parts = [t.behaviour_log_probs[t.action_mask] for t in trajectories]
     return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
 
 
-def action_slots(batch: PackedBatch, batch_action_cu_seqlens: Int64Array) -> Int64Array:
+def action_slots(batch: PackedBatch, batch_action_cu_seqlens: Int64[Int64Array, "S1"]) -> Int64[Int64Array, "A"]:
     """``[A of the micro-batch]``: where its actions stand in the whole batch's flat arrays.
 
     ``flat[slots]`` reads what a micro-batch needs; ``flat[slots] = result`` writes its results back.
@@ -186,7 +190,7 @@ def action_slots(batch: PackedBatch, batch_action_cu_seqlens: Int64Array) -> Int
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _action_positions(trajectory: Trajectory) -> Int64Array:
+def _action_positions(trajectory: Trajectory) -> Int64[Int64Array, "A"]:
     positions = np.flatnonzero(trajectory.action_mask) + len(trajectory.prompt_token_ids)
     if len(positions) and positions[0] == 0:
         raise ValueError(f"trajectory {trajectory.id}: its first token is an action but there is no prompt before it")
@@ -199,7 +203,7 @@ def _dummy() -> PackedBatch:
     return PackedBatch(zero, zero, torch.tensor([0, 1], dtype=torch.int32), none, zero, none, (), (1,))
 
 
-def _cumulative(lengths: Int64Array) -> Int64Array:
+def _cumulative(lengths: Int64[Int64Array, "S"]) -> Int64[Int64Array, "S+1"]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 

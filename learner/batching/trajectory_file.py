@@ -58,6 +58,7 @@ class TrajectoryFile:
         return len(new)
 
     def close(self) -> None:
+        """Close the file; every trajectory in it was written whole already."""
         self._file.close()
 
     def _read(self) -> int:

@@ -25,6 +25,7 @@ CHECKS: tuple[Check[Context], ...] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The process that `vcppo check` starts for the learner's part; returns its exit code."""
     given = arguments_of("python -m vcppo.learner.check", __doc__).parse_args(arguments)
     return run_child(given, "learner", CHECKS, Context)
 

@@ -36,6 +36,7 @@ class Context:
 
     @property
     def tokenizer(self) -> Any:
+        """Raises what loading raises, and NotPossible the next time."""
         return self._once("the tokenizer", lambda: self._tokenizer)
 
     @cached_property
@@ -88,6 +89,7 @@ def free_memory() -> int:
 
 
 def num_bytes(module: torch.nn.Module) -> int:
+    """Of all parameters in their own types; buffers are left out."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 

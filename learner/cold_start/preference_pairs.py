@@ -56,6 +56,7 @@ class DemonstrationPairs:
         self._task, self._tokenizer, self._style, self._prefixes = task, tokenizer, style, prefixes
 
     def draw(self, seed: int, count: int) -> list[Pair]:
+        """`count` pairs, the same for the same seed."""
         rng = random.Random(seed)
         pairs = []
         for demonstration in self._task.demonstrations(seed, count, self._style):
@@ -94,6 +95,7 @@ class RolloutPairs:
             )
 
     def draw(self, seed: int, count: int) -> list[Pair]:
+        """`count` pairs with replacement, the same for the same seed."""
         rng = random.Random(seed)
         pairs = []
         for _ in range(count):
@@ -108,7 +110,11 @@ class RolloutPairs:
 
 
 def longer_against_shorter(prompt: Int32Array, response: Int32Array, rng: random.Random, *, complete: bool) -> Pair:
-    """Two different lengths from 1 to all of `response` (at least two tokens); with `complete` the longer is all."""
+    """Two different lengths from 1 to all of `response` ``[T]`` (T at least 2); with `complete` the longer is all.
+
+    Raises:
+        VcppoError: a response of one token.
+    """
     length = len(response)
     if length < 2:
         raise VcppoError(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating]
@@ -40,9 +41,9 @@ class ExplainedVariance:
 
 
 def explained_variance(
-    values: FloatArray,
-    returns: FloatArray,
-    action_cu_seqlens: Int64Array,
+    values: Float[FloatArray, "A"],
+    returns: Float[FloatArray, "A"],
+    action_cu_seqlens: Int64[Int64Array, "S1"],
     group_ids: Sequence[str],
 ) -> ExplainedVariance:
     """Measure it over a batch.
@@ -70,7 +71,7 @@ def explained_variance(
     )
 
 
-def position_deciles(action_cu_seqlens: Int64Array) -> Int64Array:
+def position_deciles(action_cu_seqlens: Int64[Int64Array, "S1"]) -> Int64[Int64Array, "A"]:
     """``[A]`` which tenth (0-9) of its response each action stands in; of a short response not every tenth has one."""
     lengths = np.diff(action_cu_seqlens)
     position = np.arange(int(action_cu_seqlens[-1])) - np.repeat(action_cu_seqlens[:-1], lengths)
@@ -78,16 +79,20 @@ def position_deciles(action_cu_seqlens: Int64Array) -> Int64Array:
     return decile
 
 
-def mean_by_position(per_action: FloatArray, action_cu_seqlens: Int64Array) -> list[float | None]:
-    """Mean of a per-action quantity in each tenth of the response; None where no action stands."""
+def mean_by_position(
+    per_action: Float[FloatArray, "A"], action_cu_seqlens: Int64[Int64Array, "S1"]
+) -> list[float | None]:
+    """Mean of a per-action quantity ``[A]`` in each tenth of the response; None where no action stands."""
     decile = position_deciles(action_cu_seqlens)
     count = np.bincount(decile, minlength=NUM_DECILES)
     total = np.bincount(decile, np.asarray(per_action, np.float64), minlength=NUM_DECILES)
     return [float(t / c) if c else None for t, c in zip(total, count, strict=True)]
 
 
-def explained(v: Float64Array, r: Float64Array, weight: Float64Array) -> float | None:
-    """1 - Var(r - v) / Var(r) with weights, all of one length; None if r does not vary."""
+def explained(
+    v: Float64[Float64Array, "K"], r: Float64[Float64Array, "K"], weight: Float64[Float64Array, "K"]
+) -> float | None:
+    """1 - Var(r - v) / Var(r) with weights, all ``[K]``; None if r does not vary."""
     variance = _variance(r, weight)
     if variance is None or variance <= CRUMBS * max(1.0, float(np.abs(r).max()) ** 2):
         return None
@@ -96,7 +101,7 @@ def explained(v: Float64Array, r: Float64Array, weight: Float64Array) -> float |
     return 1.0 - error / variance
 
 
-def _variance(x: Float64Array, weight: Float64Array) -> float | None:
+def _variance(x: Float64[Float64Array, "K"], weight: Float64[Float64Array, "K"]) -> float | None:
     total = weight.sum()
     if total == 0:
         return None
@@ -104,8 +109,10 @@ def _variance(x: Float64Array, weight: Float64Array) -> float | None:
     return float((np.square(x - mean) * weight).sum() / total)
 
 
-def less_group_mean(x: Float64Array, group: Int64Array, weight: Float64Array) -> Float64Array:
-    """x less its weighted mean over its group."""
+def less_group_mean(
+    x: Float64[Float64Array, "K"], group: Int64[Int64Array, "K"], weight: Float64[Float64Array, "K"]
+) -> Float64[Float64Array, "K"]:
+    """``[K]`` x less its weighted mean over its group; `group` numbers the groups from 0."""
     if not len(x):
         return x
     total, mass = np.bincount(group, x * weight), np.bincount(group, weight)

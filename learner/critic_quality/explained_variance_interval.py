@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 
 from vcppo.common.records.seeds import derive_seed
@@ -40,8 +41,11 @@ class Figure(NamedTuple):
 
 
 def sums_by_prompt(
-    values: FloatArray, returns: FloatArray, action_cu_seqlens: Int64Array, group_ids: Sequence[str]
-) -> tuple[list[str], Sums]:
+    values: Float[FloatArray, "A"],
+    returns: Float[FloatArray, "A"],
+    action_cu_seqlens: Int64[Int64Array, "S1"],
+    group_ids: Sequence[str],
+) -> tuple[list[str], Float64[Sums, "G 5"]]:
     """(prompts in sorted order, their sums).
 
     Args:
@@ -63,7 +67,7 @@ def sums_by_prompt(
     return [str(prompt) for prompt in prompts], sums
 
 
-def explained_by(sums: Sums) -> NDArray[np.float64]:
+def explained_by(sums: Float64[Sums, "*rows 5"]) -> Float64[NDArray[np.float64], "*rows"]:
     """1 - Var(e) / Var(r) from summed rows ``[..., 5]``; NaN where r does not vary."""
     count, r, rr, e, ee = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,8 +77,8 @@ def explained_by(sums: Sums) -> NDArray[np.float64]:
     return np.where(variance > CRUMBS * np.maximum(1.0, rr / np.maximum(count, 1.0)), figure, np.nan)
 
 
-def measure(sums: Sums, seed: int) -> Figure:
-    """The figure over all prompts, and its interval.
+def measure(sums: Float64[Sums, "G 5"], seed: int) -> Figure:
+    """The figure over all prompts, and its interval, from their ``[G, 5]`` sums.
 
     The interval is None when a quarter of the resamples have no varying returns: there is too little to say anything.
     """
@@ -91,7 +95,7 @@ def measure(sums: Sums, seed: int) -> Figure:
     return Figure(value, Interval(float(low), float(high)))
 
 
-def choose_and_measure(prompts: Sequence[str], measured: Sequence[Sums], seed: int) -> Figure:
+def choose_and_measure(prompts: Sequence[str], measured: Sequence[Float64[Sums, "G 5"]], seed: int) -> Figure:
     """What the best of several critics explains, without the luck of having been chosen.
 
     The best of several noisy figures is too high on average. So the prompts are halved: the critic that is best on one
@@ -114,7 +118,7 @@ def choose_and_measure(prompts: Sequence[str], measured: Sequence[Sums], seed: i
     return measure(judged, seed)
 
 
-def _best(measured: Sequence[Sums], chosen: NDArray[np.bool_]) -> int | None:
+def _best(measured: Sequence[Float64[Sums, "G 5"]], chosen: Bool[NDArray[np.bool_], "G"]) -> int | None:
     """The critic that explains most of the chosen prompts; None where the returns don't vary."""
     found = [float(explained_by(sums[chosen].sum(axis=0))) for sums in measured]
     defined = [index for index, value in enumerate(found) if np.isfinite(value)]

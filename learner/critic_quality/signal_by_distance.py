@@ -8,6 +8,7 @@ lambda^(T-t); what a critic already knows adds to it, so this is measured and th
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64
 from numpy.typing import NDArray
 
 from vcppo.learner.algorithm.gae import decoupled_gae
@@ -21,10 +22,10 @@ Int64Array = NDArray[np.int64]
 
 
 def reward_signal(
-    values: Float32Array,
-    outcome_rewards: Float32Array,
-    correct: NDArray[np.bool_],
-    action_cu_seqlens: Int64Array,
+    values: Float32[Float32Array, "A"],
+    outcome_rewards: Float32[Float32Array, "S"],
+    correct: Bool[NDArray[np.bool_], "S"],
+    action_cu_seqlens: Int64[Int64Array, "S+1"],
     *,
     gamma: float = 1.0,
 ) -> dict[float, list[float | None]]:
@@ -57,7 +58,9 @@ def reward_signal(
     return found
 
 
-def _means(x: NDArray[np.float64], bucket: Int64Array, num_buckets: int) -> NDArray[np.float64]:
+def _means(
+    x: Float64[NDArray[np.float64], "K"], bucket: Int64[Int64Array, "K"], num_buckets: int
+) -> Float64[NDArray[np.float64], "{num_buckets}"]:
     """Mean of x in each bucket, NaN where it is empty; tokens beyond the last bucket are left out."""
     inside = bucket < num_buckets
     count = np.bincount(bucket[inside], minlength=num_buckets)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 
 from vcppo.learner.critic_quality.explained_variance import (
@@ -58,11 +59,11 @@ class CriticWorth:
 
 
 def critic_worth(
-    values: FloatArray,
-    returns: FloatArray,
-    action_cu_seqlens: Int64Array,
+    values: Float[FloatArray, "A"],
+    returns: Float[FloatArray, "A"],
+    action_cu_seqlens: Int64[Int64Array, "S1"],
     group_ids: Sequence[str],
-    staleness: Int64Array,
+    staleness: Int64[Int64Array, "S1-1"],
     num_buckets: int,
 ) -> CriticWorth:
     """Compare over a batch: all of it, the same on every rank, so nothing is to be summed over ranks.
@@ -96,15 +97,15 @@ def critic_worth(
 class _View:
     """Of the kept actions ``[K]``: what is predicted, and the buckets it is looked at in."""
 
-    returns: Float64Array
-    share: Float64Array
-    group: Int64Array
-    decile: Int64Array
-    bucket: Int64Array
+    returns: Float64[Float64Array, "K"]
+    share: Float64[Float64Array, "K"]
+    group: Int64[Int64Array, "K"]
+    decile: Int64[Int64Array, "K"]
+    bucket: Int64[Int64Array, "K"]
     num_buckets: int
 
 
-def _explained_by(predicted: Float64Array, view: _View) -> Explained:
+def _explained_by(predicted: Float64[Float64Array, "K"], view: _View) -> Explained:
     ones = np.ones(len(predicted))
     return Explained(
         token=explained(predicted, view.returns, ones),
@@ -119,7 +120,9 @@ def _explained_by(predicted: Float64Array, view: _View) -> Explained:
     )
 
 
-def _by_bucket(predicted: Float64Array, returns: Float64Array, bucket: Int64Array, num: int) -> list[float | None]:
+def _by_bucket(
+    predicted: Float64[Float64Array, "K"], returns: Float64[Float64Array, "K"], bucket: Int64[Int64Array, "K"], num: int
+) -> list[float | None]:
     """`explained` in each of the buckets, in one pass over all."""
     if not len(returns):
         return [None] * num
@@ -135,8 +138,8 @@ def _by_bucket(predicted: Float64Array, returns: Float64Array, bucket: Int64Arra
 
 
 def _mean_of_others(
-    returns: Float64Array, action_cu_seqlens: Int64Array, group: Int64Array
-) -> tuple[Float64Array, NDArray[np.bool_]]:
+    returns: Float64[Float64Array, "A"], action_cu_seqlens: Int64[Int64Array, "S1"], group: Int64[Int64Array, "S1-1"]
+) -> tuple[Float64[Float64Array, "S1-1"], Bool[NDArray[np.bool_], "S1-1"]]:
     """``[S]`` mean outcome of the group's other responses, 0 without one; ``[S]`` whether there is one."""
     has_actions = np.diff(action_cu_seqlens) > 0
     outcome = np.zeros(len(group))

@@ -77,6 +77,7 @@ class CheckpointState:
 
     @property
     def policy_version(self) -> int:
+        """One a step: the version of the actor in it is its step."""
         return self.step
 
 
@@ -157,6 +158,7 @@ class CheckpointStore:
 
 
 def folder_name(step: int) -> str:
+    """Six digits, so that names sort as steps do."""
     return f"step-{step:06d}"
 
 

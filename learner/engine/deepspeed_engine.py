@@ -92,6 +92,7 @@ class EngineOptions:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """Of the weights and activations; the optimizer keeps float32."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
@@ -144,6 +145,7 @@ class TrainEngine:
 
     @property
     def device(self) -> torch.device:
+        """Where this rank's weights are and its batches must be."""
         return torch.device(self._engine.device)
 
     @property
@@ -172,7 +174,7 @@ class TrainEngine:
             self._engine.train()
 
     def accumulate(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients. `loss` is already divided by the global token count."""
+        """Add this micro-batch's gradients. `loss`, a scalar, is already divided by the global token count."""
         self._engine.backward(loss * self.num_ranks, scale_wrt_gas=False)
 
     def step(self) -> float:
@@ -197,14 +199,14 @@ class TrainEngine:
         return self._wire.infos
 
     def weight_source(self) -> Iterator[tuple[str, Tensor]]:
-        """(name in the checkpoint, full tensor) one after the other; valid until the next one is asked for.
+        """(name in the checkpoint, full tensor ``[...]``) one after the other; valid until the next one is asked for.
 
         Under ZeRO-3 they are gathered on all ranks, so every rank must iterate to the end.
         """
         return self._wire.walk(self._gathered)
 
     def gather_full_state_dict(self) -> dict[str, Tensor]:
-        """Full weights by the module's own names, on the CPU of rank 0; other ranks get {}. Tied weights once.
+        """Full weights ``[...]`` by the module's own names, on rank 0's CPU; other ranks get {}. Tied weights once.
 
         These are the names `vcppo.learner.models.models.save_model` wants.
         """

@@ -69,10 +69,12 @@ def init_distributed(device: Device = "auto", *, timeout_seconds: float = 1800.0
 
 
 def rank() -> int:
+    """This process' number among the learner's; 0 outside a group."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def num_ranks() -> int:
+    """Learner processes; 1 outside a group."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -85,11 +87,13 @@ def lost_peer(error: RuntimeError) -> str | None:
 
 
 def barrier() -> None:
+    """Wait until every rank is here. Every rank must call it."""
     if num_ranks() > 1:
         distributed.barrier()
 
 
 def shutdown_distributed() -> None:
+    """Leave the group; nothing to do outside one."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

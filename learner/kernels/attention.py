@@ -47,6 +47,7 @@ class Segments:
 
     @cached_property
     def longest(self) -> int:
+        """Tokens of the longest sequence."""
         return max(self.lengths)
 
     @cached_property

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from vcppo.learner.kernels.bf16_matmul import bfloat16_products
@@ -31,17 +32,17 @@ _VOCAB_STEP = 64  # a chunk that is a multiple of this fills the registers of a 
 class LogProbsAndEntropy(NamedTuple):
     """Both ``[A]`` float32, in nats. Entropy carries no gradient (there is no entropy bonus)."""
 
-    log_probs: Tensor
-    entropy: Tensor
+    log_probs: Float32[Tensor, "A"]
+    entropy: Float32[Tensor, "A"]
 
 
 def chunked_log_probs(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "A H"],
+    weight: Float[Tensor, "V H"],
+    targets: Int64[Tensor, "A"],
     *,
     temperature: float = 1.0,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, "V"] | None = None,
     chunk_tokens: int = 256,
     chunk_vocab: int = 8192,
 ) -> LogProbsAndEntropy:

@@ -54,7 +54,7 @@ class Group(NamedTuple):
         return by_segment.transpose(1, 2).contiguous().view(self.num_segments * num_heads, -1, packed.shape[2])
 
     def from_heads(self, by_head: Tensor, packed: Tensor, num_heads: int) -> None:
-        """Back into the pack; padding is left out."""
+        """``[S * num_heads, T * G, D]`` back into the pack ``[N, G * num_heads, D]``; padding is left out."""
         shape = (self.num_segments, num_heads, -1, packed.shape[1] // num_heads, packed.shape[2])
         by_segment = by_head.view(shape).transpose(1, 2)
         if self.padding is None:

@@ -197,8 +197,8 @@ def save_model(
     """Write config and safetensors that transformers (and, of a policy, vLLM) load.
 
     Args:
-        state_dict: Hugging Face names to full tensors, from `TrainEngine.gather_full_state_dict`; needed where the
-            model's own parameters are sharded. None: the model's own.
+        state_dict: Hugging Face names to full tensors ``[...]``, from `TrainEngine.gather_full_state_dict`; needed
+            where the model's own parameters are sharded. None: the model's own.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()} if state_dict is not None else None
     model.hf_model.save_pretrained(str(folder), state_dict=state)

@@ -42,6 +42,7 @@ class PackingGap:
 
     @property
     def is_good(self) -> bool:
+        """Whether the mean is within the tolerance; a NaN is not."""
         return self.mean <= self.tolerance  # a NaN is not
 
 
@@ -54,6 +55,7 @@ class PackingReport:
 
     @property
     def is_good(self) -> bool:
+        """Whether every gap is."""
         return all(gap.is_good for gap in self.gaps)
 
 

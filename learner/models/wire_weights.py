@@ -89,7 +89,7 @@ class WireWeights:
 
     @torch.no_grad()
     def walk(self, gather: Gather) -> Iterator[tuple[str, Tensor]]:
-        """(checkpoint's name, full tensor) one after the other; valid until the next one is asked for.
+        """(checkpoint's name, full tensor ``[...]``) one after the other; valid until the next one is asked for.
 
         ``gather`` is called once a group, in the same order on every rank.
         """
@@ -115,14 +115,14 @@ class WireWeights:
 
 
 def own_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by the model's own names; a tied one once, under its first name."""
+    """Parameters and persistent buffers ``[...]`` by the model's own names; a tied one once, under its first name."""
     kept = set(model.state_dict().keys())
     weights: dict[str, Tensor] = dict(model.named_parameters())
     return weights | {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Of a parameter that ZeRO-3 may have sharded."""
+    """Of a parameter that ZeRO-3 may have sharded: between uses its own tensor is ``[0]``."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 

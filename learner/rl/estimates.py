@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float32, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,17 +48,17 @@ class Estimates:
         staleness: int64, of the response each action belongs to.
     """
 
-    values: Float32Array
-    last_values: Float32Array
-    old_log_probs: Float32Array
-    behaviour_log_probs: Float32Array
-    reference_log_probs: Float32Array | None
-    raw_advantages: Float32Array
-    advantages: Float32Array
-    value_targets: Float32Array
-    returns: Float32Array
-    mask: NDArray[np.bool_]
-    staleness: Int64Array
+    values: Float32[Float32Array, "A"]
+    last_values: Float32[Float32Array, "S"]
+    old_log_probs: Float32[Float32Array, "A"]
+    behaviour_log_probs: Float32[Float32Array, "A"]
+    reference_log_probs: Float32[Float32Array, "A"] | None
+    raw_advantages: Float32[Float32Array, "A"]
+    advantages: Float32[Float32Array, "A"]
+    value_targets: Float32[Float32Array, "A"]
+    returns: Float32[Float32Array, "A"]
+    mask: Bool[NDArray[np.bool_], "A"]
+    staleness: Int64[Int64Array, "A"]
 
     def of(self, micro: MicroBatch, device: torch.device) -> Part:
         """A micro-batch's part, as tensors."""
@@ -77,26 +78,26 @@ class Estimates:
 class Part(NamedTuple):
     """`Estimates` of one micro-batch's actions, ``[A]`` tensors on the models' device; `staleness` stays numpy."""
 
-    old_log_probs: Tensor
-    behaviour_log_probs: Tensor
-    reference_log_probs: Tensor | None
-    advantages: Tensor
-    values: Tensor
-    value_targets: Tensor
-    mask: Tensor
-    staleness: Int64Array
+    old_log_probs: Float32[Tensor, "A"]
+    behaviour_log_probs: Float32[Tensor, "A"]
+    reference_log_probs: Float32[Tensor, "A"] | None
+    advantages: Float32[Tensor, "A"]
+    values: Float32[Tensor, "A"]
+    value_targets: Float32[Tensor, "A"]
+    mask: Bool[Tensor, "A"]
+    staleness: Int64[Int64Array, "A"]
 
 
 def estimate(
     batch: Batch,
-    values: Float32Array,
-    last_values: Float32Array,
-    old_log_probs: Float32Array,
+    values: Float32[Float32Array, "A"],
+    last_values: Float32[Float32Array, "S"],
+    old_log_probs: Float32[Float32Array, "A"],
     algorithm: AlgorithmConfig,
     *,
     lambda_actor: float,
     lambda_critic: float,
-    reference_log_probs: Float32Array | None = None,
+    reference_log_probs: Float32[Float32Array, "A"] | None = None,
 ) -> Estimates:
     """Advantages A_t with lambda_actor (paper eq. 4), value targets R_t with lambda_critic (eq. 5). Numpy only.
 
@@ -135,7 +136,7 @@ def estimate(
     )
 
 
-def _group_advantages(batch: Batch, algorithm: AlgorithmConfig) -> Float32Array:
+def _group_advantages(batch: Batch, algorithm: AlgorithmConfig) -> Float32[Float32Array, "A"]:
     grouped = {"group_mean": group_mean_advantages, "leave_one_out": leave_one_out_advantages}
     per_sequence = grouped[algorithm.advantage_estimator](batch.outcome_rewards, batch.group_ids)
     return spread_over_actions(per_sequence, batch.action_cu_seqlens)

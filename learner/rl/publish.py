@@ -16,11 +16,17 @@ from vcppo.learner.weights.canary_probe import make_probe, probe_tokens
 class Broadcaster(Protocol):
     """What is needed of `vcppo.learner.weights.broadcaster.WeightBroadcaster`."""
 
-    def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport: ...
+    def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport:
+        """Send the actor's weights as this version; every rank must call it.
 
-    def out_of_sync(self, policy_version: int) -> list[str]: ...
+        `canary` is checked at each generator after it.
+        """
 
-    def close(self) -> None: ...
+    def out_of_sync(self, policy_version: int) -> list[str]:
+        """Generators that do not have this version."""
+
+    def close(self) -> None:
+        """Leave the group of generators."""
 
 
 class Publisher:

@@ -26,6 +26,7 @@ class TrainedLog:
         self._file = open_to_append(path)
 
     def append(self, step: int, batch: Batch) -> None:
+        """One line for a step and its batch, on disk when this returns."""
         line = TrainedStep(
             step=step,
             policy_version=batch.version,
@@ -38,4 +39,5 @@ class TrainedLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; every line is on disk already."""
         self._file.close()

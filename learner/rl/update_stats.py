@@ -36,6 +36,7 @@ class UpdateStats:
         self.by_staleness = np.zeros((3, self.num_buckets), np.float64)
 
     def add(self, prefix: str, sums: dict[str, Tensor]) -> None:
+        """Add a loss' sums, each a scalar tensor, under ``prefix/NAME``."""
         # Together: on CUDA each look at a value waits for all work before it.
         values = torch.stack([value.float() for value in sums.values()]).tolist()
         for name, value in zip(sums, values, strict=True):

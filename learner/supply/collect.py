@@ -51,6 +51,7 @@ class PromptIssuer:
 
     @property
     def source(self) -> PromptSource:
+        """Where its prompts come from."""
         return self._source
 
     def not_before(self, index: int) -> None:

@@ -68,10 +68,12 @@ class Unit(NamedTuple):
 
     @property
     def missing(self) -> list[str]:
+        """Prompts of the unit that have not arrived: what it waits for."""
         return [entry.prompt_id for entry in self.entries if not entry.buffered]
 
     @property
     def ids(self) -> list[str]:
+        """All its prompts, in issue order."""
         return [entry.prompt_id for entry in self.entries]
 
 

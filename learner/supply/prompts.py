@@ -83,6 +83,7 @@ class PromptSource:
 
     @property
     def task(self) -> Task:
+        """The task whose problems become prompts."""
         return self._task
 
     def problems_digest(self, count: int) -> str:

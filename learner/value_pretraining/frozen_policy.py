@@ -45,6 +45,7 @@ class FrozenPolicy:
 
     @property
     def module(self) -> PolicyModel:
+        """The starting policy, loaded at the first use and in eval mode; `release` frees it."""
         if self._module is None:
             watchdog.stage("load")
             self._module = make_policy(self._config).to(self.device).eval()
@@ -60,7 +61,7 @@ class FrozenPolicy:
         return self._weights().infos if rank() == 0 else []
 
     def weight_source(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(Checkpoint's name, tensor) on rank 0; nothing elsewhere. No collective."""
+        """(Checkpoint's name, tensor ``[...]``) on rank 0; nothing elsewhere. No collective."""
         return self._weights().walk(lambda _: nullcontext()) if rank() == 0 else iter(())
 
     def release(self) -> None:
@@ -76,9 +77,11 @@ class FrozenPolicy:
 class VersionZeroBroadcaster(Protocol):
     """What is needed of `vcppo.learner.weights.broadcaster.WeightBroadcaster`."""
 
-    def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> Any: ...
+    def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> Any:
+        """See `WeightBroadcaster.broadcast`; the version is 0 here."""
 
-    def out_of_sync(self, policy_version: int) -> list[str]: ...
+    def out_of_sync(self, policy_version: int) -> list[str]:
+        """Generators that do not have this version."""
 
 
 class VersionZero:

@@ -69,6 +69,7 @@ class Gate:
 
     @property
     def out_of_patience(self) -> bool:
+        """Whether ``value_pretraining.patience`` measurements in a row brought no progress."""
         return self.num_without_progress >= self.config.patience
 
     @property

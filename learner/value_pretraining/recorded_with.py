@@ -45,9 +45,11 @@ class Problems(Protocol):
     """What `vcppo.learner.supply.prompts.PromptSource` knows of the task's problems."""
 
     @property
-    def task(self) -> Task: ...
+    def task(self) -> Task:
+        """The task that is recorded."""
 
-    def problems_digest(self, count: int) -> str: ...
+    def problems_digest(self, count: int) -> str:
+        """Hash of the first `count` problems of value pretraining."""
 
 
 def made_with(config: VcppoConfig, task: Task) -> dict[str, Any]:
@@ -103,6 +105,7 @@ def read_note(folder: Path) -> dict[str, Any] | None:
 
 
 def write_note(folder: Path, note: Mapping[str, Any]) -> None:
+    """Write recorded_with.json whole or not at all; `read_note` reads it."""
     write_whole(folder / RECORDED_WITH_FILE, json.dumps(note, indent=1, default=str))
 
 

@@ -48,6 +48,7 @@ class Recorder:
 
     @property
     def is_complete(self) -> bool:
+        """Whether as many responses are recorded as value pretraining wants."""
         return len(self._file) >= self._num_wanted
 
     def poll(self) -> int:

@@ -36,14 +36,17 @@ class Counts:
 
     @property
     def num_responses(self) -> int:
+        """Recorded, whatever their outcome."""
         return sum(self.outcomes.values())
 
     @property
     def num_right(self) -> int:
+        """Responses judged correct."""
         return self.outcomes["correct"]
 
     @property
     def num_not_right(self) -> int:
+        """Every other outcome: wrong, unparsable, timeout, crash."""
         return self.num_responses - self.num_right
 
     @property

@@ -69,11 +69,14 @@ class WeightEngine(Protocol):
     """
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where the weights are."""
 
-    def weight_metadata(self) -> Sequence[tuple[str, torch.dtype, tuple[int, ...]]]: ...
+    def weight_metadata(self) -> Sequence[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(Name, type, whole shape) of each tensor, in the order of `weight_source`."""
 
-    def weight_source(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+    def weight_source(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(Name, whole tensor ``[...]``), each valid until the next one is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +129,14 @@ class WeightBroadcaster:
 
     @property
     def store(self) -> RunStore:
+        """Rank 0's. Raises RuntimeError on other ranks."""
         if self._store is None:
             raise RuntimeError("only rank 0 has the store")
         return self._store
 
     @property
     def membership(self) -> Membership:
+        """Rank 0's view of who generates. Raises RuntimeError on other ranks."""
         if self._membership is None:
             raise RuntimeError("only rank 0 knows the generators")
         return self._membership

@@ -111,7 +111,7 @@ class Incarnation:
 
 
 def mean_difference(answer: Any, log_probs: Float32Array) -> float:
-    """Mean |answer - log_probs| (nats); infinite when the shapes differ or something is not a number."""
+    """Mean |answer - log_probs| (nats) over ``[T]``; infinite when the shapes differ or something is not a number."""
     try:
         found = np.asarray(answer, np.float32)
     except (TypeError, ValueError):

@@ -32,12 +32,15 @@ class Scorer(Protocol):
     """What computes log-probs: `engine.deepspeed_engine.TrainEngine`, or a policy without an optimizer."""
 
     @property
-    def module(self) -> nn.Module: ...
+    def module(self) -> nn.Module:
+        """The policy."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where the policy is and its inputs must be."""
 
-    def infer(self, *args: Any) -> Any: ...
+    def infer(self, *args: Any) -> Any:
+        """The module's forward, without gradients."""
 
 
 def probe_tokens(source: PromptSource, config: VcppoConfig) -> list[list[int]]:

@@ -54,6 +54,7 @@ class FanOut:
 
     @property
     def world_size(self) -> int:
+        """Of the transfer group: learner rank 0 and all generators' workers."""
         return 1 + sum(self.num_workers.values())
 
     def ask(self, call: Call[Answer], names: Collection[str] | None = None) -> dict[str, Answer]:
@@ -85,6 +86,7 @@ class FanOut:
             client.release()
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Tell each generator its first rank in the group, one after the other, and the host it binds to."""
         offset = int(init_info["rank_offset"])
         calls: dict[str, InitWeightTransfer] = {}
         for name, num in self.num_workers.items():
@@ -101,9 +103,14 @@ class FanOut:
         self.ask(StartWeightUpdate())
 
     def update_weights(self, update_info: Any) -> None:
+        """Make all generators receive what `update_info` lists. Raises MemberError at the first failure."""
         self.ask(UpdateWeights(update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Make the weights count as `policy_version`; `received` then holds what each got.
+
+        vLLM's own `weight_version` is not used.
+        """
         answers = self.ask(FinishWeightUpdate(self.policy_version))
         self.received = {name: answer.received for name, answer in answers.items()}
 

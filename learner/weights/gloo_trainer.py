@@ -49,6 +49,7 @@ class LockstepSource(WeightSource):
         self._sums: list[Any] = []
 
     def metadata(self) -> list[ParamMeta]:
+        """As vLLM's trainer wants it: the order in which tensors will come."""
         return [ParamMeta(name, dtype, tuple(shape)) for name, dtype, shape in self._engine.weight_metadata()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -74,6 +75,7 @@ class LockstepSource(WeightSource):
         self._round = None
 
     def begin_round(self) -> None:
+        """Forget the last round; the next iteration walks all weights."""
         self._round = None
 
 

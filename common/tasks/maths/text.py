@@ -89,6 +89,7 @@ class Box(NamedTuple):
     inner_end: int
 
     def content(self, text: str) -> str:
+        """What stands between the braces; `text` is the text the box was found in."""
         return text[self.inner_start : self.inner_end]
 
 
