@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.rig import DEADLINE_SECONDS, Rig, demo_settings
 from vcppo.common.config import VcppoConfig
+from vcppo.common.records.ids import make_trajectory_id
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.store.ledger import VOCABULARY_SIZE
@@ -129,7 +130,7 @@ def answer(prompt: Prompt, template: Trajectory) -> Trajectory:
     """`template` as a rollout of `prompt`."""
     return replace(
         template,
-        id=f"{prompt.id}@{GENERATOR}.0",
+        id=make_trajectory_id(prompt.id, GENERATOR, "0"),
         prompt_id=prompt.id,
         group_id=prompt.group_id,
         sample_index=prompt.sample_index,

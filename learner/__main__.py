@@ -24,6 +24,7 @@ from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
+from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.ledger import VOCABULARY_SIZE
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcast
 
 def _service(config: VcppoConfig) -> str:
     found = int(os.environ.get("RANK", "0"))
-    return f"learner-{found}" if config.learner.num_ranks > 1 and found > 0 else "learner"
+    return make_process_name("learner", found) if config.learner.num_ranks > 1 and found > 0 else "learner"
 
 
 def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcaster, *, until: str | None = None) -> int:

@@ -32,7 +32,7 @@ class Prompt:
     """One response to be generated: the unit that is issued, leased and accounted for.
 
     Attributes:
-        id: unique in the run, e.g. ``rl-000012-0003-5`` (purpose, batch, group, sample).
+        id: unique in the run, ``rl-00000012-3`` (`vcppo.common.records.ids`).
         group_id: shared by the samples of one problem.
         sample_index: which sample of the group.
         task: name of the task that made it.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vcppo.common.files.json_lines import parse_object
+from vcppo.common.records.ids import parse_process_name
 from vcppo.common.telemetry.log import render_line, to_json
 from vcppo.common.telemetry.log_render import plain
 from vcppo.deploy.logs.foreign_lines import parse_foreign
@@ -79,10 +80,10 @@ def level_of(record: Record) -> int:
 
 def prefix(process: str, width: int, colour: bool) -> str:
     """``generator-0 │ `` in the process's own colour."""
-    kind, _, number = process.rpartition("-")
-    code = PROCESS_COLOURS.get(process) or PROCESS_COLOURS.get(kind)
+    role, which = parse_process_name(process)
+    code = PROCESS_COLOURS.get(process) or PROCESS_COLOURS.get(role)
     if code is None:
-        code = GENERATOR_COLOURS[int(number) % len(GENERATOR_COLOURS)] if number.isdigit() else "37"
+        code = GENERATOR_COLOURS[int(which) % len(GENERATOR_COLOURS)] if which.isdigit() else "37"
     text = f"{process:<{width}} │ "
     return f"\x1b[{code}m{text}\x1b[0m" if colour else text
 

@@ -37,6 +37,7 @@ from vcppo.common.evaluation.eval_samples import (
 )
 from vcppo.common.evaluation.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
 from vcppo.common.process import watchdog
+from vcppo.common.records.ids import make_evaluation_group_id, make_prompt_id
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
@@ -193,9 +194,10 @@ class Sampler:
 
     def _prompt(self, work: Work) -> Prompt:
         config = self._config
+        group_id = make_evaluation_group_id(work.key)
         return Prompt(
-            id=f"eval-{work.key}-{work.sample}",
-            group_id=f"eval-{work.key}",
+            id=make_prompt_id(group_id, work.sample),
+            group_id=group_id,
             sample_index=work.sample,
             task=config.task.name,
             token_ids=encode_prompt(self._tokenizer, work.problem.prompt),

@@ -24,6 +24,7 @@ import structlog
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.process import watchdog
+from vcppo.common.records.ids import make_trajectory_id
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.store.run_store import RunStore, StoreError
@@ -235,7 +236,7 @@ class RolloutWorker:
     def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
         task = self._config.task
         return Trajectory(
-            id=f"{prompt.id}@{self._id}.{self._life}",
+            id=make_trajectory_id(prompt.id, self._id, self._life),
             prompt_id=prompt.id,
             group_id=prompt.group_id,
             sample_index=prompt.sample_index,

@@ -29,6 +29,7 @@ from vcppo.common.config.checks import is_local
 from vcppo.common.errors import EXIT_OK, ConfigError, VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.process.memory_guard import ResidentMemory
+from vcppo.common.records.ids import make_buffer_id, prompt_of
 from vcppo.common.records.trajectory import DEFAULT_LIMITS, TrajectoryLimits
 from vcppo.common.records.wire import WireError, decode_trajectory
 from vcppo.common.run_folder import RunFolder
@@ -119,7 +120,7 @@ class Buffer:
         self._limits = TrajectoryLimits(max_tokens=config.generator.max_model_len)
         self._heartbeat_seconds = config.generator.heartbeat_seconds
         self._member = Member(
-            id=f"buffer@{receiver.endpoint}",
+            id=make_buffer_id(receiver.endpoint),
             role="buffer",
             epoch=time.time_ns(),
             info={"endpoint": receiver.endpoint, "pid": os.getpid()},
@@ -198,7 +199,7 @@ class Buffer:
         trajectory = decode_trajectory(received.payload, self._limits)
         if trajectory.id != received.message_id:
             raise WireError(f"id: {trajectory.id!r} came in a message called {received.message_id!r}")
-        if trajectory.id.rpartition("@")[0] != trajectory.prompt_id:  # so ids are as unique as prompts are
+        if prompt_of(trajectory.id) != trajectory.prompt_id:  # so ids are as unique as prompts are
             raise WireError(f"id: {trajectory.id!r} is no rollout of prompt_id {trajectory.prompt_id!r}")
         return BufferEntry.of(trajectory, received.payload)
 
@@ -223,7 +224,7 @@ class Buffer:
                 reason=reason,
                 held_back=held_back,
             )
-        prompt_id = received.message_id.rpartition("@")[0]
+        prompt_id = prompt_of(received.message_id)
 
         def bury() -> bool:
             what = "invalid trajectory"
