@@ -18,6 +18,7 @@ from vcppo.common.errors import EXIT_OK, VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.log import configure_logging
@@ -97,8 +98,8 @@ async def _roll_out(
     metrics: MetricsWriter,
 ) -> None:
     control = WeightControl(engine, generator_id, config.broadcast.deadline_seconds)
-    version = await asyncio.to_thread(store.get_value, "policy_version")
-    if not engine.start_unset and (version is None or int(version) == 0):
+    version = await asyncio.to_thread(facts.POLICY_VERSION.read, store)
+    if not engine.start_unset and (version is None or version == 0):
         control.loaded(0)  # the weights in model.path are version 0
     else:
         log.info("waiting_for_weights", policy_version=version, waiting_for="learner")

@@ -26,8 +26,8 @@ from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
 from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
-from vcppo.common.store.ledger import VOCABULARY_SIZE
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import encode_prompt, encode_prompts, load_task
 from vcppo.common.telemetry.log import configure_logging
@@ -91,9 +91,9 @@ class Session:
     def folder(self) -> RunFolder:
         return RunFolder(self.config.run.path)
 
-    def enter(self, stage: str) -> None:
+    def enter(self, stage: facts.RunStage) -> None:
         if self.store is not None:
-            self.store.set_value("stage", stage)
+            facts.STAGE.write(self.store, stage)
             log.info("stage_started", stage=stage)
 
 
@@ -163,7 +163,7 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     RunFolder(config.run.path).create()
     use_keys(config, "learner")
     store = connect_store(config, patience_seconds=config.redis.patience_seconds)
-    store.set_value(VOCABULARY_SIZE, str(vocabulary_size(config.model.path, config.model.trust_remote_code)))
+    facts.VOCABULARY_SIZE.write(store, vocabulary_size(config.model.path, config.model.trust_remote_code))
     metrics = open_metrics(config, "learner")
     return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
 

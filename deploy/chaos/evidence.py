@@ -12,6 +12,7 @@ from vcppo.common.records.ids import make_group_id, make_prompt_id, purpose_of
 from vcppo.common.records.trained_log import check_trained_once, read_trained_log, replays_differ
 from vcppo.common.records.trajectory import Purpose
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.ledger import DeadLetter, Ledger, Outstanding
 from vcppo.deploy.terminal.ledger_command import open_store
 
@@ -52,7 +53,7 @@ def collect(config: VcppoConfig) -> Evidence:
             store.ledger(),
             store.outstanding(),
             store.dead_letters(_MANY),
-            {purpose: int(store.get_value(f"next_index:{purpose}") or 0) for purpose in purposes},
+            {purpose: facts.next_index(purpose).read(store) or 0 for purpose in purposes},
             read_trained_log(RunFolder(config.run.path).trained_log),
         )
 

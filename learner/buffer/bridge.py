@@ -33,8 +33,9 @@ from vcppo.common.records.ids import make_buffer_id, prompt_of
 from vcppo.common.records.trajectory import DEFAULT_LIMITS, TrajectoryLimits
 from vcppo.common.records.wire import WireError, decode_trajectory
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
-from vcppo.common.store.ledger import VOCABULARY_SIZE, BufferEntry, Member
+from vcppo.common.store.ledger import BufferEntry, Member
 from vcppo.common.store.run_store import RunStore, StoreFull, StoreUnavailable
 from vcppo.common.telemetry.log import configure_logging
 from vcppo.common.telemetry.log_budget import LineBudget
@@ -188,9 +189,9 @@ class Buffer:
     def _learn_vocabulary(self) -> None:
         """Until the learner has said it no prompt is issued, so nothing is accepted either."""
         if self._limits.max_token_id == DEFAULT_LIMITS.max_token_id:
-            size = self._patiently(lambda: self._store.get_value(VOCABULARY_SIZE))
+            size = self._patiently(lambda: facts.VOCABULARY_SIZE.read(self._store))
             if size is not None:
-                self._limits = replace(self._limits, max_token_id=int(size) - 1)
+                self._limits = replace(self._limits, max_token_id=size - 1)
 
     def _entry(self, received: Received) -> BufferEntry:
         """The checked trajectory. Raises `WireError`."""

@@ -31,6 +31,7 @@ import torch
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.process import watchdog
+from vcppo.common.store import facts
 from vcppo.common.store.run_store import Member, RunStore
 from vcppo.common.transport import ControlClient
 from vcppo.common.transport.ports import free_port
@@ -41,7 +42,6 @@ from vcppo.learner.weights.membership import Life, Membership, dismiss, incarnat
 from vcppo.learner.weights.weight_proof import ProofVerdict, WeightProof
 
 __all__ = [
-    "POLICY_VERSION",
     "BroadcastError",
     "BroadcastReport",
     "CanaryError",
@@ -52,7 +52,6 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-POLICY_VERSION = "policy_version"  # the store value every process reads
 _SILENT = f"did not say in {STATUS_SECONDS:g} s that it is free for a call"
 _GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
 
@@ -177,7 +176,7 @@ class WeightBroadcaster:
             canary_difference=outcome["canary_difference"],
         )
         if self._rank == 0:
-            self.store.set_value(POLICY_VERSION, str(policy_version))
+            facts.POLICY_VERSION.write(self.store, policy_version)
             log.info("weights_broadcast", policy_version=policy_version, **asdict(report))
         return report
 
