@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
 
-from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_OK
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
+from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.run_store import RunStore
-from vcppo.common.telemetry.log import configure_logging
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.common.transport import ControlServer, TrajectorySender, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
@@ -36,23 +34,10 @@ log = structlog.get_logger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one generator until SIGTERM or SIGINT. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m vcppo.generator", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser = process_parser("python -m vcppo.generator", __doc__)
     parser.add_argument("--id", required=True, help="unique among the run's generators, e.g. generator-0")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        configure_logging(config.logging, options.id, config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(options.id))
-        watchdog.stage("start", waiting_for=["vLLM"])
-        asyncio.run(serve(config, options.id))
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    finally:
-        watchdog.stop()
-    return EXIT_OK
+    given = parser.parse_args(arguments)
+    return run_process(given, given.id, lambda config: asyncio.run(serve(config, given.id)), waiting_for=["vLLM"])
 
 
 async def serve(config: VcppoConfig, generator_id: str) -> None:
