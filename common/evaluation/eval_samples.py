@@ -99,7 +99,7 @@ class SampleFiles:
         self._file = self._folder / f"{plan}.{worker}.jsonl"
 
     def read(self) -> dict[Key, Sample]:
-        """All workers' samples of the plan, also of earlier lives; a line that broke off is none."""
+        """All workers' samples of the plan, also of workers that were killed; a line that broke off is none."""
         found: dict[Key, Sample] = {}
         for path in sorted(self._folder.glob(f"{self.plan}.*.jsonl")):
             for row in read_json_lines(path):

@@ -96,8 +96,8 @@ class RolloutWorker:
             in_flight=self._in_flight,
             liveness=self._liveness,
         )
-        # Ids of two lives of one generator must differ: the same prompt may come back after a crash.
-        self._life = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
+        # Ids of two incarnations of one generator must differ: the same prompt may come back after a crash.
+        self._incarnation = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
         control.drop_in_flight = self.drop_in_flight
         control.end = self.dismiss
 
@@ -236,7 +236,7 @@ class RolloutWorker:
     def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
         task = self._config.task
         return Trajectory(
-            id=make_trajectory_id(prompt.id, self._id, self._life),
+            id=make_trajectory_id(prompt.id, self._id, self._incarnation),
             prompt_id=prompt.id,
             group_id=prompt.group_id,
             sample_index=prompt.sample_index,

@@ -35,8 +35,8 @@ from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.ledger import BufferEntry, Member
 from vcppo.common.store.run_store import RunStore, StoreFull, StoreUnavailable
-from vcppo.common.telemetry.log_budget import LineBudget
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
+from vcppo.common.telemetry.rate_limit import RateLimit
 from vcppo.common.transport import Received, TrajectoryReceiver, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
 from vcppo.learner.buffer.store_metrics import StoreState, store_metrics
@@ -121,7 +121,7 @@ class Buffer:
         self._max_resident_mib = config.transport.receive_memory_mib
         self._next_cut_at = 0.0
         self._memory = ResidentMemory()
-        self._complaints = LineBudget(100, _METRICS_SECONDS)  # all of them are in the dead-letter stream
+        self._complaints = RateLimit(100, _METRICS_SECONDS)  # all of them are in the dead-letter stream
         self._give_up_at: float | None = None  # once we are told to stop while Redis is away
 
     def run(self) -> None:

@@ -38,7 +38,7 @@ from vcppo.common.transport.ports import free_port
 from vcppo.learner.engine.distributed import broadcast_object, rank
 from vcppo.learner.weights.canary import CanaryError, CanaryProbe
 from vcppo.learner.weights.fan_out import STATUS_SECONDS, FanOut, MemberError, silent
-from vcppo.learner.weights.membership import Life, Membership, dismiss, incarnation, tell
+from vcppo.learner.weights.membership import Membership, Registration, dismiss, incarnation, tell
 from vcppo.learner.weights.weight_proof import ProofVerdict, WeightProof
 
 __all__ = [
@@ -112,7 +112,7 @@ class WeightBroadcaster:
         if self._backend == "auto":
             self._backend = "nccl" if engine.device.type == "cuda" else "gloo"
         self._fan_out: FanOut | None = None
-        self._joined: frozenset[Life] = frozenset()
+        self._joined: frozenset[Registration] = frozenset()
         self._membership = Membership(store, config.broadcast.attempts) if store is not None else None
         self._engine: Any = None
         self._source: Any = None
@@ -221,7 +221,7 @@ class WeightBroadcaster:
             return {"state": "again"}
         resumed = self._fan_out.call("resume")
         self._fan_out.release()
-        self.membership.synced([life for life in joined if life[0] in self._fan_out.clients], policy_version)
+        self.membership.synced([each for each in joined if each[0] in self._fan_out.clients], policy_version)
         return {
             "members": list(self._fan_out.clients),
             "pause_seconds": max(float(r["paused_seconds"]) for r in resumed.values()),
@@ -289,7 +289,7 @@ class WeightBroadcaster:
         verdict = self._proof.check(self._fan_out, self._engines, self._source.sent, probe)
         if verdict.faults:
             joined, self._joined = self._joined, frozenset()  # they come back: rebuild it whatever their entries say
-            worn_out = [life for life in joined if life[0] in verdict.worn_out]
+            worn_out = [each for each in joined if each[0] in verdict.worn_out]
             self.membership.drop(worn_out, {name: verdict.faults[name] for name in verdict.worn_out})
         for name, fault in verdict.faults.items():
             self._put_out(name, fault, for_good=name in verdict.worn_out)
