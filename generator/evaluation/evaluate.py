@@ -199,7 +199,7 @@ class Sampler:
             sample_index=work.sample,
             task=config.task.name,
             token_ids=encode_prompt(self._tokenizer, work.problem.prompt),
-            problem=work.problem.answer,
+            answer=work.problem.answer,
             seed=sample_seed(config.eval.seed, work.key, work.sample),
             issue_version=0,
             purpose="rl",

@@ -224,7 +224,7 @@ class RolloutWorker:
         began = time.monotonic()
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
         judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
-        verdict = await self._verifiers.verify(prompt.problem, judged, rollout.finish_reason)
+        verdict = await self._verifiers.verify(prompt.answer, judged, rollout.finish_reason)
         verify_seconds = time.monotonic() - began
         await self._control.gate.wait()  # a canary may still find the weights wrong
         trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)

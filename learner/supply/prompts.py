@@ -119,7 +119,7 @@ class PromptSource:
             sample_index=sample,
             task=self._config.task.name,
             token_ids=token_ids,
-            problem=problem.answer,
+            answer=problem.answer,
             seed=derive_seed(self._config.run.seed, purpose, group, sample),
             issue_version=issue_version,
             purpose=purpose,

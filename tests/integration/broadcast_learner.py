@@ -119,7 +119,7 @@ class Case:
                 sample_index=i,
                 task="chain_arithmetic",
                 token_ids=self.random.integers(2, 32, PROMPT_LENGTH).astype(np.int32),
-                problem={"answer": "000"},
+                answer={"answer": "000"},
                 seed=i,
                 issue_version=self.version,
                 purpose="rl",
