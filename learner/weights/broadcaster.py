@@ -1,12 +1,12 @@
 """Weights from the learner to every generator: one `broadcast` per policy version.
 
-    rank 0:  group of this membership ─▶ pause(keep) ─▶ start ─▶ update ‖ broadcast ─▶ finish(version)
+    rank 0:  weight group ─▶ pause(keep) ─▶ start ─▶ update ‖ broadcast ─▶ finish(version)
              ─▶ proof (sums, canary) ─▶ resume ─▶ policy_version in the store
     others:  walk the parameters in lockstep (ZeRO-3 gathers), send nothing
 
 `broadcast` is called on every learner rank. Rank 0 alone talks to generators and tells the others after each
 attempt how it went, so all ranks make the same number of walks. A generator that fails is dropped by name, the
-group is rebuilt without it and the update repeated for the rest; it may come back as a new member (new epoch).
+weight group is rebuilt without it and the update repeated for the rest; it may register again (new epoch).
 A generator that fails the proof (`vcppo.learner.weights.weight_proof`) is put out alone: it drops what it has in flight
 and is sent everything anew. One that fails, either way, ``broadcast.attempts`` times in a row is dismissed. If all fail
 the proof the learner is likely wrong, and the run stops. Waits: every call and collective has
@@ -81,8 +81,8 @@ class BroadcastReport:
     Attributes:
         seconds: whole call, repeats included.
         pause_seconds: longest time a generator stood still.
-        num_bytes: of the weights, sent once to the whole group.
-        members: ids of the generators that now run this version.
+        num_bytes: of the weights, sent once to the whole weight group.
+        members: ids of the generators in the weight group; they now run this version.
         dropped: ids of those left behind, those that failed the proof among them.
         canary_difference: largest mean |log-prob difference| of a generator (nats); None without a probe.
     """
@@ -117,7 +117,7 @@ class WeightBroadcaster:
         self._engine: Any = None
         self._source: Any = None
         self._num_groups = 0
-        self._engines: dict[str, int] = {}  # incarnations of the members' engines
+        self._engines: dict[str, int] = {}  # generator -> incarnation of its engine, of the weight group
         self._proof = WeightProof(config.broadcast)
 
     # Membership (rank 0)
@@ -229,7 +229,7 @@ class WeightBroadcaster:
         }
 
     def _follow_membership(self, policy_version: int, dropped: list[str]) -> None:
-        """Rebuild the group when a generator joined, left or came back in a new epoch.
+        """Rebuild the weight group when a generator joined, left or came back in a new epoch.
 
         Everybody is asked for a sign of life first: a death costs `STATUS_SECONDS` here, a whole deadline later.
         """
