@@ -34,6 +34,7 @@ import structlog
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from vcppo.common.files.whole_file import write_whole
+from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.transport.keys import ROLES as ROLES_WITH_KEYS
 from vcppo.common.transport.keys import Role, make_keys, private_files
@@ -223,7 +224,7 @@ def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     overrides = [*key_settings("generator"), *overrides]
     config = _prepared(run, overrides)
     require(config, CONTAINER["generator"])
-    name = f"generator-{socket.gethostname()}"
+    name = make_process_name("generator", socket.gethostname())
     spec = Launcher(config, sink).generator_spec(0)
     command = [name if word == spec.name else word for word in spec.command]
     spec = replace(
@@ -244,7 +245,9 @@ def learner(run: str, overrides: Sequence[str], sink: LogSink, *, until: str | N
     nodes = Nodes.from_environment(os.environ)
     spec = Launcher(config, sink).learner_spec(nodes)
     if nodes is not None and nodes.index > 0:
-        spec = replace(spec, name=f"learner-node{nodes.index}")  # a log file of its own in a folder that all share
+        spec = replace(
+            spec, name=make_process_name("learner", f"node{nodes.index}")
+        )  # a log file of its own in a folder that all share
     stages = [] if until is None else ["--until", until]
     spec = replace(
         spec,

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 import structlog
 
-from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_OK
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
+from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
-from vcppo.common.telemetry.log import configure_logging
 from vcppo.common.telemetry.metrics import open_metrics
 from vcppo.common.transport import ControlServer, TrajectorySender, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
@@ -33,23 +32,10 @@ log = structlog.get_logger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one generator until SIGTERM or SIGINT. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m vcppo.generator", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser = process_parser("python -m vcppo.generator", __doc__)
     parser.add_argument("--id", required=True, help="unique among the run's generators, e.g. generator-0")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        configure_logging(config.logging, options.id, config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(options.id))
-        watchdog.stage("start", waiting_for=["vLLM"])
-        asyncio.run(serve(config, options.id))
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    finally:
-        watchdog.stop()
-    return EXIT_OK
+    given = parser.parse_args(arguments)
+    return run_process(given, given.id, lambda config: asyncio.run(serve(config, given.id)), waiting_for=["vLLM"])
 
 
 async def serve(config: VcppoConfig, generator_id: str) -> None:
@@ -89,8 +75,8 @@ async def _roll_out(generator: Generator, stopping: asyncio.Event) -> None:
     server = ControlServer(config.generator.control_host, config.transport.receive_memory_mib)
     worker = RolloutWorker(generator, server.endpoint)
     control = worker.control
-    version = await asyncio.to_thread(generator.store.get_value, "policy_version")
-    if not engine.start_unset and (version is None or int(version) == 0):
+    version = await asyncio.to_thread(facts.POLICY_VERSION.read, generator.store)
+    if not engine.start_unset and (version is None or version == 0):
         control.loaded(0)  # the weights in model.path are version 0
     else:
         log.info("waiting_for_weights", policy_version=version, waiting_for="learner")

@@ -9,27 +9,26 @@ the step in progress was finished and a checkpoint written, and the same command
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 import torch
 
-from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, VcppoError
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import EXIT_INTERRUPTED, VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
+from vcppo.common.process.main import process_parser, run_process
+from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
-from vcppo.common.store.ledger import VOCABULARY_SIZE
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import encode_prompt, encode_prompts, load_task
-from vcppo.common.telemetry.log import configure_logging
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.common.transport import use_keys
 from vcppo.learner.batching.batch import Share
@@ -93,44 +92,35 @@ class Session:
         """Where this run keeps its files; the same on every rank."""
         return RunFolder(self.config.run.path)
 
-    def enter(self, stage: str) -> None:
+    def enter(self, stage: facts.RunStage) -> None:
         """Say in the store and in the log that this stage begins; on rank 0 only."""
         if self.store is not None:
-            self.store.set_value("stage", stage)
+            facts.STAGE.write(self.store, stage)
             log.info("stage_started", stage=stage)
 
 
 def main(arguments: Sequence[str] | None = None, make_broadcaster: MakeBroadcaster = make_broadcaster) -> int:
     """The process; ``make_broadcaster`` is a seam for tests without generators."""
-    parser = argparse.ArgumentParser(prog="python -m vcppo.learner", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser = process_parser("python -m vcppo.learner", __doc__)
     parser.add_argument("--until", choices=["value_pretraining"], help="end after this stage, before RL")
-    parser.add_argument("overrides", nargs="*", help="section.field=value")
     given = parser.parse_args(arguments)
-    try:
-        config = load_config(given.config, given.overrides)
-        configure_logging(config.logging, _service(config), config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(_service(config)))
-        watchdog.stage("start")
-        return _run(config, StopRequest(), make_broadcaster, until=given.until)
-    except VcppoError as error:
-        log.critical("fatal", error=str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except RuntimeError as error:
-        if (text := lost_peer(error)) is None:
-            raise
-        log.critical("fatal", error=text)
-        return EXIT_FAILURE
-    finally:
-        watchdog.stop()
-        leave_process_group()
+
+    def work(config: VcppoConfig) -> int:
+        try:
+            return _run(config, StopRequest(), make_broadcaster, until=given.until)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        except RuntimeError as error:
+            if (text := lost_peer(error)) is None:
+                raise
+            raise VcppoError(text) from error
+
+    return run_process(given, _service, work, at_end=leave_process_group)
 
 
 def _service(config: VcppoConfig) -> str:
     found = int(os.environ.get("RANK", "0"))
-    return f"learner-{found}" if config.learner.num_ranks > 1 and found > 0 else "learner"
+    return make_process_name("learner", found) if config.learner.num_ranks > 1 and found > 0 else "learner"
 
 
 def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcaster, *, until: str | None = None) -> int:
@@ -166,7 +156,7 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     RunFolder(config.run.path).create()
     use_keys(config, "learner")
     store = connect_store(config, patience_seconds=config.redis.patience_seconds)
-    store.set_value(VOCABULARY_SIZE, str(vocabulary_size(config.model.path, config.model.trust_remote_code)))
+    facts.VOCABULARY_SIZE.write(store, vocabulary_size(config.model.path, config.model.trust_remote_code))
     metrics = open_metrics(config, "learner")
     return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
 

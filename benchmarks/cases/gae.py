@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
     rewards: NDArray[np.float32]  # [S * T], the outcome on each last action
     values: NDArray[np.float32]  # [S * T]
-    final_values: NDArray[np.float32]  # [S]
+    bootstrap_values: NDArray[np.float32]  # [S]
     cu_seqlens: NDArray[np.int64]  # [S + 1]
     num_sequences: int
 
@@ -84,14 +84,14 @@ def make_sample(num_sequences: int, length: int) -> Sample:
     outcomes = rng.integers(0, 2, num_sequences).astype(np.float32)
     none_cut = np.zeros(num_sequences, bool)
     ends = place_ends(outcomes, np.zeros(num_sequences, np.float32), none_cut, cu_seqlens, "terminal")
-    return Sample(ends.rewards, values, ends.final_values, cu_seqlens, num_sequences)
+    return Sample(ends.rewards, values, ends.bootstrap_values, cu_seqlens, num_sequences)
 
 
 def ours(sample: Sample) -> AdvantagesAndTargets:
     return decoupled_gae(
         sample.rewards,
         sample.values,
-        sample.final_values,
+        sample.bootstrap_values,
         sample.cu_seqlens,
         gamma=1.0,
         lambda_actor=LAMBDA_ACTOR,

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from benchmarks.rig.figures import Figure, at_least, at_most, seconds_text
 from benchmarks.rig.harness import Settings, measure, ratios
+from vcppo.common.records.ids import make_trajectory_id
 from vcppo.common.records.trajectory import Trajectory, VersionSpan
 from vcppo.common.records.wire import decode_trajectory, encode_trajectory
 
@@ -99,7 +100,7 @@ def make_trajectory(prompt_id: str, num_tokens: int, generator_id: str = "genera
     num_prompt = min(NUM_PROMPT, num_tokens // 4)
     num_response = num_tokens - num_prompt
     return Trajectory(
-        id=f"{prompt_id}@{generator_id}.0",
+        id=make_trajectory_id(prompt_id, generator_id, "0"),
         prompt_id=prompt_id,
         group_id=prompt_id,
         sample_index=0,

@@ -22,9 +22,10 @@ import numpy as np
 
 from benchmarks.rig.real_parts import DEADLINE_SECONDS, Rig, demo_settings
 from vcppo.common.config import VcppoConfig
+from vcppo.common.records.ids import make_trajectory_id
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import encode_trajectory
-from vcppo.common.store.ledger import VOCABULARY_SIZE
+from vcppo.common.store import facts
 from vcppo.common.tasks import load_task
 from vcppo.common.transport import TrajectorySender
 from vcppo.common.transport.endpoints import endpoints_of
@@ -58,7 +59,7 @@ class DataPath:
     def __enter__(self) -> Self:
         self.rig.__enter__()
         self.store = self.rig.store
-        self.store.set_value(VOCABULARY_SIZE, str(_VOCABULARY))
+        facts.VOCABULARY_SIZE.write(self.store, _VOCABULARY)
         self.rig.wait(lambda: bool(self.store.members("buffer")), "the buffer is up")
         self.sender = TrajectorySender(
             endpoints_of(self.config), GENERATOR, self.config.transport, self.rig.folder.spool / GENERATOR
@@ -129,7 +130,7 @@ def answer(prompt: Prompt, template: Trajectory) -> Trajectory:
     """`template` as a rollout of `prompt`."""
     return replace(
         template,
-        id=f"{prompt.id}@{GENERATOR}.0",
+        id=make_trajectory_id(prompt.id, GENERATOR, "0"),
         prompt_id=prompt.id,
         group_id=prompt.group_id,
         sample_index=prompt.sample_index,

@@ -23,7 +23,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from vcppo.common.evaluation.evaluation_inputs import differences
 from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.evaluation.pass_at_k import mean_interval, pass_figures
-from vcppo.common.files.json_file import JsonError, parse_json
+from vcppo.common.files.json_file import parse_json
+from vcppo.common.files.json_lines import Row, open_to_append, read_json_lines
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.records.trajectory import Outcome
 from vcppo.common.tasks import Problem
@@ -100,11 +101,11 @@ class SampleFiles:
         self._file = self._folder / f"{plan}.{worker}.jsonl"
 
     def read(self) -> dict[Key, Sample]:
-        """All workers' samples of the plan, also of earlier lives; a line that broke off is none."""
+        """All workers' samples of the plan, also of workers that were killed; a line that broke off is none."""
         found: dict[Key, Sample] = {}
         for path in sorted(self._folder.glob(f"{self.plan}.*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                sample = _parse(line)
+            for row in read_json_lines(path):
+                sample = _sample_of(row)
                 if sample is not None:
                     found.setdefault(sample.key, sample)
         return found
@@ -128,12 +129,8 @@ class SampleFiles:
 
     def add(self, sample: Sample) -> None:
         """On its way to the disk when this returns: a killed process loses none it has added."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(asdict(sample), ensure_ascii=True) + "\n"
-        with self._file.open("ab+") as file:
-            if file.tell() and not _ends_line(file):
-                line = "\n" + line  # an earlier life was killed in the middle of one
-            file.write(line.encode())
+        with open_to_append(self._file) as file:
+            file.write(json.dumps(asdict(sample), ensure_ascii=True).encode() + b"\n")
 
 
 def records_of(
@@ -194,12 +191,8 @@ def write_results(output: Path, figures: Mapping[str, Any], records: Sequence[Pr
     write_whole(output, json.dumps(figures, indent=2) + "\n")
 
 
-def _parse(line: str) -> Sample | None:
-    try:
-        values = parse_json(line)
-    except JsonError:
-        return None
-    if not isinstance(values, dict) or values.keys() != _FIELD_TYPES.keys():
+def _sample_of(values: Row) -> Sample | None:
+    if values.keys() != _FIELD_TYPES.keys():
         return None
     are_right = all(_is_of(value, _FIELD_TYPES[name]) for name, value in values.items())
     if not are_right or values["outcome"] not in _OUTCOMES:
@@ -214,11 +207,6 @@ def _is_of(value: object, kind: Any) -> bool:
     if kind is float and type(value) is int:
         return True
     return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-
-
-def _ends_line(file: Any) -> bool:
-    file.seek(-1, 2)
-    return bool(file.read(1) == b"\n")
 
 
 def _digest(value: object) -> str:

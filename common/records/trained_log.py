@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vcppo.common.errors import VcppoError
+from vcppo.common.files.json_lines import read_json_lines
 
 
 class TrainedStep(BaseModel):
@@ -30,14 +32,9 @@ def read_trained_log(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[TrainedStep]:
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                yield TrainedStep.model_validate_json(line)
-            except ValidationError:
-                continue
+    for row in read_json_lines(path):
+        with suppress(ValidationError):
+            yield TrainedStep.model_validate(row)
 
 
 def check_trained_once(path: Path, max_staleness: int) -> int:

@@ -34,12 +34,13 @@ class Prompt:
     """One response to be generated: the unit that is issued, leased and accounted for.
 
     Attributes:
-        id: unique in the run, e.g. ``rl-000012-0003-5`` (purpose, batch, group, sample).
+        id: unique in the run, ``rl-00000012-3`` (`vcppo.common.records.ids`).
         group_id: shared by the samples of one problem.
         sample_index: which sample of the group.
         task: name of the task that made it.
         token_ids: ``[P]`` int32 prompt tokens.
-        problem: what the verifier needs (JSON-able: answer, tests, ...); the policy never sees it.
+        answer: what the verifier needs (JSON-able: answer, tests, ...), the task's `Problem.answer`; the policy never
+            sees it. The wire form calls it ``problem``.
         seed: sampling seed of this response.
         issue_version: the learner's policy version when it was issued.
         purpose: which stage issued it.
@@ -51,7 +52,7 @@ class Prompt:
     sample_index: int
     task: str
     token_ids: Int32Array
-    problem: dict[str, object]
+    answer: dict[str, object]
     seed: int
     issue_version: int
     purpose: Purpose

@@ -138,11 +138,11 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
 def encode_prompt(prompt: Prompt) -> bytes:
     """The message of `prompt`. Raises `WireError` when its problem is not JSON-able or too large."""
     try:
-        problem = json.dumps(prompt.problem, separators=(",", ":"))
+        answer = json.dumps(prompt.answer, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise WireError(f"problem: not JSON-able: {error}") from error
-    if len(problem) > _MAX_PROBLEM_BYTES:
-        raise WireError(f"problem: {len(problem)} bytes of JSON, at most {_MAX_PROBLEM_BYTES}")
+    if len(answer) > _MAX_PROBLEM_BYTES:
+        raise WireError(f"problem: {len(answer)} bytes of JSON, at most {_MAX_PROBLEM_BYTES}")
     token_ids = np.ascontiguousarray(prompt.token_ids, np.int32)
     header = {
         "id": prompt.id,
@@ -150,7 +150,7 @@ def encode_prompt(prompt: Prompt) -> bytes:
         "sample_index": prompt.sample_index,
         "task": prompt.task,
         "num_tokens": len(token_ids),
-        "problem": problem,
+        "problem": answer,
         "seed": prompt.seed,
         "issue_version": prompt.issue_version,
         "purpose": prompt.purpose,
@@ -174,7 +174,7 @@ def decode_prompt(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_L
         sample_index=_integer(header, "sample_index", 0),
         task=_string(header, "task", limits),
         token_ids=token_ids,
-        problem=_problem(header["problem"]),
+        answer=_answer(header["problem"]),
         seed=_integer(header, "seed", _INT64_MIN),
         issue_version=_integer(header, "issue_version", 0),
         purpose=cast(Purpose, _choice(header, "purpose", _PURPOSES)),
@@ -270,16 +270,16 @@ def _timings(header: Header, limits: TrajectoryLimits) -> dict[str, float]:
     return {name: _number(seconds, "timings") for name, seconds in timings.items()}
 
 
-def _problem(text: object) -> dict[str, object]:
+def _answer(text: object) -> dict[str, object]:
     if type(text) is not str or len(text) > _MAX_PROBLEM_BYTES:
         raise WireError(f"problem: no string of at most {_MAX_PROBLEM_BYTES} characters")
     try:
-        problem = parse_json(text)
+        answer = parse_json(text)
     except JsonError as error:
         raise WireError(f"problem: {error}") from error
-    if type(problem) is not dict:
+    if type(answer) is not dict:
         raise WireError("problem: no JSON object")
-    return problem
+    return answer
 
 
 def _short(value: object) -> str:

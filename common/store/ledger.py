@@ -12,9 +12,6 @@ from typing import Literal, NamedTuple
 
 from vcppo.common.records.trajectory import Trajectory
 
-VOCABULARY_SIZE = "vocabulary_size"
-"""Under this name the learner tells the buffers, before its first prompt, how many tokens its model has."""
-
 PromptState = Literal["queued", "leased", "buffered", "claimed"]
 AppendResult = Literal["accepted", "duplicate", "unknown", "mismatch"]
 

@@ -336,7 +336,7 @@ class RunStore:
         self._run_on(self._member_keys, "members")
 
     def set_value(self, name: str, value: str) -> None:
-        """Remember a small fact of the run, e.g. ``policy_version``."""
+        """Remember a small fact of the run: `vcppo.common.store.facts` knows their names and types."""
         self._run_on(self._member_keys, "set_value", name, value)
 
     def get_value(self, name: str) -> str | None:

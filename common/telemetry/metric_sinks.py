@@ -126,7 +126,7 @@ class PrometheusSink:
 
 
 class WandbSink:
-    """One run of Weights & Biases for this service, in the run's group; resumed by the next life of the process.
+    """One run of Weights & Biases for this service, in the run's group; resumed when the process is started again.
 
     Whether it is sent at all is wandb's own setting: ``WANDB_MODE=offline`` keeps it in ``folder``.
 

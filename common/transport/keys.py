@@ -22,6 +22,7 @@ import zmq
 import zmq.auth
 
 from vcppo.common.errors import EXIT_USAGE, VcppoError
+from vcppo.common.files.whole_file import move
 
 Role = Literal["buffer", "generator", "learner"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -74,7 +75,7 @@ def rotate_keys(folder: Path, roles: Sequence[Role]) -> None:
     for role in roles:
         current = public_key(folder, role)
         _secret(folder, role).unlink(missing_ok=True)
-        _public(folder, role).rename(_previous(folder, role))
+        move(_public(folder, role), _previous(folder, role))
         make_keys(folder, [role])
         assert public_key(folder, role) != current
 

@@ -19,7 +19,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import recv_monitor_message
 
 from vcppo.common.errors import VcppoError
-from vcppo.common.telemetry.log_budget import LineBudget
+from vcppo.common.telemetry.rate_limit import RateLimit
 from vcppo.common.transport.keys import Keys, Role
 
 log = structlog.get_logger(__name__)
@@ -52,7 +52,7 @@ class _Guard:
     def __init__(self) -> None:
         self.keys: Keys | None = None
         self._lock = threading.Lock()
-        self._complaints = LineBudget(20, 60.0)  # a stranger tries several times a second
+        self._complaints = RateLimit(20, 60.0)  # a stranger tries several times a second
         self._authenticators: dict[int, ThreadAuthenticator] = {}  # one per context: ZeroMQ allows no more
 
     def watch(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:

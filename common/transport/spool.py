@@ -1,6 +1,6 @@
 """What a sender keeps until it is acknowledged: in memory up to a limit, then on disk, in order.
 
-One file per message, written under a temporary name and renamed, so a file is whole or not there. Files
+One file per message, which is whole or not there. Files
 survive the process; they are not fsynced, so a power cut may cost the newest (their prompts' leases then
 expire and they are generated again). A killed process loses what was only in memory, to the same effect.
 """
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+
+from vcppo.common.files.whole_file import move, remove_partial_files, whole_file
 
 log = structlog.get_logger(__name__)
 
@@ -124,15 +126,12 @@ class Spool:
     def _move_to_disk(self, message_id: str, entry: _Entry) -> None:
         assert entry.payload is not None
         name = message_id.encode()
-        temporary = entry.file.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
+            with whole_file(entry.file) as partial, partial.open("wb") as file:
                 file.write(len(name).to_bytes(4, "little") + name)
                 file.write(entry.payload)
-            temporary.rename(entry.file)
         except OSError as error:  # a full disk is no reason to lose it: it stays in memory, and `is_full` says so
             log.error("spool_write_failed", file=str(entry.file), trajectory_id=message_id, error=str(error))
-            temporary.unlink(missing_ok=True)
             return
         entry.payload = None
         self._memory_used -= entry.size
@@ -152,13 +151,12 @@ class Spool:
         return data[4 + len(message_id.encode()) :]
 
     def _load(self) -> None:
-        for leftover in self._folder.glob("*.tmp"):
-            leftover.unlink()
+        remove_partial_files(self._folder)
         for file in sorted(self._folder.glob(f"*{_SUFFIX}")):
             message_id = _read_id(file)
             if message_id is None or not file.stem.isdecimal():
                 log.error("spool_file_unreadable", file=str(file), remedy="renamed to .bad and left there")
-                file.rename(file.with_suffix(".bad"))
+                move(file, file.with_suffix(".bad"))
                 continue
             size = file.stat().st_size - 4 - len(message_id.encode())
             self._entries[message_id] = _Entry(file, size, None)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
-from vcppo.common.records.ids import group_name, prompt_name
+from vcppo.common.records.ids import make_group_id, make_prompt_id, purpose_of
 from vcppo.common.records.trained_log import check_trained_once, read_trained_log, replays_differ
 from vcppo.common.records.trajectory import Purpose
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.ledger import DeadLetter, Ledger, Outstanding
 from vcppo.deploy.terminal.ledger_command import open_store
 
@@ -52,7 +53,7 @@ def collect(config: VcppoConfig) -> Evidence:
             store.ledger(),
             store.outstanding(),
             store.dead_letters(_MANY),
-            {purpose: int(store.get_value(f"next_index:{purpose}") or 0) for purpose in purposes},
+            {purpose: facts.next_index(purpose).read(store) or 0 for purpose in purposes},
             read_trained_log(RunFolder(config.run.path).trained_log),
         )
 
@@ -89,14 +90,14 @@ def _accounted_for(evidence: Evidence, config: VcppoConfig) -> Check:
     """By name: each prompt the learner issued was trained, is waiting, or was given up for a reason."""
     size = config.rl.group_size
     issued = {
-        prompt_name(group_name(purpose, index // size), index % size)
+        make_prompt_id(make_group_id(purpose, index // size), index % size)
         for purpose, count in evidence.next_index.items()
         for index in range(count)
     }
     claimed = {entry.prompt_id for entry in evidence.outstanding if entry.state == "claimed"}
     waiting = {entry.prompt_id for entry in evidence.outstanding} - claimed
     trained = trained_ids(evidence)
-    recorded = {name for name in issued if name.startswith("vp-")} - waiting - claimed
+    recorded = {name for name in issued if purpose_of(name) == "value_pretraining"} - waiting - claimed
     missing = sorted(issued - trained - waiting - claimed - recorded)
     given_up = evidence.ledger.rejected + evidence.ledger.expired
     return Check(
@@ -119,8 +120,12 @@ def _trained_count(evidence: Evidence) -> Check:
 
 
 def _num_recorded(evidence: Evidence) -> int:
-    waiting = sum(entry.prompt_id.startswith("vp-") for entry in evidence.outstanding)
-    rejected = sum("vp-" in letter.detail for letter in evidence.dead_letters if letter.reason in EXPLAINED_REASONS)
+    waiting = sum(purpose_of(entry.prompt_id) == "value_pretraining" for entry in evidence.outstanding)
+    rejected = sum(
+        purpose_of(letter.detail) == "value_pretraining"  # it begins with the prompt's id
+        for letter in evidence.dead_letters
+        if letter.reason in EXPLAINED_REASONS
+    )
     return evidence.next_index["value_pretraining"] - waiting - rejected
 
 

@@ -24,7 +24,7 @@ class Watch:
         step: the newest RL step that is complete.
         members: generators that took part in the newest weight broadcast.
         num_spool_full: how often a generator said that its spool has used up its quota.
-        fatal: process -> what its last life said of its end.
+        fatal: process -> what its last incarnation said of its end.
         ends: (process, exit code, what it said) of every process that ended.
         errors: lines of level error or above, by process and event.
         tracebacks: process and event of lines that carry an exception: ours to mend.

@@ -17,6 +17,7 @@ from vcppo.common.evaluation.eval_samples import plan_key
 from vcppo.common.evaluation.evaluation_inputs import asked, evaluation_inputs
 from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.files.whole_file import write_whole
+from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink
 from vcppo.deploy.processes.cores import available_cores, malloc_environment, thread_environment
@@ -158,7 +159,8 @@ def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path], place: Pla
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
         pinned = frozenset(mine) if config.launcher.pin_cores else None
-        process = f"eval-{name}" if workers == 1 else f"eval-{name}-{worker}"
+        process = make_process_name("eval", name)
+        process = process if workers == 1 else make_process_name(process, worker)
         specs.append(ProcessSpec(process, command, role="eval", environment=environment, cores=pinned))
     return specs
 

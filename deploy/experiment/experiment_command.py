@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
+from vcppo.common.files.json_lines import open_to_append
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,5 +141,5 @@ def _write_suite(suite: Suite) -> None:
 def _note_call(suite: Suite, seconds: float, done: Sequence[str]) -> None:
     """How long this call took, for the reader: runs' own stages do not add up to it when two calls share the work."""
     note = {"ended": time.time(), "seconds": round(seconds, 1), "done": list(done)}
-    with (suite.path / "calls.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(note) + "\n")
+    with open_to_append(suite.path / "calls.jsonl") as file:
+        file.write(json.dumps(note).encode() + b"\n")

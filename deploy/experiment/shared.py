@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from vcppo.common.files.whole_file import write_whole
+from vcppo.common.files.whole_file import whole_file, write_whole
 from vcppo.common.files.whole_folder import written_whole
 from vcppo.common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RECORDED_WITH_FILE
 from vcppo.deploy.experiment.suite import Run
@@ -57,6 +57,5 @@ def publish_recording(run: Run, place: Path) -> None:
     """Put the run's recording where this seed's reward models find it; the first one stays."""
     source = run.folder.value_pretraining / RECORD_FILE
     if has_decided(run) and source.exists() and not place.exists():
-        staging = place.with_name(f".{place.name}.staging")
-        shutil.copyfile(source, staging)
-        staging.rename(place)
+        with whole_file(place) as partial:
+            shutil.copyfile(source, partial)

@@ -18,6 +18,7 @@ import structlog
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
+from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.ledger import Ledger
@@ -147,7 +148,7 @@ class Launcher:
         endpoints = self.endpoints
         return [
             ProcessSpec(
-                name="buffer" if len(endpoints) == 1 else f"buffer-{index}",
+                name="buffer" if len(endpoints) == 1 else make_process_name("buffer", index),
                 role="buffer",
                 command=[*self._command("vcppo.learner.buffer"), "--endpoint", endpoint, *self.overrides("buffer")],
                 environment=thread_environment(1, shared=True),
@@ -165,7 +166,7 @@ class Launcher:
         """Generator number `index`; one beyond those configured shares all cores."""
         cores, plan, launcher = available_cores(), self._plan(), self.config.launcher
         mine = plan.generators[index] if index < len(plan.generators) else range(len(cores))
-        name = f"generator-{index}"
+        name = make_process_name("generator", index)
         return ProcessSpec(
             name=name,
             role="generator",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.files.whole_file import write_whole
+from vcppo.common.files.whole_file import move, write_whole
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.processes import redis_server
 from vcppo.deploy.run.run_config import RunError, begun, check_config, next_place
@@ -54,7 +54,7 @@ def start_over(config: VcppoConfig, stage: Stage) -> Path | None:
     for path in there:
         target = place / path.relative_to(folder.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
+        move(path, target)
     if folder.config.exists():
         shutil.copyfile(folder.config, place / "config.yaml")
     if stage == "rl":

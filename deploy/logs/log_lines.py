@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from vcppo.common.files.json_lines import parse_object
+from vcppo.common.files.json_lines import open_to_append, parse_object
+from vcppo.common.records.ids import parse_process_name
 from vcppo.common.telemetry.log import render_line, to_json
 from vcppo.common.telemetry.log_render import plain
 from vcppo.deploy.logs.foreign_lines import parse_foreign
@@ -80,10 +81,10 @@ def level_of(record: Record) -> int:
 
 def prefix(process: str, width: int, colour: bool) -> str:
     """``generator-0 │ `` in the process's own colour."""
-    kind, _, number = process.rpartition("-")
-    code = PROCESS_COLOURS.get(process) or PROCESS_COLOURS.get(kind)
+    role, which = parse_process_name(process)
+    code = PROCESS_COLOURS.get(process) or PROCESS_COLOURS.get(role)
     if code is None:
-        code = GENERATOR_COLOURS[int(number) % len(GENERATOR_COLOURS)] if number.isdigit() else "37"
+        code = GENERATOR_COLOURS[int(which) % len(GENERATOR_COLOURS)] if which.isdigit() else "37"
     text = f"{process:<{width}} │ "
     return f"\x1b[{code}m{text}\x1b[0m" if colour else text
 
@@ -127,7 +128,7 @@ class LogSink:
     def __init__(self, folder: Path, run_id: str, show: Callable[[str, Record], None] | None = None) -> None:
         self.folder, self.run_id, self.show = folder, run_id, show
         folder.mkdir(parents=True, exist_ok=True)
-        self._files: dict[str, IO[str]] = {}
+        self._files: dict[str, IO[bytes]] = {}
         self._last: dict[str, deque[Record]] = {}
 
     def line(self, process: str, text: str) -> Record:
@@ -135,7 +136,7 @@ class LogSink:
         record = parse_line(text, process, self.run_id)
         if not record["event"]:
             return record
-        self._file(process).write(to_json(record) + "\n")
+        self._file(process).write(to_json(record).encode() + b"\n")
         self._file(process).flush()
         self._last.setdefault(process, deque(maxlen=NUM_LAST_LINES)).append(record)
         if self.show:
@@ -150,9 +151,9 @@ class LogSink:
             return [str(fatal[-1].get("error", "fatal"))]
         return [render_line({name: value for name, value in record.items() if name != "service"}) for record in records]
 
-    def _file(self, process: str) -> IO[str]:
+    def _file(self, process: str) -> IO[bytes]:
         if process not in self._files:
-            self._files[process] = (self.folder / f"{process}.jsonl").open("a", encoding="utf-8")
+            self._files[process] = open_to_append(self.folder / f"{process}.jsonl")
         return self._files[process]
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vcppo.common.records.ids import is_process_of, prompt_named_by
 from vcppo.deploy.logs.log_lines import LEVELS, Record, level_of, parse_line
 from vcppo.deploy.run.run_data import JsonLinesTail
 
@@ -35,13 +36,13 @@ class LogFilter:
     def wants(self, record: Record) -> bool:
         """Whether the line meets every condition."""
         service = str(record.get("service", ""))
-        if self.service is not None and service != self.service and not service.startswith(f"{self.service}-"):
+        if self.service is not None and not is_process_of(service, self.service):
             return False
         if self.level is not None and level_of(record) < LEVELS[self.level]:
             return False
         if self.policy_version is not None and record.get("policy_version") != self.policy_version:
             return False
-        return self.trajectory is None or self._about(record, self.trajectory.partition("@")[0])
+        return self.trajectory is None or self._about(record, prompt_named_by(self.trajectory))
 
     @staticmethod
     def _about(record: Record, prompt_id: str) -> bool:
@@ -49,7 +50,7 @@ class LogFilter:
         for name in ("trajectory_id", "prompt_id", "trajectory_ids", "prompt_ids"):
             value = record.get(name)
             ids += value if isinstance(value, list) else [value]
-        return any(str(each).partition("@")[0] == prompt_id for each in ids if each is not None)
+        return any(prompt_named_by(str(each)) == prompt_id for each in ids if each is not None)
 
 
 def from_text(lines: Iterable[str]) -> Iterator[Record]:

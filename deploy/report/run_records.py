@@ -11,6 +11,8 @@ import re
 import tarfile
 from pathlib import Path
 
+from vcppo.common.files.whole_file import whole_file
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Below a suite's folder. The export's config.json says that a run was finished.
@@ -30,8 +32,7 @@ def pack(suite: Path, archive: Path) -> None:
     places = {suite.absolute().parent: "runs", suite.resolve().parent: "runs", REPOSITORY: "."}
     paths = sorted({path for pattern in RECORDS for path in suite.glob(pattern)})
     archive.parent.mkdir(parents=True, exist_ok=True)
-    staging = archive.with_name(f"{archive.name}.part")
-    with tarfile.open(staging, "w:xz", preset=9) as file:
+    with whole_file(archive) as partial, tarfile.open(partial, "w:xz", preset=9) as file:
         for path in paths:
             entry = tarfile.TarInfo(f"{suite.resolve().name}/{path.relative_to(suite)}")
             text = path.read_text(encoding="utf-8")
@@ -40,4 +41,3 @@ def pack(suite: Path, archive: Path) -> None:
             content = text.encode()
             entry.size = len(content)
             file.addfile(entry, io.BytesIO(content))
-    staging.replace(archive)

@@ -12,6 +12,7 @@ from typing import get_args
 
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_OK
+from vcppo.common.records.ids import is_within
 from vcppo.common.records.trajectory import Outcome
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.run.run_config import RunError, latest_run, open_run
@@ -52,7 +53,7 @@ class Wanted:
             and (self.max_reward is None or (reward is not None and reward <= self.max_reward))
             and (self.min_length is None or length >= self.min_length)
             and (self.max_length is None or length <= self.max_length)
-            and (self.prompt is None or f"{sample.id}@".startswith((f"{self.prompt}@", f"{self.prompt}-")))
+            and (self.prompt is None or is_within(sample.id, self.prompt))
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vcppo.common.files.json_lines import Row, read_json_lines
+from vcppo.common.records.ids import make_prompt_id
 from vcppo.common.records.trajectory import Int32Array, Trajectory
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
@@ -140,7 +141,7 @@ def _of_row(row: Row, model: str, prompts: dict[str, str]) -> Sample | None:
         stage="eval",
         place=f"eval {model}",
         step=None,
-        id=f"{row['problem']}-{row.get('sample', 0)}",
+        id=make_prompt_id(row["problem"], row.get("sample", 0)),
         outcome=row["outcome"],
         finish_reason=row["finish_reason"],
         length=row["length"],

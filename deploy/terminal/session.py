@@ -14,6 +14,7 @@ from typing import Any, Literal
 import structlog
 
 from vcppo.common.config import VcppoConfig
+from vcppo.common.files.json_lines import open_to_append
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.ledger import Ledger, Member
@@ -44,8 +45,8 @@ class Session:
             yield
         finally:
             note = {"stage": name, "seconds": round(time.monotonic() - started, 3), "ended": time.time()}
-            with (RunFolder(self.config.run.path).path / "stages.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(note) + "\n")
+            with open_to_append(RunFolder(self.config.run.path).path / "stages.jsonl") as file:
+                file.write(json.dumps(note).encode() + b"\n")
 
 
 class StoreReader:

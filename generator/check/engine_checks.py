@@ -78,7 +78,7 @@ async def _respond(
         sample_index=number,
         task=config.task.name,
         token_ids=encode_prompt(context.tokenizer, problem.prompt),
-        problem=problem.answer,
+        answer=problem.answer,
         seed=config.run.seed + number,
         issue_version=0,
         purpose="rl",

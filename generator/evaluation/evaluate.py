@@ -11,7 +11,6 @@ finds all of them there writes FILE.jsonl (a line a problem) and FILE.json (the 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import time
@@ -23,8 +22,8 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
 from vcppo.common.evaluation.eval_samples import (
     Key,
     Sample,
@@ -37,11 +36,11 @@ from vcppo.common.evaluation.eval_samples import (
 )
 from vcppo.common.evaluation.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
 from vcppo.common.process import watchdog
+from vcppo.common.process.main import process_parser, run_process
+from vcppo.common.records.ids import make_evaluation_group_id, make_process_name, make_prompt_id
 from vcppo.common.records.trajectory import Prompt
-from vcppo.common.run_folder import RunFolder
 from vcppo.common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
 from vcppo.common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
-from vcppo.common.telemetry.log import configure_logging
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer
 from vcppo.generator.vllm_engine.engine import Engine
@@ -193,13 +192,14 @@ class Sampler:
 
     def _prompt(self, work: Work) -> Prompt:
         config = self._config
+        group_id = make_evaluation_group_id(work.key)
         return Prompt(
-            id=f"eval-{work.key}-{work.sample}",
-            group_id=f"eval-{work.key}",
+            id=make_prompt_id(group_id, work.sample),
+            group_id=group_id,
             sample_index=work.sample,
             task=config.task.name,
             token_ids=encode_prompt(self._tokenizer, work.problem.prompt),
-            problem=work.problem.answer,
+            answer=work.problem.answer,
             seed=sample_seed(config.eval.seed, work.key, work.sample),
             issue_version=0,
             purpose="rl",
@@ -250,33 +250,23 @@ def evaluate(config: VcppoConfig, model: str, output: Path, worker: int, num_wor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vcppo.generator.evaluation.evaluate", description="pass@1 and pass@k of a model"
-    )
-    parser.add_argument("--config", type=Path, required=True)
+    parser = process_parser("python -m vcppo.generator.evaluation.evaluate", "pass@1 and pass@k of a model")
     parser.add_argument("--model", required=True, help="Hugging Face folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="FILE.json; records go to FILE.jsonl")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--num-workers", type=int, default=1)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args(arguments)
     if not 0 <= options.worker < options.num_workers:
         parser.error(f"--worker {options.worker}: from 0 to --num-workers - 1 = {options.num_workers - 1}")
-    try:
-        config = load_config(options.config, options.overrides)
-        configure_logging(config.logging, "evaluate", config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(f"evaluate-{options.worker}"))
-        watchdog.stage("start", waiting_for=["vLLM"])
+
+    def work(config: VcppoConfig) -> None:
         figures = evaluate(config, options.model, options.output, options.worker, options.num_workers)
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    finally:
-        watchdog.stop()
-    if figures is not None:
-        shown = {name: figures[name] for name in ("pass_at_1", "k", "pass_at_k")}
-        log.info("evaluation_done", output=str(options.output), **shown)
-    return EXIT_OK
+        if figures is not None:
+            shown = {name: figures[name] for name in ("pass_at_1", "k", "pass_at_k")}
+            log.info("evaluation_done", output=str(options.output), **shown)
+
+    stacks = make_process_name("evaluate", options.worker)
+    return run_process(options, "evaluate", work, stacks=stacks, waiting_for=["vLLM"])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import structlog
 
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.process import watchdog
+from vcppo.common.records.ids import make_trajectory_id
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.store.run_store import StoreError
@@ -204,7 +205,7 @@ class RolloutWorker:
         began = time.monotonic()
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
         judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
-        verdict = await self._verifiers.verify(prompt.problem, judged, rollout.finish_reason)
+        verdict = await self._verifiers.verify(prompt.answer, judged, rollout.finish_reason)
         verify_seconds = time.monotonic() - began
         await self.control.gate.until_may_send()  # a canary may still find the weights wrong
         trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)
@@ -216,7 +217,7 @@ class RolloutWorker:
     def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
         task = self._config.task
         return Trajectory(
-            id=f"{prompt.id}@{self._id}.{self._incarnation}",
+            id=make_trajectory_id(prompt.id, self._id, self._incarnation),
             prompt_id=prompt.id,
             group_id=prompt.group_id,
             sample_index=prompt.sample_index,

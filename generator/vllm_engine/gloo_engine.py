@@ -39,7 +39,7 @@ _Layout = tuple[str, torch.dtype, list[int]]  # name, type and shape of one para
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """How a worker joins the group of one membership epoch.
+    """How a worker joins the weight group of one membership epoch.
 
     Attributes:
         master_address, master_port: the learner's TCPStore.
@@ -121,7 +121,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(self._is_news)
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
-        """Join the group; leaves the one of an earlier epoch first. Raises when the deadline passes."""
+        """Join the weight group; leaves the one of an earlier epoch first. Raises when the deadline passes."""
         self.shutdown()
         self._deadline = timedelta(seconds=init_info.deadline_seconds)
         parallel = self.parallel_config
@@ -212,7 +212,7 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         return not ("RotaryEmbedding" in text or ("LMHead" in text and self._tied_heads))
 
     def shutdown(self) -> None:
-        """Leave the group. Safe to call twice, and when the other members are gone."""
+        """Leave the weight group. Safe to call twice, and when the others are gone."""
         if self._group is not None:
             self._group.abort()
         self._group = self._store = None

@@ -25,12 +25,12 @@ class Ends(NamedTuple):
 
     Attributes:
         rewards: ``[A]`` float32, the outcome on each sequence's last action, 0 elsewhere.
-        final_values: ``[S]`` float32, V(s_T).
+        bootstrap_values: ``[S]`` float32, V(s_T) as the estimator takes it: 0 after a true end.
         mask: ``[A]`` bool, actions that are trained on (and whitened, and counted).
     """
 
     rewards: Float32[Float32Array, "A"]
-    final_values: Float32[Float32Array, "S"]
+    bootstrap_values: Float32[Float32Array, "S"]
     mask: Bool[BoolArray, "A"]
 
 
@@ -60,9 +60,9 @@ def place_ends(
     has_actions = lengths > 0
     ends = action_cu_seqlens[1:][has_actions] - 1
     rewards[ends] = np.where(bootstrapped, 0.0, outcome_rewards)[has_actions]
-    final_values = np.where(bootstrapped, last_values, 0.0).astype(np.float32)
+    bootstrap_values = np.where(bootstrapped, last_values, 0.0).astype(np.float32)
     trained = ~cut if truncation == "mask" else np.ones_like(cut)
-    return Ends(rewards, final_values, np.repeat(trained, lengths))
+    return Ends(rewards, bootstrap_values, np.repeat(trained, lengths))
 
 
 def length_adaptive_lambda(action_cu_seqlens: Int64[Int64Array, "S1"], alpha: float) -> Float64[Float64Array, "S1-1"]:

@@ -36,14 +36,14 @@ class AdvantagesAndTargets(NamedTuple):
 
 @njit(cache=True, nogil=True, fastmath={"contract"}, boundscheck=False)
 @no_type_check  # numba compiles the plain function: the tests' run-time check must not wrap it
-def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lambda_critic, advantages, targets):
+def _kernel(rewards, values, bootstrap_values, cu_seqlens, gamma, lambda_actor, lambda_critic, advantages, targets):
     """The loop. Returns the first sequence that is not finite, -1: all are.
 
     Carries are float64: a float32 carry would lose digits over thousands of tokens. Two steps at a time,
     y_{t-1} = (x_{t-1} + c x_t) + c^2 y_{t+1}, because a step waits for nothing but the carry's one multiply-add.
     NaN and infinity stay in a carry whatever the decay (0 * inf is NaN): looking at its end is enough.
     """
-    for s in range(final_values.shape[0]):
+    for s in range(bootstrap_values.shape[0]):
         begin, end = cu_seqlens[s], cu_seqlens[s + 1]
         reward, value, advantage, target = (
             rewards[begin:end],
@@ -51,7 +51,7 @@ def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lamb
             advantages[begin:end],
             targets[begin:end],
         )
-        next_value = np.float64(final_values[s])
+        next_value = np.float64(bootstrap_values[s])
         actor_carry, critic_carry = 0.0, next_value
         actor_decay, critic_decay = gamma * lambda_actor[s], gamma * lambda_critic[s]
         actor_decay_2, critic_decay_2 = actor_decay * actor_decay, critic_decay * critic_decay
@@ -88,7 +88,7 @@ def _kernel(rewards, values, final_values, cu_seqlens, gamma, lambda_actor, lamb
 def decoupled_gae(
     rewards: Float32[Float32Array, "A"],
     values: Float32[Float32Array, "A"],
-    final_values: Float32[Float32Array, "S"],
+    bootstrap_values: Float32[Float32Array, "S"],
     cu_seqlens: Int64[Int64Array, "S+1"],
     *,
     gamma: float,
@@ -100,7 +100,7 @@ def decoupled_gae(
     Args:
         rewards: ``[A]`` float32, per action; outcome tasks have zeros but for the last action.
         values: ``[A]`` float32, V(s_t) of the state before each action.
-        final_values: ``[S]`` float32, V(s_T): 0 after a true end, the critic's value to bootstrap.
+        bootstrap_values: ``[S]`` float32, V(s_T): 0 after a true end, the critic's value to bootstrap.
         cu_seqlens: ``[S+1]`` int64, sequence s owns actions ``cu_seqlens[s]:cu_seqlens[s+1]``; may be empty.
         gamma: discount (paper: 1).
         lambda_actor, lambda_critic: one number, or ``[S]`` per sequence (length-adaptive lambda).
@@ -108,10 +108,10 @@ def decoupled_gae(
     Raises:
         ValueError: lengths don't agree, or a value that is not finite (a diverged critic).
     """
-    num_actions, num_sequences = len(rewards), len(final_values)
+    num_actions, num_sequences = len(rewards), len(bootstrap_values)
     if len(values) != num_actions or len(cu_seqlens) != num_sequences + 1 or int(cu_seqlens[-1]) != num_actions:
         raise ValueError(
-            f"decoupled_gae: {num_actions} rewards, {len(values)} values, {num_sequences} final_values and "
+            f"decoupled_gae: {num_actions} rewards, {len(values)} values, {num_sequences} bootstrap_values and "
             f"cu_seqlens of {len(cu_seqlens)} ending at {int(cu_seqlens[-1])} don't belong together"
         )
     advantages = np.empty(num_actions, np.float32)
@@ -119,7 +119,7 @@ def decoupled_gae(
     not_finite = _kernel(
         np.ascontiguousarray(rewards, np.float32),
         np.ascontiguousarray(values, np.float32),
-        np.ascontiguousarray(final_values, np.float32),
+        np.ascontiguousarray(bootstrap_values, np.float32),
         np.ascontiguousarray(cu_seqlens, np.int64),
         float(gamma),
         _per_sequence(lambda_actor, num_sequences),

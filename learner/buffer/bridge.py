@@ -11,7 +11,6 @@ everything. SIGTERM or SIGINT: what was received is stored and acknowledged firs
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import threading
@@ -19,25 +18,25 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import structlog
 
-from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.config import VcppoConfig
 from vcppo.common.config.checks import is_local
-from vcppo.common.errors import EXIT_OK, ConfigError, VcppoError
+from vcppo.common.errors import ConfigError
 from vcppo.common.process import watchdog
+from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.process.memory_guard import ResidentMemory
+from vcppo.common.records.ids import make_buffer_id, prompt_of
 from vcppo.common.records.trajectory import DEFAULT_LIMITS, TrajectoryLimits
 from vcppo.common.records.wire import WireError, decode_trajectory
-from vcppo.common.run_folder import RunFolder
+from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
-from vcppo.common.store.ledger import VOCABULARY_SIZE, BufferEntry, Member
+from vcppo.common.store.ledger import BufferEntry, Member
 from vcppo.common.store.run_store import RunStore, StoreFull, StoreUnavailable
-from vcppo.common.telemetry.log import configure_logging
-from vcppo.common.telemetry.log_budget import LineBudget
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
+from vcppo.common.telemetry.rate_limit import RateLimit
 from vcppo.common.transport import Received, TrajectoryReceiver, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
 from vcppo.learner.buffer.store_metrics import StoreState, store_metrics
@@ -60,19 +59,10 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one buffer until SIGTERM or SIGINT. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m vcppo.learner.buffer", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
+    parser = process_parser("python -m vcppo.learner.buffer", __doc__)
     parser.add_argument("--endpoint", help="where to listen; default: transport.endpoints' first")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        configure_logging(config.logging, "buffer", config.run.name)
-        serve(config, options.endpoint or endpoints_of(config)[0])
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    return EXIT_OK
+    given = parser.parse_args(arguments)
+    return run_process(given, "buffer", lambda config: serve(config, given.endpoint or endpoints_of(config)[0]))
 
 
 def serve(config: VcppoConfig, endpoint: str) -> None:
@@ -80,7 +70,6 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file("buffer"))
     if not (config.uses_curve or config.security.curve == "never" or is_local(endpoint)):
         raise ConfigError(
             f"--endpoint {endpoint}: others can reach it, but transport.endpoints = {config.transport.endpoints} say"
@@ -97,7 +86,7 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
             metrics.close()
             store.close()
     finally:
-        watchdog.stop()
+        watchdog.leave()
         receiver.close()
 
 
@@ -119,7 +108,7 @@ class Buffer:
         self._limits = TrajectoryLimits(max_tokens=config.generator.max_model_len)
         self._heartbeat_seconds = config.generator.heartbeat_seconds
         self._member = Member(
-            id=f"buffer@{receiver.endpoint}",
+            id=make_buffer_id(receiver.endpoint),
             role="buffer",
             epoch=time.time_ns(),
             info={"endpoint": receiver.endpoint, "pid": os.getpid()},
@@ -132,7 +121,7 @@ class Buffer:
         self._max_resident_mib = config.transport.receive_memory_mib
         self._next_cut_at = 0.0
         self._memory = ResidentMemory()
-        self._complaints = LineBudget(100, _METRICS_SECONDS)  # all of them are in the dead-letter stream
+        self._complaints = RateLimit(100, _METRICS_SECONDS)  # all of them are in the dead-letter stream
         self._give_up_at: float | None = None  # once we are told to stop while Redis is away
 
     def run(self) -> None:
@@ -187,9 +176,9 @@ class Buffer:
     def _learn_vocabulary(self) -> None:
         """Until the learner has said it no prompt is issued, so nothing is accepted either."""
         if self._limits.max_token_id == DEFAULT_LIMITS.max_token_id:
-            size = self._patiently(lambda: self._store.get_value(VOCABULARY_SIZE))
+            size = self._patiently(lambda: facts.VOCABULARY_SIZE.read(self._store))
             if size is not None:
-                self._limits = replace(self._limits, max_token_id=int(size) - 1)
+                self._limits = replace(self._limits, max_token_id=size - 1)
 
     def _entry(self, received: Received) -> BufferEntry:
         """The checked trajectory. Raises `WireError`."""
@@ -198,7 +187,7 @@ class Buffer:
         trajectory = decode_trajectory(received.payload, self._limits)
         if trajectory.id != received.message_id:
             raise WireError(f"id: {trajectory.id!r} came in a message called {received.message_id!r}")
-        if trajectory.id.rpartition("@")[0] != trajectory.prompt_id:  # so ids are as unique as prompts are
+        if prompt_of(trajectory.id) != trajectory.prompt_id:  # so ids are as unique as prompts are
             raise WireError(f"id: {trajectory.id!r} is no rollout of prompt_id {trajectory.prompt_id!r}")
         return BufferEntry.of(trajectory, received.payload)
 
@@ -223,7 +212,7 @@ class Buffer:
                 reason=reason,
                 held_back=held_back,
             )
-        prompt_id = received.message_id.rpartition("@")[0]
+        prompt_id = prompt_of(received.message_id)
 
         def bury() -> bool:
             what = "invalid trajectory"

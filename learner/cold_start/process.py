@@ -6,7 +6,6 @@ again when its config has changed.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
@@ -15,12 +14,10 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from vcppo.common.config import VcppoConfig, load_config
-from vcppo.common.errors import EXIT_OK, VcppoError
+from vcppo.common.config import VcppoConfig
+from vcppo.common.errors import VcppoError
 from vcppo.common.files.json_file import read_json_object
-from vcppo.common.process import watchdog
-from vcppo.common.run_folder import RunFolder
-from vcppo.common.telemetry.log import configure_logging
+from vcppo.common.process.main import process_parser, run_process
 from vcppo.learner.engine.deepspeed_engine import shutdown_distributed
 
 log = structlog.get_logger(__name__)
@@ -66,20 +63,9 @@ def run_stage(
     service: str, about: str | None, make: Callable[[VcppoConfig], object], arguments: Sequence[str] | None
 ) -> int:
     """The whole process of ``python -m vcppo.learner.cold_start.<service>``. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m vcppo.learner.cold_start.{service}", description=about)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    options = parser.parse_args(arguments)
-    try:
-        config = load_config(options.config, options.overrides)
-        configure_logging(config.logging, service, config.run.name)
-        watchdog.start(config.watchdog, RunFolder(config.run.path).create().stacks_file(service))
-        watchdog.stage("start")
+
+    def work(config: VcppoConfig) -> None:
         make(config)
-    except VcppoError as error:
-        log.error("fatal", error=str(error))
-        return error.exit_code
-    finally:
-        watchdog.stop()
-        shutdown_distributed()
-    return EXIT_OK
+
+    given = process_parser(f"python -m vcppo.learner.cold_start.{service}", about).parse_args(arguments)
+    return run_process(given, service, work, at_end=shutdown_distributed)

@@ -197,7 +197,7 @@ def _train_step(engine: TrainEngine, pairs: Sequence[Pair], centre: float, token
     totals = np.zeros(2)
     for members in plan_micro_batches(lengths, token_budget, num_ranks())[rank()]:
         packed = build_packed(both, [2 * i + side for i in members for side in (0, 1)])
-        scores = engine.forward(packed.to(engine.device)).final_values
+        scores = engine.forward(packed.to(engine.device)).last_values
         complete = torch.tensor([all(pairs[i].complete) for i in members], dtype=torch.bool, device=scores.device)
         loss = pair_loss(scores.view(-1, 2), complete, centre).sum() / len(pairs)
         engine.accumulate(loss)

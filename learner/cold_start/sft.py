@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from vcppo.common.config import SftPhase, VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.files.fingerprints import contents_named, model_contents
+from vcppo.common.files.whole_folder import replace_folder
 from vcppo.common.model_folder.tokenizer import warn_of_plain_loading
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
@@ -138,9 +138,7 @@ def _make(config: VcppoConfig, output: Path, inputs: dict[str, Any]) -> None:
         _write_generation_config(partial, tokenizer)
         marker = {**inputs, "steps": len(steps), "final_loss": loss, "seconds": round(seconds, 1)}
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        if output.exists():
-            shutil.rmtree(output)  # empty, or an outdated cold start: `_is_done` has made sure
-        partial.rename(output)
+        replace_folder(output, partial)  # empty, or an outdated cold start: `_is_done` has made sure
         log.info("cold_start_written", path=str(output), loss=round(loss, 4), seconds=round(seconds, 1))
     barrier()
 

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -35,6 +34,7 @@ from safetensors.torch import load_file, save_file
 
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.files.json_file import JsonError, parse_json
+from vcppo.common.files.whole_folder import remove_path, replace_folder
 from vcppo.common.text.yaml_text import one_line
 
 log = structlog.get_logger(__name__)
@@ -100,7 +100,7 @@ class CheckpointStore:
         """Rank 0: an empty staging folder; leftovers of a crash are removed."""
         self.root.mkdir(parents=True, exist_ok=True)
         for leftover in self.root.glob(".staging-*"):
-            _remove(leftover)
+            remove_path(leftover)
         staging = self.staging(step)
         staging.mkdir()
         return staging
@@ -113,9 +113,7 @@ class CheckpointStore:
         _write_durably(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
         for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
             _fsync_folder(folder)
-        if final.exists() or final.is_symlink():  # a replayed step: same content, made again
-            _remove(final)
-        staging.rename(final)
+        replace_folder(final, staging)  # what is there is of a replayed step: same content, made again
         _fsync_folder(self.root)
         self._refused.discard(final)
         self._prune(state.step)
@@ -133,7 +131,7 @@ class CheckpointStore:
         kept = [folder for folder in folders if folder not in self._refused][: self.keep]
         for folder in folders:
             if _step(folder) < _step(kept[-1]):
-                _remove(folder)
+                remove_path(folder)
 
     def newest(self) -> tuple[Path, CheckpointState] | None:
         """The newest checkpoint that verifies; None when there has never been one.
@@ -291,14 +289,6 @@ def _step(folder: Path) -> int:
 
 def _shown(value: object) -> str:
     return one_line(repr(value)[:40])
-
-
-def _remove(path: Path) -> None:
-    """A folder with all in it; of a link only the link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _summarise(folder: Path) -> dict[str, dict[str, object]]:

@@ -19,7 +19,7 @@ def compute_values(critic: TrainEngine | None, packer: Packer) -> tuple[Float32A
         for packed, slots in packer.whole:
             output = critic.infer(packed.to(critic.device))
             flat[slots] = output.values.cpu().numpy()
-            flat[num_actions + np.array(packed.sequence_index, np.int64)] = output.final_values.cpu().numpy()
+            flat[num_actions + np.array(packed.sequence_index, np.int64)] = output.last_values.cpu().numpy()
         flat = gather_flat(flat, sum_over_ranks).astype(np.float64)
     return flat[:num_actions].astype(np.float32), flat[num_actions:].astype(np.float32)
 

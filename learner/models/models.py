@@ -42,10 +42,10 @@ class PolicyOutput(NamedTuple):
 
 
 class CriticOutput(NamedTuple):
-    """float32: ``values [A]`` of the state before each action, ``final_values [S]`` at each sequence's last token."""
+    """float32: ``values [A]`` of the state before each action, ``last_values [S]`` at each sequence's last token."""
 
     values: Tensor
-    final_values: Tensor
+    last_values: Tensor
 
 
 class LogProbHead(nn.Linear):
@@ -258,7 +258,7 @@ def _packed_log_probs(policy: nn.Module, trajectories: Sequence[Trajectory]) -> 
 
 @torch.no_grad()
 def _packed_values(critic: nn.Module, trajectories: Sequence[Trajectory]) -> list[Tensor]:
-    return list(critic(build_packed(trajectories)).final_values.split(1))
+    return list(critic(build_packed(trajectories)).last_values.split(1))
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def estimate(
         advantages, targets = decoupled_gae(
             ends.rewards,
             values,
-            ends.final_values,
+            ends.bootstrap_values,
             cu,
             gamma=algorithm.gamma,
             lambda_actor=lambda_actor if alpha is None else length_adaptive_lambda(cu, alpha),

@@ -26,13 +26,13 @@ from vcppo.common.config.dependents import dependents_of, differences, flat, set
 from vcppo.common.errors import VcppoError
 from vcppo.common.files.json_file import read_json_object
 from vcppo.common.files.whole_file import write_whole
+from vcppo.common.store import facts
 from vcppo.common.store.run_store import RunStore
 from vcppo.learner.batching.batch import Share
 from vcppo.learner.engine.checkpoint import CheckpointStore, check_ranks, hash_json
 
 log = structlog.get_logger(__name__)
 
-COMMITTED_STEP = "committed_step"  # the newest step whose trajectories are settled
 _SETTINGS_FILE = "settings.json"  # in a checkpoint: what RL was made with up to its step
 
 
@@ -57,7 +57,7 @@ def plan_replay(store: RunStore, version: int, checkpoints: Path) -> dict[str, A
     Raises:
         VcppoError: store and run folder do not belong together.
     """
-    committed = int(store.get_value(COMMITTED_STEP) or 0)
+    committed = facts.COMMITTED_STEP.read(store) or 0
     if committed > version:
         _say_what_is_lost(version, committed, checkpoints)
         version = committed
@@ -77,7 +77,7 @@ def plan_replay(store: RunStore, version: int, checkpoints: Path) -> dict[str, A
 def commit(store: RunStore, prompt_ids: list[str], step: int) -> None:
     """Settle what a durable checkpoint contains, and remember up to which step."""
     store.commit(prompt_ids)
-    store.set_value(COMMITTED_STEP, str(max(step, int(store.get_value(COMMITTED_STEP) or 0))))
+    facts.COMMITTED_STEP.write(store, max(step, facts.COMMITTED_STEP.read(store) or 0))
 
 
 def config_hash(config: VcppoConfig) -> str:

@@ -6,7 +6,6 @@ a batch is among them. Which ones follows from the batch alone, so a step that i
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -16,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from vcppo.common.config import MetricsConfig
+from vcppo.common.files.whole_file import write_whole
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.trajectory_records import pack_record
 from vcppo.common.records.wire import encode_trajectory
@@ -44,12 +44,10 @@ class SampleWriter:
         if not self._config.samples_per_step:
             return
         path = self._folder / f"step-{step:06d}.msgpack"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         chosen = choose_samples(trajectories, self._config.samples_per_step)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(b"".join(pack_record(encode_trajectory(each)) for each in chosen))
-            partial.replace(path)
+            write_whole(path, b"".join(pack_record(encode_trajectory(each)) for each in chosen))
             self._remove_oldest(path)
         except OSError as error:
             log.warning("samples_not_written", step=step, file=str(path), error=str(error))

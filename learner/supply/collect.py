@@ -16,6 +16,7 @@ import structlog
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import DeadlineExceeded
 from vcppo.common.records.trajectory import Purpose
+from vcppo.common.store import facts
 from vcppo.common.store.ledger import Outstanding
 from vcppo.common.store.run_store import RunStore, StoreFull
 from vcppo.learner.supply.credits import (
@@ -34,7 +35,6 @@ log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
 REPORT_SECONDS = 15.0
-PROMPTS_MADE_WITH = "prompts_made_with"  # digest of the settings the open prompts are of
 _NUM_NAMED = 5  # prompts named in a line about waiting
 
 
@@ -45,9 +45,10 @@ class PromptIssuer:
         self._store = store
         self._source = source
         self._purpose: Purpose = purpose
+        self._stored_index = facts.next_index(purpose)
         self._told_at = float("-inf")
         self.is_held_back = False  # for want of room in the store
-        self.next_index = int(store.get_value(self._key) or 0)
+        self.next_index = self._stored_index.read(store) or 0
 
     @property
     def source(self) -> PromptSource:
@@ -57,10 +58,6 @@ class PromptIssuer:
     def not_before(self, index: int) -> None:
         """A checkpoint's index counts where the store is a new one."""
         self.next_index = max(self.next_index, index)
-
-    @property
-    def _key(self) -> str:
-        return f"next_index:{self._purpose}"
 
     def issue(self, count: int, version: int) -> int:
         """Prompts first, index second: after a crash in between the same ids are issued again, to no effect."""
@@ -73,7 +70,7 @@ class PromptIssuer:
             self._hold_back(str(error))
             return 0
         self.next_index += count
-        self._store.set_value(self._key, str(self.next_index))
+        self._stored_index.write(self._store, self.next_index)
         return num_new
 
     def _lacks_room(self) -> bool:
@@ -268,14 +265,14 @@ def give_up_outdated(store: RunStore, made_with: str) -> int:
 
     For a run that has trained and recorded nothing yet: its settings may have changed since the prompts were issued.
     """
-    before = store.get_value(PROMPTS_MADE_WITH)
+    before = facts.PROMPTS_MADE_WITH.read(store)
     outdated: list[Outstanding] = []
     if before is not None and before != made_with:
         outdated = store.outstanding()
         give_up(store, [entry.prompt_id for entry in outdated], outdated, "made with other settings")
         if outdated:
             log.warning("prompts_outdated", num_prompts=len(outdated), reason="the settings have changed since")
-    store.set_value(PROMPTS_MADE_WITH, made_with)
+    facts.PROMPTS_MADE_WITH.write(store, made_with)
     return len(outdated)
 
 

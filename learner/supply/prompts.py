@@ -25,7 +25,7 @@ import structlog
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_USAGE, VcppoError
-from vcppo.common.records.ids import PURPOSE_PREFIX, group_name, prompt_name
+from vcppo.common.records.ids import make_group_id, make_prompt_id, parse_group_id
 from vcppo.common.records.seeds import derive_seed
 from vcppo.common.records.trajectory import Int32Array, Prompt, Purpose
 from vcppo.common.tasks import Problem, Task, Text
@@ -108,20 +108,19 @@ class PromptSource:
                 f"group {group_id} lost {attempt} trajectories: they are rejected one after the other; "
                 "see the dead letters (`vcppo ledger`) for the reason"
             )
-        prefix, group = group_id.rsplit("-", 1)
-        purpose = next(purpose for purpose, known in PURPOSE_PREFIX.items() if known == prefix)
-        return self._make(purpose, int(group), self._group_size + attempt, issue_version)
+        purpose, group = parse_group_id(group_id)
+        return self._make(purpose, group, self._group_size + attempt, issue_version)
 
     def _make(self, purpose: Purpose, group: int, sample: int, issue_version: int) -> Prompt:
         problem, token_ids = self._chosen(purpose, group)
-        group_id = group_name(purpose, group)
+        group_id = make_group_id(purpose, group)
         return Prompt(
-            id=prompt_name(group_id, sample),
+            id=make_prompt_id(group_id, sample),
             group_id=group_id,
             sample_index=sample,
             task=self._config.task.name,
             token_ids=token_ids,
-            problem=problem.answer,
+            answer=problem.answer,
             seed=derive_seed(self._config.run.seed, purpose, group, sample),
             issue_version=issue_version,
             purpose=purpose,

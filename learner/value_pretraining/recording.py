@@ -10,8 +10,8 @@ import structlog
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.process import watchdog
-from vcppo.common.records.ids import group_name, prompt_name
-from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.ids import make_group_id, make_prompt_id, purpose_of
+from vcppo.common.records.trajectory import Purpose, Trajectory
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.metrics import MetricsWriter, Value
@@ -23,6 +23,7 @@ from vcppo.learner.value_pretraining.recording_stats import Counts, count_respon
 
 log = structlog.get_logger(__name__)
 
+PURPOSE: Purpose = "value_pretraining"
 CLAIM_STEP = 0  # RL steps count from 1
 REPORT_EVERY = 64  # trajectories between progress lines
 
@@ -53,7 +54,7 @@ class Recorder:
 
     def poll(self) -> int:
         """Issue, record what has arrived, or wait a moment for it. Returns how many are recorded."""
-        outstanding = [entry for entry in self._store.outstanding() if entry.prompt_id.startswith("vp-")]
+        outstanding = [entry for entry in self._store.outstanding() if purpose_of(entry.prompt_id) == PURPOSE]
         arrived = [entry.prompt_id for entry in outstanding if entry.state == "buffered"]
         if arrived:
             self._watch.reset()
@@ -126,7 +127,7 @@ def record(
 def _first_missing(file: TrajectoryFile, group_size: int) -> int:
     """Number of the first prompt that is not recorded."""
     recorded = {trajectory.prompt_id for trajectory in file.trajectories}
-    names = (prompt_name(group_name("value_pretraining", i // group_size), i % group_size) for i in count())
+    names = (make_prompt_id(make_group_id(PURPOSE, i // group_size), i % group_size) for i in count())
     return next(index for index, name in enumerate(names) if name not in recorded)
 
 

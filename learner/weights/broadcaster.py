@@ -1,12 +1,12 @@
 """Weights from the learner to every generator: one `broadcast` per policy version.
 
-    rank 0:  group of this membership ─▶ pause(keep) ─▶ start ─▶ update ‖ broadcast ─▶ finish(version)
+    rank 0:  weight group ─▶ pause(keep) ─▶ start ─▶ update ‖ broadcast ─▶ finish(version)
              ─▶ proof (sums, canary) ─▶ resume ─▶ policy_version in the store
     others:  walk the parameters in lockstep (ZeRO-3 gathers), send nothing
 
 `broadcast` is called on every learner rank. Rank 0 alone talks to generators and tells the others after each
 attempt how it went, so all ranks make the same number of walks. A generator that fails is dropped by name, the
-group is rebuilt without it and the update repeated for the rest; it may come back as a new member (new epoch).
+weight group is rebuilt without it and the update repeated for the rest; it may register again (new epoch).
 A generator that fails the proof (`vcppo.learner.weights.weight_proof`) is put out alone: it drops what it has in flight
 and is sent everything anew. One that fails, either way, ``broadcast.attempts`` times in a row is dismissed. If all fail
 the proof the learner is likely wrong, and the run stops. Waits: every call and collective has
@@ -31,6 +31,7 @@ import torch
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.process import watchdog
+from vcppo.common.store import facts
 from vcppo.common.store.run_store import Member, RunStore
 from vcppo.common.transport import ControlClient
 from vcppo.common.transport.generator_calls import Abort, Resume
@@ -38,11 +39,10 @@ from vcppo.common.transport.ports import free_port
 from vcppo.learner.engine.distributed import broadcast_object, rank
 from vcppo.learner.weights.canary import CanaryError, CanaryProbe
 from vcppo.learner.weights.fan_out import STATUS_SECONDS, FanOut, MemberError, silent
-from vcppo.learner.weights.membership import Life, Membership, dismiss, incarnation, tell
+from vcppo.learner.weights.membership import Membership, Registration, dismiss, incarnation, tell
 from vcppo.learner.weights.weight_proof import ProofVerdict, WeightProof
 
 __all__ = [
-    "POLICY_VERSION",
     "BroadcastError",
     "BroadcastReport",
     "CanaryError",
@@ -53,7 +53,6 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-POLICY_VERSION = "policy_version"  # the store value every process reads
 _SILENT = f"did not say in {STATUS_SECONDS:g} s that it is free for a call"
 _GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
 
@@ -86,8 +85,8 @@ class BroadcastReport:
     Attributes:
         seconds: whole call, repeats included.
         pause_seconds: longest time a generator stood still.
-        num_bytes: of the weights, sent once to the whole group.
-        members: ids of the generators that now run this version.
+        num_bytes: of the weights, sent once to the whole weight group.
+        members: ids of the generators in the weight group; they now run this version.
         dropped: ids of those left behind, those that failed the proof among them.
         canary_difference: largest mean |log-prob difference| of a generator (nats); None without a probe.
     """
@@ -117,12 +116,12 @@ class WeightBroadcaster:
         if self._backend == "auto":
             self._backend = "nccl" if engine.device.type == "cuda" else "gloo"
         self._fan_out: FanOut | None = None
-        self._joined: frozenset[Life] = frozenset()
+        self._joined: frozenset[Registration] = frozenset()
         self._membership = Membership(store, config.broadcast.attempts) if store is not None else None
         self._engine: Any = None
         self._source: Any = None
         self._num_groups = 0
-        self._engines: dict[str, int] = {}  # incarnations of the members' engines
+        self._engines: dict[str, int] = {}  # generator -> incarnation of its engine, of the weight group
         self._proof = WeightProof(config.broadcast)
 
     # Membership (rank 0)
@@ -183,7 +182,7 @@ class WeightBroadcaster:
             canary_difference=outcome["canary_difference"],
         )
         if self._rank == 0:
-            self.store.set_value(POLICY_VERSION, str(policy_version))
+            facts.POLICY_VERSION.write(self.store, policy_version)
             log.info("weights_broadcast", policy_version=policy_version, **asdict(report))
         return report
 
@@ -228,7 +227,7 @@ class WeightBroadcaster:
             return {"state": "again"}
         resumed = self._fan_out.ask(Resume())
         self._fan_out.release()
-        self.membership.synced([life for life in joined if life[0] in self._fan_out.clients], policy_version)
+        self.membership.synced([each for each in joined if each[0] in self._fan_out.clients], policy_version)
         return {
             "members": list(self._fan_out.clients),
             "pause_seconds": max(each.paused_seconds for each in resumed.values()),
@@ -236,7 +235,7 @@ class WeightBroadcaster:
         }
 
     def _follow_membership(self, policy_version: int, dropped: list[str]) -> None:
-        """Rebuild the group when a generator joined, left or came back in a new epoch.
+        """Rebuild the weight group when a generator joined, left or came back in a new epoch.
 
         Everybody is asked for a sign of life first: a death costs `STATUS_SECONDS` here, a whole deadline later.
         """
@@ -296,7 +295,7 @@ class WeightBroadcaster:
         verdict = self._proof.check(self._fan_out, self._engines, self._source.sent, probe)
         if verdict.faults:
             joined, self._joined = self._joined, frozenset()  # they come back: rebuild it whatever their entries say
-            worn_out = [life for life in joined if life[0] in verdict.worn_out]
+            worn_out = [each for each in joined if each[0] in verdict.worn_out]
             self.membership.drop(worn_out, {name: verdict.faults[name] for name in verdict.worn_out})
         for name, fault in verdict.faults.items():
             self._put_out(name, fault, for_good=name in verdict.worn_out)

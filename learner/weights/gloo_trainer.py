@@ -81,7 +81,7 @@ class LockstepSource(WeightSource):
 
 @dataclass
 class GlooTrainerInitInfo(TrainerInitInfo):
-    """Group of one membership epoch; ``world_size`` counts learner rank 0 and all generator workers."""
+    """Weight group of one membership epoch; ``world_size`` counts learner rank 0 and all generator workers."""
 
     backend: ClassVar[str] = "gloo"
 
@@ -93,7 +93,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 
 
 class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """Sends the source's weights to every worker of the group. Made and used on every learner rank."""
+    """Sends the source's weights to every worker of the weight group. Made and used on every learner rank."""
 
     init_info_cls = GlooTrainerInitInfo
 
@@ -197,7 +197,7 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
             sending.wait(self._deadline)
 
     def shutdown(self) -> None:
-        """Leave the group. Safe to call twice, and when the other members are gone."""
+        """Leave the weight group. Safe to call twice, and when the others are gone."""
         if self._group is not None:
             self._group.abort()
         self._group = self._store = None

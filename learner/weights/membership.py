@@ -18,11 +18,12 @@ from vcppo.learner.weights.fan_out import STATUS_SECONDS
 log = structlog.get_logger(__name__)
 
 REPORT_SECONDS = 15.0
-Life = tuple[str, int]  # a generator's id and epoch: a restart, or a broken-off update, is a new life
+Registration = tuple[str, int]
+"""A generator's id and epoch. After a restart, or an update that broke off, it registers again with another epoch."""
 
 
 class Membership:
-    """Generators as they registered, less those dropped in their present life.
+    """Generators as they registered, less those dropped as they are registered now.
 
     Args:
         attempts: a generator whose updates fail this often in a row is dismissed.
@@ -30,9 +31,9 @@ class Membership:
 
     def __init__(self, store: RunStore, attempts: int) -> None:
         self._store, self._attempts = store, attempts
-        self._dropped: set[Life] = set()
-        self._out: set[str] = set()  # until this broadcast is over, whatever new life they begin meanwhile
-        self._synced: dict[Life, int] = {}  # what we sent, known sooner than members' next heartbeat
+        self._dropped: set[Registration] = set()
+        self._out: set[str] = set()  # until this broadcast is over, however often they register again meanwhile
+        self._synced: dict[Registration, int] = {}  # what we sent, known sooner than members' next heartbeat
         self._failures: dict[str, int] = {}  # updates in a row, by id
 
     def members(self) -> list[Member]:
@@ -78,25 +79,25 @@ class Membership:
             time.sleep(0.1)  # registrations are keys that expire: there is nothing to block on
         return found
 
-    def synced(self, lives: Collection[Life], policy_version: int) -> None:
+    def synced(self, registrations: Collection[Registration], policy_version: int) -> None:
         """These run the version now."""
-        self._synced = dict.fromkeys(lives, policy_version)
-        for name, _ in lives:
+        self._synced = dict.fromkeys(registrations, policy_version)
+        for name, _ in registrations:
             self._failures.pop(name, None)
 
-    def drop(self, lives: Collection[Life], reasons: Mapping[str, str]) -> None:
-        """Leave these out until they come back in a new life; ``reasons`` by id.
+    def drop(self, registrations: Collection[Registration], reasons: Mapping[str, str]) -> None:
+        """Leave these out until they register again; ``reasons`` by id.
 
         Their prompts go to others now: one that is stuck, but whose heart beats, would hold them for ever.
         """
-        self._dropped.update(lives)
+        self._dropped.update(registrations)
         self._out.update(reasons)
         for name, reason in reasons.items():
             count = self._store.return_leases(name)
             log.error("generator_dropped", generator_id=name, reason=reason, leases_returned=count)
 
     def failed(self, member: Member, reason: str) -> None:
-        """It is there and did not take an update: let it begin a new life and try again, but not for ever."""
+        """It is there and did not take an update: let it register again and try once more, but not for ever."""
         self._failures[member.id] = self._failures.get(member.id, 0) + 1
         client = ControlClient(member.control_endpoint)
         tell(member.id, client, Abort())

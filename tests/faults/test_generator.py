@@ -101,7 +101,7 @@ def prompts(first: int, count: int) -> list[Prompt]:
     return [
         Prompt(
             id=f"rl-{number:08d}-0", group_id=f"rl-{number:08d}", sample_index=0, task="chain_arithmetic",
-            token_ids=np.arange(2, 12, dtype=np.int32), problem={"answer": "12"}, seed=number, issue_version=0,
+            token_ids=np.arange(2, 12, dtype=np.int32), answer={"answer": "12"}, seed=number, issue_version=0,
             purpose="rl", max_response_tokens=16,
         )
         for number in range(first, first + count)

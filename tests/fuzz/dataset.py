@@ -39,7 +39,7 @@ def one(data: bytes) -> str:
             json.dumps(problem.prompt).encode()
             str(problem.prompt[-1]["content"]).encode()  # type: ignore[index]
             prompt = Prompt("p", "g", 0, "t", np.ones(1, np.int32), problem.answer, 0, 0, "rl", 1)
-            assert decode_prompt(encode_prompt(prompt)).problem == problem.answer
+            assert decode_prompt(encode_prompt(prompt)).answer == problem.answer
     return ACCEPTED
 
 

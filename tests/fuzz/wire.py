@@ -86,7 +86,7 @@ def a_trajectory(num_prompt: int = 4, num_response: int = 6, **changes: object) 
 def seeds() -> list[bytes]:
     prompt = Prompt("p", "g", 1, "t", np.arange(7, dtype=np.int32), {"value": "042"}, -5, 4, "rl", 100)
     nested = dataclasses.replace(
-        prompt, problem={"tests": [{"in": [1, 2.5, None], "out": "µ"}]}, purpose="value_pretraining"
+        prompt, answer={"tests": [{"in": [1, 2.5, None], "out": "µ"}]}, purpose="value_pretraining"
     )
     spans = (VersionSpan(0, 1), VersionSpan(2, 40), VersionSpan(1, 9))
     return [

@@ -27,7 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def advantages_of(**other: Any) -> Any:
     three = np.ones(3, np.float32)
-    arrays = {"rewards": three, "values": three, "final_values": np.ones(1, np.float32), "cu_seqlens": np.array([0, 3])}
+    arrays = {
+        "rewards": three,
+        "values": three,
+        "bootstrap_values": np.ones(1, np.float32),
+        "cu_seqlens": np.array([0, 3]),
+    }
     return decoupled_gae(**(arrays | other), gamma=1.0, lambda_actor=0.95, lambda_critic=1.0)
 
 

@@ -45,7 +45,7 @@ def _estimate(shard: Shard, settings: Settings, ranks: _Ranks, rank: int) -> Est
     result = decoupled_gae(
         ends.rewards,
         shard.values[:, :-1][shard.action_mask],
-        ends.final_values,
+        ends.bootstrap_values,
         cu,
         gamma=settings.gamma,
         lambda_actor=settings.lambda_actor,

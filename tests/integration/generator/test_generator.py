@@ -153,7 +153,7 @@ def prompts(count: int, start: int = 0) -> list[Prompt]:
             sample_index=i,
             task="chain_arithmetic",
             token_ids=np.arange(2, 31, dtype=np.int32),
-            problem={"answer": "12"},
+            answer={"answer": "12"},
             seed=i,
             issue_version=0,
             purpose="rl",

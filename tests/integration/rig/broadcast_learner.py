@@ -21,6 +21,7 @@ import torch
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import decode_trajectory
+from vcppo.common.store import facts
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport import ControlClient, TrajectoryReceiver
 from vcppo.common.transport.endpoints import endpoints_of
@@ -77,7 +78,7 @@ class Case:
         if rank() == 0:
             self.store = RunStore.connect(str(config.redis.url), config.run.name, 10.0)
             self.receiver = TrajectoryReceiver(endpoints_of(config)[0], config.transport)
-            self.version = int(self.store.get_value("policy_version") or 0)
+            self.version = facts.POLICY_VERSION.read(self.store) or 0
         self.broadcaster = WeightBroadcaster(config, self.store, self.engine)
         if rank() == 0:
             self.broadcaster.wait_for_members(members, DEADLINE)
@@ -119,7 +120,7 @@ class Case:
                 sample_index=i,
                 task="chain_arithmetic",
                 token_ids=self.random.integers(2, 32, PROMPT_LENGTH).astype(np.int32),
-                problem={"answer": "000"},
+                answer={"answer": "000"},
                 seed=i,
                 issue_version=self.version,
                 purpose="rl",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.process.end_process import end_process
+from vcppo.common.store import facts
 from vcppo.common.store.run_store import RunStore
 from vcppo.learner.__main__ import main
 from vcppo.learner.engine.deepspeed_engine import TrainEngine
-from vcppo.learner.weights.broadcaster import POLICY_VERSION, BroadcastReport
+from vcppo.learner.weights.broadcaster import BroadcastReport
 from vcppo.learner.weights.canary import CanaryProbe
 
 
@@ -20,7 +21,7 @@ class NoMemberBroadcaster:
     def broadcast(self, policy_version: int, canary: CanaryProbe | None = None) -> BroadcastReport:
         num_bytes = sum(tensor.nbytes for _, tensor in self._actor.weight_source())
         if self._store is not None:
-            self._store.set_value(POLICY_VERSION, str(policy_version))
+            facts.POLICY_VERSION.write(self._store, policy_version)
         return BroadcastReport(0.0, 0.0, num_bytes, ())
 
     def out_of_sync(self, policy_version: int) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
 from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.store import facts
 from vcppo.common.store.ledger import BufferEntry
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks.chain_arithmetic import ChainArithmetic
@@ -69,7 +70,7 @@ class ScriptedGenerator(threading.Thread):
             self.error = error
 
     def _append(self, prompt: Prompt) -> None:
-        version = int(self._store.get_value("policy_version") or 0)
+        version = facts.POLICY_VERSION.read(self._store) or 0
         trajectory = fabricate(prompt, max(version, prompt.issue_version))
         entry = BufferEntry(
             prompt.id,

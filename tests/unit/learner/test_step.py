@@ -102,11 +102,17 @@ def packed_gradients(policy, critic, batch, old_flat, truncation: Truncation, to
         with torch.no_grad():
             out = critic(packed)
         values[action_slots(packed, cu)] = out.values.numpy()
-        last[list(packed.sequence_index)] = out.final_values.numpy()
+        last[list(packed.sequence_index)] = out.last_values.numpy()
     cut = np.array([t.finish_reason == "length" for t in batch])
     ends = place_ends(np.array([t.reward for t in batch]), last, cut, cu, truncation)
     both = decoupled_gae(
-        ends.rewards, values, ends.final_values, cu, gamma=1.0, lambda_actor=LAMBDA_ACTOR, lambda_critic=LAMBDA_CRITIC
+        ends.rewards,
+        values,
+        ends.bootstrap_values,
+        cu,
+        gamma=1.0,
+        lambda_actor=LAMBDA_ACTOR,
+        lambda_critic=LAMBDA_CRITIC,
     )
     advantages, num_tokens = whiten(both.advantages, ends.mask), int(ends.mask.sum())
     behaviour = np.concatenate([t.behaviour_log_probs[t.action_mask] for t in batch])

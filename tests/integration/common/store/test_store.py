@@ -46,7 +46,7 @@ def test_a_prompt_goes_through_every_state(store: RunStore) -> None:
     assert store.issue(prompts) == 8
     leased = store.lease("g0", 4, 60, 0)
     assert [p.id for p in leased] == ["p0000", "p0001", "p0002", "p0003"]
-    assert leased[1].problem == {"n": 1}
+    assert leased[1].answer == {"n": 1}
     np.testing.assert_array_equal(leased[1].token_ids, prompts[1].token_ids)
     assert store.append([an_entry(p.id, payload=p.id.encode()) for p in leased]) == ["accepted"] * 4
     assert store.claim(["p0002", "p0000"], 7) == [b"p0002", b"p0000"]

@@ -52,7 +52,7 @@ def config_file(tmp_path: Path) -> Path:
 def prompt(index: int) -> Prompt:
     return Prompt(
         id=f"rl-{index}", group_id=f"g-{index}", sample_index=0, task="t", token_ids=np.array([1, 2], np.int32),
-        problem={}, seed=index, issue_version=0, purpose="rl", max_response_tokens=8,
+        answer={}, seed=index, issue_version=0, purpose="rl", max_response_tokens=8,
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from tests.integration.rig.scraper import scrape
 from vcppo.common.config import RlConfig, TransportConfig
 from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
 from vcppo.common.records.wire import encode_trajectory
-from vcppo.common.store.ledger import VOCABULARY_SIZE, Ledger
+from vcppo.common.store import facts
+from vcppo.common.store.ledger import Ledger
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport import TrajectorySender
 from vcppo.common.transport.ports import free_endpoint, free_port
@@ -197,7 +198,7 @@ def test_what_does_not_fit_its_prompt_is_a_dead_letter(
     """Else ids would not be as unique as prompts are, and responses be compared with those to another problem."""
     buffer.start()
     store.issue([a_prompt(n) for n in range(4)])
-    store.set_value(VOCABULARY_SIZE, "5")
+    facts.VOCABULARY_SIZE.write(store, 5)
     sender = make_sender(buffer.endpoint)
     unknown_token = np.array([1, 2, 5, 3, 4], np.int32)
     sender.send("p3@generator-0.0", encode_trajectory(replace(a_trajectory("p3"), response_token_ids=unknown_token)))

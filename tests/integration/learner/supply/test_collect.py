@@ -12,6 +12,7 @@ import pytest
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import DeadlineExceeded
 from vcppo.common.records.trajectory import Prompt
+from vcppo.common.store import facts
 from vcppo.common.store.ledger import BufferEntry
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
@@ -91,7 +92,7 @@ def test_a_version_that_does_not_exist_yet_is_a_dead_letter_and_replaced(setup: 
 def test_issuing_again_after_a_crash_changes_nothing(setup: Callable[..., Setup]) -> None:
     s = setup()
     s.collector.issue(0)
-    s.store.set_value("next_index:rl", "0")  # the crash came before the index was stored
+    facts.next_index("rl").write(s.store, 0)  # the crash came before the index was stored
     again = PromptIssuer(s.store, s.source, "rl")
     assert again.issue(8, version=0) == 0
     assert s.store.ledger().issued == 8

@@ -42,7 +42,7 @@ def test_a_prompt_that_can_be_encoded_can_be_decoded() -> None:
             data = encode_prompt(prompt)
         except WireError:
             return
-        assert decode_prompt(data).problem == prompt.problem
+        assert decode_prompt(data).answer == prompt.answer
     pytest.fail("no limit was met")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vcppo.common.telemetry.log_budget import LineBudget
+from vcppo.common.telemetry.rate_limit import RateLimit
 
 
 def test_lines_beyond_the_budget_are_counted_and_told_with_the_next_one() -> None:
     now = [0.0]
-    budget = LineBudget(2, 10.0, lambda: now[0])
+    budget = RateLimit(2, 10.0, lambda: now[0])
     assert [budget.take() for _ in range(5)] == [0, 0, None, None, None]
     now[0] = 9.9
     assert budget.take() is None

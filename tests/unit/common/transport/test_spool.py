@@ -71,7 +71,7 @@ def test_the_next_process_takes_over_what_was_kept(tmp_path: Path) -> None:
     for name in ("z", "é", "a"):
         first.add(name, name.encode() * 2)
     first.persist()
-    (tmp_path / "000000000009.tmp").write_bytes(b"half")
+    (tmp_path / ".000000000009.msg.1.partial").write_bytes(b"half")
     (tmp_path / "000000000008.msg").write_bytes(b"\xff\xff\xff\xffnonsense")
     (tmp_path / "000000000007.msg").write_bytes(b"")
     (tmp_path / "000000000006.msg").mkdir()

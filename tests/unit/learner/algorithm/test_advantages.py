@@ -25,21 +25,21 @@ CUT = np.array([False, False, True])
 def test_the_reward_is_on_the_last_action_and_a_cut_is_an_end() -> None:
     ends = place_ends(REWARDS, LAST, CUT, CU, "terminal")
     assert ends.rewards.tolist() == [0, 0, 1, 0, -1]
-    assert ends.final_values.tolist() == [0, 0, 0]
+    assert ends.bootstrap_values.tolist() == [0, 0, 0]
     assert ends.mask.all()
 
 
 def test_bootstrap_puts_the_value_in_place_of_the_unseen_outcome() -> None:
     ends = place_ends(REWARDS, LAST, CUT, CU, "bootstrap")
     assert ends.rewards.tolist() == [0, 0, 1, 0, 0]
-    assert ends.final_values.tolist() == [0, 0, 0.75]
+    assert ends.bootstrap_values.tolist() == [0, 0, 0.75]
     assert ends.mask.all()
 
 
 def test_mask_trains_on_no_token_of_a_cut_response() -> None:
     ends = place_ends(REWARDS, LAST, CUT, CU, "mask")
     assert ends.mask.tolist() == [True, True, True, False, False]
-    assert ends.final_values.tolist() == [0, 0, 0]
+    assert ends.bootstrap_values.tolist() == [0, 0, 0]
 
 
 def test_length_adaptive_lambda_is_clamped() -> None:

@@ -103,27 +103,27 @@ def test_an_empty_share_gives_empty_arrays() -> None:
 
 def test_lengths_that_disagree_are_refused_with_their_numbers() -> None:
     three, one = np.zeros(3, np.float32), np.zeros(1, np.float32)
-    with pytest.raises(ValueError, match="3 rewards, 3 values, 1 final_values"):
+    with pytest.raises(ValueError, match="3 rewards, 3 values, 1 bootstrap_values"):
         decoupled_gae(three, three, one, np.array([0, 2], np.int64), gamma=1.0, lambda_actor=0.95, lambda_critic=1.0)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("lambdas", [(0.95, 1.0), (0.0, 0.0), (1.0, 0.5)])
-@pytest.mark.parametrize("where", ["rewards", "values", "final_values"])
+@pytest.mark.parametrize("where", ["rewards", "values", "bootstrap_values"])
 def test_a_value_that_is_not_finite_is_refused_with_its_sequence(
     where: str, lambdas: tuple[float, float], broken: float
 ) -> None:
     cu = np.array([0, 3, 3, 8], np.int64)
-    for at in (0, 1) if where == "final_values" else (3, 5, 7):
+    for at in (0, 1) if where == "bootstrap_values" else (3, 5, 7):
         arrays = {name: np.zeros(8, np.float32) for name in ("rewards", "values")}
-        arrays["final_values"] = np.zeros(3, np.float32)
-        arrays[where][at + (where == "final_values")] = broken
-        sequence = 1 + at if where == "final_values" else 2
+        arrays["bootstrap_values"] = np.zeros(3, np.float32)
+        arrays[where][at + (where == "bootstrap_values")] = broken
+        sequence = 1 + at if where == "bootstrap_values" else 2
         with pytest.raises(ValueError, match=rf"sequence {sequence} .*not finite"):
             decoupled_gae(
                 arrays["rewards"],
                 arrays["values"],
-                arrays["final_values"],
+                arrays["bootstrap_values"],
                 cu,
                 gamma=1.0,
                 lambda_actor=lambdas[0],

@@ -56,7 +56,7 @@ def test_another_architecture_gives_its_own_log_probs(tmp_path: Path) -> None:
 def test_a_new_critic_says_zero_everywhere_and_its_head_learns(policy_folder: Path) -> None:
     critic = load_critic(policy_folder, init="policy")
     out = critic(build_packed(mixed_batch()))
-    assert not out.values.any() and not out.final_values.any() and len(out.final_values) == 7
+    assert not out.values.any() and not out.last_values.any() and len(out.last_values) == 7
     (out.values - 1).square().sum().backward()
     assert critic.hf_model.score.weight.grad.abs().max() > 0
 

@@ -93,10 +93,10 @@ def test_a_substitute_is_a_function_of_the_group_alone(tmp_path: Path) -> None:
     for prompt in reversed(whole):
         index = int(prompt.group_id.rsplit("-", 1)[1]) * config.rl.group_size + prompt.sample_index
         (again,) = source.prompts("rl", index, 1, 0)
-        assert again.problem == prompt.problem and again.id == prompt.id
+        assert again.answer == prompt.answer and again.id == prompt.id
     by_group: dict[str, set[str]] = {}
     for prompt in whole:
-        by_group.setdefault(prompt.group_id, set()).add(str(prompt.problem))
+        by_group.setdefault(prompt.group_id, set()).add(str(prompt.answer))
     assert {len(each) for each in by_group.values()} == {1}
     assert len({next(iter(each)) for each in by_group.values()}) == len(by_group)  # nobody else's problem
 

@@ -1,4 +1,4 @@
-"""How many lines others may make us log: what they repeat must not fill the disk."""
+"""Rate limit for log lines that peers can trigger: what they repeat must not fill the disk."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 
-class LineBudget:
-    """At most `lines` of one kind in `seconds`."""
+class RateLimit:
+    """At most `lines` log lines of one kind in `seconds`."""
 
     def __init__(self, lines: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lines = lines
