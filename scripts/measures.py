@@ -178,13 +178,13 @@ def main() -> int:
     arrows = graph(known)
     rooms = room_graph(known, arrows)
     loose = loose_modules(known)
-    print(f"{'wing':<11}{'modules':>8}{'rooms':>7}{'arrows':>8}{'circles':>9}{'loose files, most':>24}")
+    print(f"{'wing':<11}{'modules':>8}{'rooms':>7}{'arrows':>8}{'circles':>9}{'loose files, most':>28}")
     for wing in WINGS:
         mine = {room: targets for room, targets in rooms.items() if room.startswith(f"{wing}.")}
         most = max((name for name in loose if name.partition("/")[0] == wing), key=loose.__getitem__)
         print(
             f"{wing:<11}{sum(name.startswith(f'{wing}.') for name in known):>8}{len(mine):>7}"
-            f"{sum(map(len, mine.values())):>8}{len(circles(mine)):>9}{f'{loose[most]} in {most}':>24}"
+            f"{sum(map(len, mine.values())):>8}{len(circles(mine)):>9}{f'{loose[most]} in {most}':>28}"
         )
     print(f"\ncircles between modules: {len(circles(arrows))}")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from tests.fuzz.guided import run_guided
-from tests.fuzz.harness import Finding, run
+from tests.fuzz.rig.harness import Finding, run
 from tests.fuzz.targets import LONG_RUNS, NAMES, load
 
 BUFFER_MESSAGES = 50_000

@@ -27,7 +27,7 @@ import yaml
 import zmq
 
 from tests.fuzz import frames, wire
-from tests.fuzz.harness import resident_mib
+from tests.fuzz.rig.harness import resident_mib
 from tests.integration.conftest import RedisServer
 from vcppo.common.config import TransportConfig
 from vcppo.common.records.trajectory import Prompt, VersionSpan

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from random import Random
 
-from tests.fuzz.harness import ACCEPTED, Harness, scratch
-from tests.fuzz.mutate import mutate_bytes
+from tests.fuzz.rig.harness import ACCEPTED, Harness, scratch
+from tests.fuzz.rig.mutate import mutate_bytes
 from vcppo.common.config import ConfigError, dump_config, load_config
 
 _FILE = scratch() / "run.yaml"

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from tests.fuzz.harness import ACCEPTED, Harness, scratch
-from tests.fuzz.mutate import mutate_bytes
+from tests.fuzz.rig.harness import ACCEPTED, Harness, scratch
+from tests.fuzz.rig.mutate import mutate_bytes
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.wire import decode_prompt, encode_prompt
 from vcppo.common.tasks import TaskError

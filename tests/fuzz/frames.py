@@ -11,9 +11,9 @@ import msgpack
 import numpy as np
 
 from tests.fuzz import wire
-from tests.fuzz.harness import ACCEPTED, Harness
-from tests.fuzz.mutate import mutate_bytes, odd_key, odd_value
-from tests.fuzz.mutate import pack as pack_odd
+from tests.fuzz.rig.harness import ACCEPTED, Harness
+from tests.fuzz.rig.mutate import mutate_bytes, odd_key, odd_value
+from tests.fuzz.rig.mutate import pack as pack_odd
 from vcppo.common.transport.control import ControlError, _parse_reply, _parse_request, pack, unpack
 from vcppo.common.transport.frames import OVERSIZED, TRAJECTORY
 from vcppo.common.transport.receiver import Received, TrajectoryReceiver

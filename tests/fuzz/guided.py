@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from random import Random
 
-from tests.fuzz.harness import Harness
-from tests.fuzz.mutate import mutate_bytes
+from tests.fuzz.rig.harness import Harness
+from tests.fuzz.rig.mutate import mutate_bytes
 from tests.fuzz.targets import load
 
 _MAX_BYTES = 65536

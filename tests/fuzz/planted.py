@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.fuzz.harness import ACCEPTED, Harness
+from tests.fuzz.rig.harness import ACCEPTED, Harness
 
 
 def one(data: bytes) -> str:

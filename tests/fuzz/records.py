@@ -14,8 +14,8 @@ from random import Random
 import msgpack
 
 from tests.fuzz import wire
-from tests.fuzz.harness import ACCEPTED, Harness, scratch
-from tests.fuzz.mutate import mutate_bytes, odd_key, odd_value, pack
+from tests.fuzz.rig.harness import ACCEPTED, Harness, scratch
+from tests.fuzz.rig.mutate import mutate_bytes, odd_key, odd_value, pack
 from vcppo.common.errors import VcppoError
 from vcppo.common.store.codec import dead_letter_from, member_from
 from vcppo.common.store.ledger import Member

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from tests.fuzz.harness import Harness
+from tests.fuzz.rig.harness import Harness
 
 # name -> cases of a long run; a minute or a few each on one core
 LONG_RUNS = {

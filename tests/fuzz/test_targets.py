@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.harness import run
-from tests.fuzz.mutate import mutate_bytes
+from tests.fuzz.rig.harness import run
+from tests.fuzz.rig.mutate import mutate_bytes
 from tests.fuzz.targets import NAMES, load
 
 # name -> cases; each a few seconds on one slow core

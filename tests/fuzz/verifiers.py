@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import get_args
 
-from tests.fuzz.harness import ACCEPTED, Harness
-from tests.fuzz.mutate import mutate_bytes
+from tests.fuzz.rig.harness import ACCEPTED, Harness
+from tests.fuzz.rig.mutate import mutate_bytes
 from vcppo.common.records.trajectory import Outcome
 from vcppo.common.tasks import Verdict
 from vcppo.common.tasks.chain_arithmetic import ChainArithmetic

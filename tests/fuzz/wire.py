@@ -11,8 +11,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from tests.fuzz.harness import ACCEPTED, Harness, reason_of
-from tests.fuzz.mutate import mutate_bytes, odd_key, odd_value, pack
+from tests.fuzz.rig.harness import ACCEPTED, Harness, reason_of
+from tests.fuzz.rig.mutate import mutate_bytes, odd_key, odd_value, pack
 from vcppo.common.records.trajectory import Prompt, Trajectory, TrajectoryLimits, VersionSpan
 from vcppo.common.records.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
 

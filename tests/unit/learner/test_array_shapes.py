@@ -15,14 +15,13 @@ import pytest
 import torch
 
 from tests.conftest import SHAPE_CHECKED
+from tests.paths import ROOT
 from vcppo.learner.algorithm.advantages import spread_over_actions, whiten
 from vcppo.learner.algorithm.gae import decoupled_gae
 from vcppo.learner.algorithm.losses import value_loss
 from vcppo.learner.batching.packing import PackedBatch, build_packed
 from vcppo.learner.critic_quality.explained_variance import explained_variance
 from vcppo.learner.kernels.log_probs import chunked_log_probs
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def advantages_of(**other: Any) -> Any:
