@@ -3,22 +3,24 @@
 verify() ─▶ idle child (or wait for one) ─▶ one JSON line each way ─▶ Verdict
              late: killed, replaced, outcome `timeout`
              died, or answers with anything but a verdict on what it was asked: killed, replaced, outcome `crash`
+
+Killed means with all that it has started, however well that hides (`common.process.family`); the verdict does not wait
+for it, nor for the new child.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import structlog
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.errors import VcppoError
+from vcppo.common.process.family import Family
 from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks import Verdict
 from vcppo.common.user_modules import SAFE_PATH
@@ -38,8 +40,9 @@ class VerifierPool:
 
     def __init__(self, config: TaskConfig) -> None:
         self._config = config
-        self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
-        self._children: set[asyncio.subprocess.Process] = set()
+        self._idle: asyncio.Queue[Family | Exception] = asyncio.Queue()
+        self._children: set[Family] = set()
+        self._replacing: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(READY + 1)
 
     async def start(self) -> None:
@@ -49,19 +52,26 @@ class VerifierPool:
             self._idle.put_nowait(child)
 
     async def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
-        """Judge one response; returns within ``task.verifier_timeout_seconds`` of getting a child."""
+        """Judge one response; returns within ``task.verifier_timeout_seconds`` of getting a child, whatever it does.
+
+        Raises VerifierError when a child that had to be replaced did not come up again.
+        """
         number = next(self._numbers)
         request = request_line(number, answer, response, finish_reason)
         child = await self._idle.get()
+        if isinstance(child, Exception):
+            self._idle.put_nowait(child)  # for the next caller too
+            raise child
         try:
             async with asyncio.timeout(self._config.verifier_timeout_seconds):
                 verdict, detail = await self._ask(child, request, number)
         except TimeoutError:
-            return await self._replace(child, "timeout", f"no verdict in {self._config.verifier_timeout_seconds:g} s")
+            detail = f"no verdict in {self._config.verifier_timeout_seconds:g} s"
+            return self._replaced(child, Verdict("timeout", None), detail)
         except (OSError, ValueError, EOFError) as error:
-            return await self._replace(child, "crash", f"{type(error).__name__}: {error}")
+            return self._replaced(child, Verdict("crash", None), f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
-            _kill(child)  # close() waits for it
+            self._replaced(child, Verdict("crash", None), "its rollout was dropped")
             raise
         self._idle.put_nowait(child)
         if detail:
@@ -69,19 +79,16 @@ class VerifierPool:
         return verdict
 
     async def close(self) -> None:
-        """End all children and wait for their ends."""
+        """End all children, with whatever they have started, and wait for their ends."""
+        for task in list(self._replacing):
+            task.cancel()
+        await asyncio.gather(*self._replacing, return_exceptions=True)
         await asyncio.gather(*(self._end(child) for child in list(self._children)))
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "vcppo.generator.verifying.verifier_child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=MAX_REPLY_BYTES,
-            env=os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"},
-        )
+    async def _spawn(self) -> Family:
+        command = [sys.executable, "-m", "vcppo.generator.verifying.verifier_child"]
+        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"}
+        child = await Family.start(command, environment, MAX_REPLY_BYTES)
         self._children.add(child)
         try:
             config = self._config.model_dump_json().encode() + b"\n"
@@ -94,31 +101,30 @@ class VerifierPool:
             ) from error
         return child
 
-    async def _ask(self, child: asyncio.subprocess.Process, line: bytes, number: int) -> Reply:
+    async def _ask(self, child: Family, line: bytes, number: int) -> Reply:
         """ValueError: it answers something else, or without end."""
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(line)
-        await child.stdin.drain()
-        reply = await child.stdout.readline()
+        await child.send(line)
+        reply = await child.receive_line()
         if not reply:
             raise EOFError("the verifier child died")
         return parse_reply(reply, number)
 
-    async def _replace(self, child: asyncio.subprocess.Process, outcome: Any, detail: str) -> Verdict:
+    def _replaced(self, child: Family, verdict: Verdict, detail: str) -> Verdict:
+        """`verdict`, at once; the child is ended and another one started beside."""
+        log.warning("verifier_killed", outcome=verdict.outcome, detail=detail, task=self._config.name)
+        child.kill_soon()
+        task = asyncio.create_task(self._replace(child))
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+        return verdict
+
+    async def _replace(self, child: Family) -> None:
         await self._end(child)
-        log.warning("verifier_killed", outcome=outcome, detail=detail, task=self._config.name)
-        self._idle.put_nowait(await self._spawn())
-        return Verdict(outcome, None)
+        try:
+            self._idle.put_nowait(await self._spawn())
+        except (VerifierError, OSError) as error:
+            self._idle.put_nowait(error)  # whoever wants a verdict hears of it
 
-    async def _end(self, child: asyncio.subprocess.Process) -> None:
-        _kill(child)
-        if child.stdin is not None:
-            child.stdin.close()
-        await child.wait()
+    async def _end(self, child: Family) -> None:
+        await child.end()
         self._children.discard(child)
-
-
-def _kill(child: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        child.kill()

@@ -29,6 +29,21 @@ def _answer_pipes() -> list[int]:
     return [number for number, target in links.items() if number > 2 and target.startswith("pipe:")]
 
 
+def _start_a_family(names: Path) -> None:
+    """A child that holds the pipes, and a grandchild in a session of its own; their pids go to a file."""
+    holder = os.fork()
+    if holder == 0:
+        time.sleep(600)
+    if os.fork() == 0:
+        os.setsid()
+        hidden = os.fork()
+        if hidden == 0:
+            os.closerange(0, 100)
+            time.sleep(600)
+        names.write_text(f"{holder} {hidden}")
+        os._exit(0)
+
+
 class Misbehaving(Task):
     """Does what the response says."""
 
@@ -53,6 +68,10 @@ class Misbehaving(Task):
             return None  # type: ignore[return-value]
         if response == "no outcome":
             return Verdict("maybe", None)  # type: ignore[arg-type]
+        if response.startswith("family"):
+            _start_a_family(Path(response.partition(" ")[2]))
+            while True:
+                time.sleep(600)
         if response in _GARBAGE:
             for descriptor in _answer_pipes():
                 os.write(descriptor, _GARBAGE[response])
@@ -120,8 +139,49 @@ def test_a_hanging_verifier_is_killed_at_its_deadline() -> None:
     async def body(pool: VerifierPool) -> None:
         began = time.monotonic()
         assert (await pool.verify({"is": "7"}, "hang", "stop")).outcome == "timeout"
-        assert time.monotonic() - began < 20.0  # its deadline is 1 s; the rest is the replacement's start
+        assert time.monotonic() - began < CONFIG.verifier_timeout_seconds + 1.0  # nobody waits for the new child
         assert (await pool.verify({"is": "7"}, "7", "stop")).outcome == "correct"
+
+    run(body)
+
+
+def test_a_verifier_that_forked_is_killed_with_its_family(tmp_path: Path) -> None:
+    """A grandchild that held the pipe once hung the slot, and with it the run; one in another session was left."""
+
+    async def body(pool: VerifierPool) -> None:
+        names = tmp_path / "pids"
+        began = time.monotonic()
+        assert (await pool.verify({"is": "7"}, f"family {names}", "stop")).outcome == "timeout"
+        assert time.monotonic() - began < CONFIG.verifier_timeout_seconds + 1.0
+        assert await pool.verify({"is": "7"}, "7", "stop") == Verdict("correct", "7")
+        assert [pid for pid in map(int, names.read_text().split()) if Path(f"/proc/{pid}").exists()] == []
+
+    run(body)
+
+
+def test_a_cancelled_verdict_leaves_the_pool_as_large_as_it_was() -> None:
+    """Rollouts are dropped when weights were wrong; their verifiers were lost with them."""
+
+    async def body(pool: VerifierPool) -> None:
+        for _ in range(2):
+            judging = asyncio.create_task(pool.verify({"is": "7"}, "hang", "stop"))
+            await asyncio.sleep(0.2)
+            judging.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await judging
+        async with asyncio.timeout(20):
+            assert (await pool.verify({"is": "7"}, "7", "stop")).outcome == "correct"
+
+    run(body)
+
+
+def test_a_child_that_does_not_come_up_again_is_heard_of_by_every_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(pool: VerifierPool) -> None:
+        monkeypatch.setattr("sys.executable", "/no/such/python")
+        assert (await pool.verify({"is": "7"}, "die", "stop")).outcome == "crash"
+        for _ in range(2):
+            with pytest.raises(OSError, match="no/such/python"):
+                await pool.verify({"is": "7"}, "7", "stop")
 
     run(body)
 
