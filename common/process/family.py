@@ -28,6 +28,11 @@ END_SECONDS = 2.0
 """How long `end` waits for the guardian to bury the family. Who is left then hangs in the kernel."""
 
 
+def guarded(command: Sequence[str]) -> list[str]:
+    """The command that runs `command` under a guardian, a child of this process: SIGTERM to it ends the family."""
+    return [sys.executable, "-I", "-S", GUARDIAN, str(os.getpid()), *command]
+
+
 class Family:
     """One program and its descendants. Make it by `start`."""
 
@@ -48,10 +53,11 @@ class Family:
         """
         loop = asyncio.get_running_loop()
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", GUARDIAN, str(os.getpid()), *command],
+            guarded(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(environment),
+            start_new_session=True,  # Ctrl-C in a terminal is for us: we end them when we are done
         )
         ended = asyncio.Event()
         descriptor = os.pidfd_open(process.pid)

@@ -15,13 +15,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.files.json_file import parse_json
+from vcppo.common.process.family import END_SECONDS, guarded
 from vcppo.common.user_modules import SAFE_PATH
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 
@@ -134,17 +135,8 @@ class Children:
     def _start(self, child: Child, first: int) -> None:
         child.incarnation += 1
         child.stderr = self._files.enter_context(tempfile.TemporaryFile("w+", errors="replace"))  # noqa: SIM115
-        command = [
-            sys.executable,
-            "-m",
-            "vcppo.deploy.processes.child",
-            "--parent",
-            str(os.getpid()),
-            "--",
-            *child.command,
-        ]
         child.process = subprocess.Popen(
-            [*command, "--first", str(first)],
+            guarded([*child.command, "--first", str(first)]),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child.stderr, text=True, errors="replace",
             env=self._environment, start_new_session=True,
         )  # fmt: skip
@@ -189,11 +181,11 @@ class Children:
             code = child.process.wait(timeout=10.0)
         except subprocess.TimeoutExpired:
             _kill(child)
-            code = -signal.SIGKILL
+            code = 128 + signal.SIGKILL
         if code == 0:
             child.is_done = True
             return
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by {signal.Signals(code - 128).name}" if code > 128 else f"ended with exit code {code}"
         yield from self._lost(child, f"its program {how}")
 
     def _lost(self, child: Child, why: str) -> Iterator[Event]:
@@ -228,13 +220,14 @@ def child_programs(config: Path, generate: int) -> list[Child]:
 
 
 def _kill(child: Child) -> None:
-    """It and whatever it started: it leads a session of its own."""
+    """It and whatever it started: its guardian sees to it."""
     if child.process is None:
         return
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.process.pid, signal.SIGKILL)
-    with suppress(subprocess.TimeoutExpired):
-        child.process.wait(timeout=10.0)
+    child.process.terminate()
+    try:
+        child.process.wait(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:  # who is left hangs in the kernel
+        child.process.kill()
 
 
 def _last_lines(file: IO[str] | None) -> tuple[str, ...]:
