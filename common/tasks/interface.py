@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vcppo.common.errors import VcppoError
+from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.records.trajectory import FinishReason, Outcome
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ Text = str | ChatMessages
 
 
 class TaskError(VcppoError):
-    """A task that can't be loaded or used as configured; the text names the place and the remedy."""
+    """A task that can't be loaded or used as configured; the text names the place and the remedy.
+
+    Starting the process again would end the same way, so nobody does.
+    """
+
+    exit_code = EXIT_USAGE
 
 
 class Problem(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vcppo.common.config import VcppoConfig
+from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.interface import Split, Task, Text
 
 LengthsOf = Callable[[Sequence[Text]], Sequence[int]]
@@ -154,5 +155,5 @@ def _num_bytes(prompt: Text) -> int:
 
 def _batches(task: Task, split: Split, size: int) -> Iterator[tuple[int, list[Text]]]:
     for start in range(0, size, BATCH):
-        problems = task.problems(split, 0, start, min(BATCH, size - start))
+        problems = problems_of(task, split, 0, start, min(BATCH, size - start))
         yield start, [problem.prompt for problem in problems]

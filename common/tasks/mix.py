@@ -22,6 +22,7 @@ from pydantic import Field
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.records.trajectory import FinishReason
+from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.interface import Finding, Problem, Split, Task, TaskError, TaskOptions, Verdict, parse_options
 from vcppo.common.text.question_text import question_key
 from vcppo.common.text.yaml_text import one_line
@@ -133,7 +134,7 @@ class MixTask(Task):
         return next((made for task in self._tasks if (made := task.tokenizer()) is not None), None)
 
     def _problem(self, split: Split, seed: int, source: int, number: int) -> Problem:
-        (problem,) = self._tasks[source].problems(split, seed, number, 1)
+        (problem,) = problems_of(self._tasks[source], split, seed, number, 1)
         return Problem(problem.prompt, {"source": source, "answer": problem.answer})
 
     def _place(self, split: Split, seed: int, number: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from vcppo.common.check.check_lines import NotPossible
 from vcppo.common.config import VcppoConfig
 from vcppo.common.tasks import Problem, Split, Task, TaskError, Text, encode_prompts, load_task
+from vcppo.common.tasks.asking import problems_of
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ class Context:
     def problems(self, count: int) -> list[Problem]:
         """The first few problems, fewer where there are no more."""
         size = self.task.size(self.split)
-        return self.task.problems(self.split, SEED, 0, count if size is None else min(count, size))
+        return problems_of(self.task, self.split, SEED, 0, count if size is None else min(count, size))
 
     def lengths(self, prompts: Sequence[Text]) -> list[int]:
         """Tokens of each prompt. Raises NotPossible where the chat template fails: the first prompts say how."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from vcppo.common.check.check_lines import Result, failed, passed, warned
 from vcppo.common.tasks import Split, TaskError, Text, encode_prompt
+from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.lengths import PromptLengths, measure_prompts, prompt_room
 from vcppo.generator.check.data_context import Context
 from vcppo.generator.check.tokenizer_checks import decode
@@ -86,7 +87,7 @@ def _sampled(context: Context, split: Split) -> Result:
     """A task without end: some of its problems."""
     room = prompt_room(context.config, split)
     count = 1000
-    problems = context.task.problems(split, context.config.run.seed, 0, count)
+    problems = problems_of(context.task, split, context.config.run.seed, 0, count)
     found = context.lengths([problem.prompt for problem in problems])
     text = f"{split}: {count} of a task without end, room for {room.tokens} tokens, the longest has {max(found)}"
     too_long = sum(tokens > room.tokens for tokens in found)

@@ -40,6 +40,7 @@ from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.records.ids import make_evaluation_group_id, make_process_name, make_prompt_id
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
+from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer
@@ -81,7 +82,7 @@ class Plan:
         task = load_task(config.task)
         known = task.num_problems("held_out")
         count = config.eval.num_problems if known is None else min(config.eval.num_problems, known)
-        problems = task.problems("held_out", config.eval.seed, 0, count)
+        problems = problems_of(task, "held_out", config.eval.seed, 0, count)
         if not problems:
             raise VcppoError("there is no held-out problem to evaluate on: the task gives none for split 'held_out'")
         if tokenizer is None:

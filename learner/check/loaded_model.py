@@ -14,6 +14,7 @@ from vcppo.common.check.check_lines import NotPossible
 from vcppo.common.config import VcppoConfig
 from vcppo.common.model_folder.tokenizer import TEXTS
 from vcppo.common.tasks import Text, encode_prompt, load_task
+from vcppo.common.tasks.asking import problems_of
 from vcppo.learner.export import load_tokenizer, make_policy
 from vcppo.learner.models.models import PolicyModel
 
@@ -52,7 +53,7 @@ class Context:
     def texts(self) -> list[str]:
         """Prompts of the task as the model gets them; a general text where the task or its tokenizer can't be had."""
         try:
-            problems = load_task(self.config.task).problems("train", 0, 0, NUM_TEXTS)
+            problems = problems_of(load_task(self.config.task), "train", 0, 0, NUM_TEXTS)
             return [self._text(problem.prompt) for problem in problems] or list(TEXTS)
         except Exception:  # noqa: BLE001  (the task's and the prompts' own checks say what is wrong with them)
             return list(TEXTS)

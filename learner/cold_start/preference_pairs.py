@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.tasks import Task, encode_prompt
+from vcppo.common.tasks.asking import demonstrations_of
 from vcppo.learner.batching.demonstrations import as_trajectory
 
 Int32Array = NDArray[np.int32]
@@ -59,7 +60,7 @@ class DemonstrationPairs:
         """`count` pairs, the same for the same seed."""
         rng = random.Random(seed)
         pairs = []
-        for demonstration in self._task.demonstrations(seed, count, self._style):
+        for demonstration in demonstrations_of(self._task, seed, count, self._style):
             prompt = encode_prompt(self._tokenizer, demonstration.prompt)
             right = self._encode(demonstration.response)
             if rng.random() < self._prefixes.fraction:

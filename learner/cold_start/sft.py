@@ -35,6 +35,7 @@ from vcppo.common.records.seeds import derive_seed
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.tasks import Demonstration, Task, encode_prompt, load_task
+from vcppo.common.tasks.asking import demonstrations_of
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.learner.batching.demonstrations import as_trajectory
 from vcppo.learner.batching.packing import build_packed, plan_micro_batches
@@ -197,7 +198,7 @@ def _train(config: VcppoConfig, task: Task, tokenizer: Any, engine: TrainEngine,
             began = time.monotonic()
             watchdog.stage("sft_step")
             seed = derive_seed(config.run.seed, "sft", step.number)
-            demonstrations = task.demonstrations(seed, step.phase.batch_size, step.phase.style)
+            demonstrations = demonstrations_of(task, seed, step.phase.batch_size, step.phase.style)
             batch = [_encode(demonstration, tokenizer) for demonstration in demonstrations]
             engine.set_learning_rate(step.learning_rate)
             loss, grad_norm = _train_step(engine, batch, config.learner.micro_batch_tokens)

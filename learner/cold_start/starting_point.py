@@ -15,6 +15,7 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.model_folder.tokenizer import load_tokenizer, plain_difference
 from vcppo.common.tasks import Task
+from vcppo.common.tasks.asking import demonstrations_of
 from vcppo.learner.engine.deepspeed_engine import barrier, rank
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ def starting_point(config: VcppoConfig, task: Task, partial: Path) -> tuple[str,
 
 def _check_plain_loading(tokenizer: Any, folder: Path, task: Task, config: VcppoConfig) -> None:
     """transformers may make another tokenizer class of a folder than was saved (for qwen2 it does)."""
-    text = task.demonstrations(0, 1, {})[0].response
+    text = demonstrations_of(task, 0, 1, {})[0].response
     if (difference := plain_difference(tokenizer, folder, [text])) is not None:
         raise VcppoError(
             f"sft.architecture.model_type = {config.sft.architecture.get('model_type')}: AutoTokenizer would make "

@@ -29,6 +29,7 @@ from vcppo.common.records.ids import make_group_id, make_prompt_id, parse_group_
 from vcppo.common.records.seeds import derive_seed
 from vcppo.common.records.trajectory import Int32Array, Prompt, Purpose
 from vcppo.common.tasks import Problem, Task, Text
+from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.lengths import LengthsOf, measure_prompts, prompt_room
 
 log = structlog.get_logger(__name__)
@@ -90,7 +91,9 @@ class PromptSource:
         """Of the first `count` problems of value pretraining, answers included: other data make another one."""
         found = blake2b(digest_size=16)
         for group in range(count):
-            (problem,) = self._task.problems("train", derive_seed(self._config.run.seed, "value_pretraining"), group, 1)
+            (problem,) = problems_of(
+                self._task, "train", derive_seed(self._config.run.seed, "value_pretraining"), group, 1
+            )
             found.update(json.dumps([problem.prompt, problem.answer], sort_keys=True, default=str).encode())
         return found.hexdigest()
 
@@ -135,7 +138,7 @@ class PromptSource:
         )
         shortest = None
         for number in (group, *substitutes):
-            (problem,) = self._task.problems("train", seed, number, 1)
+            (problem,) = problems_of(self._task, "train", seed, number, 1)
             token_ids = self._encode(problem.prompt)
             if len(token_ids) <= self._room.tokens:
                 return _Chosen(problem, token_ids)
