@@ -235,7 +235,7 @@ class Chaos:
             checks=tuple(found),
             ledger=ledger,
             steps=self.watch.step,
-            restarts={name: child.total_restarts for name, child in launcher.supervisor.children.items()},
+            restarts={name: child.restarts.total for name, child in launcher.supervisor.children.items()},
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from vcppo.common.errors import EXIT_INTERRUPTED, EXIT_USAGE, VcppoError
 from vcppo.deploy.logs.log_lines import Record
+from vcppo.deploy.processes.restarts import Restarts
 
 
 class ProcessFailed(VcppoError):
@@ -41,8 +42,9 @@ class ProcessSpec:
         environment: added to the launcher's own.
         cores: ids to pin to; None leaves the launcher's.
         niceness: added to the launcher's own; higher gives way.
-        max_restarts: how often in a row it is started again after failing once it had been ready; 0: its failure is
-            the run's. Exit codes 2 and 3 (bad config, refused) are never tried again.
+        max_restarts: how often it is started again for one cause after failing once it had been ready
+            (`vcppo.deploy.processes.restarts`); 0: its failure is the run's. Exit codes 2 and 3 (bad config, refused)
+            are never tried again.
         is_ready: recognises the line that says it is ready; default: the log event ``ready`` or ``<role>_ready``.
         peers_suffice: when it is restarted no more, the run goes on while another process of the same `role` lives.
         role: what kind of process it is, e.g. ``generator``.
@@ -80,8 +82,8 @@ class Child:
         self.ready = False
         self.ready_at = float("inf")
         self.stopping = False
-        self.num_restarts = 0  # in a row
-        self.total_restarts = 0
+        self.last_error = ""  # the text of its last `fatal` line
+        self.restarts = Restarts()
         self.start_deadline = float("inf")
         self.restart_at = float("inf")
 

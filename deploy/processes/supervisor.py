@@ -27,6 +27,7 @@ from vcppo.common.user_modules import SAFE_PATH
 from vcppo.deploy.logs.log_lines import LineSplitter, LogSink
 from vcppo.deploy.processes.orphans import GRACE_SECONDS, Orphans
 from vcppo.deploy.processes.process_spec import Child, Interrupted, ProcessFailed, ProcessSpec
+from vcppo.deploy.processes.restarts import PROGRESS, PROGRESSING_ROLES, cause_of
 
 __all__ = ["Child", "Interrupted", "ProcessFailed", "ProcessSpec", "Supervisor"]
 
@@ -64,6 +65,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._signals: list[int] = []
         self._next_tick = 0.0
+        self._progress_at = float("-inf")  # when a line last said that the work gets on
 
     # ---- life of the supervisor
 
@@ -218,7 +220,7 @@ class Supervisor:
             env={**os.environ, **SAFE_PATH, "PYTHONUNBUFFERED": "1", **spec.environment},
             start_new_session=True,
         )
-        child.exit_code, child.ready = None, False
+        child.exit_code, child.ready, child.last_error = None, False, ""
         child.start_deadline = time.monotonic() + self.start_deadline_seconds
         for pipe in (child.popen.stdout, child.popen.stderr):
             assert pipe is not None
@@ -236,6 +238,10 @@ class Supervisor:
             record = self.sink.line(child.spec.name, line)
             if not child.ready and child.spec.says_ready(record):
                 child.ready, child.ready_at = True, time.monotonic()
+            if record.get("event") == "fatal":
+                child.last_error = str(record.get("error", ""))
+            if record.get("event") in PROGRESS:
+                self._progress_at = time.monotonic()
         if not chunk:
             self._selector.unregister(pipe)
             pipe.close()
@@ -264,23 +270,30 @@ class Supervisor:
             return
         if child.stopping or child.restart_at < float("inf"):
             return
-        if child.ready and now - child.ready_at >= self.restart_window_seconds:
-            child.num_restarts = 0
-        may_restart = child.ready or child.num_restarts or self._peers_came_up(child)
-        if may_restart and child.exit_code not in FINAL and child.num_restarts < child.spec.max_restarts:
-            self._restart_later(child, now)
+        if child.ready and now - child.ready_at >= self.restart_window_seconds and self._got_on(child):
+            child.restarts.begin_anew()
+        cause = cause_of(child.exit_code, child.last_error)
+        had_come_up = child.ready or child.restarts.in_a_row or self._peers_came_up(child)
+        if had_come_up and child.exit_code not in FINAL and child.restarts.may_restart(cause, child.spec.max_restarts):
+            self._restart_later(child, now, cause)
             return
         peers = [
             c
             for c in self.children.values()
             if c.spec.role == child.spec.role and (c.alive or c.restart_at < float("inf"))
         ]
-        if child.spec.peers_suffice and (child.num_restarts or child.exit_code in FINAL) and peers:
+        if child.spec.peers_suffice and (child.restarts.in_a_row or child.exit_code in FINAL) and peers:
             child.stopping = True  # said once
-            log.error("process_given_up", process=name, exit_code=child.exit_code, restarts=child.num_restarts,
+            log.error("process_given_up", process=name, exit_code=child.exit_code, restarts=child.restarts.in_a_row,
                       going_on_with=[c.spec.name for c in peers])  # fmt: skip
             return
         raise ProcessFailed(name, child.exit_code or 0, self.sink.last_lines(name))
+
+    def _got_on(self, child: Child) -> bool:
+        """Whether the run has made a step since this process was ready; time must do where nobody counts steps."""
+        if not any(each.spec.role in PROGRESSING_ROLES for each in self.children.values()):
+            return True
+        return self._progress_at > child.ready_at
 
     def _peers_came_up(self, child: Child) -> bool:
         """Whether others have shown that this kind of process can start: what stopped this one may pass."""
@@ -291,7 +304,9 @@ class Supervisor:
     def _late(self, child: Child) -> None:
         """Not ready in time: the end of the run at the first start, one more failed attempt at a restart."""
         name = child.spec.name
-        if child.num_restarts and child.num_restarts < child.spec.max_restarts:
+        if child.restarts.in_a_row and child.restarts.may_restart(
+            cause_of(-signal.SIGKILL, ""), child.spec.max_restarts
+        ):
             log.warning("process_killed", process=name, waited_seconds=self.start_deadline_seconds, reason="not ready")
             self._kill(child)
             return
@@ -300,13 +315,19 @@ class Supervisor:
             f"Its last lines:" + "".join(f"\n    {line}" for line in self.sink.last_lines(name))
         )
 
-    def _restart_later(self, child: Child, now: float) -> None:
-        child.num_restarts += 1
-        child.total_restarts += 1
-        delay = min(self.backoff_seconds * 2 ** (child.num_restarts - 1), MAX_BACKOFF_SECONDS)
+    def _restart_later(self, child: Child, now: float, cause: str) -> None:
+        attempt = child.restarts.count(cause)
+        delay = min(self.backoff_seconds * 2 ** (child.restarts.in_a_row - 1), MAX_BACKOFF_SECONDS)
         child.restart_at = now + delay
-        log.warning("process_restarting", process=child.spec.name, exit_code=child.exit_code,
-                    attempt=child.num_restarts, of=child.spec.max_restarts, in_seconds=delay)  # fmt: skip
+        log.warning(
+            "process_restarting",
+            process=child.spec.name,
+            exit_code=child.exit_code,
+            cause=child.last_error[:200] or None,
+            attempt=attempt,
+            of=child.spec.max_restarts,
+            in_seconds=delay,
+        )
 
     # ---- the end of processes
 

@@ -184,7 +184,7 @@ if not flag.exists():
             ProcessSpec("generator-0", python(code), role="generator", max_restarts=2, peers_suffice=True)
         )
         supervisor.wait_exit("generator-0")
-        assert child.num_restarts == 1
+        assert child.restarts.in_a_row == 1
 
     def test_generator_given_up_while_a_peer_lives(self, supervisor: Supervisor) -> None:
         bad = ProcessSpec(
@@ -195,7 +195,7 @@ if not flag.exists():
         )
         child = supervisor.start(bad)
         supervisor.wait(lambda: child.stopping)
-        assert child.num_restarts == 1
+        assert child.restarts.in_a_row == 1
         assert supervisor.children["generator-1"].alive
 
     def test_a_newcomer_that_fails_before_it_is_ready_is_tried_again_where_peers_came_up(
@@ -217,7 +217,7 @@ if not flag.exists():
         )
         child = supervisor.start(spec)
         supervisor.wait_ready(["generator-1"])
-        assert child.total_restarts == 1
+        assert child.restarts.total == 1
 
     def test_a_dismissed_generator_is_given_up_at_once(self, supervisor: Supervisor) -> None:
         for name, end in (("generator-0", "raise SystemExit(3)"), ("generator-1", SLEEP)):
@@ -225,7 +225,7 @@ if not flag.exists():
             supervisor.start(spec)
         child = supervisor.children["generator-0"]
         supervisor.wait(lambda: child.stopping)
-        assert child.total_restarts == 0
+        assert child.restarts.total == 0
         assert supervisor.children["generator-1"].alive
 
     def test_last_generator_given_up_ends_the_run(self, supervisor: Supervisor) -> None:
@@ -254,7 +254,31 @@ raise SystemExit(0 if number == 4 else 1)
         )
         child = supervisor.start(ProcessSpec("a", python(code), max_restarts=1))
         supervisor.wait_exit("a")
-        assert (child.num_restarts, child.total_restarts) == (1, 4)
+        assert (child.restarts.in_a_row, child.restarts.total) == (1, 4)
+
+    def test_a_fault_that_takes_longer_than_the_window_is_the_same_fault(
+        self, supervisor: Supervisor, tmp_path: Path
+    ) -> None:
+        """Each restart was once "attempt 1 of 3": a verifier that hung for minutes was tried for ever."""
+        supervisor.restart_window_seconds = 0.1
+        again = (
+            "import json, time; time.sleep(0.3); print(json.dumps({'event': 'fatal', 'error': f'hung {time.time()}'}));"
+        )
+        supervisor.start(ProcessSpec("learner", python(READY + SLEEP), role="learner"))  # makes no step
+        child = supervisor.start(ProcessSpec("a", python(READY + again + "raise SystemExit(1)"), max_restarts=2))
+        with pytest.raises(ProcessFailed, match="exit code 1"):
+            supervisor.wait(lambda: False)
+        assert child.restarts.total == 2
+
+    def test_steps_in_between_make_it_another_fault(self, supervisor: Supervisor, tmp_path: Path) -> None:
+        supervisor.restart_window_seconds = 0.1
+        steps = "import json, time\nwhile True: time.sleep(0.05); print(json.dumps({'event': 'step'}), flush=True)"
+        supervisor.start(ProcessSpec("learner", python(READY + steps), role="learner"))
+        child = supervisor.start(
+            ProcessSpec("a", python(READY + "import time; time.sleep(0.4); raise SystemExit(1)"), max_restarts=1)
+        )
+        supervisor.wait(lambda: child.restarts.total == 3)
+        assert child.restarts.in_a_row == 1
 
     def test_bad_config_is_not_tried_again(self, supervisor: Supervisor) -> None:
         supervisor.start(ProcessSpec("a", python(READY + "raise SystemExit(2)"), max_restarts=5))
@@ -277,7 +301,7 @@ raise SystemExit(0 if number == 2 else 1)
 """
         child = supervisor.start(ProcessSpec("a", python(code), max_restarts=5))
         supervisor.wait_exit("a")
-        assert child.total_restarts == 2
+        assert child.restarts.total == 2
 
     def test_a_retired_child_is_not_restarted(self, supervisor: Supervisor) -> None:
         child = supervisor.start(ProcessSpec("a", python(READY + SLEEP), max_restarts=5, may_finish=False))
@@ -285,7 +309,7 @@ raise SystemExit(0 if number == 2 else 1)
         supervisor.retire("a")
         supervisor.wait(lambda: child.exit_code is not None)
         assert child.exit_code == -signal.SIGTERM
-        assert child.total_restarts == 0
+        assert child.restarts.total == 0
 
     def test_a_restart_waits_until_nothing_of_the_old_life_is_left(
         self, supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -311,7 +335,7 @@ raise SystemExit(0 if number == 2 else 1)
         )
         child = supervisor.start(ProcessSpec("learner", [sys.executable, "-c", code], max_restarts=1))
         supervisor.wait_exit("learner")
-        assert child.total_restarts == 1
+        assert child.restarts.total == 1
 
     def test_signal_interrupts_the_wait(self, supervisor: Supervisor) -> None:
         supervisor.start(ProcessSpec("a", python(READY + SLEEP)))
