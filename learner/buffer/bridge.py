@@ -39,6 +39,7 @@ from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.common.telemetry.rate_limit import RateLimit
 from vcppo.common.transport import Received, TrajectoryReceiver, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.learner.buffer.door import Door
 from vcppo.learner.buffer.store_metrics import StoreState, store_metrics
 
 log = structlog.get_logger(__name__)
@@ -106,6 +107,7 @@ class Buffer:
         self._metrics = metrics
         self._stopping = stopping
         self._limits = TrajectoryLimits(max_tokens=config.generator.max_model_len)
+        self._door = Door.of(config)
         self._heartbeat_seconds = config.generator.heartbeat_seconds
         self._member = Member(
             id=make_buffer_id(receiver.endpoint),
@@ -189,6 +191,7 @@ class Buffer:
             raise WireError(f"id: {trajectory.id!r} came in a message called {received.message_id!r}")
         if prompt_of(trajectory.id) != trajectory.prompt_id:  # so ids are as unique as prompts are
             raise WireError(f"id: {trajectory.id!r} is no rollout of prompt_id {trajectory.prompt_id!r}")
+        self._door.check(trajectory)
         return BufferEntry.of(trajectory, received.payload)
 
     def _append(self, received: list[Received], entries: list[BufferEntry]) -> None:
