@@ -59,7 +59,7 @@ def render_markdown() -> str:
         "",
         "    vcppo config                               every setting of this page",
         "    vcppo config lambda                        those with this word in their name or text",
-        "    vcppo config -c my.yaml rl.batch_size=64   your file with all defaults and this setting, as a run takes it",
+        "    vcppo config -c my.yaml rl.batch_size=64   your file with all defaults and this setting",
         "",
         "Options of the built-in tasks: [dataset.md](dataset.md) and [built_in_tasks.md](built_in_tasks.md).",
     ]
