@@ -56,6 +56,12 @@ def render_markdown() -> str:
         "",
         "A run is one YAML file (`vcppo up -c run.yaml`). Any field can be overridden on the command line by its",
         "dotted name: `rl.batch_size=64`, `redis.url=null`, `sft.phases.0.steps=200`. Unknown keys are refused.",
+        "",
+        "    vcppo config                               every setting of this page",
+        "    vcppo config lambda                        those with this word in their name or text",
+        "    vcppo config -c my.yaml rl.batch_size=64   your file with all defaults and this setting",
+        "",
+        "Options of the built-in tasks: [dataset.md](dataset.md) and [built_in_tasks.md](built_in_tasks.md).",
     ]
     for name, info in VcppoConfig.model_fields.items():
         section: Any = info.annotation

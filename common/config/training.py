@@ -186,7 +186,7 @@ class AlgorithmConfig(Section):
     rewards keeps advantages of exactly 0."""
 
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL penalty to the starting policy in the loss (paper: 0)."""
+    """Weight of the KL penalty to the starting policy (the one at model.path) in the loss (paper: 0)."""
 
     old_log_probs: Literal["behaviour", "proximal"] = "proximal"
     """pi_old of the ratio: what the generator recorded, or recomputed by the learner when the batch is claimed
@@ -225,11 +225,12 @@ class ValuePretrainingConfig(Section):
     """Frozen policy, Monte-Carlo targets (GAE with lambda = 1), gated by held-out explained variance."""
 
     num_trajectories: int = Field(default=4096, ge=0)
-    """Rollouts recorded once and replayed; 0 skips the stage (critic.init must then not be value_pretrained). When it
-    is raised on a run, the recording goes on."""
+    """Rollouts recorded once and replayed. When it is raised on a run, the recording goes on. 0 skips the stage: with
+    algorithm.advantage_estimator gae, critic.init must then be policy or a folder; with group_mean and leave_one_out 0
+    is the default."""
 
     held_out_fraction: float = Field(default=0.125, gt=0, lt=1)
-    """Share of prompts (whole groups) that gate the critic and never train it. 20 right and 20 other responses must be
+    """Share of problems (whole groups) that gate the critic and never train it. 20 right and 20 other responses must be
     among them."""
 
     batch_size: Positive = 128

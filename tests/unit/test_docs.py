@@ -11,13 +11,16 @@ import pytest
 from tests.paths import ROOT
 from vcppo.common.config import TaskConfig, config_fields, load_config
 from vcppo.common.tasks import TaskError, load_task
+from vcppo.common.tasks.chain_arithmetic import ChainOptions, ChainStyle
+from vcppo.common.tasks.code import CodeOptions
+from vcppo.common.tasks.rows_task import RowsOptions
 
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
     "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/value_pretraining.md", "docs/weights.md",
     "docs/index.md", "docs/own_task.md", "docs/formulas.md", "docs/comparison.md", "docs/glossary.md",
-    "CONTRIBUTING.md",
+    "docs/built_in_tasks.md", "CONTRIBUTING.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -107,6 +110,19 @@ def test_the_example_of_an_own_task_works(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(TaskError) as error:
             load_task(TaskConfig.model_validate({"name": "my_task:Sums"} | settings))
         assert f"`{error.value}`" in page
+
+
+def test_the_options_of_built_in_tasks_are_those_of_their_classes() -> None:
+    page = (ROOT / "docs" / "built_in_tasks.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `([a-z_]+)` \| (?!\[)[^|]+ \| [^|]+ \|$", page, re.MULTILINE))
+    own = [set(kind.model_fields) for kind in (CodeOptions, ChainOptions, ChainStyle)]
+    assert rows == set.union(*own) - (set(RowsOptions.model_fields) - {"instruction"})
+
+
+def test_the_site_has_the_pages_in_the_order_of_the_index() -> None:
+    index = re.findall(r"^\| \[[^\]]+\]\(([a-z_]+\.md)\)", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    _, nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")
+    assert re.findall(r"([a-z_]+\.md)", nav) == ["index.md", *index]
 
 
 def test_the_task_in_readme_works() -> None:
