@@ -287,4 +287,4 @@ class LauncherConfig(Section):
     """Pause before the first restart of a process; doubles with each one in a row, up to 30 seconds."""
 
     restart_window_seconds: Seconds = 60.0
-    """A process that was up for this long counts its restarts anew."""
+    """A process that was up for this long counts its restarts anew, if the run has made a step meanwhile."""
