@@ -35,6 +35,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SMOKE = RIG / "smoke.yaml"
 KILL_AT_STEP = 5
+TAKEN = (
+    "common",
+    "deploy",
+    "generator",
+    "learner",
+    "redis",
+    "tests",
+)  # what the folder it is started in has of its own
 STAGE_DEADLINE_SECONDS = 400
 
 
@@ -42,6 +50,10 @@ class Run:
     """The run folder and how `vcppo` ended each time."""
 
     def __init__(self, root: Path) -> None:
+        self.started_in = root / "somebodys-repository"
+        for name in TAKEN:
+            (self.started_in / name).mkdir(parents=True)
+            (self.started_in / name / "__init__.py").write_text('raise ImportError("the user\'s own")\n')
         self.folder = RunFolder(root / "runs" / "smoke")
         self.settings = [
             "-c", str(SMOKE), f"run.folder={root / 'runs'}", f"model.path={self.folder.cold_start}",
@@ -52,8 +64,8 @@ class Run:
         self.finished: subprocess.CompletedProcess[str] | None = None
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "vcppo.deploy.cli", *words]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command = [str(Path(sys.executable).with_name("vcppo")), *words]
+        return subprocess.Popen(command, cwd=self.started_in, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def vcppo(self, *words: str) -> subprocess.CompletedProcess[str]:
         return finish(self.start(*words))
