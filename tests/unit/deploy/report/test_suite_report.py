@@ -14,10 +14,12 @@ from tests.unit.rig.fake_run import make_run
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.cli import main
 from vcppo.deploy.report import suite_figures
+from vcppo.deploy.report.markup import Picture
 from vcppo.deploy.report.suite_data import ArmData, SeedRun, arm_of, difference, load_run, load_suite_data, runs_in
 from vcppo.deploy.report.suite_figures import FIGURES, FIXED, looks
+from vcppo.deploy.report.suite_page import SuitePage, as_html, as_markdown
 from vcppo.deploy.report.suite_report import MARK, write_suite_report
-from vcppo.deploy.report.suite_tables import claims, left_out, paper_tables, spread
+from vcppo.deploy.report.suite_tables import Table, claims, left_out, paper_tables, spread
 from vcppo.deploy.run.run_config import RunError
 from vcppo.learner.critic_quality.signal_by_distance import DISTANCES, LAMBDAS
 
@@ -177,6 +179,22 @@ def test_words_above_the_mark_stay(tmp_path: Path) -> None:
     assert "# Results: " not in text, "the page has a title of its own"
     assert "outdated" not in text
     assert "| mine |" in text
+
+
+def test_texts_are_texts_and_no_markup() -> None:
+    table = Table("<t>", ("arm", "a|b"), [["<x>", "1|2"]])
+    picture = Picture("figure", "it's", "<c>", b"png")
+    page = SuitePage("<s>", ["a & b"], [table], [picture], table, ["end"])
+    html = as_html(page)
+    for words in ("<title>&lt;s&gt;</title>", "<p>a &amp; b</p>", "<td>&lt;x&gt;</td><td class=n>1|2</td>",
+                  "<img alt='it&#39;s' src='data:image/png;base64,cG5n'><figcaption>&lt;c&gt; Data: figure.csv"):  # fmt: skip
+        assert words in html, words
+    text = as_markdown(page, "images")
+    assert text.startswith(
+        "# <s>\n\na & b\n\n## Results\n\n### <t>\n\n| arm | a\\|b |\n|---|---:|\n| <x> | 1\\|2 |\n\n## F"
+    )
+    assert "### it's\n\n![it's](images/figure.png)\n\n<c>\n\n## Every run" in text
+    assert text.endswith("| <x> | 1\\|2 |\n\nend\n")
 
 
 def test_nothing_finished_is_an_error_with_a_remedy(tmp_path: Path) -> None:
