@@ -107,7 +107,12 @@ class ArmData:
         """``[L]`` of a metric that is a list (by position, by distance): mean over seeds, NaN where none is defined."""
         rows = [row[metric] for run in self.runs for row in run.data.rl
                 if row["step"] == step and isinstance(row.get(metric), list)]  # fmt: skip
-        return nan_mean(np.array(rows, dtype=float)) if rows else None
+        if not rows:
+            return None
+        # Masked, because np.nanmean warns where nothing is defined.
+        defined = np.ma.masked_invalid(np.array(rows, dtype=float))  # type: ignore[no-untyped-call]
+        means: Float64Array = defined.mean(axis=0).filled(np.nan)
+        return means
 
 
 class Difference(NamedTuple):
@@ -233,14 +238,6 @@ def runs_in(folder: Path) -> list[RunFolder]:
     """Run folders of a suite that train something, by name."""
     kept = [path.parent for path in sorted(folder.glob("*/config.yaml"))]
     return [RunFolder(path) for path in kept if not path.name.startswith(("cold_start-seed", "reward_model-"))]
-
-
-def nan_mean(rows: Float64Array) -> Float64Array:
-    """``[L]`` mean over the rows of ``[R, L]`` of what is defined, NaN where nothing is (numpy would warn)."""
-    defined = np.isfinite(rows)
-    count = defined.sum(axis=0)
-    total = np.where(defined, rows, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _rates(path: Path) -> tuple[float, ...]:

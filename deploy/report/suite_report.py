@@ -12,11 +12,11 @@ import structlog
 
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.report.markup import Picture
 from vcppo.deploy.report.run_page import machine, versions
 from vcppo.deploy.report.suite_data import SuiteData, load_suite_data, runs_in
 from vcppo.deploy.report.suite_figures import FIGURES, draw
-from vcppo.deploy.report.suite_page import Block, Picture, as_html, as_markdown, blocks
-from vcppo.deploy.report.suite_tables import Table
+from vcppo.deploy.report.suite_page import SuitePage, as_html, as_markdown, suite_page
 from vcppo.deploy.run.run_config import RunError, open_run
 
 log = structlog.get_logger(__name__)
@@ -58,13 +58,12 @@ def write_suite_report(
     folder = output or (suites[0] if suites else folders[0].path.parent) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _draw_all(data, folder)
-    page = list(blocks(data, pictures, _facts()))
+    page = suite_page(f"Results: {data.name}", data, pictures, _facts())
     _write_tables(page, folder)
-    title = f"Results: {data.name}"
-    write_whole(folder / "report.html", as_html(title, page))
-    write_whole(folder / "report.md", as_markdown(title, page, "."))
+    write_whole(folder / "report.html", as_html(page))
+    write_whole(folder / "report.md", as_markdown(page, "."))
     if markdown is not None:
-        _write_markdown(markdown, title, page, pictures)
+        _write_markdown(markdown, page)
     log.info("report_written", path=str(folder / "report.html"))
     return folder / "report.html"
 
@@ -89,21 +88,20 @@ def _draw_all(data: SuiteData, folder: Path) -> list[Picture]:
     return pictures
 
 
-def _write_tables(page: Sequence[Block], folder: Path) -> None:
-    for block in page:
-        if isinstance(block, Table):
-            name = re.sub(r"\W+", "_", block.title.partition(":")[0].lower()).strip("_")
-            with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([block.headings, *block.rows])
+def _write_tables(page: SuitePage, folder: Path) -> None:
+    for table in page.tables:
+        name = re.sub(r"\W+", "_", table.title.partition(":")[0].lower()).strip("_")
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([table.headings, *table.rows])
 
 
-def _write_markdown(path: Path, title: str, page: Sequence[Block], pictures: Sequence[Picture]) -> None:
+def _write_markdown(path: Path, page: SuitePage) -> None:
     """What stands above the mark in an existing file is the author's and stays, its title included."""
     images = path.parent / "images" / path.stem
     images.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
+    for picture in page.pictures:
         (images / f"{picture.name}.png").write_bytes(picture.png)
-    text = as_markdown(title, page, f"images/{path.stem}")
+    text = as_markdown(page, f"images/{path.stem}")
     before, mark, _ = path.read_text(encoding="utf-8").partition(MARK) if path.exists() else ("", "", "")
     _, _, body = text.partition("\n\n")
     write_whole(path, f"{before}{MARK}\n\n{body}" if mark else text)

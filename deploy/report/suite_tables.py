@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from vcppo.deploy.report.suite_data import COLD_START, NOT_ASKED, ArmData, SeedRun, SuiteData, difference
+from vcppo.deploy.report.paper_numbers import Claim, paper_numbers
+from vcppo.deploy.report.suite_data import NOT_ASKED, ArmData, SeedRun, SuiteData, difference
 from vcppo.deploy.terminal.display import clock, number
 
 
@@ -21,70 +21,7 @@ class Table(NamedTuple):
     note: str = ""
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of one of the paper's tables: AIME pass@1 / pass@32, GPQA and Codeforces pass@1, in per cent."""
-
-    label: str
-    arm: str
-    paper: str
-
-
-PAPER_TABLES: tuple[tuple[str, tuple[PaperRow, ...]], ...] = (
-    ("Table 1: the comparison (paper: 16k context)", (
-        PaperRow("GRPO", "grpo_group_mean", "38.9 / 70.0 · 49.4 · 12.6"),
-        PaperRow("VC-PPO", "vc_ppo", "48.8 / 73.3 · 48.8 · 12.8"),
-    )),
-    ("Table 2: ablations (paper: 8k context)", (
-        PaperRow("GRPO", "grpo_group_mean", "35.8 / 63.0"),
-        PaperRow("PPO, critic rising along the response", "ppo", "5.6 / 36.7 · 38.7 · 7.3"),
-        PaperRow("PPO, critic low on all unfinished text", "ppo_rm_complete_beats_prefix", "the same"),
-        PaperRow("VC-PPO without decoupled GAE", "without_decoupled_gae", "29.4 / 66.7 · 46.9 · 9.9"),
-        PaperRow("VC-PPO without value pretraining", "without_value_pretraining", "not in the paper"),
-        PaperRow("VC-PPO", "vc_ppo", "41.9 / 76.6 · 48.6 · 11.4"),
-    )),
-    ("Table 3: value-pretraining steps (paper: at RL step 100)", (
-        PaperRow("0", "without_value_pretraining", "not in the paper"),
-        PaperRow("¼ of the full number", "value_pretraining_0.25", "not in the paper"),
-        PaperRow("½", "value_pretraining_0.50", "20.6 / 56.7 (50 steps)"),
-        PaperRow("1", "value_pretraining_1.00", "30.1 / 63.3 (100 steps)"),
-        PaperRow("1½", "value_pretraining_1.50", "25.1 / 63.6 (150 steps)"),
-        PaperRow("the gate's choice", "vc_ppo", "not in the paper"),
-    )),
-    ("Table 4: λ_actor, λ_critic = 1 (paper: 8k context)", (
-        PaperRow("0.9", "lambda_actor_0.90", "34.3 / 70.0"),
-        PaperRow("0.95", "vc_ppo", "41.3 / 73.3"),
-        PaperRow("0.99", "lambda_actor_0.99", "41.9 / 76.7"),
-        PaperRow("1.0", "lambda_actor_1.00", "29.4 / 66.7"),
-        PaperRow("length-adaptive", "length_adaptive", "not in the paper"),
-    )),
-)  # fmt: skip
-
-
 PAPER_HEADING = "paper: AIME pass@1 / pass@32 · GPQA · Codeforces, %"
-
-
-class Claim(NamedTuple):
-    """The paper says `better` ends above `worse`."""
-
-    text: str
-    better: str
-    worse: str
-
-
-CLAIMS = (
-    Claim("PPO ends below its cold start (critic rising along the response)", COLD_START, "ppo"),
-    Claim("PPO ends below its cold start (critic low on unfinished text)", COLD_START, "ppo_rm_complete_beats_prefix"),
-    Claim("VC-PPO is better than PPO (critic rising along the response)", "vc_ppo", "ppo"),
-    Claim("VC-PPO is better than PPO (critic low on unfinished text)", "vc_ppo", "ppo_rm_complete_beats_prefix"),
-    Claim("Value pretraining helps", "vc_ppo", "without_value_pretraining"),
-    Claim("Decoupled GAE helps", "vc_ppo", "without_decoupled_gae"),
-    Claim("VC-PPO is better than GRPO", "vc_ppo", "grpo_group_mean"),
-    Claim("λ_actor = 0.95 is better than 1.0", "vc_ppo", "lambda_actor_1.00"),
-    Claim("λ_actor = 0.95 is better than 0.9", "vc_ppo", "lambda_actor_0.90"),
-    Claim("The full number of value-pretraining steps is better than half of it",
-          "value_pretraining_1.00", "value_pretraining_0.50"),
-)  # fmt: skip
 
 
 def per_cent(value: float) -> str:
@@ -104,11 +41,11 @@ def paper_tables(data: SuiteData) -> Iterator[Table]:
     A table of which the suite has VC-PPO only compares nothing, and is left out.
     """
     headings = ("arm", PAPER_HEADING, "here: pass@1, %", "95 % interval", "lowest – highest seed", "length", "seeds")
-    for title, rows in PAPER_TABLES:
-        cells = [[row.label, row.paper, *_figures(data, row.arm)] for row in rows]
-        others = (row.arm for row in rows if row.arm != "vc_ppo")
-        if any(data.arm(row.arm) for row in rows) and any(data.absence(arm) != NOT_ASKED for arm in others):
-            yield Table(title, headings, cells)
+    for paper in paper_numbers().tables:
+        cells = [[row.label, paper.cell(row), *_figures(data, row.arm)] for row in paper.rows]
+        others = (row.arm for row in paper.rows if row.arm != "vc_ppo")
+        if any(data.arm(row.arm) for row in paper.rows) and any(data.absence(arm) != NOT_ASKED for arm in others):
+            yield Table(paper.title, headings, cells)
 
 
 def interval(bounds: tuple[float, float] | None) -> str:
@@ -178,7 +115,8 @@ def claims(data: SuiteData) -> Table:
     """What the paper says, and whether this suite shows it."""
     headings = ("the paper says", "the one it puts first: pass@1, %", "the one it puts below: pass@1, %",
                 "difference here, points", "95 % interval", "by seed", "shown here?")  # fmt: skip
-    return Table("What reproduced, and what did not", headings, [_claim(data, claim) for claim in CLAIMS], CLAIMS_NOTE)
+    rows = [_claim(data, claim) for claim in paper_numbers().claims]
+    return Table("What reproduced, and what did not", headings, rows, CLAIMS_NOTE)
 
 
 CLAIMS_NOTE = (

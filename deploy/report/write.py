@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.evaluation.workers import EvalResult, gain, read_result
 from vcppo.deploy.report.figures import FIGURES, FigureData, draw, draw_summary
-from vcppo.deploy.report.run_page import Page, render_page
+from vcppo.deploy.report.markup import Picture
+from vcppo.deploy.report.run_page import render_page
 from vcppo.deploy.run.run_data import Row, RunData
 from vcppo.deploy.terminal.display import number
 
@@ -41,12 +42,15 @@ def write_report(folder: RunFolder) -> Path:
     data = FigureData(RunData.load(folder), read_evals(folder))
     folder.report.mkdir(parents=True, exist_ok=True)
     _write_tables(data, folder.report)
-    figures = {name: png for name in FIGURES if (png := _save(draw(name, data), folder.report / f"{name}.png"))}
+    pictures = [
+        Picture(name, name, (function.__doc__ or "").strip(), png)
+        for name, function in FIGURES.items()
+        if (png := _save(draw(name, data), folder.report / f"{name}.png"))
+    ]
     title, subtitle = f"VC-PPO: {data.run.config.run.name}", headline(data)
-    summary = _save(draw_summary(data, title, subtitle), folder.report / "summary.png")
-    assert summary is not None
+    _save(draw_summary(data, title, subtitle), folder.report / "summary.png")
     path = folder.report / "report.html"
-    path.write_text(render_page(Page(data, subtitle, summary, figures)), encoding="utf-8")
+    path.write_text(render_page(data, subtitle, pictures), encoding="utf-8")
     log.info("report_written", path=str(path))
     return path
 

@@ -102,11 +102,9 @@ def explained(
 
 
 def _variance(x: Float64[Float64Array, "K"], weight: Float64[Float64Array, "K"]) -> float | None:
-    total = weight.sum()
-    if total == 0:
+    if weight.sum() == 0:
         return None
-    mean = (x * weight).sum() / total
-    return float((np.square(x - mean) * weight).sum() / total)
+    return float(np.average(np.square(x - np.average(x, weights=weight)), weights=weight))
 
 
 def less_group_mean(

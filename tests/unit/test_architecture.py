@@ -55,6 +55,7 @@ CONFINED = {
     "redis": ("common/store/redis_connection.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine/deepspeed_engine.py",),
+    "jinja2": ("deploy/report/markup.py",),
     "vllm": (
         "generator/check/vllm_settings.py",
         "generator/vllm_engine/engine.py",
@@ -217,5 +218,5 @@ def test_the_buffer_process_stays_light() -> None:
 
 
 def test_the_command_line_stays_light() -> None:
-    heavy = {"torch", "vllm", "deepspeed", "transformers", "matplotlib", "scipy"}
+    heavy = {"torch", "vllm", "deepspeed", "transformers", "matplotlib", "scipy", "jinja2"}
     assert loaded_after_importing(["vcppo.deploy.cli"], heavy) == set()

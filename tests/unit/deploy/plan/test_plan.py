@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vcppo.deploy.plan.arithmetic import (
     rank_plan,
     remarks,
 )
+from vcppo.deploy.report.paper_numbers import paper_numbers
 
 PAPER = ROOT / "deploy" / "configs" / "paper_qwen32b.yaml"
 PUBLISHED = {  # numel() over the published checkpoints, tied weights once
@@ -147,9 +149,8 @@ def test_the_wire_is_about_as_long_as_planned() -> None:
 def test_the_papers_setting_fits_64_gpus_of_80_gib_and_not_40() -> None:
     paper = load_config(PAPER, [])
     assert paper.learner.num_ranks + paper.generator.num_generators * paper.generator.tensor_parallel_size == 64
-    algorithm = paper.algorithm
-    assert (algorithm.lambda_actor, algorithm.lambda_critic, algorithm.kl_coefficient) == (0.95, 1.0, 0.0)
-    assert (paper.rl.actor_learning_rate, paper.rl.critic_learning_rate) == (1e-6, 2e-6)
+    for field, value in paper_numbers().setting.items():
+        assert attrgetter(field)(paper) == value, field
     architecture = architecture_of(paper)
     plan = make_plan(architecture, paper, 80 * GIB, 0)
     assert list(problems(plan, paper)) == []

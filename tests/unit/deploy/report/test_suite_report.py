@@ -13,11 +13,24 @@ import pytest
 from tests.unit.rig.fake_run import make_run
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.cli import main
+from vcppo.deploy.experiment.suite import load_suite
 from vcppo.deploy.report import suite_figures
-from vcppo.deploy.report.suite_data import ArmData, SeedRun, arm_of, difference, load_run, load_suite_data, runs_in
+from vcppo.deploy.report.markup import Picture
+from vcppo.deploy.report.paper_numbers import paper_numbers
+from vcppo.deploy.report.suite_data import (
+    COLD_START,
+    ArmData,
+    SeedRun,
+    arm_of,
+    difference,
+    load_run,
+    load_suite_data,
+    runs_in,
+)
 from vcppo.deploy.report.suite_figures import FIGURES, FIXED, looks
+from vcppo.deploy.report.suite_page import SuitePage, as_html, as_markdown
 from vcppo.deploy.report.suite_report import MARK, write_suite_report
-from vcppo.deploy.report.suite_tables import claims, left_out, paper_tables, spread
+from vcppo.deploy.report.suite_tables import Table, claims, left_out, paper_tables, spread
 from vcppo.deploy.run.run_config import RunError
 from vcppo.learner.critic_quality.signal_by_distance import DISTANCES, LAMBDAS
 
@@ -179,6 +192,26 @@ def test_words_above_the_mark_stay(tmp_path: Path) -> None:
     assert "| mine |" in text
 
 
+def test_texts_are_texts_and_no_markup() -> None:
+    table = Table("<t>", ("arm", "a|b"), [["<x>", "1|2"]])
+    picture = Picture("figure", "it's", "<c>", b"png")
+    page = SuitePage("<s>", ["a & b"], [table], [picture], table, ["end"])
+    html = as_html(page)
+    for words in (
+        "<title>&lt;s&gt;</title>",
+        "<p>a &amp; b</p>",
+        "<td>&lt;x&gt;</td><td class=n>1|2</td>",
+        "<img alt='it&#39;s' src='data:image/png;base64,cG5n'><figcaption>&lt;c&gt; Data: figure.csv",
+    ):
+        assert words in html, words
+    text = as_markdown(page, "images")
+    assert text.startswith(
+        "# <s>\n\na & b\n\n## Results\n\n### <t>\n\n| arm | a\\|b |\n|---|---:|\n| <x> | 1\\|2 |\n\n## F"
+    )
+    assert "### it's\n\n![it's](images/figure.png)\n\n<c>\n\n## Every run" in text
+    assert text.endswith("| <x> | 1\\|2 |\n\nend\n")
+
+
 def test_nothing_finished_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     run = make_run(tmp_path, "half", num_steps=3)
     with pytest.raises(RunError, match=r"none of 1 runs is finished and evaluated \(half\)"):
@@ -193,6 +226,22 @@ def test_benchmarks_have_their_table(tmp_path: Path) -> None:
     )
     text = write_suite_report([run.path, run.path], tmp_path / "out").with_suffix(".md").read_text()
     assert "| mine | 12.5 / 50.0 (1) |" in text
+
+
+def test_the_papers_rows_and_claims_are_of_arms_that_exist() -> None:
+    numbers = paper_numbers()
+    asked = {row.arm for table in numbers.tables for row in table.rows}
+    asked |= {arm for claim in numbers.claims for arm in (claim.better, claim.worse)}
+    assert asked - {arm.name for arm in load_suite(Path("paper")).arms} == {COLD_START}
+
+
+def test_a_row_of_the_paper_says_what_is_there_and_no_more() -> None:
+    tables = {table.number: {row.label: table.cell(row) for row in table.rows} for table in paper_numbers().tables}
+    assert tables[2]["PPO, critic rising along the response"] == "5.6 / 36.7 · 38.7 · 7.3"
+    assert tables[2]["GRPO"] == "35.8 / 63.0"
+    assert tables[2]["PPO, critic low on all unfinished text"] == "the same"
+    assert tables[3]["½"] == "20.6 / 56.7 (50 steps)"
+    assert tables[4]["length-adaptive"] == "not in the paper"
 
 
 def test_distances_are_the_learners() -> None:

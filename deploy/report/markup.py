@@ -1,0 +1,42 @@
+"""Fills the templates in ``templates/``: they hold the markup of pages, Python holds what is computed."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+
+class Picture(NamedTuple):
+    """A figure of a page: `name`.png lies beside the page."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+def render(template: str, **values: object) -> str:
+    """The text of ``templates/<template>``.
+
+    Values are escaped unless the name ends in ``.md.j2``. A name in the template without a value is an error.
+    """
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def _data_uri(png: bytes) -> str:
+    """The picture itself as an address, so that a page needs no other file."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=StrictUndefined,
+)
+_ENVIRONMENT.filters["data_uri"] = _data_uri
