@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vcppo.common.config import VcppoConfig, load_config
@@ -162,7 +163,8 @@ class Demo:
     def heading(self, title: str, text: str) -> None:
         """Begin a stage on the terminal, with the time since the start."""
         self.console.print(
-            f"\n[bold]{clock(time.monotonic() - self.started):>5}  {title}[/]  [bright_black]{text}[/]", highlight=False
+            f"\n[bold]{clock(time.monotonic() - self.started):>5}  {title}[/]  [bright_black]{escape(text)}[/]",
+            highlight=False,
         )
 
     def session(self, mode: Mode = "watch") -> AbstractContextManager[Session]:
@@ -218,10 +220,12 @@ class Demo:
             raise VcppoError(f"an evaluation is missing in {self.folder.eval}")
         self.console.print()
         self.console.print(result_table(data, before, after))
-        self.console.print(f"\nreport   {page}\nfigures  {self.folder.report}/*.png, numbers in *.csv", highlight=False)
+        self.console.print(
+            f"\nreport   {page}\nfigures  {self.folder.report}/*.png, numbers in *.csv", highlight=False, markup=False
+        )
         problems = find_problems(data, before, after)
         for problem in problems:
-            self.console.print(f"[red]not as it should be:[/] {problem}", highlight=False)
+            self.console.print(f"[red]not as it should be:[/] {escape(problem)}", highlight=False)
         if not problems:
             self.console.print(
                 "[green]All as it should be.[/] Once more from the start: vcppo demo --fresh", highlight=False
@@ -255,7 +259,7 @@ def result_table(data: RunData, before: EvalResult, after: EvalResult) -> Table:
     table.add_column()
     for result in (before, after):
         interval = f"95 %: {result.low:.3f} to {result.high:.3f}, {result.num_problems} held-out problems"
-        table.add_row(f"accuracy, {result.name}", f"[bold]{result.pass_at_1:.3f}[/]  ({interval})")
+        table.add_row(f"accuracy, {escape(result.name)}", f"[bold]{result.pass_at_1:.3f}[/]  ({interval})")
     table.add_row("gain", f"{rise:+.3f}")
     best, gate = recorded_view.figure(decision), number(decision.get("threshold"), "{:g}")
     passed = "passed" if decision.get("passed") else "not passed"

@@ -70,7 +70,9 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 def print_outcome(console: Console, folder: Path, outcome: Outcome) -> None:
     """The page on the terminal, and where it is on disk."""
     console.print(_page(outcome))
-    console.print(f"\nwritten to {folder}/chaos.json and chaos.txt; logs: vcppo logs {folder}", highlight=False)
+    console.print(
+        f"\nwritten to {folder}/chaos.json and chaos.txt; logs: vcppo logs {folder}", highlight=False, markup=False
+    )
 
 
 def _page(outcome: Outcome) -> RenderableType:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vcppo.common.config import VcppoConfig, dump_config
@@ -210,7 +211,7 @@ def eval_table(results: Sequence[EvalResult]) -> Table:
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for result in results:
         table.add_row(
-            result.name,
+            escape(result.name),
             f"{result.pass_at_1:.3f}",
             f"{result.low:.3f} to {result.high:.3f}",
             *(["–" if result.pass_at_k is None else f"{result.pass_at_k:.3f}"] if pass_at_k else []),
@@ -229,7 +230,9 @@ def outcome_table(results: Sequence[EvalResult]) -> Table:
         if result.responses:
             total = max(of for _, of in result.responses.values())
             table.add_row(
-                result.name, str(total), *(_count(*result.responses.get(name, (0, total))) for name in _HEADINGS)
+                escape(result.name),
+                str(total),
+                *(_count(*result.responses.get(name, (0, total))) for name in _HEADINGS),
             )
     return table
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
 from vcppo.common.files.json_lines import open_to_append
 
@@ -85,7 +87,7 @@ def experiment(arguments: argparse.Namespace) -> int:
     work.say(f"{len(tally.done)} runs done, {len(tally.failed)} failed, {len(tally.left)} left. "
              f"Results: vcppo report {suite.path}")  # fmt: skip
     for name, text in tally.failed.items():
-        console.print(f"[red]{name}:[/] {text}", highlight=False, soft_wrap=True)
+        console.print(f"[red]{escape(name)}:[/] {escape(text)}", highlight=False, soft_wrap=True)
     return EXIT_FAILURE if tally.failed or tally.left else EXIT_OK
 
 
@@ -98,7 +100,7 @@ def table_of(runs: Sequence[Run], siblings: Sequence[Run]) -> Table:
         table.add_column(heading, no_wrap=heading == "run")
     for run in runs:
         earlier = [other for other in siblings if siblings.index(other) < siblings.index(run)]
-        table.add_row(run.config.run.name, _critic_of(run), _shared(run, earlier), _state(run))
+        table.add_row(escape(run.config.run.name), _critic_of(run), _shared(run, earlier), _state(run))
     return table
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
@@ -115,7 +116,7 @@ class Experiment:
             return False
         except VcppoError as error:
             tally.failed[name] = str(error)
-            self.say(f"[red]{name} failed:[/] {str(error).splitlines()[0]}")
+            self.say(f"[red]{escape(name)} failed:[/] {escape(str(error).splitlines()[0])}")
         else:
             tally.done.append(name)
         return True
@@ -196,7 +197,8 @@ class Experiment:
         assert result is not None
         last = rows[-1] if rows else {}
         self.say(
-            f"[bold]{run.config.run.name}[/]: pass@1 {result.pass_at_1:.3f} ({result.low:.3f} to {result.high:.3f}), "
+            f"[bold]{escape(run.config.run.name)}[/]: pass@1 {result.pass_at_1:.3f} "
+            f"({result.low:.3f} to {result.high:.3f}), "
             f"length {number(result.mean_length, '{:.0f}')}, explained variance "
             f"{number(last.get('explained_variance/token'), '{:.2f}')}  [bright_black]{how_long}[/]"
         )

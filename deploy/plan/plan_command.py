@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vcppo.common.config import VcppoConfig
@@ -137,5 +138,5 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
     table.add_column(min_width=22, justify="right")
     table.add_column(style="bright_black")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table

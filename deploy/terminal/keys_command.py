@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vcppo.common.transport.keys import ROLES, Role, make_keys, private_files, public_key, rotate_keys
@@ -43,12 +44,13 @@ def show_keys(folder: Path, rotate: Sequence[Role], console: Console) -> None:
         table.add_column(column, no_wrap=True)
     for role in ROLES:
         news = "made" if role in made else "rotated" if role in rotated else ""
-        table.add_row(role, public_key(folder, role).decode(), news)
+        table.add_row(role, escape(public_key(folder, role).decode()), news)  # Z85 has brackets
     table.add_row("Redis", f"user {USER}, {PASSWORD_FILE}", "made" if new_password else "")
     console.print(table)
     console.print(
         f"in {folder}: a service needs its own .key_secret and the others' .key;"
-        f" redis-server takes --aclfile {ACL_FILE}"
+        f" redis-server takes --aclfile {ACL_FILE}",
+        markup=False,
     )
     if rotated:
         console.print("restart the services that read these, buffers first; generators keep what is not delivered")

@@ -141,6 +141,14 @@ def test_the_acl_names_our_keys_and_not_the_password() -> None:
     assert not {"+keys", "+flushall", "+config", "+@all"} & set(text.split())
 
 
+def test_a_key_with_brackets_is_shown_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Z85 has brackets: one key in some ten thousand reads like markup, and ended the command."""
+    monkeypatch.setattr("vcppo.deploy.terminal.keys_command.public_key", lambda folder, role: b"a[/EkN]b[bold]")
+    out = StringIO()
+    show_keys(tmp_path, [], Console(file=out, width=200))
+    assert out.getvalue().count("a[/EkN]b[bold]") == 3
+
+
 def test_vcppo_keys_shows_what_there_is_and_no_secret(tmp_path: Path) -> None:
     out = StringIO()
     show_keys(tmp_path, [], Console(file=out, width=200))
