@@ -51,7 +51,7 @@ class DataPath:
         sections: dict[str, dict[str, Any]] = {
             "generator": {"max_model_len": _MAX_TOKENS},
             "learner": {"micro_batch_tokens": _MAX_TOKENS},
-            "sampling": {"max_response_tokens": _MAX_TOKENS - 1},  # the buffer refuses longer ones
+            "sampling": {"max_response_tokens": _MAX_TOKENS - 1024},  # the buffer refuses longer ones
         }
         self.config = demo_settings(folder, name, folder, **(sections | changes))
         self.rig = Rig(self.config)
