@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -60,15 +61,13 @@ class Family:
             start_new_session=True,  # Ctrl-C in a terminal is for us: we end them when we are done
         )
         ended = asyncio.Event()
-        descriptor = os.pidfd_open(process.pid)
 
-        def buried() -> None:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-            process.poll()
-            ended.set()
+        def wait() -> None:
+            process.wait()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(ended.set)
 
-        loop.add_reader(descriptor, buried)
+        threading.Thread(target=wait, daemon=True).start()  # a pidfd would do, where a container's seccomp allows it
         reader = asyncio.StreamReader(limit=line_bytes)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), process.stdout)
         assert process.stdin is not None
