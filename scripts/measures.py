@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
@@ -88,32 +89,13 @@ def room_graph(known: Mapping[str, Module], arrows: Mapping[str, set[str]]) -> d
     return dict(rooms)
 
 
-def circles(arrows: Mapping[str, Iterable[str]]) -> list[list[str]]:
-    """Groups that import each other, Tarjan's strongly connected components of more than one."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(node: str) -> None:
-        index[node] = low[node] = len(index)
-        stack.append(node)
-        for target in arrows.get(node, ()):
-            if target not in index:
-                visit(target)
-                low[node] = min(low[node], low[target])
-            elif target in stack:
-                low[node] = min(low[node], index[target])
-        if low[node] == index[node]:
-            group = stack[stack.index(node) :]
-            del stack[stack.index(node) :]
-            if len(group) > 1:
-                found.append(sorted(group))
-
-    for node in arrows:
-        if node not in index:
-            visit(node)
-    return found
+def circle(arrows: Mapping[str, Iterable[str]]) -> list[str]:
+    """A chain of imports that ends where it began; empty when there is none."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def loose_modules(known: Mapping[str, Module]) -> dict[str, int]:
@@ -178,15 +160,15 @@ def main() -> int:
     arrows = graph(known)
     rooms = room_graph(known, arrows)
     loose = loose_modules(known)
-    print(f"{'wing':<11}{'modules':>8}{'rooms':>7}{'arrows':>8}{'circles':>9}{'loose files, most':>28}")
+    print(f"{'wing':<11}{'modules':>8}{'rooms':>7}{'arrows':>8}{'circle':>9}{'loose files, most':>28}")
     for wing in WINGS:
         mine = {room: targets for room, targets in rooms.items() if room.startswith(f"{wing}.")}
         most = max((name for name in loose if name.partition("/")[0] == wing), key=loose.__getitem__)
         print(
             f"{wing:<11}{sum(name.startswith(f'{wing}.') for name in known):>8}{len(mine):>7}"
-            f"{sum(map(len, mine.values())):>8}{len(circles(mine)):>9}{f'{loose[most]} in {most}':>28}"
+            f"{sum(map(len, mine.values())):>8}{' ← '.join(circle(mine)) or 'none':>9}{f'{loose[most]} in {most}':>28}"
         )
-    print(f"\ncircles between modules: {len(circles(arrows))}")
+    print(f"\ncircle of modules: {' ← '.join(circle(arrows)) or 'none'}")
 
     lengths = sorted(
         ((length_of(each), f"{module.name}:{each.name}") for module in known.values() for each in functions(module)),

@@ -23,9 +23,8 @@ ENDINGS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 def main(arguments: list[str]) -> int:
     """Run the program of `arguments` (parent's pid, program, its arguments); the exit code."""
     parent, program = int(arguments[0]), arguments[1:]
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before prctl took effect
         return 128 + signal.SIGTERM
     awaited = ENDINGS | {signal.SIGCHLD}
@@ -44,6 +43,13 @@ def main(arguments: list[str]) -> int:
     code = follow(child, awaited)
     end_family()
     return code
+
+
+def prctl(option: int, value: int) -> bool:
+    """Linux's prctl(option, value); False where there is none."""
+    if not sys.platform.startswith("linux"):
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) == 0)
 
 
 def follow(child: int, awaited: set[signal.Signals]) -> int:
@@ -76,16 +82,22 @@ def end_family() -> None:
 
 
 def descendants() -> list[int]:
-    """Children first, then theirs, from /proc."""
-    parents = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{name}/stat") as file:
-                parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+    """Children first, then theirs."""
+    parent_of = parents()
     found, generation = [], {os.getpid()}
     while generation:
-        generation = {pid for pid, parent in parents.items() if parent in generation}
+        generation = {pid for pid, parent in parent_of.items() if parent in generation}
         found += sorted(generation)
+    return found
+
+
+def parents() -> dict[int, int]:
+    """Every process' parent, by pid, from /proc; empty where there is no /proc."""
+    found = {}
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError, ValueError), open(f"/proc/{name}/stat") as file:
+                found[int(name)] = int(file.read().rpartition(")")[2].split()[1])
     return found
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+OUR_LOGGERS = ("vcppo", "__main__")
+"""First parts of the names of loggers of this project."""
 LEADING_FIELDS = ("time", "level", "service", "run_id", "event", "logger")
 _MAX_ARRAY_ITEMS = 64  # a longer array is logged as its shape and type
 _MAX_DEPTH = 8
@@ -47,7 +49,7 @@ def render_line(line: Mapping[str, Any], colour: bool = False) -> str:
     ]
     hidden = {"time", "level", "service", "run_id", "event", "exception", "stack"}
     # Our loggers need no naming: the event says it. A library's does.
-    if str(line.get("logger", "")).split(".")[0] in ("vcppo", "__main__", "None"):
+    if str(line.get("logger", "")).split(".")[0] in (*OUR_LOGGERS, "None"):
         hidden.add("logger")
     shown = [(name, value) for name, value in line.items() if name not in hidden]
     fields = [_paint(f"{printable(name)}=", _DIM, colour) + _short(value) for name, value in shown]

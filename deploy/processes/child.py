@@ -8,20 +8,11 @@ It exists because this must happen in the child: `preexec_fn` is unsafe once the
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
-PR_SET_CHILD_SUBREAPER = 36
-
-
-def prctl(option: int, value: int) -> bool:
-    """Linux's prctl(option, value); False where there is none."""
-    if not sys.platform.startswith("linux"):
-        return False
-    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) == 0)
+from vcppo.common.process.guardian import PR_SET_PDEATHSIG, prctl
 
 
 def main(argv: list[str]) -> int:

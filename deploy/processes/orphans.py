@@ -11,11 +11,10 @@ import os
 import signal
 import time
 from collections.abc import Collection
-from pathlib import Path
 
 import structlog
 
-from vcppo.deploy.processes.child import PR_SET_CHILD_SUBREAPER, prctl
+from vcppo.common.process.guardian import PR_SET_CHILD_SUBREAPER, parents, prctl
 
 log = structlog.get_logger(__name__)
 
@@ -65,10 +64,5 @@ class Orphans:
 
 
 def children_of(pid: int) -> list[int]:
-    """Pids whose parent is `pid`, from /proc; empty where there is no /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-    return found
+    """Pids whose parent is `pid`; empty where there is no /proc."""
+    return [child for child, parent in parents().items() if parent == pid]

@@ -188,9 +188,7 @@ class Supervisor:
         self._reap()
         now = time.monotonic()
         for child in list(self.children.values()):
-            if (
-                child.restart_at <= now and not self._orphans
-            ):  # a new incarnation beside remains of the old would be two
+            if child.restart_at <= now and not self._orphans:  # a new one beside remains of the old would be two
                 child.restart_at = float("inf")
                 self._spawn(child)
         self._orphans.reap(self._own())

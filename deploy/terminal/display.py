@@ -6,11 +6,11 @@ import sys
 import time
 from typing import IO, Protocol
 
+from vcppo.common.telemetry.log_render import OUR_LOGGERS
 from vcppo.deploy.logs.log_lines import LEVELS, Record, level_of
 from vcppo.deploy.run.run_data import Row, RunData
 from vcppo.deploy.terminal import outcomes_view
 
-OUR_PACKAGES = ("vcppo", "__main__")
 NEWS = ("ready", "sft_step", "evaluation_done", "checkpoint_loaded", "step_replayed", "value_pretraining_decided")
 UNSAID = ("time", "level", "service", "run_id", "event", "logger", "exception", "stack", "unstructured", "process")
 
@@ -82,7 +82,7 @@ class ProgressLines:
 
     def show(self, process: str, record: Record) -> None:
         """Print what is news: our warnings, others' errors, and the events in `NEWS`."""
-        event, ours = str(record.get("event")), str(record.get("logger", "")).split(".")[0] in OUR_PACKAGES
+        event, ours = str(record.get("event")), str(record.get("logger", "")).split(".")[0] in OUR_LOGGERS
         if level_of(record) >= (LEVELS["warning"] if ours else LEVELS["error"]) or event in NEWS:
             fields = " ".join(f"{name}={value}" for name, value in record.items() if name not in UNSAID)
             self.say(f"{process}: {event.replace('_', ' ')} {fields}".rstrip())

@@ -90,10 +90,9 @@ class PromptSource:
     def problems_digest(self, count: int) -> str:
         """Of the first `count` problems of value pretraining, answers included: other data make another one."""
         found = blake2b(digest_size=16)
+        seed = derive_seed(self._config.run.seed, "value_pretraining")
         for group in range(count):
-            (problem,) = problems_of(
-                self._task, "train", derive_seed(self._config.run.seed, "value_pretraining"), group, 1
-            )
+            (problem,) = problems_of(self._task, "train", seed, group, 1)
             found.update(json.dumps([problem.prompt, problem.answer], sort_keys=True, default=str).encode())
         return found.hexdigest()
 

@@ -143,7 +143,7 @@ def test_rooms_only_look_down(wing: str) -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    assert measures.circles(ARROWS) == []
+    assert measures.circle(ARROWS) == []
 
 
 def test_no_room_is_crowded() -> None:

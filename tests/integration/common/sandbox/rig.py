@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
-from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Job, Layers, Limits
-from vcppo.generator.verifying.verifier_pool import VerifierPool
 
 # The system's, where there is one: a user of its own may not reach ours in somebody's home folder.
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -62,15 +59,3 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def in_pool(body: Callable[[VerifierPool], Awaitable[None]], config: TaskConfig) -> None:
-    async def main() -> None:
-        pool = VerifierPool(config)
-        try:
-            await pool.start()
-            await body(pool)
-        finally:
-            await pool.close()
-
-    asyncio.run(main())

@@ -11,12 +11,13 @@ import sys
 import pytest
 
 from tests.paths import DATA, ROOT
+from tests.processes import in_pool
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Isolation, Job, Layer, Layers, SandboxError, probe, run_program
 from vcppo.common.tasks import load_task
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 
-from .rig import NOTHING, PEEK, PYTHON, SLEEP, SYSTEM_PYTHON, in_pool, python
+from .rig import NOTHING, PEEK, PYTHON, SLEEP, SYSTEM_PYTHON, python
 
 
 def test_what_can_not_be_run_is_the_sandbox_s_failure(layers: Layers) -> None:

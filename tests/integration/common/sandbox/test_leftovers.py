@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.paths import DATA, ROOT
+from tests.processes import in_pool
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Isolation, Layer, Layers, run_program
 from vcppo.common.tasks import load_task
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 
-from .rig import FORKING, NOTHING, PYTHON, SLEEP, eventually, in_pool, marker, processes, python
+from .rig import FORKING, NOTHING, PYTHON, SLEEP, eventually, marker, processes, python
 
 DAEMON = """
     import os, sys, time

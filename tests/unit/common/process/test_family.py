@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
+from tests.processes import is_alive
 from vcppo.common.process.family import END_SECONDS, GUARDIAN, Family
 
 # Each says the pids of processes that try to be left alone, one a line.
@@ -86,13 +86,6 @@ async def started(script: str) -> tuple[Family, list[int]]:
             assert line
             pids.append(int(line))
     return family, pids
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def descends_from(pid: int) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import is_alive
 from vcppo.common.check.check_lines import CheckLine
 from vcppo.deploy.check.children import Began, Child, Children, Ended, Planned
 
@@ -55,13 +56,6 @@ def run(*children: Child) -> tuple[list[CheckLine], list[object]]:
     with Children(children) as running:
         events = [event for event in running.events() if event is not None]
     return [event for event in events if isinstance(event, CheckLine)], events
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_child_that_works(programs: Programs) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.processes import is_alive
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import DeadlineExceeded
 from vcppo.deploy.launch.launcher import Launcher
@@ -41,13 +42,6 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 
 def lines_of(tmp_path: Path, name: str) -> list[Record]:
     return [json.loads(line) for line in (tmp_path / "logs" / f"{name}.jsonl").read_text().splitlines()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def at_once(action: Callable[[], None]) -> Callable[[], bool]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import in_pool
 from vcppo.common.config import TaskConfig
 from vcppo.common.tasks import Problem, Task, Verdict
 from vcppo.generator.verifying.verifier_pool import VerifierError, VerifierPool
@@ -85,15 +86,7 @@ CONFIG = TaskConfig(name=f"{__name__}:Misbehaving", verifier_timeout_seconds=1.0
 
 
 def run(body: Callable[[VerifierPool], Awaitable[None]], config: TaskConfig = CONFIG) -> None:
-    async def main() -> None:
-        pool = VerifierPool(config)
-        try:
-            await pool.start()
-            await body(pool)
-        finally:
-            await pool.close()
-
-    asyncio.run(main())
+    in_pool(body, config)
 
 
 def test_every_outcome_is_told_apart_and_the_pool_goes_on() -> None:
