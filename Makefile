@@ -6,7 +6,7 @@ PYTHON_BIN := $(VENV)/bin/python
 PYTEST_ARGS ?=
 BENCH ?=
 FAULTS ?= tests/faults
-FUZZ ?= wire --runs 1000000 --seed 0
+FUZZ ?=
 
 # Nothing this project starts reports home.
 export VLLM_NO_USAGE_STATS := 1
@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test faults compose-test real-job real-job-test fuzz check measures docs bench lock clean
+.PHONY: help setup demo test bench-test extras-test faults compose-test real-job real-job-test fuzz check audit measures docs bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -27,10 +27,14 @@ demo: setup ## the whole pipeline on the CPU, real components, two generators; e
 	@$(VENV)/bin/vcppo demo
 
 test: setup ## all tests but faults, compose and benchmarks: unit, conformance, integration, fuzz (PYTEST_ARGS="-m unit" for the quick ones)
-	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) --ignore=tests/integration/test_benchmarks.py tests/unit tests/conformance tests/integration tests/fuzz
+	@$(PYTHON_BIN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) --ignore=tests/integration/test_benchmarks.py tests/integration tests/unit tests/conformance tests/fuzz
 
 bench-test: setup ## every benchmark once, small: does it run, is it right?
 	@$(PYTHON_BIN) -m pytest -n 3 --maxschedchunk 1 $(PYTEST_ARGS) tests/integration/test_benchmarks.py
+
+extras-test: setup ## tests of the optional extra reasoning-gym, its packages in .cache/extras (they take a C compiler)
+	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/extras -r requirements/extras.lock
+	@PYTHONPATH=.cache/extras $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit/common/tasks/test_reasoning_gym.py
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) $(FAULTS)
@@ -45,13 +49,16 @@ real-job: ## a pretrained model and data for real-job-test, in .cache/real-job (
 real-job-test: setup ## the way of docs/first_run.md, short, with a pretrained model (skipped without one)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/real_job
 
-fuzz: setup ## hostile input for longer: FUZZ="wire --runs 1000000 --seed 0"
+fuzz: setup ## the hostile hour: ten million inputs at all that reads; FUZZ="wire --runs 1000000 --seed 0" for one
 	@$(PYTHON_BIN) -m tests.fuzz $(FUZZ)
 
 check: setup ## formatting, lint and types
 	@$(PYTHON_BIN) -m ruff format --check --quiet .
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m mypy
+
+audit: ## known vulnerabilities of what the locks pin, by pip-audit; one line where its database can't be reached
+	@PYTHON=$(or $(PYTHON),$(firstword $(wildcard $(PYTHON_BIN)) python3)) scripts/audit.sh
 
 measures: setup ## how the code base is built, in figures: rooms, circles, long functions, docstrings, words a sentence
 	@$(PYTHON_BIN) scripts/measures.py
@@ -72,5 +79,5 @@ lock: setup ## resolve the lock files again (needs uv on PATH)
 	@scripts/lock.sh
 
 clean: ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) $(VENV).lock .venv-docs site .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(VENV).lock .venv-docs .venv-audit site .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_REFUSED = 3  # something a person must look at: starting the process again would end the same way
 EXIT_STUCK = 4  # the watchdog ended a process that did not get on
+EXIT_EXHAUSTED = 75  # a resource has run out: trying again later may help (EX_TEMPFAIL of sysexits.h)
 EXIT_INTERRUPTED = 130
 
 
@@ -36,6 +37,20 @@ class ConfigError(VcppoError):
 
 class DeadlineExceeded(VcppoError):
     """A wait ran past its deadline; the text names who was waited for."""
+
+
+class ResourceExhausted(VcppoError):
+    """A resource has run out (`vcppo.common.files.room`); the text names it, where, and the remedy.
+
+    Attributes:
+        resource: its name, e.g. ``disk space``.
+    """
+
+    exit_code = EXIT_EXHAUSTED
+
+    def __init__(self, text: str, resource: str) -> None:
+        super().__init__(text)
+        self.resource = resource
 
 
 class MetricsError(VcppoError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,21 @@ RECORD_FILE = "trajectories.msgpack"
 RECORDED_WITH_FILE = "recorded_with.json"
 DECISION_FILE = "decision.json"
 CRITIC_FOLDER = "critic"
+ADOPTED_FILE = "adopted.json"
+
+_CHECKPOINT = re.compile(r"step-(\d{6,18})", re.ASCII)
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The step in the name of a published checkpoint's folder; None: it is none."""
+    found = _CHECKPOINT.fullmatch(folder.name)
+    return None if found is None else int(found[1])
+
+
+def checkpoints_in(root: Path) -> dict[int, Path]:
+    """Step -> published checkpoint, in the order of steps. Other names in the folder are not looked at."""
+    steps = ((checkpoint_step(path), path) for path in root.glob("step-*"))
+    return dict(sorted((step, path) for step, path in steps if step is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,16 @@ class RunFolder:
         return self.path / "eval"
 
     @property
+    def explainable(self) -> Path:
+        """Responses and continuations of `vcppo explainable`."""
+        return self.path / "explainable"
+
+    @property
+    def explainable_results(self) -> Path:
+        """What `vcppo explainable` has found, a row a policy version and position."""
+        return self.path / "explainable.json"
+
+    @property
     def report(self) -> Path:
         """The page of results and its figures."""
         return self.path / "report"
@@ -82,6 +108,11 @@ class RunFolder:
     def spool(self) -> Path:
         """Unacknowledged trajectories of generators, one folder per sender."""
         return self.path / "spool"
+
+    @property
+    def processes(self) -> Path:
+        """A note of each process that works on the run and lives (`vcppo.common.process.living`)."""
+        return self.path / ".processes"
 
     @property
     def trained_log(self) -> Path:

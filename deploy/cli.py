@@ -1,6 +1,6 @@
 """`vcppo`: the command line. Parses and dispatches; the work is in the module each command names.
 
-Exit codes: 0 success, 1 failure, 2 bad usage or config, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 bad usage or config, 75 a resource has run out, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import structlog
 
 from vcppo.common.config import VcppoConfig, config_fields, dump_config, load_config
-from vcppo.common.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
+from vcppo.common.errors import EXIT_EXHAUSTED, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, VcppoError
+from vcppo.common.files.room import shortage_of
 
 if TYPE_CHECKING:
     from vcppo.deploy.terminal.session import Session
@@ -45,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `vcppo logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:
+        if (shortage := shortage_of(error)) is None:
+            raise
+        sys.stderr.write(f"vcppo: {error}: {shortage}\n")
+        return EXIT_EXHAUSTED
     finally:
         structlog.configure(**logging)
 
@@ -111,7 +117,8 @@ def _stage_alone(config: VcppoConfig, name: str, run: Callable[[VcppoConfig, Ses
 def _ledger(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from vcppo.deploy.terminal.ledger_command import open_store, print_ledger
+    from vcppo.deploy.terminal.ledger_command import print_ledger
+    from vcppo.deploy.terminal.open_store import open_store
 
     with open_store(_config(arguments)) as store:
         return EXIT_OK if print_ledger(store, Console()) else EXIT_FAILURE
@@ -133,6 +140,18 @@ def _logs(arguments: argparse.Namespace) -> int:
         if wanted.wants(record):
             screen.show(str(record.get("service", "")), record)
     return EXIT_OK
+
+
+def _reject(arguments: argparse.Namespace) -> int:
+    from vcppo.deploy.terminal.open_store import open_store
+    from vcppo.deploy.terminal.reject_command import reject
+
+    arguments.overrides += [word for word in arguments.words if "=" in word]
+    names = [word for word in arguments.words if "=" not in word]
+    with open_store(_config(arguments), to_write=True) as store:
+        lines, were_open = reject(store, names, arguments.why)
+    print("\n".join(lines))
+    return EXIT_OK if were_open and names else EXIT_FAILURE
 
 
 def _keys(arguments: argparse.Namespace) -> int:
@@ -239,8 +258,11 @@ examples:
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
   vcppo eval -c my.yaml --benchmark aime --model runs/first/export       also gpqa, codeforces, jsonl
   vcppo contamination -c my.yaml --benchmark aime    has it been trained on?
+  vcppo explainable runs/first --positions 8,40,80   does the critic lag, or is the task solved?
+  vcppo advise runs/first                            is the critic worth it?
   vcppo experiment quick                       arms x seeds, resumable; then vcppo report runs/quick
   vcppo ledger --run runs/first                where every prompt is
+  vcppo reject PROMPT --run runs/first         give one up
   vcppo report runs/first                      one page with all figures
   vcppo chaos --minutes 3                      faults over a run of its own, and the proof that nothing was lost
 """
@@ -262,7 +284,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.chaos.chaos_command import add_chaos
     from vcppo.deploy.check.check_command import add_check
+    from vcppo.deploy.evaluation.advise_command import add_advise
     from vcppo.deploy.evaluation.eval_command import add_evaluation
+    from vcppo.deploy.evaluation.explainable_command import add_explainable
     from vcppo.deploy.experiment.experiment_command import add_experiment
     from vcppo.deploy.samples.samples_command import add_samples
 
@@ -277,8 +301,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_sft(commands)
     _add_reward_model(commands)
     add_evaluation(partial(_add, commands), partial(_takes_config, run=True), _config)
+    add_explainable(partial(_add, commands))
+    add_advise(partial(_add, commands))
     add_experiment(lambda command, text, examples: _add(commands, "experiment", command, text, examples))
     _add_ledger(commands)
+    _add_reject(commands)
     _add_logs(commands)
     add_samples(partial(_add, commands))
     _add_keys(commands)
@@ -335,6 +362,27 @@ def _add_ledger(commands: Commands) -> None:
     ledger = _add(commands, "ledger", _ledger, "where every prompt of a run is; exit 1 unless exact",
                   "vcppo ledger --run runs/run\nvcppo ledger -c my.yaml redis.url=redis://store:6379/0")  # fmt: skip
     _takes_config(ledger, run=True)
+
+
+_REJECTED = """
+Whatever state a prompt is in, it is rejected, with a dead letter, and replaced by a new one. A step that it was claimed
+for is trained without it. The run may be up or down. Exit 1: one of them was not open.
+"""
+
+
+def _add_reject(commands: Commands) -> None:
+    reject = _add(commands, "reject", _reject, "give prompts up by hand: those that a learner dies of, say",
+                  "vcppo reject rl-00000012-3 --run runs/first\n"
+                  "vcppo reject rl-00000012-3 rl-00000014-0 -c my.yaml redis.url=redis://store:6379/0\n"
+                  "vcppo reject rl-00000012-3@generator-0.2f1c --run runs/first    the prompt of that trajectory",
+    )  # fmt: skip
+    reject.epilog = f"{reject.epilog}{_REJECTED}"
+    reject.set_defaults(overrides=[])
+    reject.add_argument("words", nargs="+", metavar="PROMPT", help="prompt or trajectory ids; section.field=value")
+    reject.add_argument("--why", default="", metavar="TEXT", help="for the dead letter")
+    source = reject.add_mutually_exclusive_group(required=True)
+    source.add_argument("-c", "--config", type=Path, metavar="CONFIG", help="YAML file of the run")
+    source.add_argument("--run", metavar="RUN", help="an existing run: its folder, or its name under runs/")
 
 
 def _add_logs(commands: Commands) -> None:

@@ -33,6 +33,7 @@ import structlog
 
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
+from vcppo.common.files.room import exhausted, shortage_of
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import RunFolder
@@ -41,6 +42,7 @@ from vcppo.common.transport.keys import Role, make_keys, private_files
 from vcppo.deploy.check.quick import CONTAINER, require
 from vcppo.deploy.launch.launcher import Launcher
 from vcppo.deploy.launch.nodes import Nodes
+from vcppo.deploy.launch.room_watch import watch_room
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink, Screen, timestamp
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 from vcppo.deploy.processes.supervisor import Interrupted, ProcessFailed, ProcessSpec, Supervisor
@@ -52,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 RUNS = Path("/runs")
 KEYS = Path("/keys")  # all/ is prepare's alone; <role>/ holds what that role needs, and is all its container sees
-HEALTHY = Path("/tmp/healthy")
+HEALTHY = Path("/tmp/healthy")  # noqa: S108  (the container's own)
 REDIS, BUFFER, LEARNER = "redis", "buffer", "learner"
 BUFFER_PORT = 5755
 METRICS_PORT = 9400  # deploy/monitoring/prometheus.yml
@@ -88,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except VcppoError as error:
             log.error("fatal", error=str(error))
             return error.exit_code
+        except OSError as error:
+            if (shortage := shortage_of(error)) is None:
+                raise
+            log.error("fatal", error=f"{error}: {shortage}")
+            return exhausted(shortage, arguments.role).exit_code
 
 
 def _open_sink(run: str, screen: Screen) -> LogSink:
@@ -331,7 +338,13 @@ def _supervise(config: VcppoConfig, sink: LogSink, spec: ProcessSpec, *, start_s
         backoff_seconds=config.launcher.restart_backoff_seconds,
         restart_window_seconds=config.launcher.restart_window_seconds,
     )
-    supervisor.on_tick = lambda: _note_health(supervisor)
+    room = watch_room(config)
+
+    def tick() -> None:
+        room.tick()
+        _note_health(supervisor)
+
+    supervisor.on_tick = tick
     with supervisor:
         child = supervisor.start(spec)
         try:

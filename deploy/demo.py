@@ -30,7 +30,7 @@ from vcppo.deploy.processes.supervisor import ProcessSpec, Supervisor
 from vcppo.deploy.report import write_report
 from vcppo.deploy.report.write import EVAL_NAMES
 from vcppo.deploy.run.run_config import RunError, exclusive, harmful_changes, write_config
-from vcppo.deploy.run.run_data import RunData, is_exact
+from vcppo.deploy.run.run_data import TRAINING_STAGE, RunData, is_exact
 from vcppo.deploy.terminal import recorded_view
 from vcppo.deploy.terminal.display import clock, number
 from vcppo.deploy.terminal.session import Mode, Session, open_session, write_ledger
@@ -191,7 +191,7 @@ class Demo:
             "value pretraining, then reinforcement learning",
             f"{self.config.generator.num_generators} generators, asynchronous",
         )
-        with self.session() as session, session.stage("value pretraining and rl"):
+        with self.session() as session, session.stage(TRAINING_STAGE):
             run_up(self.config, session)
 
     def evaluate(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from types import FrameType
 
 import structlog
@@ -21,9 +22,12 @@ from vcppo.common.store.access import connect_store
 from vcppo.common.telemetry.metrics import open_metrics
 from vcppo.common.transport import ControlServer, TrajectorySender, use_keys
 from vcppo.common.transport.endpoints import endpoints_of
+from vcppo.generator.reward_sources.source import open_source
 from vcppo.generator.rollout.parts import Generator
 from vcppo.generator.rollout.rollout import RolloutWorker
-from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.turns.environment_pool import EnvironmentPool
+from vcppo.generator.turns.judges import make_judges
+from vcppo.generator.turns.play import Player
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer, require_model
 from vcppo.generator.vllm_engine.engine import Engine
 
@@ -44,21 +48,26 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     require_model(config.model.path)
     folder, endpoints = RunFolder(config.run.path), endpoints_of(config)
     use_keys(config, "generator")
-    store = await asyncio.to_thread(connect_store, config)
-    verifiers = VerifierPool(config.task)
+    store = await asyncio.to_thread(partial(connect_store, config, enter=generator_id))
+    judges = make_judges(config.task)
+    rewards = open_source(config)
     engine = Engine(config, seed=config.run.seed, start_unset=config.generator.initial_weights == "learner")
-    judging = asyncio.ensure_future(verifiers.start())  # the children come up while vLLM loads
+    judging = asyncio.ensure_future(judges.start())  # the children come up while vLLM loads
     try:
         await engine.start()
         await judging
         tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+        player = Player(config, judges, tokenizer) if isinstance(judges, EnvironmentPool) else None
+        verifiers = None if isinstance(judges, EnvironmentPool) else judges
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         sender = TrajectorySender(endpoints, generator_id, config.transport, folder.spool / generator_id)
         metrics = open_metrics(config, generator_id)
         try:
-            parts = Generator(config, generator_id, engine, store, sender, verifiers, tokenizer, metrics)
+            parts = Generator(
+                config, generator_id, engine, store, sender, verifiers, tokenizer, metrics, player, rewards
+            )
             await _roll_out(parts, stopping)
         finally:
             sender.close()
@@ -66,14 +75,16 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     finally:
         engine.shutdown()
         await asyncio.gather(judging, return_exceptions=True)
-        await verifiers.close()
+        await judges.close()
+        if rewards is not None:
+            await rewards.close()
     log.info("generator_stopped")
 
 
 async def _roll_out(generator: Generator, stopping: asyncio.Event) -> None:
     config, engine = generator.config, generator.engine
     server = ControlServer(config.generator.control_host, config.transport.receive_memory_mib)
-    worker = RolloutWorker(generator, server.endpoint)
+    worker = RolloutWorker(generator, server)
     control = worker.control
     version = await asyncio.to_thread(facts.POLICY_VERSION.read, generator.store)
     if not engine.start_unset and (version is None or version == 0):

@@ -27,14 +27,15 @@ from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
 from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
+from vcppo.common.store.incarnations import LEARNER
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import encode_prompt, encode_prompts, load_task
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.common.transport import use_keys
 from vcppo.learner.batching.batch import Share
+from vcppo.learner.critic_model.critic_engine import make_rl_critic
+from vcppo.learner.critic_model.critic_vocabulary import usable_vocabulary
 from vcppo.learner.engine.deepspeed_engine import (
-    EngineOptions,
-    TrainEngine,
     broadcast_object,
     init_distributed,
     num_ranks,
@@ -42,8 +43,8 @@ from vcppo.learner.engine.deepspeed_engine import (
 )
 from vcppo.learner.engine.deepspeed_engine import shutdown_distributed as leave_process_group
 from vcppo.learner.engine.distributed import lost_peer
+from vcppo.learner.engine.reference import Reference
 from vcppo.learner.export import export_policy, load_tokenizer, make_actor, make_policy
-from vcppo.learner.models.models import load_critic, vocabulary_size
 from vcppo.learner.rl.loop import Models, RlLoop
 from vcppo.learner.rl.publish import Broadcaster
 from vcppo.learner.rl.rank_zero import RankZero
@@ -153,10 +154,11 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     share = Share(rank(), num_ranks(), config.learner.micro_batch_tokens)
     if rank() != 0:
         return Session(config, share, None, None, None, stop, make_broadcaster)
+    vocabulary = usable_vocabulary(config)
     RunFolder(config.run.path).create()
     use_keys(config, "learner")
-    store = connect_store(config, patience_seconds=config.redis.patience_seconds)
-    facts.VOCABULARY_SIZE.write(store, vocabulary_size(config.model.path, config.model.trust_remote_code))
+    store = connect_store(config, patience_seconds=config.redis.patience_seconds, enter=LEARNER)
+    facts.VOCABULARY_SIZE.write(store, vocabulary)
     metrics = open_metrics(config, "learner")
     return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
 
@@ -177,7 +179,7 @@ def _prompt_source(config: VcppoConfig) -> PromptSource:
 def _value_pretraining(session: Session) -> bool:
     """True when there is nothing (more) to do; False when asked to stop."""
     config = session.config
-    wanted = config.algorithm.advantage_estimator == "gae" and config.critic.init == "value_pretrained"
+    wanted = config.algorithm.has_critic and config.critic.init == "value_pretrained"
     # Rank 0 looks: a shared decision even where folders are seen late on another machine.
     if not broadcast_object(
         wanted and not (_rl_has_critic(session.folder) or is_done(config)) if rank() == 0 else None
@@ -224,6 +226,8 @@ def _reinforcement_learning(session: Session) -> bool:
     finally:
         broadcaster.close()
     watchdog.stage("export")
+    if session.store is not None:
+        session.store.confirm()
     export_policy(models.actor, config, session.folder.export)
     if rank_zero is not None:
         _finish(session, rank_zero)
@@ -238,7 +242,7 @@ def _rank_zero(session: Session) -> RankZero | None:
     issuer = PromptIssuer(session.store, session.source, "rl")
     collector = BatchCollector(session.config, session.store, issuer)
     trained, samples = (
-        TrainedLog(session.folder.trained_log),
+        TrainedLog(session.folder.trained_log, session.stop),
         SampleWriter(session.folder.samples, session.config.metrics),
     )
     return RankZero(session.store, issuer, collector, session.metrics, trained, samples)
@@ -248,26 +252,9 @@ def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:
     actor = make_actor(config)
     reference = None
     if config.algorithm.kl_coefficient > 0:
-        reference = make_policy(config).to(actor.device)
-        reference.requires_grad_(requires_grad=False)
-    critic = _make_critic(config, folder) if config.algorithm.advantage_estimator == "gae" else None
+        reference = Reference(make_policy(config).to(actor.device), config.algorithm.reference_refresh_steps)
+    critic = make_rl_critic(config) if config.algorithm.has_critic else None
     return Models(actor, critic, reference)
-
-
-def _make_critic(config: VcppoConfig, folder: RunFolder) -> TrainEngine:
-    options = EngineOptions.from_config(config)
-    init = config.critic.init
-    critic = load_critic(
-        config.model.path,
-        init=str(folder.value_pretraining / CRITIC_FOLDER) if init == "value_pretrained" else init,
-        dtype=options.torch_dtype,
-        trust_remote_code=config.model.trust_remote_code,
-        gradient_checkpointing=config.learner.gradient_checkpointing,
-        max_tokens=config.generator.max_model_len,
-    )
-    return TrainEngine(
-        critic, learning_rate=config.rl.critic_learning_rate, options=options, rate_setting="rl.critic_learning_rate"
-    )
 
 
 def _finish(session: Session, rank_zero: RankZero) -> None:

@@ -34,6 +34,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     rank,
     shutdown_distributed,
 )
+from vcppo.learner.models.freezing import freeze
 from vcppo.learner.models.models import PolicyModel, load_policy, save_model
 from vcppo.learner.models.saving import NotSaveable
 from vcppo.learner.models.wire_weights import own_weights
@@ -73,10 +74,12 @@ def load_tokenizer(config: VcppoConfig) -> Any:
 
 
 def make_actor(config: VcppoConfig) -> TrainEngine:
-    """The actor's engine, from ``model.path``."""
+    """The actor's engine, from ``model.path``. Raises ConfigError when ``rl.actor_freeze`` finds or leaves nothing."""
     options = EngineOptions.from_config(config)
+    policy = make_policy(config)
+    freeze(policy.hf_model, config.rl.actor_freeze, "rl.actor_freeze")
     return TrainEngine(
-        make_policy(config),
+        policy,
         learning_rate=config.rl.actor_learning_rate,
         options=options,
         rate_setting="rl.actor_learning_rate",

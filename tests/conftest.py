@@ -18,6 +18,8 @@ TESTS = Path(__file__).parent
 # Pure functions and records of arrays. In this process each of their calls is checked against its annotations; the
 # processes that tests start, and production, run them as they are.
 SHAPE_CHECKED = (
+    "vcppo.common.evaluation.explainable_variance",
+    "vcppo.common.evaluation.over_prompts",
     "vcppo.learner.algorithm",
     "vcppo.learner.batching.packing",
     "vcppo.learner.critic_quality",
@@ -49,6 +51,14 @@ def logging_as_it_was() -> Iterator[None]:
     before = structlog.get_config()
     yield
     structlog.configure(**before)
+
+
+@pytest.fixture(autouse=True)
+def nobodys_keys() -> Iterator[None]:
+    """A process' `main` called in this one says who it is; sockets of later tests would have its keys."""
+    yield
+    if (sockets := sys.modules.get("vcppo.common.transport.sockets")) is not None:
+        sockets.identify(None)
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ A task of your own, in a file beside your run.yaml (``task.name: my_task:Double`
 | name | what it is |
 |---|---|
 | `Task` | where prompts and verdicts come from: the class a user writes |
+| `Environment`, `Observation` | a task of several turns, and what its `step` returns |
 | `Problem`, `Verdict`, `Demonstration`, `Finding` | what its methods return |
 | `TaskOptions`, `parse_options` | typed options of a task; a wrong one is refused with its name |
+| `Chat` | a prompt of chat messages with tools, or with variables for the chat template |
 | `Split`, `Text`, `ChatMessages`, `FinishReason`, `Outcome` | the types in its signatures |
 | `load_task` | the task that a config names |
 | `load_config`, `VcppoConfig` | a run's settings from YAML and overrides, checked |
@@ -31,10 +33,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vcppo.common.config import VcppoConfig, load_config
+    from vcppo.common.environments.environment import Environment, Observation
     from vcppo.common.errors import VcppoError
     from vcppo.common.records.trajectory import FinishReason, Outcome
     from vcppo.common.tasks import load_task
     from vcppo.common.tasks.interface import (
+        Chat,
         ChatMessages,
         Demonstration,
         Finding,
@@ -50,10 +54,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "Chat",
     "ChatMessages",
     "Demonstration",
+    "Environment",
     "Finding",
     "FinishReason",
+    "Observation",
     "Outcome",
     "Problem",
     "Split",
@@ -70,6 +77,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Environment": "vcppo.common.environments.environment",
+    "Observation": "vcppo.common.environments.environment",
     "FinishReason": "vcppo.common.records.trajectory",
     "Outcome": "vcppo.common.records.trajectory",
     "VcppoConfig": "vcppo.common.config",

@@ -111,9 +111,12 @@ class DataPath:
         """A step's batch, as `vcppo.learner.rl.loop` takes it, and its commit."""
         while (ids := collector.poll(self.version)) is None:
             pass  # it has waited
-        batch = Batch.decode(self.store.claim(ids, self.version + 1), self.version)
+        payloads = collector.claim(ids, self.version + 1)
+        assert payloads is not None, "the store gave back other bytes than were sent"
+        batch = Batch.decode(payloads, self.version)
         self.store.commit(batch.prompt_ids)
         self.version += 1
+        facts.POLICY_VERSION.write(self.store, self.version)
         return batch
 
     def _step_config(self, batch_size: int, num_steps: int) -> VcppoConfig:
@@ -135,6 +138,8 @@ def answer(prompt: Prompt, template: Trajectory) -> Trajectory:
         prompt_id=prompt.id,
         group_id=prompt.group_id,
         sample_index=prompt.sample_index,
+        task=prompt.task,
+        prompt_token_ids=prompt.token_ids,
         issue_version=prompt.issue_version,
         version_spans=tuple(span._replace(version=prompt.issue_version) for span in template.version_spans),
     )

@@ -3,7 +3,7 @@
 A YAML file gives the tree (``vcppo up -c run.yaml``); ``section.field=value`` on the command line
 overrides it. Unknown keys are refused. Cross-field checks name the field, its value and the remedy.
 
-    training.py, services.py   the sections and their fields: the documentation
+    task.py, reward_sources.py, training.py, services.py   the sections and their fields: the documentation
     tree.py     the whole tree
     checks.py   what must hold between fields
     loading.py  YAML + overrides → VcppoConfig, or one clear line per problem
@@ -14,6 +14,7 @@ from vcppo.common.config.base import Section
 from vcppo.common.config.checks import config_warnings
 from vcppo.common.config.fields import ConfigField, config_fields, render_markdown
 from vcppo.common.config.loading import dump_config, load_config
+from vcppo.common.config.reward_sources import JudgeConfig, RewardServiceConfig, RewardSourceConfig
 from vcppo.common.config.services import (
     BroadcastConfig,
     GeneratorConfig,
@@ -26,6 +27,7 @@ from vcppo.common.config.services import (
     TransportConfig,
     WatchdogConfig,
 )
+from vcppo.common.config.task import RewardFunctionConfig, TaskConfig
 from vcppo.common.config.training import (
     AlgorithmConfig,
     CriticConfig,
@@ -35,7 +37,6 @@ from vcppo.common.config.training import (
     SamplingConfig,
     SftConfig,
     SftPhase,
-    TaskConfig,
     ValuePretrainingConfig,
 )
 from vcppo.common.config.tree import VcppoConfig
@@ -49,12 +50,16 @@ __all__ = [
     "CriticConfig",
     "EvalConfig",
     "GeneratorConfig",
+    "JudgeConfig",
     "LauncherConfig",
     "LearnerConfig",
     "LoggingConfig",
     "MetricsConfig",
     "ModelConfig",
     "RedisConfig",
+    "RewardFunctionConfig",
+    "RewardServiceConfig",
+    "RewardSourceConfig",
     "RlConfig",
     "RunConfig",
     "SamplingConfig",

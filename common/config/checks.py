@@ -11,8 +11,15 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+from vcppo.common.config.algorithm_checks import (
+    algorithm_problems,
+    kl_warnings,
+    no_critic_problems,
+    turn_problems,
+)
+from vcppo.common.config.critic_model_checks import critic_model_problems
+from vcppo.common.config.reward_checks import reward_problems
 from vcppo.common.config.sampling_checks import sampling_problems, sampling_warnings
-from vcppo.common.records.trajectory import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from vcppo.common.config.tree import VcppoConfig
@@ -38,11 +45,16 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
     """Yield one line per contradiction; none means the tree is usable."""
     yield from _batch_problems(config)
     yield from sampling_problems(config)
-    yield from _algorithm_problems(config)
-    if config.algorithm.advantage_estimator == "gae":
+    yield from reward_problems(config)
+    yield from algorithm_problems(config)
+    if config.algorithm.has_critic:
         yield from _value_pretraining_problems(config)
+        yield from _critic_pass_problems(config)
+        yield from critic_model_problems(config)
+        yield from turn_problems(config)
     else:
-        yield from _group_estimator_problems(config)
+        yield from no_critic_problems(config)
+    yield from _schedule_problems(config)
     yield from _sft_problems(config)
     yield from _length_problems(config)
     yield from _generator_problems(config)
@@ -68,11 +80,13 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
         )
     if rl.straggler == "drop" and rl.max_staleness == 0:
         yield "rl.straggler = drop has no effect with rl.max_staleness = 0: nothing is ever too old"
-    if rl.max_staleness > 0 and config.algorithm.importance_truncation is None:
+    corrections = (config.algorithm.importance_truncation, config.algorithm.rejection)
+    if rl.max_staleness > 0 and corrections == (None, None) and config.algorithm.old_log_probs == "proximal":
         yield (
             f"rl.max_staleness = {rl.max_staleness} with algorithm.importance_truncation = null: old trajectories are"
             " trained without correction for the policy that made them"
         )
+    yield from kl_warnings(config)
     if config.algorithm.clip_high < config.algorithm.clip_low:
         yield (
             f"algorithm.clip_high = {config.algorithm.clip_high} is below algorithm.clip_low ="
@@ -83,11 +97,25 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
             "security.curve = never with ports that other machines reach: whoever reaches them can send trajectories"
             " and replace weights; leave it at auto"
         )
+    yield from _source_warnings(config)
     if config.transport.credit_window > generator.max_in_flight:
         yield (
             f"transport.credit_window = {config.transport.credit_window} is never filled: a generator works on"
             f" generator.max_in_flight = {generator.max_in_flight} sequences"
         )
+
+
+def _source_warnings(config: VcppoConfig) -> Iterator[str]:
+    source, name = config.task.reward_source, config.task.reward_source_name
+    if source is None or source.url is None:
+        return
+    if source.patience_seconds >= config.learner.batch_deadline_seconds:
+        yield (
+            f"{name}.patience_seconds = {source.patience_seconds:g}: the learner gives a batch up sooner, after"
+            f" learner.batch_deadline_seconds = {config.learner.batch_deadline_seconds:g}: raise the latter above it"
+        )
+    if source.key_file and source.url.startswith("http:") and not is_local(source.url):
+        yield f"{name}.url = {source.url!r}: the key crosses the network unencrypted: use an https address"
 
 
 def _batch_problems(config: VcppoConfig) -> Iterator[str]:
@@ -110,53 +138,46 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
         )
 
 
-def _algorithm_problems(config: VcppoConfig) -> Iterator[str]:
-    algorithm, task = config.algorithm, config.task
-    if algorithm.old_log_probs == "behaviour" and algorithm.importance_truncation is not None:
-        yield (
-            f"algorithm.importance_truncation = {algorithm.importance_truncation:g}: needs algorithm.old_log_probs ="
-            " proximal (it is behaviour, whose ratio has the correction in it): set it to null"
-        )
-    for name, reward in (("reward_correct", task.reward_correct), ("reward_wrong", task.reward_wrong)):
-        if abs(reward) > DEFAULT_LIMITS.max_reward:
-            limit = f"the buffer accepts none beyond {DEFAULT_LIMITS.max_reward:g}"
-            yield f"task.{name} = {reward:g}: {limit}: use a smaller one, the paper's are 1 and -1"
-    if task.reward_correct <= task.reward_wrong:
-        yield (
-            f"task.reward_correct = {task.reward_correct:g}: must be above task.reward_wrong = {task.reward_wrong:g}:"
-            " the paper's are 1 and -1"
-        )
-
-
-def _group_estimator_problems(config: VcppoConfig) -> Iterator[str]:
-    """A group estimator has no critic: what speaks of one would silently do nothing."""
-    algorithm = config.algorithm
-    estimator = f"algorithm.advantage_estimator = {algorithm.advantage_estimator}"
-    if config.rl.group_size < 2:
-        yield f"rl.group_size = {config.rl.group_size}: {estimator} compares responses of a prompt: set it to 2 or more"
-    if algorithm.truncation == "bootstrap":
-        yield f"algorithm.truncation = bootstrap: {estimator} has no critic to ask: set it to terminal or mask"
-    for name, unset in (
-        ("length_adaptive_alpha", None),
-        ("value_clip", None),
-        ("lambda_actor", 0.95),
-        ("lambda_critic", 1.0),
-    ):
-        value = getattr(algorithm, name)
-        if value != unset:
+def _schedule_problems(config: VcppoConfig) -> Iterator[str]:
+    rl = config.rl
+    for name in ("actor_warmup_steps", "critic_warmup_steps"):
+        if (steps := getattr(rl, name)) >= rl.num_steps:
             yield (
-                f"algorithm.{name} = {value:g}: has no effect with {estimator}, which has no critic: set it to"
-                f" {'null' if unset is None else f'{unset:g}'}, or leave it out"
+                f"rl.{name} = {steps}: the run has rl.num_steps = {rl.num_steps}, so the full rate is never reached:"
+                f" set it to {rl.num_steps - 1} or less"
             )
-    if config.value_pretraining.num_trajectories:
+
+
+def _critic_pass_problems(config: VcppoConfig) -> Iterator[str]:
+    """What speaks of more passes without any would silently do nothing."""
+    critic, defaults = config.critic, type(config.critic)()
+    if critic.passes == "auto" and config.rl.batch_size // config.rl.group_size < 2:
         yield (
-            f"value_pretraining.num_trajectories = {config.value_pretraining.num_trajectories}: {estimator} has no"
-            " critic to pretrain: set it to 0"
+            f"critic.passes = auto: a batch has one prompt (rl.batch_size = {config.rl.batch_size}, rl.group_size ="
+            f" {config.rl.group_size}), so none can be held out: set it to a number, or use smaller groups"
         )
+    if (critic.num_mini_batches or 0) > config.rl.batch_size:
+        yield (
+            f"critic.num_mini_batches = {critic.num_mini_batches}: more mini-batches than the rl.batch_size ="
+            f" {config.rl.batch_size} responses: set it to {config.rl.batch_size} or less"
+        )
+    of_more = ("max_seconds", "num_mini_batches", "replay_batches")
+    of_auto = ("max_passes", "held_out_fraction", "min_rise", "patience")
+    for names, has_effect, needs in (
+        (of_more, critic.passes != 1, "2 or more, or auto"),
+        (of_auto, critic.passes == "auto", "auto"),
+    ):
+        for name in names:
+            if (value := getattr(critic, name)) != getattr(defaults, name) and not has_effect:
+                yield (
+                    f"critic.{name} = {value}: has no effect with critic.passes = {critic.passes}: set that to {needs},"
+                    f" or leave critic.{name} out"
+                )
 
 
 def _value_pretraining_problems(config: VcppoConfig) -> Iterator[str]:
     stage, group_size = config.value_pretraining, config.rl.group_size
+    yield from _recordings_problems(config)
     if not stage.num_trajectories:
         if config.critic.init == "value_pretrained":
             yield (
@@ -185,6 +206,17 @@ def _value_pretraining_problems(config: VcppoConfig) -> Iterator[str]:
             f"value_pretraining.batch_size = {stage.batch_size}: only {num_training} trajectories are left to train on:"
             f" {lower}{_enough_to_hold_out(config)}"
         )
+
+
+def _recordings_problems(config: VcppoConfig) -> Iterator[str]:
+    recordings = list(map(str, config.value_pretraining.recordings))
+    if recordings and config.critic.init != "value_pretrained":
+        yield (
+            f"value_pretraining.recordings = {recordings}: has no effect with critic.init = {config.critic.init}: set"
+            " that to value_pretrained, or value_pretraining.recordings to []"
+        )
+    for name in sorted({each for each in recordings if recordings.count(each) > 1}):
+        yield f"value_pretraining.recordings: {name} is given twice: keep one"
 
 
 def _enough_to_hold_out(config: VcppoConfig) -> str:

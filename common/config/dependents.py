@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from vcppo.common.config.reward_sources import JudgeConfig
+
 RlUse = Literal["no", "goes_on", "begins"]
 Consequence = Literal["nothing", "rl_goes_on", "critic_again", "recording_goes_on", "refused"]
 StartOver = Literal["rl", "value_pretraining", "run"]
@@ -47,6 +49,7 @@ _CRITIC = Dependents(critic=True)
 _CRITIC_AND_RL = Dependents(critic=True, rl="goes_on")
 _EVERYTHING = Dependents(recording=True, critic=True, rl="begins")
 _BEGINS = Dependents(rl="begins")
+_CRITIC_AND_BEGINS = Dependents(critic=True, rl="begins")
 
 # A name that ends in a dot stands for the whole section; the longest name that fits counts.
 DEPENDENTS: Mapping[str, Dependents] = {
@@ -56,11 +59,31 @@ DEPENDENTS: Mapping[str, Dependents] = {
     "model.trust_remote_code": _NOTHING,
     "task.": _EVERYTHING,
     "task.verifier_processes": _NOTHING,
+    "task.environment_calls": _NOTHING,
     "task.overlong": _GOES_ON,  # which prompts are passed over; those recorded stay
     "task.options.require_isolation": _NOTHING,  # how programs are judged, not how well
     # A response judged under another limit may have another outcome.
     "task.verifier_timeout_seconds": Dependents(recording=True, critic=True, rl="goes_on"),
     "task.verifier_memory_mib": Dependents(recording=True, critic=True, rl="goes_on"),
+    "task.max_rollout_seconds": Dependents(recording=True, critic=True, rl="goes_on"),
+    # How a source of rewards is reached; where it is may change too, as a service that has moved.
+    "task.reward_service.": _NOTHING,
+    "task.reward_service.url": Dependents(recording=True, critic=True, rl="goes_on"),
+    "task.judge.": _NOTHING,
+    "task.judge.url": Dependents(recording=True, critic=True, rl="goes_on"),
+    **dict.fromkeys(
+        (
+            "task.judge.model",
+            "task.judge.template",
+            "task.judge.template_file",
+            "task.judge.pattern",
+            "task.judge.scale",
+            "task.judge.votes",
+            "task.judge.temperature",
+            "task.judge.max_tokens",
+        ),
+        _EVERYTHING,
+    ),
     "sampling.": _EVERYTHING,
     "sft.": Dependents(cold_start=True),
     "sft.output": _NOTHING,
@@ -69,10 +92,26 @@ DEPENDENTS: Mapping[str, Dependents] = {
     "algorithm.advantage_estimator": _BEGINS,
     "algorithm.gamma": _CRITIC_AND_RL,
     "algorithm.truncation": _CRITIC_AND_RL,
-    "critic.": _BEGINS,
+    "critic.": _GOES_ON,
+    "critic.init": _BEGINS,
+    **dict.fromkeys(  # what the critic's weights and its optimizer's state are
+        (
+            "critic.model",
+            "critic.freeze",
+            "critic.head",
+            "critic.num_bins",
+            "critic.value_min",
+            "critic.value_max",
+            "critic.sigma_ratio",
+            "critic.sees_log_probs",
+        ),
+        _CRITIC_AND_BEGINS,
+    ),
     "value_pretraining.": _CRITIC,
     "value_pretraining.min_explained_variance": _NOTHING,  # the figure is there: it is only judged anew
     "rl.": _GOES_ON,
+    "rl.actor_freeze": _BEGINS,  # which weights the optimizer has a state of
+    "rl.critic_freeze": _BEGINS,
     "rl.group_size": _EVERYTHING,  # which prompt is whose sample
     "rl.weight_decay": _CRITIC_AND_RL,
     "rl.adam_beta2": _CRITIC_AND_RL,
@@ -184,13 +223,47 @@ def settings_of(what: Literal["recording", "critic", "rl"], tree: Mapping[str, o
     for field, value in tree.items():
         uses = dependents_of(field)
         shapes = {"recording": uses.recording, "critic": uses.critic or uses.recording, "rl": uses.rl != "no"}[what]
-        if shapes and field not in _KNOWN_OTHERWISE:
+        if shapes and field not in _KNOWN_OTHERWISE and not (field in _CAME_LATER and value == _CAME_LATER[field]):
             chosen[field] = value
     return chosen
 
 
-# Not compared as text: the run's name (its folder is), the model (its files are), and how far the recording goes.
-_KNOWN_OTHERWISE = ("run.name", "model.path", "value_pretraining.num_trajectories")
+# Not compared as text: the run's name (its folder is), models and other recordings (their files are), and how far the
+# recording goes.
+_KNOWN_OTHERWISE = (
+    "run.name",
+    "model.path",
+    "critic.model",
+    "value_pretraining.num_trajectories",
+    "value_pretraining.recordings",
+)
+# Notes of before these were there lack them: at their default they are left out.
+_CAME_LATER: Mapping[str, object] = {
+    "task.max_turns": 8,
+    "task.max_rollout_seconds": 3600.0,
+    "task.reward_range": None,
+    "task.reward_weights": {},
+    "task.rewards": [],
+    "task.format_pattern": None,
+    "task.soft_overlong_cache": 0,
+    "task.soft_overlong_penalty": 1.0,
+    "task.length_cost": 0.0,
+    "task.reward_service.url": None,
+    "task.judge.url": None,
+    **{
+        f"task.judge.{name}": JudgeConfig.model_fields[name].default
+        for name in (
+            "model",
+            "template",
+            "template_file",
+            "pattern",
+            "scale",
+            "votes",
+            "temperature",
+            "max_tokens",
+        )
+    },
+}
 _HARMLESS = ("rl.num_steps", "generator.max_model_len", "generator.dtype")
 
 

@@ -233,7 +233,7 @@ class MetricsConfig(Section):
     prometheus_port: int = Field(default=0, ge=0, le=65535)
     """Every process serves /metrics here; 0: none. Under `vcppo up` each takes a port of its own from this one on."""
 
-    prometheus_host: str = "0.0.0.0"
+    prometheus_host: str = "0.0.0.0"  # noqa: S104  (read-only; docs/threats.md)
     """Address the metrics port binds to. It is read-only and not authenticated."""
 
     wandb_project: str | None = None
@@ -285,6 +285,10 @@ class LauncherConfig(Section):
 
     restart_backoff_seconds: Seconds = 1.0
     """Pause before the first restart of a process; doubles with each one in a row, up to 30 seconds."""
+
+    room_warning_hours: float = Field(default=2.0, ge=0)
+    """Warn when the disk of the run folder, or that of temporary files, will be full sooner than this at the rate of
+    the last hour; 0: never."""
 
     restart_window_seconds: Seconds = 60.0
     """A process that was up for this long counts its restarts anew, if the run has made a step meanwhile."""

@@ -1,4 +1,4 @@
-"""What is trained and how: model, task, sampling, algorithm, stages."""
+"""What is trained and how: model, sampling, algorithm, stages. The task: task.py."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from vcppo.common.config.base import Folder, Lambda, Positive, Seconds, Section
+from vcppo.common.config.base import Folder, Lambda, Pattern, Positive, Section
 
 
 class ModelConfig(Section):
-    """The policy's starting weights; the critic shares its architecture."""
+    """The policy's starting weights; the critic shares its architecture unless critic.model names another."""
 
     path: str
     """Hugging Face id or folder of the policy RL starts from. The folder `vcppo sft` writes, or your own."""
@@ -20,37 +20,6 @@ class ModelConfig(Section):
 
     trust_remote_code: bool = False
     """Let transformers and vLLM run Python that ships with the model. Off: a model folder can't run code."""
-
-
-class TaskConfig(Section):
-    """Where prompts come from and how responses are verified."""
-
-    name: str = "chain_arithmetic"
-    """A built-in task (aime, chain_arithmetic, code, dataset, gpqa, mix) or module:Class of your own."""
-
-    options: dict[str, object] = Field(default_factory=dict)
-    """Passed to the task; each task documents its own."""
-
-    overlong: Literal["refuse", "skip"] = "refuse"
-    """A prompt that leaves no room for sampling.max_response_tokens in generator.max_model_len. refuse: the learner
-    looks at all prompts when it starts, and ends, naming the rows. skip: another problem takes its place, with a log
-    line. A task without an end can't be looked through: there it is always skip. An evaluation refuses or leaves out
-    held-out problems in the same way, and says how many."""
-
-    verifier_timeout_seconds: Seconds = 5.0
-    """A verifier child that takes longer is killed; the outcome is `timeout`."""
-
-    verifier_memory_mib: int = Field(default=4096, ge=256)
-    """What a verifier child may hold; when a response makes it need more, the outcome is `crash`."""
-
-    verifier_processes: Positive = 1
-    """Verifier children per generator."""
-
-    reward_correct: float = 1.0
-    """Reward of a correct response (paper: +1)."""
-
-    reward_wrong: float = -1.0
-    """Reward of anything else the verifier judged: wrong, unparsable, timeout, crash (paper: -1)."""
 
 
 class SamplingConfig(Section):
@@ -146,15 +115,25 @@ class AlgorithmConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_correction_by_default_with_behaviour(cls, values: Any) -> Any:
-        """The default of importance_truncation belongs to old_log_probs=proximal."""
-        if isinstance(values, dict) and values.get("old_log_probs") == "behaviour":
-            return {"importance_truncation": None, **values}
-        return values
+    def _defaults_that_belong_together(cls, values: Any) -> Any:
+        """The default of importance_truncation belongs to old_log_probs=proximal, that of kl_estimator to a loss."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("old_log_probs") == "behaviour":
+            values = {"importance_truncation": None, **values}
+        return {"kl_estimator": "k1", **values} if values.get("kl_in") == "reward" else values
 
-    advantage_estimator: Literal["gae", "group_mean", "leave_one_out"] = "gae"
-    """gae needs a critic. group_mean is GRPO: rewards less their group's mean, over its standard deviation.
-    leave_one_out is RLOO: rewards less the mean of the group's others."""
+    advantage_estimator: Literal[
+        "gae", "group_mean", "group_centred", "leave_one_out", "reinforce_plus_plus", "reinforce_plus_plus_baseline"
+    ] = "gae"
+    """gae needs a critic, the others none. group_mean is GRPO: rewards less their group's mean, over its standard
+    deviation. group_centred is the same without the deviation (Dr.GRPO). leave_one_out is RLOO: rewards less the mean
+    of the group's others. reinforce_plus_plus is the return, KL in the reward included, whitened over the batch;
+    its baseline variant takes the group's mean away first."""
+
+    advantage_level: Literal["token", "turn"] = "token"
+    """With gae, what one step is. turn: a run of action tokens without other text between; all its tokens have one
+    advantage, and V is asked where turns begin."""
 
     gamma: Lambda = 1.0
     """Discount (paper: 1)."""
@@ -177,16 +156,57 @@ class AlgorithmConfig(Section):
     clip_high: float = Field(default=0.2, gt=0, le=10)
     """See clip_low; larger than it (0.28, say) is DAPO's clip-higher."""
 
+    dual_clip: float | None = Field(default=None, gt=1, allow_inf_nan=False)
+    """Bound of the objective where an advantage is negative: at least this times the advantage, however large the
+    ratio; 3 is usual. null: none but that ratios end at 148."""
+
+    objective: Literal["ppo", "gspo", "cispo", "dis"] = "ppo"
+    """ppo clips each token's ratio. gspo clips the geometric mean over its response (clip_low=3e-4 clip_high=4e-4
+    aggregation=sequence in its paper). cispo weighs log pi by the clipped ratio: what is clipped still trains. dis
+    weighs it by the ratio, and leaves out what is clipped on either side (SAO, with old_log_probs=behaviour)."""
+
+    aggregation: Literal["token", "sequence", "fixed_length"] = "token"
+    """How the actor's terms become one loss: their mean over all trained tokens; the mean over responses of each
+    one's mean; or their sum over responses times sampling.max_response_tokens (Dr.GRPO)."""
+
+    entropy_coefficient: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the policy's entropy, which is then raised; it takes one more block of logits in backward."""
+
+    entropy_target: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Nats a token. In place of a fixed entropy_coefficient: after each step it goes up by entropy_step where entropy
+    was below this, else down, and it is in force only while entropy is not above (Skywork-OR1). null: off."""
+
+    entropy_step: float = Field(default=0.005, gt=0, allow_inf_nan=False)
+    """See entropy_target."""
+
+    entropy_limit: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    """With entropy_target, the largest coefficient: a larger one may raise entropy without end."""
+
+    positive_nll_coefficient: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """VAPO: weight of the negative log-likelihood of the tokens of correct responses (0.1 in its paper)."""
+
     value_clip: float | None = Field(default=None, gt=0)
     """Clip value moves to this range around the old value; null: off. Never applied in value pretraining."""
 
     whiten_advantages: bool | None = None
     """Zero mean and unit variance, global over ranks and action tokens; never applied to value targets. null: on with
-    gae, off with group_mean and leave_one_out. true with these two changes the scale only, so that a group of equal
-    rewards keeps advantages of exactly 0."""
+    gae and REINFORCE++, off with the group estimators. true with these changes the scale only, so that a group of
+    equal rewards keeps advantages of exactly 0."""
 
-    kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL penalty to the starting policy (the one at model.path) in the loss (paper: 0)."""
+    kl_coefficient: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the KL penalty to the reference policy, which is the one at model.path (paper: 0)."""
+
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the penalty goes: a term of the actor's loss, or taken from each token's reward before advantages and value
+    targets are made (InstructGPT, REINFORCE++)."""
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of the KL penalty, with d = log pi_reference - log pi: k1 = -d, k2 = d^2/2, k3 = e^d - d - 1. In a loss, the mean
+    gradient of k1 is 0 and that of k2 is the KL's. In a reward that of k1 is: the default with kl_in=reward."""
+
+    reference_refresh_steps: Positive | None = None
+    """The reference policy becomes the current one after each multiple of this many learner steps. Checkpoints then
+    hold its weights too. null: it stays the one at model.path."""
 
     old_log_probs: Literal["behaviour", "proximal"] = "proximal"
     """pi_old of the ratio: what the generator recorded, or recomputed by the learner when the batch is claimed
@@ -196,6 +216,24 @@ class AlgorithmConfig(Section):
     """Truncated importance sampling: weight min(pi_proximal / pi_behaviour, this); null: no correction. Only with
     old_log_probs=proximal; with behaviour the default is null."""
 
+    importance_level: Literal["token", "sequence", "geometric"] = "token"
+    """Whose ratio the weight is made of: the token's, the product over its response, or its geometric mean."""
+
+    importance_normalised: bool = False
+    """Divide the weights by their mean over the batch's trained actions: a batch far off-policy then takes steps as
+    large as any other."""
+
+    rejection: Literal["token", "sequence", "geometric"] | None = None
+    """Leave out of the actor's loss what lies outside [rejection_low, rejection_high] with pi_proximal / pi_behaviour.
+    token: each token by its own ratio (IcePop); sequence, geometric: whole responses, by the product or the geometric
+    mean. What is left out is not counted by the loss' mean either. The critic is trained on all. null: nothing."""
+
+    rejection_low: float = Field(default=0.5, gt=0, lt=1)
+    """See rejection."""
+
+    rejection_high: float = Field(default=2.0, gt=1, allow_inf_nan=False)
+    """See rejection."""
+
     num_mini_batches: Positive = 4
     """M: optimizer steps per pass over a batch."""
 
@@ -203,22 +241,103 @@ class AlgorithmConfig(Section):
     """E: passes over a batch."""
 
     @property
+    def has_critic(self) -> bool:
+        """Whether advantages come from a critic: of all estimators GAE alone asks one."""
+        return self.advantage_estimator == "gae"
+
+    @property
     def has_group_baseline(self) -> bool:
         """Whether the responses to one prompt are each other's baseline, in place of a critic."""
-        return self.advantage_estimator != "gae"
+        return self.advantage_estimator not in ("gae", "reinforce_plus_plus")
+
+    @property
+    def centres(self) -> bool:
+        """Whether whitening takes the batch's mean away too. A group's own baseline it would spoil, so that a group of
+        equal rewards had an advantage; REINFORCE++ is defined that way."""
+        return self.advantage_estimator in ("gae", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
 
     @property
     def whitens(self) -> bool:
         """Whether advantages are whitened, with the default worked out."""
-        return not self.has_group_baseline if self.whiten_advantages is None else self.whiten_advantages
+        return self.centres if self.whiten_advantages is None else self.whiten_advantages
+
+
+# The bins of critic.head=hl_gauss reach so many deviations of its Gaussian beyond the range of returns on each side.
+HL_GAUSS_MARGIN = 3.0
 
 
 class CriticConfig(Section):
-    """Where the critic's weights come from."""
+    """Where the critic's weights come from, what its head predicts, and how often it goes over a batch in RL."""
 
     init: str = "value_pretrained"
     """value_pretrained (this run's value-pretraining checkpoint), policy (cold-start backbone, new head), or a folder
     holding a critic or reward model."""
+
+    model: str | None = None
+    """Hugging Face id or folder of the model whose backbone a new head is put on, of another size or architecture than
+    the policy; null: model.path. Its tokenizer must have the policy's vocabulary, token by token."""
+
+    freeze: list[Pattern] = Field(default_factory=list)
+    """Regular expressions over the names of the critic's parameters (`model.layers.0.`, `embed_tokens`); what one is
+    found in is not trained, in value pretraining and in RL. One that is found nowhere is refused."""
+
+    head: Literal["scalar", "two_hot", "hl_gauss"] = "scalar"
+    """scalar: one number, trained by half the squared error. two_hot and hl_gauss: a distribution over bins, trained by
+    cross entropy; the value is its mean (docs/critic.md). A new scalar head says 0 everywhere, a new one with bins the
+    middle of its range."""
+
+    num_bins: int = Field(default=51, ge=2, le=4096)
+    """Bins of a head that is not scalar."""
+
+    value_min: float | None = None
+    """Least return the bins can hold; null: the low end of task.reward_range, or 0 where that is above 0 (a discount
+    takes returns there)."""
+
+    value_max: float | None = None
+    """Greatest return the bins can hold; null: the high end of task.reward_range, or 0 where that is below 0."""
+
+    sigma_ratio: float = Field(default=0.75, ge=0.25, le=16)
+    """With critic.head=hl_gauss: deviation of the Gaussian around a return, in widths of a bin (0.75 in its paper)."""
+
+    sees_log_probs: bool = False
+    """Whether the critic reads with each token how unlikely it was when it was sampled. A slip of the policy is an
+    unlikely token, so it tells the critic where to look (docs/critic.md)."""
+
+    passes: Positive | Literal["auto"] = 1
+    """Passes of the critic over each batch. The first goes with the actor's updates (algorithm.num_epochs of them count
+    as one), the others while generators make the next batch. auto: as long as explained variance rises on prompts of
+    the newest batch that are held out."""
+
+    max_passes: Positive = 8
+    """With critic.passes=auto, this many at most."""
+
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Time for all passes over a batch but the first; a pass that would take longer is not begun. null: no limit."""
+
+    num_mini_batches: Positive | None = None
+    """Optimizer steps in each pass but the first; null: algorithm.num_mini_batches."""
+
+    replay_batches: int = Field(default=0, ge=0)
+    """All passes but the first go over this many earlier batches too, with the targets of then."""
+
+    held_out_fraction: float = Field(default=0.125, gt=0, lt=1)
+    """With critic.passes=auto: share of a batch's prompts, one at least, that the critic is measured on. It is not
+    trained on their responses, unless critic.replay_batches takes them up later."""
+
+    min_rise: float = Field(default=0.005, ge=0)
+    """With critic.passes=auto: rise of held-out explained variance for a pass to count as one that helped."""
+
+    patience: Positive = 2
+    """With critic.passes=auto: this many passes in a row that did not help are the last. Small rises add up."""
+
+    def value_range(self, rewards: tuple[float, float]) -> tuple[float, float]:
+        """(least, greatest) return that a head with bins holds: given, or what rewards and any discount can make.
+
+        Args:
+            rewards: the least and the greatest there are, `VcppoConfig.reward_rule`'s.
+        """
+        low, high = min(0.0, rewards[0]), max(0.0, rewards[1])
+        return (low if self.value_min is None else self.value_min, high if self.value_max is None else self.value_max)
 
 
 class ValuePretrainingConfig(Section):
@@ -226,12 +345,16 @@ class ValuePretrainingConfig(Section):
 
     num_trajectories: int = Field(default=4096, ge=0)
     """Rollouts recorded once and replayed. When it is raised on a run, the recording goes on. 0 skips the stage: with
-    algorithm.advantage_estimator gae, critic.init must then be policy or a folder; with group_mean and leave_one_out 0
+    algorithm.advantage_estimator gae, critic.init must then be policy or a folder; with a group estimator 0
     is the default."""
+
+    recordings: list[Folder] = Field(default_factory=list)
+    """Folders of other runs whose recorded responses the critic learns of too, beside num_trajectories of its own.
+    Task, rewards, model and sampling must be the same; seeds may differ. A prompt of both counts once."""
 
     held_out_fraction: float = Field(default=0.125, gt=0, lt=1)
     """Share of problems (whole groups) that gate the critic and never train it. 20 right and 20 other responses must be
-    among them."""
+    among them, unless rewards are graded."""
 
     batch_size: Positive = 128
     """Trajectories per optimizer step."""
@@ -253,11 +376,13 @@ class ValuePretrainingConfig(Section):
 
     min_explained_variance: float = Field(default=0.3, lt=1)
     """The gate: RL starts only when held-out explained variance reaches this; else the run stops and says why
-    (docs/value_pretraining.md). At 0 or below nothing is asked of the number of right responses."""
+    (docs/value_pretraining.md). At 0 or below nothing is asked of the number of right responses, and returns that do
+    not vary pass."""
 
-    def num_held_out_groups(self, group_size: int) -> int:
-        """How many prompts (groups of `group_size` trajectories) are held out: the fraction, rounded."""
-        return round(self.num_trajectories // group_size * self.held_out_fraction)
+    def num_held_out_groups(self, group_size: int, num_taken: int = 0) -> int:
+        """How many prompts are held out: the fraction, rounded, of the run's own (groups of `group_size` trajectories)
+        and those taken from other recordings."""
+        return round((self.num_trajectories // group_size + num_taken) * self.held_out_fraction)
 
 
 class RlConfig(Section):
@@ -284,6 +409,25 @@ class RlConfig(Section):
 
     critic_learning_rate: float = Field(default=6e-5, gt=0)
     """Critic step size (paper, 32B: 2e-6)."""
+
+    actor_freeze: list[Pattern] = Field(default_factory=list)
+    """Regular expressions over the names of the policy's parameters (`model.layers.0.`, `embed_tokens`); what one is
+    found in is not trained. It is still sent to generators. One that is found nowhere is refused."""
+
+    critic_freeze: list[Pattern] = Field(default_factory=list)
+    """The same for the critic in RL only, beside `critic.freeze`: value pretraining trains what is named here."""
+
+    actor_warmup_steps: int = Field(default=0, ge=0)
+    """Learner steps over which the policy's step size rises to rl.actor_learning_rate."""
+
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """The same for rl.critic_learning_rate."""
+
+    actor_schedule: Literal["constant", "cosine"] = "constant"
+    """Of the policy's step size after the warm-up; cosine falls to 0 at rl.num_steps."""
+
+    critic_schedule: Literal["constant", "cosine"] = "constant"
+    """The same for the critic."""
 
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW weight decay of both."""

@@ -22,6 +22,7 @@ from vcppo.common.config.services import (
     TransportConfig,
     WatchdogConfig,
 )
+from vcppo.common.config.task import TaskConfig
 from vcppo.common.config.training import (
     AlgorithmConfig,
     CriticConfig,
@@ -31,9 +32,9 @@ from vcppo.common.config.training import (
     RlConfig,
     SamplingConfig,
     SftConfig,
-    TaskConfig,
     ValuePretrainingConfig,
 )
+from vcppo.common.rewards.reward_rule import RewardRule
 from vcppo.common.text.yaml_text import one_line
 
 _MAX_PROBLEM = 1000
@@ -64,6 +65,11 @@ class VcppoConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
     launcher: LauncherConfig = LauncherConfig()
     eval: EvalConfig = EvalConfig()
+
+    @property
+    def reward_rule(self) -> RewardRule:
+        """How the reward of a response is made, and what it can be."""
+        return self.task.reward_rule(self.sampling.max_response_tokens)
 
     @property
     def uses_curve(self) -> bool:

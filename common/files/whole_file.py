@@ -1,7 +1,7 @@
 """Files that are either whole or not there, whenever the process dies. All renaming is done in this room.
 
-Nothing here is fsynced: after a power cut the newest may be missing, or empty on some file systems. Where that matters
-the caller syncs (`vcppo.learner.engine.checkpoint`).
+Nothing here is fsynced but where `sync` asks for it: after a power cut the newest may be missing, or empty on some file
+systems. Where that matters the caller syncs (`vcppo.learner.engine.checkpoint`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 _PARTIAL = ".partial"
@@ -34,6 +35,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Replace `path` by a file of `content`; text in UTF-8."""
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append_whole(file: FileIO, content: bytes, *, sync: bool = False) -> None:
+    """Add `content` at the end of an unbuffered file; with `sync` it is on the disk when this returns.
+
+    Raises:
+        OSError: the file is then as it was before.
+    """
+    size, view = file.seek(0, os.SEEK_END), memoryview(content)
+    try:
+        while view:
+            view = view[file.write(view) :]
+        if sync:
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            file.truncate(size)
+        raise
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -29,10 +29,13 @@ def main(arguments: list[str]) -> int:
         return 128 + signal.SIGTERM
     awaited = ENDINGS | {signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # they are waited for; a handler would need a wake-up
-    child = os.fork()
+    guardian, child = os.getpid(), os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
         os.setsid()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # nobody goes on unguarded
+        if os.getppid() != guardian:  # it died before prctl took effect
+            os._exit(128 + signal.SIGKILL)
         try:
             os.execvp(program[0], program)
         except OSError as error:

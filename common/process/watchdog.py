@@ -131,7 +131,11 @@ def leave(loop: str = "main") -> None:
 
 
 def _end(stuck: dict[str, object], stacks: Path) -> NoReturn:
-    dump_stacks(stacks, stuck)
+    try:
+        dump_stacks(stacks, stuck)
+    except OSError as error:  # a full disk must not keep a stuck process alive
+        log.warning("stacks_not_written", file=str(stacks), error=str(error), instead="stderr")
+        faulthandler.dump_traceback(2, all_threads=True)
     log.critical("fatal", error=_text(stuck, stacks), **stuck)
     sys.stdout.flush()
     os._exit(EXIT_STUCK)  # a stuck thread would keep an orderly end from ever coming

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,17 @@ def check_trained_once(path: Path, max_staleness: int) -> int:
     return sum(len(entry["prompt_ids"]) for entry in steps.values())
 
 
-def replays_differ(path: Path) -> list[int]:
-    """Steps that were trained again after a crash on other trajectories than before: none, if nothing is lost."""
+def replays_differ(path: Path, rejected: Collection[str] = ()) -> list[int]:
+    """Steps that were trained again after a crash on other trajectories than before: none, if nothing is lost.
+
+    Args:
+        rejected: prompts that may be missing from a replay: they were given up meanwhile, each with a dead letter.
+    """
     first: dict[int, list[str]] = {}
-    return [
-        entry.step
-        for entry in _lines(path)
-        if first.setdefault(entry.step, entry.trajectory_ids) != entry.trajectory_ids
-    ]
+    differing: list[int] = []
+    for entry in _lines(path):
+        pairs = zip(entry.prompt_ids, entry.trajectory_ids, strict=False)
+        kept = [trajectory_id for prompt_id, trajectory_id in pairs if prompt_id not in rejected]
+        if first.setdefault(entry.step, kept) != kept:
+            differing.append(entry.step)
+    return differing

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import isfinite
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import fsum, isfinite
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from vcppo.common.errors import VcppoError
 FinishReason = Literal["stop", "length", "abort"]
 """Why a response ended: the policy ended it, it was cut off, or its generation was broken off."""
 Outcome = Literal["correct", "wrong", "unparsable", "timeout", "crash"]
-"""What a verifier finds; all but ``correct`` get ``task.reward_wrong``."""
+"""What a verifier finds. Where it gives no number, all but ``correct`` get ``task.reward_wrong``."""
 Purpose = Literal["value_pretraining", "rl"]
 
 Int32Array = NDArray[np.int32]
@@ -78,6 +79,8 @@ class Trajectory:
         generator_id: who made it.
         issue_version: the learner's version when the prompt was issued.
         timings: seconds by phase, e.g. ``generate``, ``verify``.
+        components: parts of the reward by name, unweighted (`vcppo.common.rewards.reward_rule`); empty where the
+            outcome alone makes it.
     """
 
     id: str
@@ -96,6 +99,7 @@ class Trajectory:
     generator_id: str
     issue_version: int
     timings: dict[str, float] = field(default_factory=dict)
+    components: dict[str, float] = field(default_factory=dict)
 
     @property
     def oldest_version(self) -> int:
@@ -103,9 +107,25 @@ class Trajectory:
         return min(span.version for span in self.version_spans)
 
     @property
+    def num_turns(self) -> int:
+        """Runs of actions with no other text between them."""
+        begins = self.action_mask.copy()
+        begins[1:] &= ~self.action_mask[:-1]
+        return int(begins.sum())
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and response together: what a pack has to hold."""
         return len(self.prompt_token_ids) + len(self.response_token_ids)
+
+
+def mean_components(trajectories: Iterable[Trajectory]) -> dict[str, float]:
+    """Mean of each part of the rewards over the responses that have it, by name in alphabetical order."""
+    found: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for name, value in trajectory.components.items():
+            found.setdefault(name, []).append(value)
+    return {name: fsum(values) / len(values) for name, values in sorted(found.items())}
 
 
 class InvalidTrajectory(VcppoError):
@@ -122,7 +142,9 @@ class TrajectoryLimits:
         max_string: characters of an id or name.
         max_log_prob: nats; rounding may put the log-prob of a sure token a little above 0.
         max_token_id: the model's last token: one beyond ends the learner in its embedding.
-        max_reward: its absolute value: what is finite here may be infinite in float32, or squared.
+        max_reward: its absolute value, and its components': what is finite here may be infinite in float32, or
+            squared.
+        max_components: parts of a reward.
     """
 
     max_tokens: int = 1 << 22
@@ -131,6 +153,13 @@ class TrajectoryLimits:
     max_log_prob: float = 1e-3
     max_token_id: int = 2**31 - 1
     max_reward: float = 1e6
+    max_components: int = 48
+
+    def with_vocabulary(self, size: Callable[[], int | None]) -> TrajectoryLimits:
+        """These, with the model's last token once `size` says how many there are; it is asked until it does."""
+        if self.max_token_id != DEFAULT_LIMITS.max_token_id or (found := size()) is None:
+            return self
+        return replace(self, max_token_id=found - 1)
 
 
 DEFAULT_LIMITS = TrajectoryLimits()
@@ -164,6 +193,16 @@ def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMI
         raise InvalidTrajectory(f"reward: {trajectory.reward} is not finite, or beyond {limits.max_reward:g}")
     if not all(map(isfinite, trajectory.timings.values())):
         raise InvalidTrajectory("timings: a duration is not finite")
+    if trajectory.components:
+        _check_components(trajectory.components, limits)
+
+
+def _check_components(components: Mapping[str, float], limits: TrajectoryLimits) -> None:
+    if len(components) > limits.max_components:
+        raise InvalidTrajectory(f"components: {len(components)} of them, at most {limits.max_components}")
+    for name, value in components.items():
+        if not abs(value) <= limits.max_reward:
+            raise InvalidTrajectory(f"components: {name[:80]} = {value} is not finite, or beyond {limits.max_reward:g}")
 
 
 def check_shapes(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:

@@ -2,29 +2,40 @@
 
 Layout of a message (offsets in bytes)::
 
-    0   4  magic: b"vct1" (trajectory) or b"vcp1" (prompt); the digit is the schema version
+    0   4  magic: b"vct2" (trajectory) or b"vcp2" (prompt); the digit is the schema version
     4   4  H, the header's size, uint32
     8   H  header: msgpack map, every key known, every value bounded
     8+H    zero padding to a multiple of 8, then the arrays, one after the other, 4-byte ones first
+    end-8  xxh3 of all bytes before, uint64: made by the sender, looked at wherever the message is decoded
 
 Encoding copies each array once; decoding copies nothing: arrays are read-only views of the message.
 Whatever bytes come in, decoding returns a valid object or raises `WireError` naming the field.
 No pickle, no code, no allocation larger than the message.
+
+Schema 1 had no sum; spools and stores of an older version still hold such messages, so they are read and no more
+written. A new field is a key of the header, a new array comes last and has its length there: give them the next
+schema, and its keys a line in `_TRAJECTORY_KEYS`; what an older schema lacks gets its default in `decode_trajectory`.
+A field that most messages do without is optional (`_OPTIONAL_TRAJECTORY_KEYS`): it is written only where it says
+something, so that whoever does not know it reads all other messages.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import cast, get_args
 
 import msgpack
 import numpy as np
+import xxhash
 
 from vcppo.common.errors import VcppoError
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.records.trajectory import (
     DEFAULT_LIMITS,
     FinishReason,
+    Int32Array,
     InvalidTrajectory,
     Outcome,
     Prompt,
@@ -36,11 +47,12 @@ from vcppo.common.records.trajectory import (
     check_values,
 )
 
-WIRE_SCHEMA_VERSION = 1
+WIRE_SCHEMA_VERSION = 2
 
-_TRAJECTORY_MAGIC = b"vct%d" % WIRE_SCHEMA_VERSION
-_PROMPT_MAGIC = b"vcp%d" % WIRE_SCHEMA_VERSION
+_TRAJECTORY = b"vct"
+_PROMPT = b"vcp"
 _PREFIX_SIZE = 8
+_SUM_SIZE = 8
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_PROBLEM_BYTES = 1 << 20
 _MAX_TIMINGS = 32
@@ -48,14 +60,18 @@ _MAX_LIST = 4 * DEFAULT_LIMITS.max_spans  # msgpack makes room for what a list d
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _FINISH_REASONS, _OUTCOMES, _PURPOSES = get_args(FinishReason), get_args(Outcome), get_args(Purpose)
 
-_TRAJECTORY_KEYS = {
+_TRAJECTORY_KEYS_1 = {
     *("id", "prompt_id", "group_id", "sample_index", "task", "num_prompt", "num_response", "version_spans"),
     *("finish_reason", "reward", "outcome", "generator_id", "issue_version", "timings"),
 }
-_PROMPT_KEYS = {
+_PROMPT_KEYS_1 = {
     *("id", "group_id", "sample_index", "task", "num_tokens"),
     *("problem", "seed", "issue_version", "purpose", "max_response_tokens"),
 }
+# The header's keys by the schema's digit.
+_TRAJECTORY_KEYS = {b"1": _TRAJECTORY_KEYS_1, b"2": _TRAJECTORY_KEYS_1}
+_PROMPT_KEYS = {b"1": _PROMPT_KEYS_1, b"2": _PROMPT_KEYS_1}
+_OPTIONAL_TRAJECTORY_KEYS = {b"2": {"components"}}
 
 _LITTLE_ENDIAN = {np.dtype(kind): np.dtype(kind).newbyteorder("<") for kind in (np.int32, np.float32, np.bool_)}
 _UNUSABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
@@ -66,6 +82,7 @@ class WireError(VcppoError):
 
 
 Header = dict[str, object]
+KeysBySchema = Mapping[bytes, set[str]]
 
 
 def encode_trajectory(trajectory: Trajectory) -> bytes:
@@ -78,7 +95,7 @@ def encode_trajectory(trajectory: Trajectory) -> bytes:
     except InvalidTrajectory as error:
         raise WireError(str(error)) from error
     t = trajectory
-    header = {
+    header: Header = {
         "id": t.id,
         "prompt_id": t.prompt_id,
         "group_id": t.group_id,
@@ -94,13 +111,15 @@ def encode_trajectory(trajectory: Trajectory) -> bytes:
         "issue_version": t.issue_version,
         "timings": t.timings,
     }
+    if t.components:
+        header["components"] = t.components
     arrays = (t.prompt_token_ids, t.response_token_ids, t.behaviour_log_probs, t.action_mask)
-    return _join(_TRAJECTORY_MAGIC, header, arrays)
+    return _join(_TRAJECTORY, header, arrays)
 
 
 def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_LIMITS) -> Trajectory:
     """The trajectory in `data`, its arrays read-only views of it. Raises `WireError`."""
-    header, body = _split(data, _TRAJECTORY_MAGIC, _TRAJECTORY_KEYS)
+    header, body = _split(data, _TRAJECTORY, _TRAJECTORY_KEYS, _OPTIONAL_TRAJECTORY_KEYS)
     num_prompt = _integer(header, "num_prompt", 1, limits.max_tokens)
     num_response = _integer(header, "num_response", 1, limits.max_tokens - num_prompt)
     expected = 4 * num_prompt + 9 * num_response
@@ -126,7 +145,8 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
         outcome=cast(Outcome, _choice(header, "outcome", _OUTCOMES)),
         generator_id=_string(header, "generator_id", limits),
         issue_version=_integer(header, "issue_version", 0),
-        timings=_timings(header, limits),
+        timings=_numbers(header, "timings", _MAX_TIMINGS, limits),
+        components=_numbers(header, "components", limits.max_components, limits) if "components" in header else {},
     )
     try:
         check_values(trajectory, limits)  # the shapes are right: they were made here
@@ -156,12 +176,12 @@ def encode_prompt(prompt: Prompt) -> bytes:
         "purpose": prompt.purpose,
         "max_response_tokens": prompt.max_response_tokens,
     }
-    return _join(_PROMPT_MAGIC, header, (token_ids,))
+    return _join(_PROMPT, header, (token_ids,))
 
 
 def decode_prompt(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_LIMITS) -> Prompt:
     """The prompt in `data`, its tokens a read-only view of it. Raises `WireError`."""
-    header, body = _split(data, _PROMPT_MAGIC, _PROMPT_KEYS)
+    header, body = _split(data, _PROMPT, _PROMPT_KEYS)
     num_tokens = _integer(header, "num_tokens", 1, limits.max_tokens)
     if len(body) != 4 * num_tokens:
         raise WireError(f"num_tokens: {num_tokens} tokens take {4 * num_tokens} bytes, the message has {len(body)}")
@@ -182,7 +202,20 @@ def decode_prompt(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_L
     )
 
 
-def _join(magic: bytes, header: Header, arrays: tuple[np.ndarray, ...]) -> bytes:
+def checksum(*parts: bytes | memoryview) -> bytes:
+    """The sum at the end of a message: 8 bytes, of all that stands before it."""
+    hasher = xxhash.xxh3_64()
+    for part in parts:
+        hasher.update(part)
+    return hasher.intdigest().to_bytes(_SUM_SIZE, "little")
+
+
+def tokens_digest(token_ids: Int32Array) -> bytes:
+    """8 bytes that tell one prompt's tokens ``[P]`` from another's."""
+    return checksum(np.ascontiguousarray(token_ids, "<i4").data)
+
+
+def _join(kind: bytes, header: Header, arrays: tuple[np.ndarray, ...]) -> bytes:
     """One message; each array is copied exactly once, here."""
     try:
         packed: bytes = msgpack.packb(header)
@@ -192,23 +225,35 @@ def _join(magic: bytes, header: Header, arrays: tuple[np.ndarray, ...]) -> bytes
         raise WireError(f"header: {len(packed)} bytes, at most {_MAX_HEADER_BYTES}: names or the problem are too long")
     padding = b"\0" * (-len(packed) % 8)
     little_endian = [np.ascontiguousarray(array, _LITTLE_ENDIAN[array.dtype]).data for array in arrays]
-    return b"".join([magic, len(packed).to_bytes(4, "little"), packed, padding, *little_endian])
+    front = b"".join([kind, b"%d" % WIRE_SCHEMA_VERSION, len(packed).to_bytes(4, "little"), packed, padding])
+    return b"".join([front, *little_endian, checksum(front, *little_endian)])
 
 
-def _split(data: bytes | memoryview, magic: bytes, keys: set[str]) -> tuple[Header, memoryview]:
+def _split(
+    data: bytes | memoryview, kind: bytes, keys: KeysBySchema, optional: KeysBySchema = MappingProxyType({})
+) -> tuple[Header, memoryview]:
     """The header, its keys checked, and a view of the arrays."""
     try:
         view = memoryview(data).cast("B")
     except TypeError as error:
         raise WireError(f"message: not contiguous bytes: {error}") from error
-    if view[:4] != magic:
-        raise WireError(f"message: begins with {bytes(view[:4])!r}, not {magic!r}: other schema version or no message")
+    schema = bytes(view[3:4])
+    if view[:3] != kind or schema not in keys:
+        raise WireError(
+            f"message: begins with {bytes(view[:4])!r}, not {kind + b'%d' % WIRE_SCHEMA_VERSION!r}: "
+            "other schema version or no message"
+        )
+    if schema != b"1":
+        view, said = view[:-_SUM_SIZE], view[-_SUM_SIZE:]
+        if checksum(view) != said:
+            raise WireError(f"checksum: {bytes(said).hex()} is not that of the {len(view)} bytes before: damaged")
     size = int.from_bytes(view[4:_PREFIX_SIZE], "little")
     if size > _MAX_HEADER_BYTES or _PREFIX_SIZE + size > len(view):
         raise WireError(f"header: declared as {size} bytes in a message of {len(view)} (most: {_MAX_HEADER_BYTES})")
     header = _unpack_map(view[_PREFIX_SIZE : _PREFIX_SIZE + size])
-    if header.keys() != keys:
-        different = sorted(ascii(key)[:40].strip("'") for key in header.keys() ^ keys)[:5]
+    wrong = header.keys() ^ keys[schema]
+    if wrong and (wrong := wrong - (optional.get(schema, set()) & header.keys())):
+        different = sorted(ascii(key)[:40].strip("'") for key in wrong)[:5]
         raise WireError(f"{different[0]}: field missing or unknown (all such: {different})")
     return header, view[_PREFIX_SIZE + size + -size % 8 :]
 
@@ -260,14 +305,15 @@ def _spans(header: Header, limits: TrajectoryLimits) -> tuple[VersionSpan, ...]:
     return tuple(map(VersionSpan, flat[::2], flat[1::2]))
 
 
-def _timings(header: Header, limits: TrajectoryLimits) -> dict[str, float]:
-    timings = header["timings"]
-    if type(timings) is not dict or len(timings) > _MAX_TIMINGS:
-        raise WireError(f"timings: no map of at most {_MAX_TIMINGS} phases")
-    for name in timings:
+def _numbers(header: Header, field: str, most: int, limits: TrajectoryLimits) -> dict[str, float]:
+    """A map of names to numbers."""
+    found = header[field]
+    if type(found) is not dict or len(found) > most:
+        raise WireError(f"{field}: no map of at most {most} names")
+    for name in found:
         if type(name) is not str or len(name) > limits.max_string:
-            raise WireError(f"timings: {_short(name)} is no phase name")
-    return {name: _number(seconds, "timings") for name, seconds in timings.items()}
+            raise WireError(f"{field}: {_short(name)} is no name")
+    return {name: _number(value, field) for name, value in found.items()}
 
 
 def _answer(text: object) -> dict[str, object]:

@@ -9,9 +9,10 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import ConfigError
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store import embedded_redis
+from vcppo.common.store.incarnations import Incarnation
 from vcppo.common.store.run_store import Credentials, RunStore
 
-PASSWORD_VARIABLE = "VCPPO_REDIS_PASSWORD"
+PASSWORD_VARIABLE = "VCPPO_REDIS_PASSWORD"  # noqa: S105  (its name)
 
 
 def connect_store(
@@ -20,6 +21,7 @@ def connect_store(
     url: str | None = None,
     deadline_seconds: float | None = None,
     patience_seconds: float = 30.0,
+    enter: str | None = None,
 ) -> RunStore:
     """The run's store.
 
@@ -27,8 +29,10 @@ def connect_store(
         url: default: redis.url, or the embedded server of the run's folder.
         deadline_seconds: for the first answer; default: redis.connect_deadline_seconds.
         patience_seconds: how long later calls bear with a Redis that is away.
+        enter: the name to act under (`RunStore.enter`), as every process that changes anything does; None: only look.
 
     Raises:
+        Fenced: there is a newer launcher than the one that started this process.
         ConfigError: no URL, or no password where one is named.
         StoreError: no Redis there, or not one for us.
     """
@@ -42,9 +46,12 @@ def connect_store(
             )
         url = embedded_redis.url(embedded)
     deadline = config.redis.connect_deadline_seconds if deadline_seconds is None else deadline_seconds
-    return RunStore.connect(
+    store = RunStore.connect(
         url, config.run.name, deadline, patience_seconds=patience_seconds, credentials=credentials(config)
     )
+    if enter is not None:
+        store.enter(enter, Incarnation.of_launch())
+    return store
 
 
 def credentials(config: VcppoConfig) -> Credentials:

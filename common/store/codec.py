@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import Prompt
-from vcppo.common.records.wire import encode_prompt
+from vcppo.common.records.wire import encode_prompt, tokens_digest
 from vcppo.common.store.ledger import BufferEntry, DeadLetter, Member, Outstanding, PromptState
 from vcppo.common.text.yaml_text import one_line
 
@@ -19,16 +21,16 @@ DEAD_LETTER_BYTES = 4096
 """How much of a refused payload is kept."""
 
 # The keys of a run, in the order of KEYS in lua/_library.lua.
-LEDGER_KEYS = [
+KEYS = [
     *("queue", "leases", "owners", "attempts", "prompts", "order", "facts"),
     *("buffered", "arrivals", "payloads", "claimed", "claim_steps", "counters", "settled"),
     *("issued", "appended", "dead_letters", "none"),
+    *("members", "member_deadlines", "values", "clock", "incarnations"),
 ]
-MEMBER_KEYS = ["members", "member_deadlines", "values"]
-MEMBER_SCRIPTS = ["register_member", "members", "set_value"]
-LEDGER_SCRIPTS = [
+SCRIPTS = [
     *("issue", "lease", "renew", "return", "expire_leases", "append", "await"),
     *("reject", "expire", "claim", "commit", "ledger", "dead_letter"),
+    *("register_member", "members", "set_value", "enter"),
 ]
 STATE_KEYS: dict[PromptState, str] = {
     "queued": "queue",
@@ -47,19 +49,22 @@ _LUA = Path(__file__).parent / "lua"
 def scripts() -> dict[str, str]:
     """name -> Lua source of every script."""
     library = (_LUA / "_library.lua").read_text()
-    sources = {name: library + (_LUA / f"{name}.lua").read_text() for name in LEDGER_SCRIPTS}
-    return sources | {name: (_LUA / f"{name}.lua").read_text() for name in MEMBER_SCRIPTS}
+    return {name: library + (_LUA / f"{name}.lua").read_text() for name in SCRIPTS}
 
 
 def issue_args(prompt: Prompt) -> tuple[str, bytes, bytes]:
     """(id, message, facts) of a prompt to issue."""
-    return prompt.id, encode_prompt(prompt), msgpack.packb([prompt.group_id, prompt.issue_version])
+    told = [prompt.sample_index, prompt.task, tokens_digest(prompt.token_ids)]
+    return prompt.id, encode_prompt(prompt), msgpack.packb([prompt.group_id, prompt.issue_version, *told])
 
 
-def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes, bytes]:
-    """(prompt id, payload, arrival facts, what its prompt must have been issued as) of a trajectory to buffer."""
+def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes, bytes, bytes]:
+    """(prompt id, payload, arrival facts, what its prompt must have been issued as, the same in the form of a version
+    that did not know samples, tasks and digests) of a trajectory to buffer."""
     facts = msgpack.packb([entry.trajectory_id, entry.oldest_version, entry.num_tokens])
-    return entry.prompt_id, entry.payload, facts, msgpack.packb([entry.group_id, entry.issue_version])
+    issued = [entry.group_id, entry.issue_version]
+    told = [entry.sample_index, entry.task, entry.prompt_digest]
+    return entry.prompt_id, entry.payload, facts, msgpack.packb([*issued, *told]), msgpack.packb(issued)
 
 
 def batches(items: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
@@ -86,25 +91,41 @@ def texts(reply: Iterable[bytes]) -> list[str]:
     return [item.decode() for item in reply]
 
 
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Around taking apart what Redis holds. Raises VcppoError where it is not what this program writes there."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise VcppoError(
+            f"the store's {what} can't be read ({type(error).__name__}: {one_line(error)}): another program wrote "
+            "there; restore the store from a backup, or start a new run under another run.name"
+        ) from error
+
+
 def outstanding_from(ids_by_state: list[list[bytes]], facts_by_kind: list[dict[bytes, bytes]]) -> list[Outstanding]:
     """Merge the members of the four states (`STATE_KEYS`) and the facts (`FACT_KEYS`); in issue order."""
     order, facts, arrivals, steps = facts_by_kind
     found: list[tuple[int, Outstanding]] = []
-    for state, ids in zip(STATE_KEYS, ids_by_state, strict=True):
-        for raw in ids:
-            group_id, issue_version = msgpack.unpackb(facts[raw])
-            trajectory_id, oldest, num_tokens = msgpack.unpackb(arrivals[raw]) if raw in arrivals else (None,) * 3
-            step = int(steps[raw]) if raw in steps else None
-            entry = Outstanding(raw.decode(), group_id, issue_version, state, oldest, num_tokens, step, trajectory_id)
-            found.append((int(order[raw]), entry))
+    with reading("list of open prompts"):
+        for state, ids in zip(STATE_KEYS, ids_by_state, strict=True):
+            for raw in ids:
+                group_id, issue_version = msgpack.unpackb(facts[raw])[:2]
+                trajectory_id, oldest, num_tokens = msgpack.unpackb(arrivals[raw]) if raw in arrivals else (None,) * 3
+                step = int(steps[raw]) if raw in steps else None
+                entry = Outstanding(
+                    raw.decode(), group_id, issue_version, state, oldest, num_tokens, step, trajectory_id
+                )
+                found.append((int(order[raw]), entry))
     return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 
 
 def claims_from(ids: list[bytes], steps: dict[bytes, bytes]) -> dict[int, list[str]]:
     """step -> prompt ids, from ids in claim order."""
     claims: dict[int, list[str]] = {}
-    for raw in ids:
-        claims.setdefault(int(steps[raw]), []).append(raw.decode())
+    with reading("list of claimed prompts"):
+        for raw in ids:
+            claims.setdefault(int(steps[raw]), []).append(raw.decode())
     return dict(sorted(claims.items()))
 
 

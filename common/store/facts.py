@@ -12,6 +12,7 @@ from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import Purpose
+from vcppo.common.text.yaml_text import one_line
 
 T = TypeVar("T", int, str)
 
@@ -28,6 +29,10 @@ class Writes(Protocol):
     """The part of `RunStore` that writes values."""
 
     def set_value(self, name: str, value: str) -> None: ...
+
+
+class ReadsAndWrites(Reads, Writes, Protocol):
+    """Both."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,17 @@ class Fact(Generic[T]):
             return None if text is None else self.kind(text)
         except ValueError as error:
             raise VcppoError(
-                f"the store has {self.name} = {text!r}, which is not a number: another program wrote it; "
+                f"the store has {self.name} = {one_line(text, 40)!r}, which is not a number: another program wrote it; "
                 "start a new run under another run.name"
             ) from error
 
     def write(self, store: Writes, value: T) -> None:
         """Remember `value` in place of the one before."""
         store.set_value(self.name, str(value))
+
+    def stored(self, value: T) -> tuple[str, str]:
+        """Name and text, for a call that writes it together with something else."""
+        return self.name, str(value)
 
 
 POLICY_VERSION: Final = Fact("policy_version", int)
@@ -67,8 +76,16 @@ VOCABULARY_SIZE: Final = Fact("vocabulary_size", int)
 beyond it."""
 
 COMMITTED_STEP: Final = Fact("committed_step", int)
-"""The newest RL step whose trajectories are settled. Writer: the learner, after a checkpoint. Reader: a learner that
-resumes."""
+"""The newest RL step whose trajectories are settled. Writer: the learner, after a checkpoint, in one script with the
+last of them. Reader: a learner that resumes."""
+
+EMPTIED_STEPS: Final = Fact("emptied_steps", str)
+"""RL steps, by number with a space between, that were claimed and of which every prompt was rejected. Writers: a
+learner that resumes, and `vcppo reject`. Reader: a learner that resumes, for whom they are no gap."""
+
+IN_TRAINING: Final = Fact("in_training", str)
+"""RL steps that are being trained or ended a learner, as JSON: how often, and which trajectory is looked at alone.
+Writer and reader: the learner (`vcppo.learner.rl.suspects`)."""
 
 PROMPTS_MADE_WITH: Final = Fact("prompts_made_with", str)
 """Digest of the settings that the open prompts were made with. Writer and reader: the learner when RL begins."""
@@ -83,3 +100,15 @@ def next_index(purpose: Purpose) -> Fact[int]:
     Writer: the learner, after it has issued prompts. Readers: a learner that resumes, and the checks of a chaos run.
     """
     return Fact(f"next_index:{purpose}", int)
+
+
+def emptied_steps(store: Reads) -> list[int]:
+    """`EMPTIED_STEPS` as numbers."""
+    return [int(step) for step in (EMPTIED_STEPS.read(store) or "").split()]
+
+
+def note_emptied_step(store: ReadsAndWrites, step: int) -> None:
+    """Say that nothing is left of a claimed step, before its last prompt is rejected: a crash in between finds it."""
+    steps = emptied_steps(store)
+    if step not in steps:
+        EMPTIED_STEPS.write(store, " ".join(map(str, [*steps, step])))

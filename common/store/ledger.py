@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
 from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.wire import tokens_digest
 
 PromptState = Literal["queued", "leased", "buffered", "claimed"]
+_GROWING = ("issued", "trained", "rejected", "expired")
 AppendResult = Literal["accepted", "duplicate", "unknown", "mismatch"]
 
 
@@ -54,6 +56,11 @@ class Ledger:
         """Whether every issued prompt is in exactly one state or settled."""
         return self.difference == 0
 
+    def fewer_than(self, before: Ledger) -> str:
+        """Which counters that only grow are below those of an earlier look, as text; empty: none."""
+        pairs = [(name, getattr(before, name), getattr(self, name)) for name in _GROWING]
+        return ", ".join(f"{name} was {then}, is {now}" for name, then, now in pairs if now < then)
+
     def as_dict(self) -> dict[str, int]:
         """Counts by state, in the order of a prompt's life."""
         return asdict(self)
@@ -65,7 +72,10 @@ class Ledger:
 
 
 class BufferEntry(NamedTuple):
-    """A validated trajectory on its way into the store; `payload` is its wire form, stored as it came."""
+    """A validated trajectory on its way into the store; `payload` is its wire form, stored as it came.
+
+    Its group, version, sample, task and `tokens_digest` of the prompt must be those that the prompt was issued with.
+    """
 
     prompt_id: str
     trajectory_id: str
@@ -74,6 +84,9 @@ class BufferEntry(NamedTuple):
     oldest_version: int
     num_tokens: int
     payload: bytes
+    sample_index: int
+    task: str
+    prompt_digest: bytes
 
     @classmethod
     def of(cls, trajectory: Trajectory, payload: bytes) -> BufferEntry:
@@ -86,6 +99,9 @@ class BufferEntry(NamedTuple):
             trajectory.oldest_version,
             trajectory.num_tokens,
             payload,
+            trajectory.sample_index,
+            trajectory.task,
+            tokens_digest(trajectory.prompt_token_ids),
         )
 
 

@@ -16,7 +16,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.connection import PythonRespSerializer
 from redis.retry import Retry
 
-from vcppo.common.errors import VcppoError
+from vcppo.common.errors import EXIT_EXHAUSTED, VcppoError
 from vcppo.common.store.codec import redact
 
 log = structlog.get_logger(__name__)
@@ -39,8 +39,23 @@ class StoreUnavailable(StoreError):
     """Redis can't be reached, or is out of memory; trying again later may help."""
 
 
+class NoLongerKnown(StoreError):
+    """A script refused its caller, whose incarnation the store does not know (`vcppo.common.store.incarnations`)."""
+
+
 class StoreFull(StoreUnavailable):
     """Redis is at its maxmemory: committing what is trained makes room."""
+
+
+class StoreCannotWrite(StoreUnavailable):
+    """Redis can't write to its disk: freeing some there helps, and it goes on by itself."""
+
+    exit_code = EXIT_EXHAUSTED
+    resource = "disk space"
+
+
+class _Misconf(redis.ConnectionError):
+    """Redis answers that it can't persist: as good as being away."""
 
 
 class Credentials(NamedTuple):
@@ -110,6 +125,8 @@ class RedisConnection:
         connection = cls(client, url, deadline_seconds)
         try:
             connection.call("connect", lambda client: client.ping())
+        except StoreCannotWrite:  # it is there
+            raise
         except StoreUnavailable as error:
             raise StoreError(
                 f"no Redis at {redact(url)} after {deadline_seconds:g} s ({error.__cause__}); start one there, "
@@ -138,6 +155,7 @@ class RedisConnection:
 
         Raises:
             StoreUnavailable: it stayed away.
+            StoreCannotWrite: its disk stayed full.
             StoreFull: it is at its maxmemory.
             StoreError: it refused.
         """
@@ -150,21 +168,37 @@ class RedisConnection:
                     f"Redis at {self.address} does not let us in ({error}): give redis.username and"
                     " redis.password_file, or the environment's VCPPO_REDIS_PASSWORD"
                 ) from error
+            full = isinstance(error, _Misconf)
+            if waited > self._patience_seconds and full:
+                raise StoreCannotWrite(
+                    f"Redis at {self.address} can't write to its disk since {waited:.0f} s ({error}): free some where"
+                    " it keeps its data"
+                ) from error
             if waited > self._patience_seconds:
                 raise StoreUnavailable(f"Redis at {self.address} is away since {waited:.0f} s: {error}") from error
             if failures in (1, 4) or failures % 10 == 0:
-                log.warning("waiting_for_redis", url=self.address, call=what, seconds=waited, error=str(error))
+                lacks = {"resource": "disk space, where Redis keeps its data"} if full else {}
+                log.warning("waiting_for_redis", url=self.address, call=what, seconds=waited, error=str(error), **lacks)
 
         retry = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), -1, (redis.ConnectionError, redis.TimeoutError))
         try:
-            return retry.call_with_retry(lambda: do(self._client), failed, with_failure_count=True)
+            return retry.call_with_retry(lambda: self._do(do), failed, with_failure_count=True)
         except redis.RedisError as error:
             if "OOM command" in str(error):  # also from within a script, where it has no class of its own
                 raise StoreFull(
                     f"Redis at {self.address} is at its maxmemory ({what}): raise it (redis.maxmemory_mib), or "
                     "checkpoint more often (learner.checkpoint_every)"
                 ) from error
-            raise StoreError(f"Redis at {self.address} refused {what}: {error}") from error
+            kind = NoLongerKnown if str(error).startswith("FENCED ") else StoreError
+            raise kind(f"Redis at {self.address} refused {what}: {error}") from error
+
+    def _do(self, do: Callable[[redis.Redis], T]) -> T:
+        try:
+            return do(self._client)
+        except redis.ResponseError as error:
+            if "MISCONF" in str(error):  # also from within a script
+                raise _Misconf(str(error)) from error
+            raise
 
     def transaction(self, what: str, queue: Callable[[Any], object]) -> list[Any]:
         """The replies to the commands that `queue(pipeline)` puts in, all of one instant."""

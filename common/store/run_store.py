@@ -5,11 +5,14 @@ The life of a prompt; each arrow is one atomic, repeatable Lua script (``common/
     issue ─▶ queued ─lease─▶ leased ─append─▶ buffered ─claim─▶ claimed ─commit─▶ trained
                 ▲ └───────────│──│──── append (a late trajectory of an expired lease)
                 └─ returned, expired lease
-    queued|leased ─expire─▶ expired          leased|buffered|claimed ─reject─▶ rejected
+    queued|leased ─expire─▶ expired          queued|leased|buffered|claimed ─reject─▶ rejected
 
 A trajectory is accepted exactly when its prompt is queued or leased: so each prompt is trained once,
 whoever resends what. Settled prompts leave nothing behind but their id: the newest 8,192 of them, or four times the
 most that were ever unsettled at once, if that is more.
+
+Each process enters as an incarnation of its name (`vcppo.common.store.incarnations`). Every script refuses those that
+have a successor.
 
 Waiting is ``XREAD BLOCK`` on two short notification streams: a generator waits for prompts, the learner
 for trajectories; nobody polls. A Redis that is away or full is `vcppo.common.store.redis_connection`'s to bear with.
@@ -28,12 +31,11 @@ import msgpack
 import structlog
 
 from vcppo.common.records.trajectory import Prompt
-from vcppo.common.records.wire import decode_prompt
+from vcppo.common.records.wire import WireError, decode_prompt
 from vcppo.common.store.codec import (
     DEAD_LETTER_BYTES,
     FACT_KEYS,
-    LEDGER_KEYS,
-    MEMBER_KEYS,
+    KEYS,
     STATE_KEYS,
     append_args,
     batches,
@@ -46,11 +48,24 @@ from vcppo.common.store.codec import (
     scripts,
     texts,
 )
+from vcppo.common.store.incarnations import (
+    Fenced,
+    Incarnation,
+    StoreChanged,
+    Superseded,
+    about_us,
+    earlier_day,
+    key_prefix,
+    new_token,
+    why_fenced,
+)
 from vcppo.common.store.ledger import AppendResult, BufferEntry, DeadLetter, Ledger, Member, Outstanding
 from vcppo.common.store.redis_connection import (
     Credentials,
     Memory,
+    NoLongerKnown,
     RedisConnection,
+    StoreCannotWrite,
     StoreError,
     StoreFull,
     StoreUnavailable,
@@ -61,14 +76,19 @@ __all__ = [
     "BufferEntry",
     "Credentials",
     "DeadLetter",
+    "Fenced",
+    "Incarnation",
     "Ledger",
     "Member",
     "Outstanding",
     "Memory",
     "RunStore",
+    "StoreChanged",
     "StoreError",
+    "StoreCannotWrite",
     "StoreFull",
     "StoreUnavailable",
+    "Superseded",
 ]
 
 log = structlog.get_logger(__name__)
@@ -76,7 +96,6 @@ log = structlog.get_logger(__name__)
 STORE_SCHEMA_VERSION = "1"
 MAX_LEASE_EXPIRIES = 5
 """A prompt whose leases expire this often kills its generators: it is rejected."""
-_GUESSED_BYTES = 4096  # of a payload, to size a batch
 
 
 class RunStore:
@@ -85,8 +104,10 @@ class RunStore:
     def __init__(self, connection: RedisConnection, run_id: str) -> None:
         self._redis = connection
         self._prefix = f"vcppo:{{{run_id}}}:"
-        self._keys = [self._prefix + name for name in LEDGER_KEYS]
-        self._member_keys = [self._prefix + name for name in MEMBER_KEYS]
+        self._keys = [self._prefix + name for name in KEYS]
+        self._where = f"the store of run {run_id!r} at {connection.address}"
+        self._acts_for: tuple[Incarnation, ...] = ()
+        self._seen = Ledger()
         self._append_cursor = "0-0"
         connection.register(scripts())
 
@@ -117,6 +138,46 @@ class RunStore:
         """Close the connection; what is stored stays."""
         self._redis.close()
 
+    # ------------------------------------------------------------------ whom this store acts for
+
+    @property
+    def incarnation(self) -> int:
+        """This process' number among those of its name (`enter`); 0: it has not entered."""
+        return self._acts_for[-1].number if self._acts_for else 0
+
+    def enter(self, name: str, launch: Incarnation | None = None) -> Incarnation:
+        """From here on act as a new incarnation of `name`: those before it are refused whatever they ask for.
+
+        So is this store, once another has entered under the name. A store that never enters is refused nothing: tools
+        that look at a run, and tests.
+
+        Args:
+            launch: the launcher's incarnation that this process acts for besides: of the newest launcher alone.
+
+        Raises:
+            Fenced: `launch` is not the newest.
+        """
+        self._act_for(() if launch is None else (launch,))
+        token = new_token()
+        number = int(self._run("enter", name, token, about_us(), self._prefix + key_prefix(name)))
+        mine = Incarnation(name, number, token)
+        self._act_for((*self._acts_for, mine))
+        log.info("entered", incarnation=number, name=name, launch=None if launch is None else launch.number)
+        return mine
+
+    def confirm(self) -> None:
+        """Before something is done that no script does, such as publishing a file: is this still the one that acts?
+
+        Raises:
+            Fenced: it is not.
+        """
+        if self._acts_for:
+            self.ledger()
+
+    def _act_for(self, incarnations: tuple[Incarnation, ...]) -> None:
+        self._acts_for = incarnations
+        self._keys = self._keys[: len(KEYS)] + [self._prefix + each.key for each in incarnations]
+
     # ------------------------------------------------------------------ learner: issue
 
     def issue(self, prompts: Sequence[Prompt]) -> int:
@@ -131,24 +192,41 @@ class RunStore:
         """Up to `count` of the oldest queued prompts, leased to `generator_id` for `lease_seconds`.
 
         Expired leases of anyone are put back first. With nothing queued it waits up to `wait_seconds`
-        for a prompt to be issued, returned or to expire; then returns an empty list.
+        for a prompt to be issued, returned or to expire; then returns an empty list. A prompt that was damaged in
+        the store is rejected here: it would end one generator after the other.
         """
         if count <= 0:
             return []
         deadline = time.monotonic() + wait_seconds
         while True:
-            newest, next_expiry_ms, *payloads = self._run(
+            newest, next_expiry_ms, *leased = self._run(
                 "lease", generator_id, count, int(lease_seconds * 1000), MAX_LEASE_EXPIRIES
             )
             remaining = deadline - time.monotonic()
-            if payloads or remaining <= 0:
-                prompts = [decode_prompt(payload) for payload in payloads]
+            prompts = self._sound(generator_id, dict(zip(leased[::2], leased[1::2], strict=True)))
+            if prompts or remaining <= 0:
                 if prompts:
                     _trace("prompts_leased", prompt_ids=[prompt.id for prompt in prompts])
                 return prompts
+            if leased:  # all of them were damaged, and there may be more
+                continue
             if next_expiry_ms >= 0:
                 remaining = min(remaining, next_expiry_ms / 1000 + 0.001)
             self._wait("issued", newest, remaining)
+
+    def _sound(self, generator_id: str, leased: dict[bytes, bytes | None]) -> list[Prompt]:
+        """The prompts that can be read; the others are rejected."""
+        prompts: list[Prompt] = []
+        for raw, payload in leased.items():
+            try:
+                prompt = decode_prompt(payload or b"")
+                if prompt.id != raw.decode():
+                    raise WireError(f"id: {prompt.id!r} is stored as {raw.decode()!r}")
+                prompts.append(prompt)
+            except WireError as error:
+                log.error("prompt_damaged", prompt_id=raw.decode(), reason=str(error), effect="rejected and replaced")
+                self.reject(raw.decode(), "damaged prompt", detail=str(error), leased_by=generator_id)
+        return prompts
 
     def renew_leases(self, generator_id: str, prompt_ids: Sequence[str], lease_seconds: float) -> list[str]:
         """Hold these leases for another `lease_seconds`. Returns the ids that are no longer the generator's."""
@@ -181,7 +259,8 @@ class RunStore:
 
         ``accepted``: its prompt was queued or leased. ``duplicate``: that prompt has its trajectory, or is
         settled. ``unknown``: it was never issued, or settled long ago. ``mismatch``: it was issued in another
-        group or at another version than the trajectory says. Batched by bytes.
+        group, at another version, as another sample, of another task or with other tokens than the trajectory says.
+        Batched by bytes.
         """
         results: list[str] = []
         for batch in batches(map(append_args, entries)):
@@ -192,7 +271,7 @@ class RunStore:
     def reject(
         self, prompt_id: str, reason: str, *, detail: str = "", payload: bytes = b"", leased_by: str | None = None
     ) -> bool:
-        """Give a leased, buffered or claimed prompt up, with a dead letter; False if it is in no such state.
+        """Give a prompt up, with a dead letter; False if it was never issued or is settled.
 
         With `leased_by` only a lease of that generator is given up: what a peer sends can't undo the
         work of another.
@@ -274,13 +353,18 @@ class RunStore:
 
         Claiming the same for the same step again is allowed: so a crash after it can be replayed.
         """
+        if refused := self.take(prompt_ids, step):
+            raise StoreError(f"claim for step {step}: prompt {refused} is not buffered, nothing was claimed")
+        return self.payloads(prompt_ids)
+
+    def take(self, prompt_ids: Sequence[str], step: int) -> str:
+        """As `claim`, for who has the payloads; "", or the prompt that is not buffered: then nothing was claimed."""
         if not prompt_ids:
-            return []
-        accepted, *reply = self._run("claim", step, *prompt_ids)
-        if not accepted:
-            raise StoreError(f"claim for step {step}: prompt {reply[0].decode()} is not buffered, nothing was claimed")
-        _trace("prompts_claimed", step=step, prompt_ids=list(prompt_ids))
-        return self._fetch(prompt_ids, reply)
+            return ""
+        refused = cast(bytes, self._run("claim", step, *prompt_ids)).decode()
+        if not refused:
+            _trace("prompts_claimed", step=step, prompt_ids=list(prompt_ids))
+        return refused
 
     def claimed(self) -> dict[int, list[str]]:
         """step -> prompt ids in the order they were claimed: what a learner that crashed must replay."""
@@ -294,14 +378,41 @@ class RunStore:
 
     def payloads(self, prompt_ids: Sequence[str]) -> list[bytes]:
         """The wire form of these buffered or claimed trajectories. `StoreError` if one is in neither state."""
-        return self._fetch(prompt_ids, [_GUESSED_BYTES] * len(prompt_ids))
+        found = self.stored(prompt_ids)
+        for prompt_id in prompt_ids:
+            if prompt_id not in found:
+                raise StoreError(
+                    f"prompt {prompt_id} has no trajectory in the store: it is neither buffered nor claimed"
+                )
+        return [found[prompt_id] for prompt_id in prompt_ids]
 
-    def commit(self, prompt_ids: Sequence[str]) -> int:
+    def stored(self, prompt_ids: Sequence[str]) -> dict[str, bytes]:
+        """As `payloads`, by prompt id and without those that are not there. Read in batches of about `FLUSH_BYTES`."""
+        key = self._prefix + "payloads"
+
+        def queue(pipeline: Any) -> None:
+            for prompt_id in prompt_ids:
+                pipeline.hstrlen(key, prompt_id)
+
+        found: dict[str, bytes] = {}
+        for batch in batches(zip(prompt_ids, self._redis.transaction("payload_sizes", queue), strict=True)):
+            ids = [prompt_id for prompt_id, _ in batch]
+            values = self._redis.hash_fields("payloads", key, ids)
+            found |= {name: value for name, value in zip(ids, values, strict=True) if value is not None}
+        return found
+
+    def commit(self, prompt_ids: Sequence[str], fact: tuple[str, str] = ("", "")) -> int:
         """A durable checkpoint holds these claimed trajectories' effect: count them as trained and delete them.
+
+        Args:
+            fact: name and text of a value (`set_value`) that is written in the same instant as the last of them is
+                settled, so that no crash comes in between; empty: none.
 
         Returns how many were claimed until now; committing again changes nothing.
         """
-        num_new = sum(int(self._run("commit", *flatten(batch))) for batch in batches((i,) for i in prompt_ids))
+        parts = [flatten(batch) for batch in batches((i,) for i in prompt_ids)] or [[]]
+        num_new = sum(int(self._run("commit", "", "", *part)) for part in parts[:-1])
+        num_new += int(self._run("commit", *fact, *parts[-1]))
         _trace("prompts_committed", num_new=num_new, prompt_ids=list(prompt_ids))
         return num_new
 
@@ -310,20 +421,33 @@ class RunStore:
         return self._redis.memory()
 
     def ledger(self) -> Ledger:
-        """The accounts at this instant."""
-        return Ledger(*map(int, self._run("ledger")))
+        """The accounts at this instant.
+
+        Raises:
+            StoreChanged: after `enter`, when less was issued or settled than this process has seen before: the store
+                was restored from a copy of an earlier day.
+        """
+        now = Ledger(*map(int, self._run("ledger")))
+        if self._acts_for:
+            if fewer := now.fewer_than(self._seen):
+                raise earlier_day(self._where, fewer)
+            self._seen = now
+        return now
 
     # ------------------------------------------------------------------ members and facts
 
-    def register_member(self, member: Member, ttl_seconds: float) -> None:
-        """Announce `member`, or renew it (the heartbeat); it is forgotten `ttl_seconds` after the last time."""
+    def register_member(self, member: Member, ttl_seconds: float) -> int:
+        """Announce `member`, or renew it (the heartbeat); it is forgotten `ttl_seconds` after the last time.
+
+        Returns the number of the learner's incarnation; 0: none has entered.
+        """
         packed = msgpack.packb(asdict(member))
-        self._run_on(self._member_keys, "register_member", member.id, packed, int(ttl_seconds * 1000))
+        return int(self._run("register_member", member.id, packed, int(ttl_seconds * 1000)))
 
     def members(self, role: str) -> list[Member]:
         """The live members of `role`, by id."""
         found: list[Member] = []
-        for packed in self._run_on(self._member_keys, "members"):
+        for packed in self._run("members"):
             try:
                 found.append(member_from(packed))
             except ValueError as error:  # it can only hurt itself: it is not there, until its entry runs out
@@ -332,42 +456,37 @@ class RunStore:
 
     def unregister_member(self, member_id: str) -> None:
         """Forget a member that leaves."""
-        self._run_on(self._member_keys, "register_member", member_id, b"", -1)
-        self._run_on(self._member_keys, "members")
+        self._run("register_member", member_id, b"", -1)
+        self._run("members")
 
     def set_value(self, name: str, value: str) -> None:
         """Remember a small fact of the run: `vcppo.common.store.facts` knows their names and types."""
-        self._run_on(self._member_keys, "set_value", name, value)
+        self._run("set_value", name, value)
 
     def get_value(self, name: str) -> str | None:
         """What `set_value` stored under this name; None: nothing yet."""
         value = self._redis.call("get_value", lambda client: client.hget(self._prefix + "values", name))
-        return None if value is None else cast(bytes, value).decode()
+        return None if value is None else cast(bytes, value).decode(errors="replace")  # its reader says what is wrong
 
     # ------------------------------------------------------------------ plumbing
 
     def _run(self, script: str, *args: str | bytes | int) -> Any:
-        return self._run_on(self._keys, script, *args)
+        try:
+            return self._redis.run(script, self._keys, args)
+        except NoLongerKnown as error:
+            raise self._why_fenced() from error
 
-    def _run_on(self, keys: list[str], script: str, *args: str | bytes | int) -> Any:
-        return self._redis.run(script, keys, args)
+    def _why_fenced(self) -> Fenced:
+        entries = self._redis.call("incarnations", lambda client: client.hgetall(self._prefix + "incarnations"))
+        known = {name.decode(): entry.decode(errors="replace") for name, entry in cast(Any, entries).items()}
+        for mine in reversed(self._acts_for):  # the launcher's last: who was started anew knows who took his own place
+            if (why := why_fenced(mine, known, self._where)) is not None:
+                return why
+        names = ", ".join(mine.name for mine in self._acts_for)
+        return StoreChanged(f"{self._where} has lost keys of {names}: another program deletes keys there. Stop it")
 
     def _wait(self, stream: str, after: str | bytes, seconds: float) -> str | None:
         return self._redis.newest_after(self._prefix + stream, after, seconds)
-
-    def _fetch(self, prompt_ids: Sequence[str], sizes: Sequence[int]) -> list[bytes]:
-        """Payloads in batches of about `FLUSH_BYTES`, given their sizes (or a guess)."""
-        key = self._prefix + "payloads"
-        found: list[bytes | None] = []
-        for batch in batches(zip(prompt_ids, sizes, strict=True)):
-            ids = [prompt_id for prompt_id, _ in batch]
-            found += self._redis.hash_fields("payloads", key, ids)
-        for prompt_id, payload in zip(prompt_ids, found, strict=True):
-            if payload is None:
-                raise StoreError(
-                    f"prompt {prompt_id} has no trajectory in the store: it is neither buffered nor claimed"
-                )
-        return cast(list[bytes], found)
 
     def _check_schema(self) -> None:
         key = self._prefix + "schema"

@@ -6,7 +6,6 @@ how response ids become the text a verifier sees (`decode_response`).
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -15,7 +14,9 @@ import numpy as np
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.records.trajectory import Int32Array
+from vcppo.common.rewards.reward_functions import load_reward_functions
 from vcppo.common.tasks.interface import (
+    Chat,
     ChatMessages,
     Demonstration,
     Finding,
@@ -28,11 +29,13 @@ from vcppo.common.tasks.interface import (
     Verdict,
     parse_options,
 )
+from vcppo.common.tasks.prompts.chat import as_chat, render
 from vcppo.common.text.yaml_text import one_line
-from vcppo.common.user_modules import find_user_modules
+from vcppo.common.user_modules import IMPORTABLE, import_named
 
 __all__ = [
     "BUILT_IN_TASKS",
+    "Chat",
     "ChatMessages",
     "Demonstration",
     "Finding",
@@ -48,6 +51,7 @@ __all__ = [
     "encode_prompts",
     "load_task",
     "parse_options",
+    "task_class",
 ]
 
 BUILT_IN_TASKS = {
@@ -56,7 +60,10 @@ BUILT_IN_TASKS = {
     "code": "vcppo.common.tasks.code:CodeTask",
     "dataset": "vcppo.common.tasks.dataset:DatasetTask",
     "gpqa": "vcppo.common.tasks.benchmarks:GpqaTask",
+    "hidden_choices": "vcppo.common.tasks.hidden_choices:HiddenChoices",
+    "look_up": "vcppo.common.environments.look_up:LookUp",
     "mix": "vcppo.common.tasks.mix:MixTask",
+    "reasoning_gym": "vcppo.common.tasks.reasoning_gym.gym_task:ReasoningGymTask",
 }
 
 _TURN_ENDS = frozenset(
@@ -68,10 +75,14 @@ _TURN_ENDS = frozenset(
 def load_task(config: TaskConfig) -> Task:
     """The task that ``task.name`` names, made with ``task.options``.
 
+    The functions of ``task.rewards`` are loaded too: a process that has a task does not end later for one of them.
+
     Raises:
         TaskError: no such task, not a `Task`, or options it does not take.
+        RewardError: no such function.
     """
-    kind = _find_class(config.name)
+    load_reward_functions(each.name for each in config.rewards)
+    kind = task_class(config.name)
     try:
         inspect.signature(kind).bind(**config.options)
     except TypeError as error:
@@ -114,11 +125,12 @@ def _prompt_text(tokenizer: Any, prompt: Text) -> tuple[str, bool]:
             "set task.options.prompt_template for plain text, or use a chat model"
         )
     try:
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False), False
+        return render(tokenizer, as_chat(prompt)), False
     except Exception as error:  # a template is a program of the model's: it raises whatever it likes
         raise TaskError(
             f"the model's chat template can't render the task's messages ({one_line(error)}): mend the template, "
-            "change task.options.system_prompt, or set task.options.prompt_template for plain text"
+            "change the chat (its messages, task.options.system_prompt), or set task.options.prompt_template for plain "
+            "text"
         ) from error
 
 
@@ -148,20 +160,16 @@ def _ends_a_turn(tokenizer: Any, token_id: int) -> bool:
     return added is not None and added.special and added.content in _TURN_ENDS
 
 
-def _find_class(name: str) -> type[Task]:
+def task_class(name: str) -> type[Task]:
+    """The class that ``task.name`` names. Raises TaskError."""
     target = BUILT_IN_TASKS.get(name, name)
-    module_name, colon, class_name = target.partition(":")
-    if not colon:
+    if ":" not in target:
         known = ", ".join(BUILT_IN_TASKS)
         raise TaskError(f"task.name = {name!r} is neither built in ({known}) nor of the form module:Class")
-    find_user_modules()
     try:
-        kind = getattr(importlib.import_module(module_name), class_name)
+        kind = import_named(target)
     except (ImportError, AttributeError) as error:
-        raise TaskError(
-            f"task.name = {name!r} can't be imported: {error}; the module must be importable from the folder vcppo "
-            "is started in, or installed"
-        ) from error
+        raise TaskError(f"task.name = {name!r} can't be imported: {error}; {IMPORTABLE}") from error
     if not (inspect.isclass(kind) and issubclass(kind, Task)):
         raise TaskError(f"task.name = {name!r} is not a subclass of vcppo.Task")
     return kind

@@ -11,7 +11,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vcppo.common.tasks.interface import Demonstration, Problem, Split, Task, TaskError
+from vcppo.common.tasks.interface import Chat, Demonstration, Problem, Split, Task, TaskError
+from vcppo.common.tasks.prompts.chat import reserved
 
 _REMEDY = "correct the task, then start again: the run goes on where it is"
 
@@ -92,12 +93,27 @@ def _fault_of_demonstration(each: object) -> str:
 def _fault_of_prompt(prompt: object) -> str:
     if isinstance(prompt, str):
         return "" if prompt else "has an empty prompt"
+    if isinstance(prompt, Chat):
+        return _fault_of_prompt(prompt.messages) or _fault_of_extras(prompt.tools, prompt.template_kwargs)
     if not isinstance(prompt, list) or not prompt:
         return f"has a prompt that is a {type(prompt).__name__}, not text or chat messages"
     for message in prompt:
         is_message = isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         if not is_message:
             return f"has a chat message without a role and a content of text: {str(message)[:80]!r}"
+    return ""
+
+
+def _fault_of_extras(tools: Any, template_kwargs: Any) -> str:
+    """Of `Chat.tools` and `Chat.template_kwargs`: whatever the user gave."""
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        return f"has tools that are no list of dicts: {str(tools)[:80]!r}"
+    if template_kwargs is None:
+        return ""
+    if not isinstance(template_kwargs, dict) or not all(isinstance(name, str) for name in template_kwargs):
+        return f"has template_kwargs that are no dict of names: {str(template_kwargs)[:80]!r}"
+    if names := reserved(list(template_kwargs)):
+        return f"has template_kwargs that can't be set: {', '.join(names)}"
     return ""
 
 

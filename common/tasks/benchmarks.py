@@ -12,13 +12,14 @@ from pydantic import Field
 
 from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks.choices import LETTERS, chosen_letter
-from vcppo.common.tasks.dataset import DatasetOptions, DatasetTask
+from vcppo.common.tasks.dataset import DatasetTask, ReferenceOptions
 from vcppo.common.tasks.interface import TaskError, Verdict, parse_options
+from vcppo.common.tasks.prompts.columns import text_of
 from vcppo.common.tasks.rows import Row
-from vcppo.common.tasks.rows_task import RowsOptions, RowsTask, text_of
+from vcppo.common.tasks.rows_task import RowsOptions, RowsTask
 
 
-class AimeOptions(DatasetOptions):
+class AimeOptions(ReferenceOptions):
     """``task.options`` of aime."""
 
     question_column: str = "problem"
@@ -76,6 +77,8 @@ class GpqaTask(RowsTask):
 
     def __init__(self, **options: object) -> None:
         self.options = parse_options(GpqaOptions, options, "task.options")
+        if self.options.messages_column is not None:
+            raise TaskError("task.options.messages_column: a chat has no options with letters: use the task dataset")
         if not 1 <= len(self.options.incorrect_columns) < len(LETTERS):
             raise TaskError(f"task.options.incorrect_columns: from 1 to {len(LETTERS) - 1} of them")
         super().__init__(self.options)

@@ -25,7 +25,7 @@ at a time, or not at all, as the seed will have it.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,6 +49,27 @@ PAD, EOS, THINK, END_THINK = "<pad>", "<eos>", "<think>", "</think>"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MIN_LETTERS = 9  # so every K up to 9 shares one tokenizer
 _HELD_OUT_SHARE = 8  # one possible problem in 8 is held out
+
+
+def is_in(split: Split, prompt: str) -> bool:
+    """Which problems are held out is a property of their text, so the splits never meet, whatever is drawn."""
+    digest = blake2b(prompt.encode(), digest_size=4).digest()
+    return (int.from_bytes(digest, "big") % _HELD_OUT_SHARE == 0) == (split == "held_out")
+
+
+def symbol_tokenizer(symbols: Sequence[str], pattern: str) -> Tokenizer:
+    """One token a symbol, numbered in their order, with `PAD` and `EOS` among them.
+
+    Args:
+        pattern: a regular expression of the `tokenizers` library that finds one symbol after the other in a text.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([PAD, EOS])
+    return tokenizer
 
 
 class ChainOptions(TaskOptions):
@@ -125,15 +146,9 @@ class ChainArithmetic(Task):
 
     def tokenizer(self) -> Tokenizer:
         """One token a symbol; ``<think>`` and ``</think>`` are ordinary tokens, so decoding keeps them."""
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
         letters = _LETTERS[: max(_MIN_LETTERS, self.options.num_operations)]
         symbols = [PAD, EOS, THINK, END_THINK, *"0123456789", *"*+=;>#~?\n", *letters, *letters.lower()]
-        tokenizer = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=PAD))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"<[a-z/]+>|[\s\S]"), "isolated")
-        tokenizer.decoder = decoders.Fuse()
-        tokenizer.add_special_tokens([PAD, EOS])
-        return tokenizer
+        return symbol_tokenizer(symbols, r"<[a-z/]+>|[\s\S]")
 
     def _draw(self, split: Split, rng: random.Random) -> ChainProblem:
         """A problem of `split`: draws are repeated until the problem's own hash puts it there."""
@@ -143,8 +158,7 @@ class ChainArithmetic(Task):
                 for letter in _LETTERS[: self.options.num_operations]
             )
             chain = ChainProblem(rng.randrange(self._modulus), operations)
-            digest = blake2b(self._prompt(chain).encode(), digest_size=4).digest()
-            if (int.from_bytes(digest, "big") % _HELD_OUT_SHARE == 0) == (split == "held_out"):
+            if is_in(split, self._prompt(chain)):
                 return chain
 
     def _prompt(self, chain: ChainProblem) -> str:

@@ -41,8 +41,9 @@ from vcppo.common.records.trajectory import FinishReason, Outcome
 from vcppo.common.sandbox import Isolation, Job, Limits, Result, SandboxError, probe, run_program
 from vcppo.common.tasks.code_answers import Case, cases_of, last_code_block, same_output
 from vcppo.common.tasks.interface import TaskError, Verdict, parse_options
+from vcppo.common.tasks.prompts.columns import text_of
 from vcppo.common.tasks.rows import Row
-from vcppo.common.tasks.rows_task import RowsOptions, RowsTask, text_of
+from vcppo.common.tasks.rows_task import RowsOptions, RowsTask
 
 log = structlog.get_logger(__name__)
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.tasks.interface import TaskError
+from vcppo.common.tasks.prompts.columns import value_of
 from vcppo.common.tasks.rows import Row
-from vcppo.common.tasks.rows_task import value_of
 
 _MARKS = " \t>"  # blanks, and a quote's marks
 _LIST_MARK = re.compile(r"(?:[-*+]|\d{1,3}[.)])[ \t]{1,8}")

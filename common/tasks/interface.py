@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,11 +37,28 @@ if TYPE_CHECKING:
 Split = Literal["train", "held_out"]
 """Which problems: those that are trained on, or those that evaluations ask."""
 
-ChatMessages = list[dict[str, str]]
-"""A prompt as a chat: ``[{"role": "user", "content": "..."}]``. The model's chat template makes text of it."""
+ChatMessages = list[dict[str, Any]]
+"""A prompt as a chat: ``[{"role": "user", "content": "..."}]``. The model's chat template makes text of it.
 
-Text = str | ChatMessages
-"""A prompt: plain text, or chat messages."""
+Every message has a role and a content, which are text. An assistant's may have ``tool_calls`` too."""
+
+
+class Chat(NamedTuple):
+    """Chat messages, and what else the model's chat template gets.
+
+    Attributes:
+        messages: as `ChatMessages`.
+        tools: JSON schemas of functions that the policy may call; None: the template gets none.
+        template_kwargs: further variables of the template, such as ``{"enable_thinking": False}``.
+    """
+
+    messages: ChatMessages
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] | None = None
+
+
+Text = str | ChatMessages | Chat
+"""A prompt: plain text, chat messages, or a `Chat` with tools or variables for the template."""
 
 
 class TaskError(VcppoError):
@@ -57,7 +75,7 @@ class Problem(NamedTuple):
 
     Attributes:
         prompt: plain text, or chat messages (``[{"role": "user", "content": ...}]``) that the model's own chat
-            template turns into text. `vcppo.common.tasks.encode_prompt` makes tokens of either.
+            template turns into text, alone or in a `Chat`. `vcppo.common.tasks.encode_prompt` makes tokens of each.
         answer: what `Task.verify` needs to judge a response. It travels through Redis, so JSON-able; the policy
             never sees it.
     """
@@ -90,10 +108,20 @@ class Demonstration(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the verifier found: the outcome, and the answer it read (None when it could read none)."""
+    """What the verifier found.
+
+    Attributes:
+        outcome: what accuracy counts, whatever the reward.
+        extracted: the answer it read; None when it could read none.
+        reward: a number; None: ``task.reward_correct`` or ``task.reward_wrong``, by outcome.
+        components: named parts. Each is drawn as ``reward/<name>``; those with a weight in ``task.reward_weights`` are
+            added to the reward (docs/rewards.md).
+    """
 
     outcome: Outcome
     extracted: str | None
+    reward: float | None = None
+    components: Mapping[str, float] = MappingProxyType({})
 
 
 class Task(ABC):
@@ -102,9 +130,14 @@ class Task(ABC):
     Attributes:
         version: raise it when the same options start to mean other problems or demonstrations: it is part of the
             hash by which a finished cold start is recognised.
+        is_environment: it has several turns (`vcppo.Environment`).
+        judged_by: functions of the user's (``module:function``) that a built-in task judges with: their source is part
+            of the hash by which a recording is recognised.
     """
 
     version: ClassVar[int] = 1
+    is_environment: ClassVar[bool] = False
+    judged_by: Sequence[str] = ()
 
     @abstractmethod
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
@@ -120,7 +153,8 @@ class Task(ABC):
         """Judge one response.
 
         Pure and picklable by name; may be slow or even hang on hostile text: it runs in a child process that is
-        killed at ``task.verifier_timeout_seconds`` (outcome ``timeout``; an exception is outcome ``crash``).
+        killed at ``task.verifier_timeout_seconds`` (outcome ``timeout``; an exception is outcome ``crash``, and so is
+        a reward or component that is not finite).
 
         Args:
             answer: the problem's `Problem.answer`.
@@ -158,12 +192,17 @@ class Task(ABC):
         """
         return ()
 
+    def left_out(self) -> Mapping[str, int]:
+        """How many rows the task's own filters leave out, by filter; empty: it has none."""
+        return {}
+
     def questions(self, split: Split, count: int) -> list[str]:
         """Text of the first `count` questions, each once, without what all prompts share (for overlap checks)."""
         known = self.num_problems(split)
         problems = self.problems(split, 0, 0, count if known is None else min(count, known))
         prompts = [problem.prompt for problem in problems]
-        return [each if isinstance(each, str) else each[-1]["content"] for each in prompts]
+        chats = [each.messages if isinstance(each, Chat) else each for each in prompts]
+        return [each if isinstance(each, str) else each[-1]["content"] for each in chats]
 
     def warm_up(self) -> None:  # noqa: B027  (optional: most verifiers have nothing to import)
         """Called once in each verifier child before the first deadline runs: import what `verify` is slow to import."""

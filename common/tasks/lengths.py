@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vcppo.common.config import VcppoConfig
 from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.interface import Split, Task, Text
+from vcppo.common.tasks.prompts.chat import num_bytes, without_words
 
 LengthsOf = Callable[[Sequence[Text]], Sequence[int]]
 """Prompts to their numbers of tokens."""
@@ -134,7 +135,7 @@ def _measure(
     for start, prompts in _batches(task, split, size):
         if added is None and not exact:
             added = _added_tokens(prompts[0], lengths)
-        kept = [i for i, prompt in enumerate(prompts) if exact or _num_bytes(prompt) + (added or 0) > room]
+        kept = [i for i, prompt in enumerate(prompts) if exact or num_bytes(prompt) + (added or 0) > room]
         for number, tokens in zip(kept, lengths([prompts[i] for i in kept]), strict=True):
             longest = max(longest, tokens)
             if tokens > room:
@@ -144,13 +145,7 @@ def _measure(
 
 def _added_tokens(prompt: Text, lengths: LengthsOf) -> int:
     """What the tokenizer and the chat template add to a prompt's own text, and a little more."""
-    empty: Text = "" if isinstance(prompt, str) else [{**message, "content": ""} for message in prompt]
-    return lengths([empty])[0] + _SPARE
-
-
-def _num_bytes(prompt: Text) -> int:
-    texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
-    return sum(len(text.encode()) for text in texts)
+    return lengths([without_words(prompt)])[0] + _SPARE
 
 
 def _batches(task: Task, split: Split, size: int) -> Iterator[tuple[int, list[Text]]]:

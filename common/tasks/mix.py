@@ -60,18 +60,17 @@ class MixTask(Task):
         if any(source.name == "mix" for source in self.options.sources):
             raise TaskError("task.options.sources: a mix within a mix: give all sources in one")
         self._tasks = [load_task(TaskConfig(name=s.name, options=s.options)) for s in self.options.sources]
-        self._shares = parts_of([source.weight for source in self.options.sources], PERIOD)
-        if 0 in self._shares:
-            small = self.options.sources[self._shares.index(0)]
+        if several := [
+            s.name for s, task in zip(self.options.sources, self._tasks, strict=True) if task.is_environment
+        ]:
             raise TaskError(
-                f"task.options.sources: {small.name} has weight {small.weight:g}, less than 1 in {PERIOD} problems: "
-                "raise it or leave the source out"
+                f"task.options.sources: {several[0]} is an environment, which a mix can't hold: leave it out"
             )
-        self._period = lru_cache(maxsize=64)(self._draw_period)
+        self._shares = Shares("mix", [(source.name, source.weight) for source in self.options.sources])
 
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
         """See `Task.problems`. Random access: a source's own number is counted from full periods and the rest."""
-        wanted = [self._place(split, seed, number) for number in range(start, start + count)]
+        wanted = [self._shares.place(split, seed, number) for number in range(start, start + count)]
         return [self._problem(split, seed, source, number) for source, number in wanted]
 
     def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
@@ -83,7 +82,7 @@ class MixTask(Task):
         """Until the first source may have to begin again: full periods, and one in which it comes first."""
         known = [
             (count, share)
-            for task, share in zip(self._tasks, self._shares, strict=True)
+            for task, share in zip(self._tasks, self._shares.of_period, strict=True)
             if (count := task.num_problems(split)) is not None
         ]
         if not known:
@@ -105,7 +104,7 @@ class MixTask(Task):
 
     def where(self, split: Split, seed: int, number: int) -> str:
         """As the source says it, with the source's own number of the problem."""
-        source, inner = self._place(split, seed, number)
+        source, inner = self._shares.place(split, seed, number)
         return self._tasks[source].where(split, seed, inner)
 
     def findings(self) -> Iterator[Finding]:
@@ -137,16 +136,42 @@ class MixTask(Task):
         (problem,) = problems_of(self._tasks[source], split, seed, number, 1)
         return Problem(problem.prompt, {"source": source, "answer": problem.answer})
 
-    def _place(self, split: Split, seed: int, number: int) -> tuple[int, int]:
+
+class Shares:
+    """Which source gives which problem: exact shares of each period, in an order drawn for it.
+
+    Args:
+        name: of the task: another one draws another order.
+        weights: of each source, with its name.
+
+    Attributes:
+        of_period: problems of each source in `PERIOD`.
+
+    Raises:
+        TaskError: a weight that is less than one problem in a period.
+    """
+
+    def __init__(self, name: str, weights: Sequence[tuple[str, float]]) -> None:
+        self._name = name
+        self.of_period = parts_of([weight for _, weight in weights], PERIOD)
+        if 0 in self.of_period:
+            small, weight = weights[self.of_period.index(0)]
+            raise TaskError(
+                f"task.options: {small} has weight {weight:g}, less than 1 in {PERIOD} problems: raise it or leave it "
+                "out"
+            )
+        self._period = lru_cache(maxsize=64)(self._draw_period)
+
+    def place(self, split: Split, seed: int, number: int) -> tuple[int, int]:
         """Which source gives problem `number`, and as its how-manieth."""
         period, place = divmod(number, PERIOD)
         order = self._period(split, seed, period)
         source = order[place]
-        return source, period * self._shares[source] + order[:place].count(source)
+        return source, period * self.of_period[source] + order[:place].count(source)
 
     def _draw_period(self, split: Split, seed: int, period: int) -> list[int]:
-        order = [source for source, share in enumerate(self._shares) for _ in range(share)]
-        random.Random(f"mix:{split}:{seed}:{period}").shuffle(order)
+        order = [source for source, share in enumerate(self.of_period) for _ in range(share)]
+        random.Random(f"{self._name}:{split}:{seed}:{period}").shuffle(order)
         return order
 
 

@@ -13,25 +13,27 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
-from math import isfinite
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from vcppo.common.records.trajectory import FinishReason
-from vcppo.common.tasks.interface import ChatMessages, Finding, Problem, Split, Task, TaskError, TaskOptions
-from vcppo.common.tasks.prompt_template import check_no_placeholder, fill_in
+from vcppo.common.tasks.interface import ChatMessages, Finding, Problem, Split, Task, TaskError
+from vcppo.common.tasks.prompts.columns import text_of
+from vcppo.common.tasks.prompts.filters import RowFilters
+from vcppo.common.tasks.prompts.messages import instructions_in, messages_of, question_in, with_system_prompt
+from vcppo.common.tasks.prompts.prompt_options import Prompter, PromptOptions, judged_part
+from vcppo.common.tasks.prompts.tools import checked_tools, tools_of
 from vcppo.common.tasks.rows import BadRow, Row, RowsError, read_rows
 from vcppo.common.text.question_text import question_key, visible_text
 from vcppo.common.text.yaml_text import one_line
 
-_MAX_TEXT = 1 << 18
 _MAX_ANSWER_BYTES = 1 << 19
 _FEW_HELD_OUT = 30
 _SHOWN_REPEATED = 10  # findings; data that is repeated on purpose would fill pages
 
 
-class RowsOptions(TaskOptions):
+class RowsOptions(PromptOptions):
     """``task.options`` of every task made of rows."""
 
     path: str
@@ -58,28 +60,23 @@ class RowsOptions(TaskOptions):
     question_columns: list[str] | None = None
     """Several columns that make up the question, joined by blank lines, empty ones left out; instead of one."""
 
+    messages_column: str | None = None
+    """Column with a chat: a list of {role, content}, or JSON text of one; instead of a question."""
+
+    tools_column: str | None = None
+    """Column with the tools of a prompt: a list of JSON schemas, or JSON text of one. For the chat template."""
+
+    tools: list[dict[str, Any]] | None = None
+    """Tools of every prompt, instead of a column."""
+
+    keep_where: dict[str, Any] = Field(default_factory=dict)
+    """Column → value, list of values, or {min, max}: only rows that fit all of them are used."""
+
+    keep: str | None = None
+    """module:function of yours: it gets a row as a dict, and says by True or False whether the row is used."""
+
     held_out_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of questions held out when held_out_path is not given."""
-
-    prompt_template: str | None = None
-    """Plain-text prompt with {question}, for base models. None: chat messages through the model's chat template.
-
-    Braces meant literally are doubled: ``{{name}}``. Behind a LaTeX command (``\\boxed{answer}``) they need not be."""
-
-    system_prompt: str | None = None
-    """System message of the chat form."""
-
-    instruction: str = ""
-    """Follows the question in the chat form."""
-
-    end_of_thinking: str = "</think>"
-    """Only what follows the last of these in a response is judged."""
-
-    require_thinking: bool = False
-    """A response without end_of_thinking is `unparsable`; else all of it is judged."""
-
-    judge_truncated: bool = False
-    """Judge responses cut off by length too; else they are `unparsable`."""
 
 
 class Question(NamedTuple):
@@ -90,12 +87,23 @@ class Question(NamedTuple):
         answer: `Problem.answer`.
         place: file and line.
         key: the same for every way to write the same question.
+        messages: of a row that is a chat.
+        tools: of a row that has some.
     """
 
     text: str
     answer: dict[str, object]
     place: str
     key: str
+    messages: ChatMessages | None = None
+    tools: list[dict[str, Any]] | None = None
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """Equal for questions that have one right answer: a row's own system prompt or tools may change it."""
+        if self.messages is None and self.tools is None:
+            return self.key, ""
+        return self.key, json.dumps([instructions_in(self.messages or []), self.tools])
 
 
 class RowsTask(Task):
@@ -105,9 +113,9 @@ class RowsTask(Task):
 
     def __init__(self, options: RowsOptions) -> None:
         self._rows_options = options
-        self._fill_in = None if options.prompt_template is None else fill_in(options.prompt_template)
-        check_no_placeholder(options.instruction, "instruction")
-        check_no_placeholder(options.system_prompt or "", "system_prompt")
+        _check_options(options)
+        self._prompter = Prompter(options)
+        self._filters = RowFilters(options.keep_where, options.keep)
         self._repeated: list[Finding] = []
         self._questions = self._load()
         # A permutation of 100,000 takes long enough not to draw it for every batch; two epochs meet in one batch.
@@ -134,7 +142,11 @@ class RowsTask(Task):
         if not self._questions[split] and count:
             raise TaskError(f"task.options.path = {self._rows_options.path!r} is for evaluation only: train on another")
         chosen = [self._numbered(split, seed, number) for number in range(start, start + count)]
-        return [Problem(self._prompt(question.text), question.answer) for question in chosen]
+        common = self._rows_options.tools
+        return [
+            Problem(self._prompter.prompt(each.text, each.messages, each.tools or common), each.answer)
+            for each in chosen
+        ]
 
     def num_problems(self, split: Split) -> int:
         """Rows of the split that have a question; after so many the sequence starts over."""
@@ -143,6 +155,10 @@ class RowsTask(Task):
     def where(self, split: Split, seed: int, number: int) -> str:
         """File and line of the row."""
         return self._numbered(split, seed, number).place
+
+    def left_out(self) -> Mapping[str, int]:
+        """Rows that ``keep_where`` and ``keep`` leave out, of both splits."""
+        return self._filters.left_out
 
     def questions(self, split: Split, count: int) -> list[str]:
         """The first `count` questions as they stand in the rows, without the prompt template."""
@@ -169,11 +185,7 @@ class RowsTask(Task):
 
     def judged_part(self, response: str, finish_reason: FinishReason) -> str | None:
         """What follows the thinking; None: by the options there is nothing to judge."""
-        options = self._rows_options
-        if finish_reason != "stop" and not options.judge_truncated:
-            return None
-        _, marker, final = response.rpartition(options.end_of_thinking)
-        return None if options.require_thinking and not marker else final
+        return judged_part(self._rows_options, response, finish_reason)
 
     def _load(self) -> dict[Split, list[Question]]:
         options = self._rows_options
@@ -188,7 +200,9 @@ class RowsTask(Task):
             raise RowsError(problems)
         if options.evaluation_only:
             if not train:
-                raise TaskError(f"task.options.path = {options.path!r} holds no problem: add rows")
+                raise TaskError(
+                    f"task.options.path = {options.path!r} holds no problem{self._said_left_out()}: add rows"
+                )
             return {"train": [], "held_out": self._each_once(train)}
         if options.held_out_path is None:
             train, held_out = self._split(train)
@@ -197,7 +211,8 @@ class RowsTask(Task):
         for split, questions in (("train", train), ("held_out", held_out)):
             if not questions:
                 raise TaskError(
-                    f"task.options.path = {options.path!r} leaves no problem for the {split} split: add rows, or set "
+                    f"task.options.path = {options.path!r} leaves no problem for the {split} split"
+                    f"{self._said_left_out()}: add rows, or set "
                     "task.options.held_out_path or held_out_fraction"
                 )
         self._note_repeated(train)
@@ -211,25 +226,40 @@ class RowsTask(Task):
                 problems.append(row)
                 continue
             try:
-                questions.append(self._question(row))
+                if self._filters.keeps(row):
+                    questions.append(self._question(row))
             except TaskError as error:
                 problems.append(BadRow(row.place, str(error).removeprefix(f"{row.place}: ")))
         return questions
 
+    def _said_left_out(self) -> str:
+        left_out = ", ".join(f"{count} by {name}" for name, count in self._filters.left_out.items())
+        return f" (left out: {one_line(left_out)})" if left_out else ""
+
     def _question(self, row: Row) -> Question:
-        text = self.question_of(row)
+        options = self._rows_options
+        messages = None if options.messages_column is None else self._messages(row, options.messages_column)
+        text = self.question_of(row) if messages is None else question_in(messages)
         answer = self.answer_of(row, text)
         size = len(json.dumps(answer))
         if size > _MAX_ANSWER_BYTES:  # it travels with the prompt
             raise TaskError(f"{row.place}: its answer takes {size} bytes, at most {_MAX_ANSWER_BYTES}: drop the row")
         if (problem := self.answer_problem(answer)) is not None:
             raise TaskError(f"{row.place}: {problem}")
-        return Question(text, answer, row.place, question_key(text))
+        tools = None if options.tools_column is None else tools_of(row, options.tools_column)
+        return Question(text, answer, row.place, question_key(text), messages, tools)
+
+    def _messages(self, row: Row, column: str) -> ChatMessages:
+        options = self._rows_options
+        messages = messages_of(row, column)
+        if options.system_prompt:
+            with_system_prompt(messages, options.system_prompt, f"{row.place}: {column!r}")
+        return messages
 
     def _contradictions(self, questions: Iterable[Question]) -> Iterator[BadRow]:
-        first: dict[str, Question] = {}
+        first: dict[tuple[str, str], Question] = {}
         for question in questions:
-            earlier = first.setdefault(question.key, question)
+            earlier = first.setdefault(question.asked, question)
             said = None if earlier is question else self.contradiction(question.answer, earlier.answer)
             if said is not None:
                 text = f"asks the same question as {earlier.place} with another answer ({said}): drop one of the two"
@@ -302,36 +332,24 @@ class RowsTask(Task):
         random.Random(f"{split}:{seed}:{epoch}").shuffle(order)
         return order
 
-    def _prompt(self, question: str) -> str | ChatMessages:
-        options = self._rows_options
-        if self._fill_in is not None:
-            return self._fill_in(question)
-        system = [{"role": "system", "content": options.system_prompt}] if options.system_prompt else []
-        return [*system, {"role": "user", "content": f"{question}\n\n{options.instruction}".rstrip()}]
 
-
-def value_of(row: Row, column: str, option: str) -> Any:
-    """The row's field; TaskError says which fields there are, and which option names the column."""
-    if column not in row.values:
-        fields = one_line(", ".join(map(str, row.values)) or "none")
-        raise TaskError(f"{row.place}: no field {column!r} (there are: {fields}): set task.options.{option}")
-    return row.values[column]
-
-
-def text_of(row: Row, column: str, option: str) -> str:
-    """The row's field as text; a number will do."""
-    value = value_of(row, column, option)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TaskError(f"{row.place}: {column!r} is {type(value).__name__}, not text or a number")
-    if isinstance(value, float) and not isfinite(value):
-        raise TaskError(f"{row.place}: {column!r} is {value}, not a number: mend the row")
-    text = str(value)
-    if "\0" in text:
-        raise TaskError(f"{row.place}: {column!r} has a NUL character: mend the row")
-    if len(text) > _MAX_TEXT:
-        raise TaskError(f"{row.place}: {column!r} has {len(text)} characters, at most {_MAX_TEXT}: drop the row")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TaskError(f"{row.place}: {column!r} has half a character (a lone surrogate): mend the row") from error
-    return text
+def _check_options(options: RowsOptions) -> None:
+    """TaskError where two options contradict each other."""
+    given = options.model_fields_set
+    if options.messages_column is not None:
+        for name in ("question_column", "question_columns", "prompt_template"):
+            if name in given and getattr(options, name) is not None:
+                raise TaskError(
+                    f"task.options.messages_column and {name} exclude each other: the chat is the prompt; leave one out"
+                )
+    if options.prompt_template is not None:
+        for name in ("tools", "tools_column"):
+            if getattr(options, name):
+                raise TaskError(
+                    f"task.options.{name} is for the model's chat template, and prompt_template takes its place: "
+                    "leave one out"
+                )
+    if options.tools is not None:
+        if options.tools_column is not None:
+            raise TaskError("task.options.tools and tools_column exclude each other: leave one out")
+        checked_tools(options.tools, "task.options.tools")

@@ -25,6 +25,7 @@ import structlog
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from vcppo.common.files.room import shortage_of
 from vcppo.common.telemetry.log_render import render_line, to_json
 
 if TYPE_CHECKING:
@@ -114,7 +115,10 @@ def _install(service: str, run_id: str, level: str, pretty: bool) -> logging.Han
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever ``sys.stdout`` is now, so that redirection (and pytest's capture) is honoured."""
+    """Writes to whatever ``sys.stdout`` is now, so that redirection (and pytest's capture) is honoured.
+
+    Where that is a file on a full disk, lines are lost until there is room: a log must not fill stderr with tracebacks.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -126,6 +130,12 @@ class _StdoutHandler(logging.StreamHandler[TextIO]):
     @stream.setter
     def stream(self, value: TextIO) -> None:
         raise AttributeError("the stream is always sys.stdout")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called within `emit`, where an error is being handled."""
+        error = sys.exc_info()[1]
+        if error is None or shortage_of(error) is None:
+            super().handleError(record)
 
 
 class _Identity:
@@ -231,6 +241,11 @@ def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
     if args.exc_type is SystemExit:
         return
     error = args.exc_value or args.exc_type()
+    if (shortage := shortage_of(error)) is not None:  # no bug of anybody's, so no traceback
+        structlog.get_logger("vcppo.common.telemetry.log").error(
+            "thread_ended", thread=args.thread.name if args.thread else None, error=str(error), **shortage.as_fields()
+        )
+        return
     structlog.get_logger("vcppo.common.telemetry.log").critical(
         "uncaught_exception",
         error=str(error),

@@ -17,6 +17,7 @@ from vcppo.common.telemetry.metric_names import STEP, Metric, series_of
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 log = structlog.get_logger(__name__)
 
@@ -34,25 +35,46 @@ class Sink(Protocol):
 
 
 class TensorBoardSink:
-    """TensorBoard scalars in ``folder``, without torch."""
+    """TensorBoard scalars in ``folder``, without torch.
+
+    Its writer does not survive a full disk: the next write begins a file of its own, which TensorBoard reads as one
+    with the others. Events of the last seconds before are missing in the curves.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventFileWriter(str(folder), flush_secs=5)
+        self._folder = folder
+        self._writer: EventFileWriter | None = self._opened()
 
     def write(self, step: int, values: Scalars, undefined: Iterable[str], wall_time: float) -> None:
-        """One event with all scalars of the step; undefined ones leave a gap in their curve."""
+        """One event with all scalars of the step; undefined ones leave a gap in their curve.
+
+        Raises OSError when the disk refuses; the next call tries again.
+        """
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self._writer.add_event(Event(step=step, wall_time=wall_time, summary=summary))
+        try:
+            self._writer = self._writer or self._opened()
+            self._writer.add_event(Event(step=step, wall_time=wall_time, summary=summary))
+        except OSError:
+            self._writer = None
+            raise
 
     def close(self) -> None:
         """Flush what the writer still holds."""
-        self._writer.close()
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except OSError as error:
+            log.warning("metrics_not_written", sink=type(self).__name__, error=str(error))
+
+    def _opened(self) -> EventFileWriter:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return EventFileWriter(str(self._folder), flush_secs=5)
 
 
 class Snapshot:

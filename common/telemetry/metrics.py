@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from vcppo.common.errors import MetricsError
-from vcppo.common.files.json_lines import open_to_append, parse_object
+from vcppo.common.files.json_lines import parse_object
+from vcppo.common.files.kept_lines import KeptLines
+from vcppo.common.files.room import shortage_of
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
 
@@ -30,7 +32,9 @@ log = structlog.get_logger(__name__)
 
 
 class MetricsWriter:
-    """Appends one line per step to ``<run>/metrics/<service>.jsonl``, flushed at once: a crash tears one line at most.
+    """Appends one line per step to ``<run>/metrics/<service>.jsonl``, at once: a crash tears one line at most.
+
+    Lines that a full disk refuses wait in memory until there is room; the log says so.
 
     Args:
         folder: the run folder (not its metrics folder).
@@ -41,7 +45,8 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, service: str, run_id: str, sinks: Sequence[Sink] = ()) -> None:
         self._identity = {"service": service, "run_id": run_id}
-        self._file = open_to_append(RunFolder(folder).metrics_file(service))
+        self._path = RunFolder(folder).metrics_file(service)
+        self._lines, self._is_short = KeptLines(self._path), False
         self._sinks = list(sinks)
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
@@ -56,18 +61,38 @@ class MetricsWriter:
         stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         plain = {name: _plain(value) for name, value in values.items()}
         line = {"time": stamp, **self._identity, "step": step, **plain}
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        self._judge(self._lines.write(json.dumps(line, allow_nan=False).encode() + b"\n"))
         scalars = {name: value for name, value in plain.items() if isinstance(value, float | int)}
         undefined = [name for name, value in plain.items() if value is None]
         for sink in self._sinks:
-            sink.write(step, scalars, undefined, now)
+            try:
+                sink.write(step, scalars, undefined, now)
+            except OSError as error:
+                if shortage_of(error) is None:
+                    raise
+                log.warning("metrics_not_written", sink=type(sink).__name__, step=step, error=str(error))
 
     def close(self) -> None:
         """Flush and close everything; idempotent."""
-        self._file.close()
+        self._lines.close()
+        if self._lines.lost:
+            log.error("metrics_lost", lines=self._lines.lost, file=str(self._path))
+            self._lines.lost = 0
         while self._sinks:
             self._sinks.pop().close()
+
+    def _judge(self, error: OSError | None) -> None:
+        """Say when lines begin to wait for room, and when all are written. Raises `error` when it is no shortage."""
+        if error is None:
+            if self._is_short:
+                log.info("room_again", what="metrics", lost=self._lines.lost)
+            self._is_short = False
+            return
+        if (shortage := shortage_of(error, self._path.parent)) is None:
+            raise error
+        if not self._is_short:
+            self._is_short = True
+            log.warning("waiting_for_room", what="metrics", **shortage.as_fields())
 
 
 def open_metrics(config: VcppoConfig, service: str) -> MetricsWriter:

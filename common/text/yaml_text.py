@@ -38,7 +38,7 @@ def read_yaml(text: str) -> Any:
     """The document in `text`: None, bool, 64-bit int, float, str, lists and dicts. Raises `yaml.YAMLError`."""
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"longer than {MAX_CHARACTERS} characters: no config is")
-    return yaml.load(text, _Loader)
+    return yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader with fewer types)
 
 
 def write_yaml(value: Any, **style: Any) -> str:

@@ -1,6 +1,9 @@
 """Control calls: the learner asks, a generator answers. Each call has a deadline; a late answer is dropped.
 
-    request  [call id, msgpack {method, args}]        reply  [call id, msgpack {ok, result | error}]
+    request  [call id, msgpack {method, args, incarnation}]     reply  [call id, msgpack {ok, result | error}]
+
+Each call says which incarnation of the learner makes it. A server that has heard of a newer one refuses it
+(`superseded` in the reply): so an old learner that wakes up moves no generator.
 
 Arguments and results are what msgpack has (None, numbers, text, bytes, lists, maps) and numpy arrays;
 dataclasses go as maps, tuples arrive as lists.
@@ -20,7 +23,7 @@ import msgpack
 import numpy as np
 import structlog
 
-from vcppo.common.errors import VcppoError
+from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.process.memory_guard import MemoryGuard
 from vcppo.common.transport.generator_calls import Answer, Call
 from vcppo.common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRouter, Dealer, has_key_before
@@ -28,6 +31,7 @@ from vcppo.common.transport.sockets import CONTROL_BYTES, KEYS_DIFFER, AsyncRout
 log = structlog.get_logger(__name__)
 
 _ARRAY = 1  # msgpack extension code
+_MOST_INCARNATIONS = 10**15  # as the store counts them
 _MAX_CALLS = 32  # running at once per server
 _MAX_ERROR = 4096
 _QUEUE = 8  # calls read ahead per peer
@@ -45,18 +49,53 @@ class ControlTimeout(ControlError):
     """No answer by the deadline."""
 
 
+class CallerSuperseded(ControlError):
+    """The server knows a newer learner than the one that calls."""
+
+    exit_code = EXIT_REFUSED
+
+
+class Callers:
+    """Which learner a server obeys: the newest that it has heard of.
+
+    Attributes:
+        newest: number of its incarnation; 0: of none yet.
+    """
+
+    def __init__(self) -> None:
+        self.newest = 0
+
+    def heard_of(self, incarnation: int) -> None:
+        """A learner of this number is there: those before it are refused from now on."""
+        self.newest = max(self.newest, incarnation)
+
+    def admit(self, incarnation: int) -> None:
+        """Raises CallerSuperseded for an earlier one than the newest."""
+        self.heard_of(incarnation)
+        if incarnation < self.newest:
+            raise CallerSuperseded(
+                f"learner number {incarnation} was superseded by number {self.newest}: it is not obeyed any more"
+            )
+
+
 class _Refused(ControlError):
     """The handshake failed."""
 
 
 class ControlServer:
-    """Answers calls on a port of its own choosing on `host`; `endpoint` names it. Make it in the event loop."""
+    """Answers calls on a port of its own choosing on `host`. Make it in the event loop.
+
+    Attributes:
+        endpoint: where it listens.
+        callers: whom it obeys.
+    """
 
     def __init__(self, host: str, receive_memory_mib: float = 2048.0) -> None:
         """
         Args:
             receive_memory_mib: once callers have made the process grow by this much, all connections are cut.
         """
+        self.callers = Callers()
         self._router = AsyncRouter(f"tcp://{host}:*", "learner", CONTROL_BYTES, _QUEUE)
         self.endpoint = self._router.endpoint
         self._memory = MemoryGuard(receive_memory_mib)
@@ -94,31 +133,43 @@ class ControlServer:
         identity, call_id, request = frames
         method = ""
         try:
-            method, arguments = _parse_request(request)
+            method, arguments, incarnation = _parse_request(request)
+            self.callers.admit(incarnation)
             if method not in handlers:
                 raise ControlError(f"no method {method[:64]!r}, there are {', '.join(sorted(handlers))}")
             reply = pack({"ok": True, "result": await handlers[method](**arguments)})
         except Exception as error:  # whatever it is, the caller is waiting to hear of it
             log.warning("control_call_failed", method=method, error=str(error), exc_info=not _is_plain(error))
             text = f"{type(error).__name__}: {error}"[:_MAX_ERROR].encode(errors="replace").decode()
-            reply = pack({"ok": False, "error": text})
+            reply = pack({"ok": False, "error": text, "superseded": isinstance(error, CallerSuperseded)})
         self._router.send([identity, call_id, reply])
 
 
 class ControlClient:
-    """Calls one server. Any number of threads may call at once."""
+    """Calls one server. Any number of threads may call at once.
 
-    def __init__(self, endpoint: str) -> None:
+    Args:
+        incarnation: of the learner that calls, as the store counts them; 0: of none that entered.
+    """
+
+    def __init__(self, endpoint: str, incarnation: int = 0) -> None:
         self.endpoint = endpoint
+        self._incarnation = incarnation
         self._idle: list[Dealer] = []  # one socket per call in flight; one that failed is never used again
         self._lock = threading.Lock()
         self._closed = False
 
     def call(self, method: str, args: Mapping[str, Any] | None = None, deadline_seconds: float = 60.0) -> Any:
-        """The result of `method(**args)`. Raises `ControlError`, `ControlTimeout` after the deadline."""
+        """The result of `method(**args)`.
+
+        Raises:
+            CallerSuperseded: the server obeys a newer learner.
+            ControlTimeout: no answer by the deadline.
+            ControlError: the call failed.
+        """
         deadline = time.monotonic() + deadline_seconds
         call_id = uuid.uuid4().bytes
-        request = [call_id, pack({"method": method, "args": dict(args or {})})]
+        request = [call_id, pack({"method": method, "args": dict(args or {}), "incarnation": self._incarnation})]
         for key_before in (False, True):
             socket = self._idle_socket() or Dealer(self.endpoint, "generator", key_before=key_before)
             try:
@@ -136,7 +187,8 @@ class ControlClient:
             raise ControlTimeout(f"{self.endpoint} {method}: {text} after {deadline_seconds:g} s")
         self._keep(socket)
         if not reply.get("ok"):
-            raise ControlError(f"{self.endpoint} {method}: {reply.get('error', 'unknown error')}")
+            kind = CallerSuperseded if reply.get("superseded") is True else ControlError
+            raise kind(f"{self.endpoint} {method}: {str(reply.get('error', 'unknown error'))[:_MAX_ERROR]}")
         return reply.get("result")
 
     def ask(self, call: Call[Answer], deadline_seconds: float = 60.0) -> Answer:
@@ -228,11 +280,14 @@ def _unpack_array(code: int, data: bytes) -> Any:
     return np.frombuffer(raw, np.dtype(kind)).reshape(shape)
 
 
-def _parse_request(request: bytes) -> tuple[str, dict[str, Any]]:
+def _parse_request(request: bytes) -> tuple[str, dict[str, Any], int]:
     call = unpack(request)
     if not isinstance(call, dict) or not isinstance(call.get("method"), str) or not isinstance(call.get("args"), dict):
         raise ControlError("malformed call: no map of method and args")
-    return call["method"], call["args"]
+    incarnation = call.get("incarnation", 0)
+    if type(incarnation) is not int or not 0 <= incarnation < _MOST_INCARNATIONS:
+        raise ControlError("malformed call: its incarnation is no number of a learner")
+    return call["method"], call["args"], incarnation
 
 
 def _parse_reply(data: bytes, endpoint: str) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 Answer = TypeVar("Answer")
@@ -69,12 +69,12 @@ class GeneratorStatus:
         busy: the call that is running.
     """
 
-    generator_id: str
-    policy_version: int
-    epoch: int
+    generator_id: Annotated[str, Field(max_length=256)]
+    policy_version: Annotated[int, Field(ge=-1)]
+    epoch: Annotated[int, Field(ge=0)]
     paused: bool
-    num_in_flight: int
-    busy: str | None
+    num_in_flight: Annotated[int, Field(ge=0)]
+    busy: Annotated[str, Field(max_length=64)] | None
 
 
 @dataclass(config=_STRICT, frozen=True)
@@ -90,7 +90,7 @@ class Resumed:
     paused_seconds: that the engine stood still for this update.
     """
 
-    paused_seconds: float
+    paused_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(config=_STRICT, frozen=True)

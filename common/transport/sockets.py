@@ -8,8 +8,11 @@ receiving queue was full, as when a generator is killed while the buffer waits f
 
 from __future__ import annotations
 
+import itertools
+import os
 import socket as os_socket
 import threading
+import weakref
 from collections.abc import Sequence
 
 import structlog
@@ -88,6 +91,38 @@ def has_key_before(peer: Role) -> bool:
     return _guard.keys is not None and len(_guard.keys.peers[peer]) > 1
 
 
+class _Events:
+    """What happens to a socket, to be read.
+
+    ZeroMQ's only I/O thread waits for ever where the reader is gone, or has not read for long, and every socket of the
+    process is dead with it (libzmq issue 3575). So the queue has no end, and the events end before their reader and
+    their socket: also where the owner of both is dropped and not closed.
+    """
+
+    def __init__(self, owner: object, socket: zmq.Socket[bytes], kinds: int) -> None:
+        """
+        Args:
+            owner: whose `socket` it is; once it is gone nobody reads.
+            kinds: of events, ``zmq.EVENT_…`` added up.
+        """
+        endpoint = f"inproc://events-{next(_numbers)}"
+        socket.monitor(endpoint, kinds)
+        self.reader: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+        self.reader.set(zmq.RCVHWM, 0)
+        self.reader.connect(endpoint)
+        self.end = weakref.finalize(owner, _end_events, socket, self.reader, os.getpid())
+        self.end.atexit = False  # a thread may still wait for it
+
+
+_numbers = itertools.count()
+
+
+def _end_events(socket: zmq.Socket[bytes], reader: zmq.Socket[bytes], process: int) -> None:
+    if os.getpid() == process and not socket.closed:  # in a forked child they are its parent's
+        socket.disable_monitor()
+        reader.close(0)
+
+
 class Dealer:
     """The connecting side: one peer, whose loss shows in `is_disconnected`."""
 
@@ -103,7 +138,9 @@ class Dealer:
             queue: messages accepted by `send` that are not yet on the wire. None are before the peer answers.
         """
         self.endpoint = endpoint
-        self._socket = _new(zmq.DEALER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        _configure(self._socket)
+        self._events = _Events(self, self._socket, zmq.EVENT_DISCONNECTED | _HANDSHAKES)
         try:
             _as_client(self._socket, peer, int(key_before))
             if identity:
@@ -117,10 +154,9 @@ class Dealer:
             self._socket.set(zmq.HEARTBEAT_IVL, int(HEARTBEAT_SECONDS * 1000))
             self._socket.set(zmq.HEARTBEAT_TIMEOUT, int(HEARTBEAT_DEADLINE_SECONDS * 1000))
             self._socket.set(zmq.HEARTBEAT_TTL, int(HEARTBEAT_DEADLINE_SECONDS * 1000))  # for the other side
-            self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _HANDSHAKES)
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
-            self._socket.close()
+            self.close()
             raise TransportError(f"{endpoint}: can't connect: {error}; write it as tcp://host:port") from error
         self._is_lost = False
         self.was_connected = False
@@ -130,7 +166,7 @@ class Dealer:
         """Return when something arrived, the peer was lost, `wake_up` is readable or (with `to_send`) we may send."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if to_send else 0))
-        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(self._events.reader, zmq.POLLIN)
         if wake_up is not None:
             poller.register(wake_up, zmq.POLLIN)
         poller.poll(max(0, int(seconds * 1000) + 1))
@@ -149,8 +185,8 @@ class Dealer:
 
     def is_disconnected(self) -> bool:
         """Whether a connection was lost since this socket was made; what was in flight then is lost too."""
-        while self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
+        while self._events.reader.poll(0):
+            event = recv_monitor_message(self._events.reader)["event"]
             self.was_connected |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self.was_refused |= event in _REFUSALS
             self._is_lost |= event == zmq.EVENT_DISCONNECTED
@@ -158,8 +194,7 @@ class Dealer:
 
     def close(self) -> None:
         """Close at once; unsent messages are dropped."""
-        self._socket.disable_monitor()
-        self._monitor.close(0)
+        self._events.end()
         self._socket.close(0)
 
 
@@ -179,15 +214,25 @@ class Router:
         self._listen(endpoint)
 
     def _listen(self, endpoint: str) -> None:
-        self._socket = _new(zmq.ROUTER)
+        self._socket = self._open()
+        self._is_closed = False
+        _configure(self._socket)
         _as_server(self._socket, self._peer)
         self._socket.set(zmq.RCVHWM, self._queue)
         self._socket.set(zmq.SNDHWM, _ACK_QUEUE)
         self._socket.set(zmq.MAXMSGSIZE, self._max_frame_bytes)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects takes its identity over
         # From the beginning: when `restart` needs it there may be no file left to open.
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_CLOSED)
-        self.endpoint = _bind(self._socket, endpoint)
+        self._events = _Events(self, self._socket, zmq.EVENT_CLOSED)
+        try:
+            self.endpoint = _bind(self._socket, endpoint)
+        except TransportError:
+            self.close()
+            raise
+
+    def _open(self) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        return socket
 
     def restart(self) -> None:
         """Cut every connection and listen anew: frees what has arrived and was not received. Raises `TransportError`.
@@ -195,7 +240,7 @@ class Router:
         The only way to be rid of a message that never ends: ZeroMQ limits frames, not how many make a message.
         """
         self._socket.unbind(self.endpoint)
-        is_free = self._monitor.poll(_UNBIND_SECONDS * 1000)
+        is_free = self._events.reader.poll(_UNBIND_SECONDS * 1000)
         self.close()
         if not is_free:
             raise TransportError(f"{self.endpoint}: still in use {_UNBIND_SECONDS} s after it was given up")
@@ -218,18 +263,26 @@ class Router:
 
     def close(self) -> None:
         """Close at once and drop unsent messages. Safe to call twice."""
-        if not self._socket.closed:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
-            self._socket.close(0)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._events.end()
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        self._socket.close(0)
 
 
 class AsyncRouter(Router):
     """`Router` for asyncio. Make it in the event loop."""
 
-    def _listen(self, endpoint: str) -> None:
-        super()._listen(endpoint)
-        self._async = zmq.asyncio.Socket.from_socket(self._socket)
+    def _open(self) -> zmq.Socket[bytes]:
+        # The socket is asyncio's; `_socket` is a view of it. The other way round the owner would not learn that it is
+        # closed, and closes whichever socket has its place in memory when it is collected.
+        self._async = zmq.asyncio.Socket(zmq.Context.instance(), zmq.ROUTER)
+        view: zmq.Socket[bytes] = zmq.Socket.shadow(self._async.underlying)
+        view.context = zmq.Context.instance()
+        return view
 
     async def next(self, seconds: float) -> list[bytes] | None:
         """The next message; None when none came in time."""
@@ -237,16 +290,8 @@ class AsyncRouter(Router):
             return None
         return self.receive()
 
-    def close(self) -> None:
-        """As `Router.close`, the asyncio side first."""
+    def _close_socket(self) -> None:
         self._async.close(0)
-        super().close()
-
-
-def _new(kind: int) -> zmq.Socket[bytes]:
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
-    _configure(socket)
-    return socket
 
 
 def _configure(socket: zmq.Socket[bytes]) -> None:
@@ -279,7 +324,6 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
-        socket.close(0)
         if error.errno == zmq.EADDRINUSE:
             remedy = "another process listens there: stop it, or choose another port in transport.endpoints"
         else:

@@ -7,6 +7,8 @@ expire and they are generated again). A killed process loses what was only in me
 
 from __future__ import annotations
 
+import re
+import secrets
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from vcppo.common.files.room import shortage_of
 from vcppo.common.files.whole_file import move, remove_partial_files, whole_file
 
 log = structlog.get_logger(__name__)
@@ -36,6 +39,8 @@ class Spool:
     def __init__(self, folder: Path, memory_bytes: int, disk_bytes: int) -> None:
         """Takes over what an earlier process left in `folder`, oldest first."""
         self._folder = folder
+        # In the names of files, so that an earlier process that wakes up and spools here too overwrites none of ours.
+        self._token = secrets.token_hex(4)
         self._memory_limit = memory_bytes
         self._disk_limit = disk_bytes
         self._memory_used = 0
@@ -43,6 +48,7 @@ class Spool:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._waiting: deque[str] = deque()
         self._changed = threading.Condition()
+        self._room_is_short = False
         folder.mkdir(parents=True, exist_ok=True)
         self._sequence = 0
         self._load()
@@ -69,7 +75,7 @@ class Spool:
             if message_id in self._entries:
                 return
             self._sequence += 1
-            entry = _Entry(self._folder / f"{self._sequence:012d}{_SUFFIX}", len(payload), payload)
+            entry = _Entry(self._folder / f"{self._sequence:012d}-{self._token}{_SUFFIX}", len(payload), payload)
             self._memory_used += entry.size
             self._entries[message_id] = entry
             self._waiting.append(message_id)
@@ -131,11 +137,23 @@ class Spool:
                 file.write(len(name).to_bytes(4, "little") + name)
                 file.write(entry.payload)
         except OSError as error:  # a full disk is no reason to lose it: it stays in memory, and `is_full` says so
-            log.error("spool_write_failed", file=str(entry.file), trajectory_id=message_id, error=str(error))
+            self._say(error)
             return
+        if self._room_is_short:
+            self._room_is_short = False
+            log.info("room_again", what="spool", folder=str(self._folder))
         entry.payload = None
         self._memory_used -= entry.size
         self._disk_used += entry.size
+
+    def _say(self, error: OSError) -> None:
+        """Once, until it can be written again."""
+        if self._room_is_short:
+            return
+        self._room_is_short = True
+        shortage = shortage_of(error, self._folder)
+        why = {"folder": str(self._folder), "error": str(error)} if shortage is None else shortage.as_fields()
+        log.warning("waiting_for_room", what="spool", effect="it stays in memory; no more prompts are taken", **why)
 
     def _read(self, message_id: str, entry: _Entry) -> bytes | None:
         if entry.payload is not None:
@@ -154,14 +172,15 @@ class Spool:
         remove_partial_files(self._folder)
         for file in sorted(self._folder.glob(f"*{_SUFFIX}")):
             message_id = _read_id(file)
-            if message_id is None or not file.stem.isdecimal():
+            number = re.match(r"[0-9]+(?=-|$)", file.stem)
+            if message_id is None or number is None:
                 log.error("spool_file_unreadable", file=str(file), remedy="renamed to .bad and left there")
                 move(file, file.with_suffix(".bad"))
                 continue
             size = file.stat().st_size - 4 - len(message_id.encode())
             self._entries[message_id] = _Entry(file, size, None)
             self._disk_used += size
-            self._sequence = max(self._sequence, int(file.stem))
+            self._sequence = max(self._sequence, int(number[0]))
         self._waiting.extend(self._entries)
         if self._entries:
             log.info("spool_reloaded", count=len(self._entries), num_bytes=self._disk_used, folder=str(self._folder))

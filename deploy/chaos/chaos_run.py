@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +17,10 @@ from vcppo.common.transport.endpoints import endpoints_of
 from vcppo.common.transport.ports import free_endpoint
 from vcppo.deploy.chaos.chaos_page import Outcome, print_outcome, write_outcome
 from vcppo.deploy.chaos.evidence import Check, checks, collect, process_checks
+from vcppo.deploy.chaos.faults.hanging_task import FLAG_OPTION
+from vcppo.deploy.chaos.faults.hanging_task import NAME as HANGING_TASK
+from vcppo.deploy.chaos.faults.peers import ROLE as PEER_ROLE
+from vcppo.deploy.chaos.faults.scene import Scene
 from vcppo.deploy.chaos.injector import Injector
 from vcppo.deploy.chaos.proxy import Address, Link, Links
 from vcppo.deploy.chaos.schedule import Kind, schedule
@@ -32,6 +36,7 @@ from vcppo.deploy.terminal.session import Session, open_session
 
 RECIPE = Path(__file__).parents[1] / "configs" / "chaos.yaml"
 CLIENTS = ("learner", "generator", "buffer")  # of redis; each has a link of its own
+PLAIN_TASK = "chain_arithmetic"
 _MANY = 1_000_000
 _RESTARTS = 20  # in a row
 _BYTES_PER_TOKEN = 16  # of a message, as vcppo.common.config.checks counts
@@ -51,6 +56,8 @@ def chaos_config(path: Path, overrides: Sequence[str], seed: int) -> VcppoConfig
         f"transport.spool_disk_mib={message_mib / 2}",
         f"transport.endpoints=[{', '.join(free_endpoint() for _ in given.transport.endpoints or [''])}]",
     ]
+    if given.task.name == PLAIN_TASK:
+        own += [f"task.name={HANGING_TASK}", f"task.options.{FLAG_OPTION}={given.run.folder / name / 'hang'}"]
     if not Path(given.model.path).expanduser().exists() and given.sft.phases:
         own.append(f"model.path={given.run.folder / name / 'cold_start'}")
     return load_config(path, [*overrides, *own])
@@ -66,8 +73,13 @@ def _free_name(folder: Path, base: str) -> str:
 
 
 def possible_kinds(config: VcppoConfig) -> list[Kind]:
-    """Without an embedded server there is no redis process to hit."""
-    return [kind for kind in Kind if config.redis.url is None or kind.target != "redis"]
+    """Without an embedded server there is no redis process to hit; only a task of ours hangs when it is told to."""
+    without = set()
+    if config.redis.url is not None:
+        without |= {kind for kind in Kind if kind.target == "redis"}
+    if config.task.name not in (PLAIN_TASK, HANGING_TASK):
+        without.add(Kind.HANG_VERIFIER)
+    return [kind for kind in Kind if kind not in without]
 
 
 class ChaosLauncher(Launcher):
@@ -109,7 +121,7 @@ class ChaosLauncher(Launcher):
 
     def is_whole(self, members: Collection[str]) -> bool:
         """Whether every process that should be up is, and all generators took part in the last broadcast."""
-        children = [child for child in self.supervisor.children.values() if not child.stopping]
+        children = [c for c in self.supervisor.children.values() if not c.stopping and c.spec.role != PEER_ROLE]
         return all(child.alive and child.ready for child in children) and set(members) == set(self.generators())
 
 
@@ -190,9 +202,10 @@ class Chaos:
         launcher = ChaosLauncher(self.config, session.sink, all_links)
         session.sink.show = self.watch.see
         with Links(*all_links) as links:
+            scene = Scene(self.config, launcher.supervisor, launcher, links, self.watch, self.limit)
             launcher.storm = storm = Storm(
                 schedule(self.seed, self.kinds),
-                Injector(self.config, launcher.supervisor, launcher, links, self.watch, self.limit),
+                Injector(scene),
                 self.watch,
                 minutes=self.minutes,
                 limit_seconds=self.limit,
@@ -208,9 +221,9 @@ class Chaos:
                 raise
             except VcppoError as error:
                 storm.problems.append(f"the run ended: {error}")
-        return self._judge(launcher, storm)
+        return self._judge(launcher, storm, scene.spoilt)
 
-    def _judge(self, launcher: ChaosLauncher, storm: Storm) -> Outcome:
+    def _judge(self, launcher: ChaosLauncher, storm: Storm, spoilt: Mapping[str, str]) -> Outcome:
         found = [
             Check("the run got over every fault", not storm.problems, "; ".join(storm.problems) or _slowest(storm))
         ]
@@ -221,7 +234,7 @@ class Chaos:
             found.append(Check("store readable", False, str(error)))
         else:
             ledger = evidence.ledger
-            found += checks(evidence, self.config)
+            found += checks(evidence, self.config, spoilt)
         groups = ("learner",) if self.config.learner.num_ranks > 1 else ()
         bad_ends = self.watch.unexplained_ends({entry.target.split()[0] for entry in storm.entries}, groups)
         found += process_checks(self.watch.tracebacks, bad_ends, self.watch.members, launcher.wanted)

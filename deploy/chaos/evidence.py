@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,10 +14,13 @@ from vcppo.common.records.trajectory import Purpose
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store import facts
 from vcppo.common.store.ledger import DeadLetter, Ledger, Outstanding
-from vcppo.deploy.terminal.ledger_command import open_store
+from vcppo.deploy.terminal.open_store import open_store
 
 # Faults that explain a dead letter: a prompt whose generators were killed or frozen under it too often in a row.
 EXPLAINED_REASONS = ("poison prompt",)
+PEER_PREFIX = "chaos-"
+"""How chaos' own hostile peers call themselves, as the source of a dead letter."""
+EMPTY: Mapping[str, str] = {}
 _MANY = 10_000
 
 
@@ -58,11 +61,15 @@ def collect(config: VcppoConfig) -> Evidence:
         )
 
 
-def checks(evidence: Evidence, config: VcppoConfig) -> Iterator[Check]:
-    """All that must hold of any run at rest, whatever it went through."""
+def checks(evidence: Evidence, config: VcppoConfig, spoilt: Mapping[str, str] = EMPTY) -> Iterator[Check]:
+    """All that must hold of any run at rest, whatever it went through.
+
+    Args:
+        spoilt: prompts whose payload was changed in the store -> the state they were in.
+    """
     ledger = evidence.ledger
     yield Check("ledger exact", ledger.is_exact, str(ledger))
-    yield _trained_once(config)
+    yield _trained_once(config, spoilt)
     yield Check(
         "nothing in flight at rest",
         ledger.leased == ledger.claimed == 0,
@@ -70,17 +77,19 @@ def checks(evidence: Evidence, config: VcppoConfig) -> Iterator[Check]:
     )
     yield _accounted_for(evidence, config)
     yield _trained_count(evidence)
-    yield _dead_letters(evidence)
+    yield _dead_letters(evidence, spoilt)
+    if spoilt:
+        yield _spoilt(evidence, spoilt)
 
 
-def _trained_once(config: VcppoConfig) -> Check:
+def _trained_once(config: VcppoConfig, spoilt: Collection[str]) -> Check:
     what = f"every trajectory trained once, staleness <= {config.rl.max_staleness}"
     path = RunFolder(config.run.path).trained_log
     try:
         count = check_trained_once(path, config.rl.max_staleness)
     except VcppoError as error:
         return Check(what, False, str(error))
-    differing = replays_differ(path)
+    differing = replays_differ(path, spoilt)
     if differing:
         return Check(what, False, f"steps {differing[:5]} were replayed with other trajectories")
     return Check(what, True, f"{count:,} trajectories")
@@ -129,15 +138,42 @@ def _num_recorded(evidence: Evidence) -> int:
     return evidence.next_index["value_pretraining"] - waiting - rejected
 
 
-def _dead_letters(evidence: Evidence) -> Check:
-    unexplained = [letter for letter in evidence.dead_letters if letter.reason not in EXPLAINED_REASONS]
-    detail = f"{len(evidence.dead_letters)} dead letters"
+def _dead_letters(evidence: Evidence, spoilt: Collection[str]) -> Check:
+    """Each is a prompt that was given up for a known reason, or something that a hostile peer has sent."""
+    of_prompts = [letter for letter in evidence.dead_letters if not letter.source.startswith(PEER_PREFIX)]
+    unexplained = [
+        letter
+        for letter in of_prompts
+        if letter.reason not in EXPLAINED_REASONS and not any(names(letter.detail, prompt) for prompt in spoilt)
+    ]
+    num_hostile = len(evidence.dead_letters) - len(of_prompts)
+    detail = f"{len(of_prompts)} dead letters of prompts, {num_hostile} of hostile peers"
     if unexplained:
         first = unexplained[-1]
         detail += f", {len(unexplained)} unexplained, the first: {first.reason}: {first.detail}"
+    return Check("dead letters explained", not unexplained and len(of_prompts) == evidence.ledger.rejected, detail)
+
+
+def _spoilt(evidence: Evidence, spoilt: Mapping[str, str]) -> Check:
+    """A payload that was changed costs its prompt, once; a claimed one may have been trained before."""
+    trained = trained_ids(evidence)
+    wrong = []
+    for prompt_id, state in spoilt.items():
+        letters = sum(names(letter.detail, prompt_id) for letter in evidence.dead_letters)
+        if letters + (prompt_id in trained) != 1 or (prompt_id in trained and state != "claimed"):
+            wrong.append(
+                f"{prompt_id} ({state}): {letters} dead letters, {'' if prompt_id in trained else 'not '}trained"
+            )
     return Check(
-        "dead letters explained", not unexplained and len(evidence.dead_letters) == evidence.ledger.rejected, detail
+        "each spoilt payload is one dead letter and is not trained",
+        not wrong,
+        "; ".join(wrong[:3]) or f"{len(spoilt)} payloads",
     )
+
+
+def names(detail: str, prompt_id: str) -> bool:
+    """Whether a dead letter is of this prompt: its text begins with the id."""
+    return detail == prompt_id or detail.startswith(f"{prompt_id}: ")
 
 
 def trained_ids(evidence: Evidence) -> set[str]:

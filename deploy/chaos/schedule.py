@@ -39,6 +39,18 @@ class Kind(StrEnum):
     FILL_SPOOL = "fill spool"
     ADD_GENERATOR = "add generator"
     REMOVE_GENERATOR = "remove generator"
+    FREEZE_LAUNCHER = "freeze launcher"
+    KILL_VERIFIER = "kill verifier"
+    KILL_GUARDIAN = "kill guardian"
+    FREEZE_VERIFIER = "freeze verifier"
+    HANG_VERIFIER = "hang verifier"
+    CORRUPT_PAYLOAD = "corrupt payload"
+    GARBLE_CLAIMED = "garble claimed"
+    BESIEGE_BUFFER = "besiege buffer"
+    BESIEGE_GENERATOR = "besiege generator"
+    FILL_DISK = "fill disk"
+    EXHAUST_FILES = "exhaust files"
+    REPLAY_TRAJECTORIES = "replay trajectories"
 
     @property
     def action(self) -> str:
@@ -57,10 +69,21 @@ MEANING = {
     "freeze": "SIGSTOP for longer than every deadline that watches it, then SIGCONT",
     "cut": "connections are reset and new ones refused for a while",
     "block": "connections stay open and carry nothing for longer than the deadlines",
-    "fill": "the buffer stands still until a generator's spool has used up its quota",
+    "fill": "spool: buffers stand still until it is full; disk: the learner's files can't grow",
+    "exhaust": "the learner can open no more files",
     "add": "one more generator joins",
     "remove": "a generator is asked to leave and is not started again",
+    "hang": "a response makes its verifier start a child that hides, and never answer",
+    "corrupt": "a bit of a trajectory that waits in the store changes",
+    "garble": "a claimed trajectory becomes garbage, and the learner dies before it commits",
+    "besiege": "garbage, false messages and false calls at its port, with the run's own keys",
+    "replay": "what is buffered already is sent once more",
 }
+
+ALONE = frozenset({Kind.FREEZE_LAUNCHER, Kind.KILL_VERIFIER, Kind.KILL_GUARDIAN, Kind.FREEZE_VERIFIER})
+ALONE |= frozenset({Kind.HANG_VERIFIER, Kind.CORRUPT_PAYLOAD, Kind.GARBLE_CLAIMED})
+ALONE |= frozenset({Kind.FILL_DISK, Kind.EXHAUST_FILES})
+"""Kinds that wait for the one before, and that the next one waits for: another would hide what they must show."""
 
 
 class Fault(NamedTuple):
@@ -112,7 +135,7 @@ def schedule(seed: int, kinds: Collection[Kind] = tuple(Kind)) -> Iterator[Fault
                 gap_seconds=round(rng.uniform(0.0, MAX_GAP_SECONDS), 3),
                 draw=rng.random(),
                 stretch=round(rng.uniform(1.05, MAX_STRETCH), 3),
-                overlaps=rng.random() < OVERLAP_SHARE,
+                overlaps=rng.random() < OVERLAP_SHARE and kind not in ALONE,
             )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from vcppo.deploy.chaos.injector import Blow
+from vcppo.deploy.chaos.faults.scene import Blow
 from vcppo.deploy.chaos.schedule import Fault, Kind
 from vcppo.deploy.chaos.watch import Watch
 
@@ -151,7 +151,7 @@ class Storm:
     def _maybe_strike(self) -> None:
         if self._next is None:
             self._next = next(self._faults)
-        if self._open and not self._next.overlaps:
+        if self._open and (not self._next.overlaps or any(one.blow.alone for one in self._open)):
             return
         waited = self._clock() - self._free_since
         if waited < self._next.gap_seconds:
@@ -215,6 +215,10 @@ class Storm:
 
 def _struck(entry: Entry, blow: Blow) -> str:
     minutes, seconds = divmod(int(entry.at), 60)
-    lasting = f" for {blow.seconds:.0f} s" if blow.seconds and entry.kind.action in ("freeze", "cut", "block") else ""
+    lasting = (
+        f" for {blow.seconds:.0f} s"
+        if blow.seconds and not blow.alone and entry.kind.action in ("freeze", "cut", "block")
+        else ""
+    )
     target = f" ({entry.target})" if entry.target != entry.kind.target else ""
     return f"{minutes:>3}:{seconds:02d} #{entry.number:<3} {entry.kind}{target}{lasting}"

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from vcppo.common.errors import EXIT_INTERRUPTED
 from vcppo.common.run_folder import RunFolder
@@ -13,6 +14,7 @@ from vcppo.deploy.logs.log_lines import Record, level_of
 from vcppo.deploy.run.run_data import JsonLinesTail
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # the learner's, after a polite stop
+SHORTAGES = ("waiting_for_room", "process_waits_for_room")
 _ERROR = 40
 
 
@@ -28,6 +30,9 @@ class Watch:
         ends: (process, exit code, what it said) of every process that ended.
         errors: lines of level error or above, by process and event.
         tracebacks: process and event of lines that carry an exception: ours to mend.
+        verifier_ends: (time of the line in seconds since the epoch, generator) of verifiers that were given up.
+        num_shortages: lines that say that something has run out.
+        sieges: name of a hostile peer -> what its siege came to.
     """
 
     folder: RunFolder
@@ -38,6 +43,9 @@ class Watch:
     ends: list[tuple[str, int, str]] = field(default_factory=list)
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     tracebacks: list[str] = field(default_factory=list)
+    verifier_ends: list[tuple[float, str]] = field(default_factory=list)
+    sieges: dict[str, Record] = field(default_factory=dict)
+    num_shortages: int = 0
 
     def __post_init__(self) -> None:
         self._rows = JsonLinesTail(self.folder.metrics_file("learner"))
@@ -55,6 +63,12 @@ class Watch:
             self.members = frozenset(map(str, record.get("members", ())))
         elif event == "spool_full":
             self.num_spool_full += 1
+        elif event == "verifier_killed":
+            self.verifier_ends.append((datetime.fromisoformat(str(record["time"])).timestamp(), process))
+        elif event in SHORTAGES:
+            self.num_shortages += 1
+        elif event == "siege_over":
+            self.sieges[process] = record
         elif event == "fatal":
             self.fatal[process] = str(record.get("error", ""))
         elif process == "launcher" and event == "process_started":
@@ -66,6 +80,15 @@ class Watch:
             self.errors[process, event[:120]] += 1
             if record.get("exception"):
                 self.tracebacks.append(f"{process}: {event[:200]}")
+
+    def num_verifier_ends(self, generator: str) -> int:
+        """How many verifiers this generator has given up."""
+        return sum(process == generator for _, process in self.verifier_ends)
+
+    def own_ends(self, process: str, since: int) -> list[int]:
+        """Exit codes of a process that ended by itself, neither killed nor asked to, after the first `since` ends."""
+        codes = [code for name, code, _ in self.ends[since:] if name == process]
+        return [code for code in codes if code not in (0, EXIT_INTERRUPTED, EXIT_TERMINATED, -signal.SIGKILL)]
 
     def unexplained_ends(self, hit: Collection[str], groups: Collection[str] = ()) -> list[str]:
         """Processes that ended without being hit, asked to, or saying why.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.deploy.check.machine import Setup
-from vcppo.deploy.plan.architecture import PlanError, architecture_of
+from vcppo.deploy.plan.architecture import PlanError, models_of
 from vcppo.deploy.plan.arithmetic import GIB, gib, make_plan, problems
 from vcppo.deploy.processes.cores import available_cores
 
@@ -57,11 +57,11 @@ def memory(setup: Setup) -> Iterator[Result]:
     """The plan's sums against what there is (`vcppo plan` shows them)."""
     config, machine = setup.config, setup.machine
     try:
-        architecture = architecture_of(config)
+        models = models_of(config)
     except PlanError as error:
         yield skipped(f"not known: {error}")
         return
-    plan = make_plan(architecture, config, machine.gpu_bytes if setup.uses_gpu else None, machine.memory)
+    plan = make_plan(models, config, machine.gpu_bytes if setup.uses_gpu else None, machine.memory)
     for problem in problems(plan, config):
         if not (setup.uses_gpu and plan.gpu_bytes is None and problem.startswith("this machine")):
             kind = warned if setup.starting else failed  # estimates: a run that may fit is not refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -11,13 +12,16 @@ from pathlib import Path
 
 from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.common.files.json_file import JsonError, parse_json
+from vcppo.common.files.room import nearest_existing, room_of
+from vcppo.common.process.living import described, living
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.check.machine import Setup
-from vcppo.deploy.plan.architecture import PlanError, architecture_of
+from vcppo.deploy.plan.architecture import PlanError, models_of
 from vcppo.deploy.plan.arithmetic import gib
 from vcppo.deploy.plan.disk import disk_plan
 from vcppo.deploy.run.run_config import begun, check_config
 
+MIN_INODES = 500  # logs, metrics, samples, checkpoints, and what libraries write
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -63,6 +67,9 @@ def run_folder(setup: Setup) -> Iterator[Result]:
             f"{folder.path} is in use by another vcppo (pid {holder})", "stop it first, or choose another run.name"
         )
         return
+    if not setup.starting and (left := living(folder.processes)):
+        yield failed(f"{folder.path}: processes of an earlier start still live", described(left))
+        return
     exists = nearest_existing(folder.path)
     if not exists.is_dir() or not os.access(exists, os.W_OK | os.X_OK):
         yield failed(f"run.folder: {exists} can't be written by user {os.getuid()}", "set run.folder to one that can")
@@ -76,27 +83,38 @@ def run_folder(setup: Setup) -> Iterator[Result]:
 
 
 def space(setup: Setup) -> Result:
-    """Room for checkpoints, the recording of value pretraining, the export and the store."""
+    """Room for checkpoints, the recording of value pretraining, the export and the store: what is there already counts,
+    so that a run that filled its disk can be resumed once there is room for the rest."""
     place = nearest_existing(setup.config.run.path)
-    free = shutil.disk_usage(place).free
+    free, there = shutil.disk_usage(place).free, _bytes_in(setup.config.run.path)
+    if (room := room_of(place)) is not None and room.inodes is not None and room.inodes < MIN_INODES:
+        return failed(
+            f"{place} has room for {room.inodes} more files (inodes); a run needs {MIN_INODES}",
+            "remove files there, or set run.folder to another disk",
+        )
     try:
-        plan = disk_plan(architecture_of(setup.config), setup.config)
+        plan = disk_plan(models_of(setup.config), setup.config)
     except PlanError as error:
         return skipped(f"{gib(free)} GiB are free; what the run takes is not known: {error}")
     parts = ", ".join(f"{name} {gib(size)}" for name, size in plan.parts if size)
     text = f"up to {gib(plan.total)} GiB of {gib(free)} free on {place} ({parts})"
-    if plan.total > free:
+    if there:
+        text += f"; {gib(there)} GiB of it are there already"
+    if plan.total > free + there:
         remedy = "free some, set run.folder to another disk, or lower learner.keep_checkpoints"
-        return failed(text, remedy) if plan.certain > free else warned(text, remedy)
+        return failed(text, remedy) if plan.certain > free + there else warned(text, remedy)
     return passed(text)
 
 
-def nearest_existing(path: Path) -> Path:
-    """The path itself, or the folder that it would be made in."""
-    path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
+def _bytes_in(folder: Path) -> int:
+    """Of the parts of a run that the plan counts, as far as they are written."""
+    run = RunFolder(folder)
+    total = 0
+    for part in (run.checkpoints, run.value_pretraining, run.export, run.redis):
+        for path in part.rglob("*"):
+            with contextlib.suppress(OSError):  # it went while we looked
+                total += path.lstat().st_size if path.is_file() else 0
+    return total
 
 
 def _hub_model(path: str) -> Result:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.files.room import nearest_existing
 from vcppo.common.store.access import connect_store, credentials
 from vcppo.common.transport.endpoints import why_not_free
 from vcppo.common.transport.keys import ROLES, load_keys
 from vcppo.common.transport.ports import free_port
-from vcppo.deploy.check.files import nearest_existing
 from vcppo.deploy.check.machine import Setup
 from vcppo.deploy.processes import redis_server
 

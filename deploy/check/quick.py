@@ -37,8 +37,8 @@ QUICK: tuple[Check[Setup], ...] = (
 
 # What each start looks at. A launcher that runs has its run's lock itself; a container has ports and keys of its own.
 UP = frozenset({
-    "config", "torch", "devices", "memory", "dtype", "open files", "model", "space", "endpoints", "metrics", "redis",
-    "keys",
+    "config", "rewards", "torch", "devices", "memory", "dtype", "open files", "model", "space", "endpoints", "metrics",
+    "redis", "keys",
 })  # fmt: skip
 BEFORE_UP = UP | {"run folder"}
 CONTAINER = {
@@ -49,7 +49,7 @@ CONTAINER = {
 }
 
 
-MENDED_ELSEWHERE = frozenset({"redis"})  # another try may do, with the same config
+MENDED_ELSEWHERE = frozenset({"redis", "space"})  # another try may do, with the same config
 
 
 class StartRefused(RunError):

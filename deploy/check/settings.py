@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vcppo.common.check.check_lines import Result, passed, warned
-from vcppo.common.config import config_warnings
+from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.config import TaskConfig, config_warnings
+from vcppo.common.files.secret_file import read_secret
+from vcppo.common.rewards.reward_functions import RewardError, component_of, load_reward_functions
+from vcppo.common.rewards.reward_rule import RewardRule
 from vcppo.deploy.check.machine import Setup
 
 
@@ -19,10 +22,35 @@ def warnings(setup: Setup) -> Iterator[Result]:
 
 
 def rewards(setup: Setup) -> Result:
-    """What a response can earn."""
-    task = setup.config.task
-    text = f"correct {task.reward_correct:g}, anything else {task.reward_wrong:g}"
-    if setup.config.algorithm.advantage_estimator == "gae" and task.reward_correct + task.reward_wrong != 0:
-        middle = (task.reward_correct + task.reward_wrong) / 2
-        return passed(f"{text}; a new critic starts at 0, the middle of the two is {middle:g}")
+    """What a response can earn; functions of the user's module are loaded, the key of a reward source is read."""
+    config, rule = setup.config, setup.config.reward_rule
+    try:
+        load_reward_functions(each.name for each in config.task.rewards)
+    except RewardError as error:
+        return failed(str(error), "mend the module, or task.rewards")
+    if (source := config.task.reward_source) is not None and source.key_file is not None:
+        read_secret(f"{config.task.reward_source_name}.key_file", source.key_file)
+    text = f"correct {rule.correct:g}, anything else {rule.wrong:g}{_parts(config.task)}"
+    if source is not None:
+        name = config.task.reward_source_name
+        text = f"numbers from {name}.url = {source.url}; a crash {rule.wrong:g}{_parts(config.task)}"
+    if (rule.low, rule.high) != (rule.wrong, rule.correct):
+        text += f"; from {rule.low:g} to {rule.high:g}"
+    if config.algorithm.has_critic and rule.low + rule.high != 0:
+        middle = (rule.low + rule.high) / 2
+        start = 0.0 if config.critic.head == "scalar" else sum(config.critic.value_range((rule.low, rule.high))) / 2
+        return passed(f"{text}; a new critic starts at {start:g}, the middle of {_ends(rule)} is {middle:g}")
     return passed(text)
+
+
+def _parts(task: TaskConfig) -> str:
+    """What is added to the two: `` + 0.2 format + 0.1 brevity, soft overlong penalty up to 1``."""
+    weights = task.reward_weights | {component_of(each.name): each.weight for each in task.rewards}
+    text = "".join(f" {'-' if weight < 0 else '+'} {abs(weight):g} {name}" for name, weight in weights.items())
+    if task.soft_overlong_cache:
+        text += f", soft overlong penalty up to {task.soft_overlong_penalty:g}"
+    return text + (f", {task.length_cost:g} a token" if task.length_cost else "")
+
+
+def _ends(rule: RewardRule) -> str:
+    return "the two" if (rule.low, rule.high) == (rule.wrong, rule.correct) else "the range"

@@ -142,28 +142,51 @@ class Place:
 
 
 def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path], place: Place, workers: int) -> list[ProcessSpec]:
-    """`workers` processes per model, the cores divided between those that run at once."""
+    """`workers` processes per model."""
+    commands = {}
+    for name, worker in ((name, worker) for name in models for worker in range(workers)):
+        process = make_process_name("eval", name)
+        process = process if workers == 1 else make_process_name(process, worker)
+        commands[process] = [
+            "vcppo.generator.evaluation.evaluate", "--config", str(place.config),
+            "--model", str(models[name]), "--output", str(place.result(name)),
+            "--worker", str(worker), "--num-workers", str(workers),
+        ]  # fmt: skip
+    return sampling_specs(config, "eval", commands)
+
+
+def sampling_specs(config: VcppoConfig, role: str, commands: Mapping[str, Sequence[str]]) -> list[ProcessSpec]:
+    """Processes with vLLM in them, the cores divided between those that run at once.
+
+    Args:
+        commands: name of the process → module and arguments.
+    """
     cores = available_cores()
-    at_once = min(len(models) * workers, len(cores))
+    at_once = min(len(commands), len(cores))
     share = len(cores) // at_once
     specs = []
-    for index, (name, worker) in enumerate((name, worker) for name in models for worker in range(workers)):
+    for index, (name, words) in enumerate(commands.items()):
         mine = cores[(index % at_once) * share : (index % at_once + 1) * share]
-        command = [
-            sys.executable, "-m", "vcppo.generator.evaluation.evaluate", "--config", str(place.config),
-            "--model", str(models[name]), "--output", str(place.result(name)),
-            "--worker", str(worker), "--num-workers", str(workers), JSON_LOGS,
-        ]  # fmt: skip
         environment = {
             **thread_environment(share, shared=False),
             **malloc_environment(),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
         pinned = frozenset(mine) if config.launcher.pin_cores else None
-        process = make_process_name("eval", name)
-        process = process if workers == 1 else make_process_name(process, worker)
-        specs.append(ProcessSpec(process, command, role="eval", environment=environment, cores=pinned))
+        command = [sys.executable, "-m", *words, JSON_LOGS]
+        specs.append(ProcessSpec(name, command, role=role, environment=environment, cores=pinned))
     return specs
+
+
+def run_to_their_ends(supervisor: Supervisor, specs: Sequence[ProcessSpec]) -> None:
+    """As many at once as there are cores. Raises ProcessFailed."""
+    at_once = len(available_cores())
+    for start in range(0, len(specs), at_once):
+        batch = specs[start : start + at_once]
+        for spec in batch:
+            supervisor.start(spec)
+        for spec in batch:
+            supervisor.wait_exit(spec.name)
 
 
 def evaluate(
@@ -190,15 +213,9 @@ def evaluate(
         start_deadline_seconds=float("inf"),  # it has no `ready`; its own deadlines hold
         on_tick=on_tick,
     ) as supervisor:
-        specs, at_once = evaluation_specs(config, models, place, workers), len(available_cores())
         for name in models:
             place.result(name).unlink(missing_ok=True)
-        for start in range(0, len(specs), at_once):
-            batch = specs[start : start + at_once]
-            for spec in batch:
-                supervisor.start(spec)
-            for spec in batch:
-                supervisor.wait_exit(spec.name)
+        run_to_their_ends(supervisor, evaluation_specs(config, models, place, workers))
     return [result for name in models if (result := read_result(place.result(name), name))]
 
 

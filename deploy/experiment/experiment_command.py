@@ -6,16 +6,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
-from vcppo.common.files.json_lines import open_to_append
+from vcppo.common.files.json_lines import append_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from vcppo.deploy.experiment.suite import Run, Suite
@@ -25,11 +26,13 @@ Runs every arm of a suite with every seed: a cold start a seed, then for each ar
 evaluation on held-out problems. Arms of one seed share what they agree on: cold start, reward model, recorded
 trajectories and the pretrained critic. The same command again skips finished runs and resumes interrupted ones; a
 second one beside it takes runs the first has not begun. Suites: a YAML file, or a name in deploy/configs/suites/.
+With a sweep, every arm runs with every value of one setting. The best one is chosen by accuracy in training, and run
+again with fresh seeds, which are what the report compares.
 """
 EXAMPLES = """\
 vcppo experiment quick                       12 minutes on one core; then: vcppo report runs/quick
 vcppo experiment --quick                     the same
-vcppo experiment paper --dry-run             what would run, what is shared, what is there
+vcppo experiment paper --dry-run             what would run, what is shared, what is there, and how long it takes
 vcppo experiment paper --arm vc_ppo --arm ppo --seed 0
 vcppo experiment paper --minutes 10          begins no run after that; again: goes on
 vcppo experiment my_suite.yaml rl.num_steps=40 run.folder=/data/runs
@@ -51,7 +54,9 @@ def add_experiment(add: Add) -> None:
         "--folder", type=Path, metavar="DIR", help="run folders go to DIR/<suite>; default: the suite's"
     )
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no run after M minutes")
-    parser.add_argument("--dry-run", action="store_true", help="show the runs and their state, start nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the runs, their state and how long they take; start nothing"
+    )
     parser.add_argument("--steps", action="store_true", help="a line per learner step")
 
 
@@ -59,7 +64,7 @@ def experiment(arguments: argparse.Namespace) -> int:
     """The command. Returns the exit code: 1 when a run failed or is left."""
     from rich.console import Console
 
-    from vcppo.deploy.experiment.runner import Experiment
+    from vcppo.deploy.experiment.chosen_values import read_choices
     from vcppo.deploy.experiment.suite import load_suite, plan_runs
     from vcppo.deploy.run.run_config import RunError
 
@@ -72,23 +77,71 @@ def experiment(arguments: argparse.Namespace) -> int:
     suite = load_suite(given)
     if arguments.folder is not None:
         suite = suite.model_copy(update={"folder": arguments.folder})
-    runs = plan_runs(suite, arguments.arm, arguments.seed, overrides)
-    siblings = plan_runs(suite, overrides=overrides)
+    best = read_choices(suite)
+    runs = plan_runs(suite, arguments.arm, arguments.seed, overrides, best)
     console = Console(width=None if sys.stdout.isatty() else 160)
     if arguments.dry_run:
-        console.print(table_of(runs, siblings))
+        console.print(table_of(runs, plan_runs(suite, overrides=overrides, best=best)))
+        console.print(_outlook(suite, runs, _num_to_choose(suite, arguments, best)), highlight=False, soft_wrap=True)
         return EXIT_OK
     _write_suite(suite)
-    began = time.monotonic()
-    work = Experiment(suite, runs, siblings, console, minutes=arguments.minutes,
-                      mode="lines" if arguments.steps else "silent")  # fmt: skip
-    tally = work.work()
+    return _work(suite, arguments, overrides, console)
+
+
+def _work(suite: Suite, arguments: argparse.Namespace, overrides: Sequence[str], console: Console) -> int:
+    """All runs there are to do; with a sweep then the choice, and the runs of what was chosen."""
+    from vcppo.deploy.experiment.chosen_values import make_choices, read_choices
+    from vcppo.deploy.experiment.runner import Experiment, Tally
+    from vcppo.deploy.experiment.suite import plan_runs
+
+    began, best, tally = time.monotonic(), read_choices(suite), Tally()
+    begun: set[str] = set()
+    while True:
+        runs = plan_runs(suite, arguments.arm, arguments.seed, overrides, best)
+        siblings = plan_runs(suite, overrides=overrides, best=best)
+        new = [run for run in runs if run.config.run.name not in begun]
+        begun.update(run.config.run.name for run in new)
+        work = Experiment(suite, new, siblings, console, minutes=arguments.minutes, began=began,
+                          mode="lines" if arguments.steps else "silent")  # fmt: skip
+        tally.add(work.work())
+        chosen = make_choices(suite, siblings, tally.failed)
+        for arm in sorted(set(chosen) - set(best)):
+            assert suite.sweep is not None
+            work.say(f"{arm}: {suite.sweep.field} = {chosen[arm]:g} is best with seeds {list(suite.seeds)}")
+        if chosen == best:
+            break
+        best = chosen
     _note_call(suite, time.monotonic() - began, tally.done)
     work.say(f"{len(tally.done)} runs done, {len(tally.failed)} failed, {len(tally.left)} left. "
              f"Results: vcppo report {suite.path}")  # fmt: skip
     for name, text in tally.failed.items():
         console.print(f"[red]{escape(name)}:[/] {escape(text)}", highlight=False, soft_wrap=True)
     return EXIT_FAILURE if tally.failed or tally.left else EXIT_OK
+
+
+def _num_to_choose(suite: Suite, arguments: argparse.Namespace, best: Mapping[str, float]) -> int:
+    """Runs with fresh seeds that are not in the plan yet, because their arms' best values are not known."""
+    if suite.sweep is None:
+        return 0
+    arms = [arm.name for arm in suite.arms if arm.name not in best and (not arguments.arm or arm.name in arguments.arm)]
+    seeds = [seed for seed in suite.sweep.best_seeds if not arguments.seed or seed in arguments.seed]
+    return len(arms) * len(seeds)
+
+
+def _outlook(suite: Suite, runs: Sequence[Run], num_to_choose: int) -> str:
+    """How many runs there are, and how long those that are left take."""
+    from vcppo.deploy.experiment.runner import is_done
+    from vcppo.deploy.run.run_data import RunData
+    from vcppo.deploy.run.sweep import hours_left
+
+    done = [run for run in runs if is_done(run)]
+    minutes = [sum(RunData.load(run.folder).stage_seconds().values()) / 60 for run in done]
+    left = len(runs) - len(done) + num_to_choose
+    hours = hours_left(minutes, left, suite.minutes_per_run)
+    later = f", {num_to_choose} more with fresh seeds once the best values are known" if num_to_choose else ""
+    source = "as those that are done took" if minutes else "by the suite's minutes_per_run"
+    known = "how long they take is not known" if hours is None else f"about {hours:.1f} hours in a row, {source}"
+    return f"{len(runs)} runs, {len(done)} done{later}. {left} are left: {known}."
 
 
 def table_of(runs: Sequence[Run], siblings: Sequence[Run]) -> Table:
@@ -105,7 +158,7 @@ def table_of(runs: Sequence[Run], siblings: Sequence[Run]) -> Table:
 
 
 def _critic_of(run: Run) -> str:
-    if run.config.algorithm.advantage_estimator != "gae":
+    if not run.config.algorithm.has_critic:
         return "no critic"
     return {"value_pretrained": "value pretraining"}.get(run.config.critic.init, run.config.critic.init)
 
@@ -143,5 +196,4 @@ def _write_suite(suite: Suite) -> None:
 def _note_call(suite: Suite, seconds: float, done: Sequence[str]) -> None:
     """How long this call took, for the reader: runs' own stages do not add up to it when two calls share the work."""
     note = {"ended": time.time(), "seconds": round(seconds, 1), "done": list(done)}
-    with open_to_append(suite.path / "calls.jsonl") as file:
-        file.write(json.dumps(note).encode() + b"\n")
+    append_line(suite.path / "calls.jsonl", json.dumps(note).encode() + b"\n")

@@ -23,7 +23,7 @@ from vcppo.deploy.experiment.shared import adopt, has_decided, publish_recording
 from vcppo.deploy.experiment.suite import Run, Suite, recorded_at
 from vcppo.deploy.processes.supervisor import Interrupted
 from vcppo.deploy.run.run_config import RunError, RunInUse, exclusive, harmful_changes, write_config
-from vcppo.deploy.run.run_data import RunData
+from vcppo.deploy.run.run_data import TRAINING_STAGE, RunData
 from vcppo.deploy.terminal.display import clock, number
 from vcppo.deploy.terminal.session import Mode, Session, open_session
 
@@ -42,6 +42,12 @@ class Tally:
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Take in the runs of another call."""
+        self.done += other.done
+        self.failed |= other.failed
+        self.left += other.left
 
 
 def export_eval(run: Run) -> EvalResult | None:
@@ -75,16 +81,17 @@ class Experiment:
     Args:
         runs: to be done, in order; `siblings`: all of the suite, to take recordings and critics from.
         minutes: no run is begun after that; None: all are.
+        began: from when these count, by the monotonic clock; None: now.
         mode: of the session of each stage, see `open_session`.
     """
 
     def __init__(
         self, suite: Suite, runs: Sequence[Run], siblings: Sequence[Run], console: Console,
-        *, minutes: float | None = None, mode: Mode = "silent",
+        *, minutes: float | None = None, mode: Mode = "silent", began: float | None = None,
     ) -> None:  # fmt: skip
         self.suite, self.runs, self.siblings = suite, list(runs), list(siblings)
         self.console, self.mode = console, mode
-        self.started = time.monotonic()
+        self.started = time.monotonic() if began is None else began
         self.until = None if minutes is None else self.started + 60 * minutes
 
     def work(self) -> Tally:
@@ -133,7 +140,7 @@ class Experiment:
             donor = self._value_pretraining(run)
             if not is_trained(run):
                 note = f", critic or recording from {donor.config.run.name}" if donor else ""
-                self._stage(run.config, "value pretraining and rl", run_up, note)
+                self._stage(run.config, TRAINING_STAGE, run_up, note)
             if run.pretrains:
                 publish_recording(run, recorded_at(self.suite, run.seed))
             if export_eval(run) is None:

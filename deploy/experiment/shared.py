@@ -12,11 +12,9 @@ from pathlib import Path
 
 from vcppo.common.files.whole_file import whole_file, write_whole
 from vcppo.common.files.whole_folder import written_whole
-from vcppo.common.run_folder import CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RECORDED_WITH_FILE
+from vcppo.common.run_folder import ADOPTED_FILE, CRITIC_FOLDER, DECISION_FILE, RECORD_FILE, RECORDED_WITH_FILE
 from vcppo.deploy.experiment.suite import Run
 from vcppo.deploy.run.run_data import read_json
-
-NOTE = "adopted.json"
 
 
 def has_decided(run: Run) -> bool:
@@ -49,7 +47,7 @@ def adopt(run: Run, others: Iterable[Run]) -> Run | None:
         if same:
             shutil.copytree(source / CRITIC_FOLDER, staging / CRITIC_FOLDER)
             shutil.copyfile(source / DECISION_FILE, staging / DECISION_FILE)
-        write_whole(staging / NOTE, json.dumps(note) + "\n")
+        write_whole(staging / ADOPTED_FILE, json.dumps(note) + "\n")
     return donor
 
 

@@ -10,12 +10,15 @@ arms:
     name: ppo_eos_only
     seeds: [0, 1]
     reward_model: {prefix_fraction: 0.0}   # critic.init is then this seed's model of these settings
+
+With a ``sweep`` every arm runs with every value of one setting (runs are <arm>-<value>-seed<n>), then with its best
+value and fresh seeds: `vcppo.deploy.run.sweep`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -30,6 +33,7 @@ from vcppo.common.errors import ConfigError
 from vcppo.common.files.fingerprints import contents_named
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.text.yaml_text import Refused, one_line, read_yaml
+from vcppo.deploy.run.sweep import Sweep, variant_name
 
 RECORDED = "recorded"
 """reward_model.rollouts of an arm: what value pretraining has recorded for this seed."""
@@ -63,6 +67,12 @@ class Suite(BaseModel):
     cold_start_seed: int | None = None
     """Every seed's runs start from this seed's cold start; None: each from its own."""
     settings: dict[str, object] = Field(default_factory=dict)
+    sweep: Sweep | None = None
+    """Values of one setting that every arm runs with."""
+    reference: str | None = None
+    """The arm that the report compares all others with; None: only the paper's claims are compared."""
+    minutes_per_run: float | None = Field(default=None, gt=0)
+    """What a run takes, as was measured once: for the estimate of a dry run until this suite has finished one."""
     arms: tuple[Arm, ...] = Field(min_length=1)
 
     @property
@@ -84,6 +94,7 @@ class Run:
         config: the run's tree; model.path is the seed's cold start.
         cold_start: the tree by which that is made, in a run folder of its own.
         reward_model: the tree by which the critic's starting point is made; None: the arm needs none.
+        value: of the suite's sweep; None: it has none.
     """
 
     arm: str
@@ -91,6 +102,7 @@ class Run:
     config: VcppoConfig
     cold_start: VcppoConfig
     reward_model: VcppoConfig | None
+    value: float | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -101,7 +113,7 @@ class Run:
     def pretrains(self) -> bool:
         """Whether its critic comes out of value pretraining."""
         algorithm = self.config.algorithm
-        return algorithm.advantage_estimator == "gae" and self.config.critic.init == "value_pretrained"
+        return algorithm.has_critic and self.config.critic.init == "value_pretrained"
 
     @cached_property
     def recording(self) -> str:
@@ -148,15 +160,30 @@ def load_suite(path: Path) -> Suite:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"{file}: arms: {twice[0]!r} is there twice: give one of them another name")
+    chosen_by = {seed for arm in arms for seed in (arm.seeds or suite.seeds)}
+    if suite.sweep and (both := sorted(chosen_by.intersection(suite.sweep.best_seeds))):
+        raise ConfigError(
+            f"{file}: sweep.best_seeds = {list(suite.sweep.best_seeds)}: with seed {both[0]} a value is chosen: give it"
+            " seeds that neither the suite's seeds nor an arm's have"
+        )
+    if suite.reference not in (None, *names):
+        raise ConfigError(f"{file}: reference = {suite.reference!r}: is no arm of it: name one of {', '.join(names)}")
     return suite.model_copy(update={"base": file.parent / suite.base, "arms": arms})
 
 
 def plan_runs(
-    suite: Suite, arms: Sequence[str] = (), seeds: Sequence[int] = (), overrides: Sequence[str] = ()
+    suite: Suite,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    best: Mapping[str, float] | None = None,
 ) -> list[Run]:
     """The runs, seed by seed, in the suite's order of arms: what fits is asked for by `arms` and `seeds`.
 
     Every config is loaded here, so that what is wrong in the last arm is said before the first one starts.
+
+    Args:
+        best: with a sweep, the value of each arm for which one was chosen: its runs with fresh seeds are added.
 
     Raises:
         ConfigError: an arm or seed the suite has not, or a config that can't be used.
@@ -166,35 +193,57 @@ def plan_runs(
         known = ", ".join(arm.name for arm in suite.arms)
         raise ConfigError(f"--arm {unknown[0]}: suite {suite.name} has {known}")
     runs = [
-        _run(suite, arm, seed, overrides)
+        _run(suite, arm, seed, overrides, value)
         for seed in _all_seeds(suite)
+        if not seeds or seed in seeds
         for arm in suite.arms
-        if seed in (arm.seeds or suite.seeds) and (not arms or arm.name in arms) and (not seeds or seed in seeds)
+        if not arms or arm.name in arms
+        for value in _values(suite, arm, seed, best or {})
     ]
-    if not runs:
+    if not runs and not set(seeds).intersection(_all_seeds(suite)):
         raise ConfigError(f"--seed {', '.join(map(str, seeds))}: suite {suite.name} has {_all_seeds(suite)}")
     return runs
 
 
 def _all_seeds(suite: Suite) -> list[int]:
-    return sorted({seed for arm in suite.arms for seed in (arm.seeds or suite.seeds)})
+    fresh = suite.sweep.best_seeds if suite.sweep else ()
+    return sorted({*fresh, *(seed for arm in suite.arms for seed in (arm.seeds or suite.seeds))})
 
 
-def _run(suite: Suite, arm: Arm, seed: int, overrides: Sequence[str]) -> Run:
-    shared = as_overrides(suite.settings)
+def _values(suite: Suite, arm: Arm, seed: int, best: Mapping[str, float]) -> Iterator[float | None]:
+    """What the arm runs with, with this seed: every value of the sweep, the best one, or (None) the suite has none."""
+    if seed in (arm.seeds or suite.seeds):
+        yield from suite.sweep.values if suite.sweep else (None,)
+    elif suite.sweep and seed in suite.sweep.best_seeds and arm.name in best:
+        yield best[arm.name]
+
+
+def _run(suite: Suite, arm: Arm, seed: int, overrides: Sequence[str], value: float | None) -> Run:
+    shared = _shared_overrides(suite)
     cold_name, cold_seed = suite.cold_start(seed)
     cold_folder = suite.path / cold_name / "cold_start"
     mine = [f"run.folder={suite.path}", f"run.seed={seed}", f"model.path={cold_folder}", f"sft.output={cold_folder}"]
     cold_start = load_config(suite.base, [*shared, *overrides, *mine, f"run.seed={cold_seed}", f"run.name={cold_name}"])
-    own = [*shared, *as_overrides(arm.settings), *overrides, *mine]
+    own, name = [*shared, *as_overrides(arm.settings), *overrides, *mine], arm.name
+    if suite.sweep is not None and value is not None:
+        section, _, field = suite.sweep.field.rpartition(".")
+        own += as_overrides({field: value}, f"{section}.")
+        name = variant_name(arm.name, value)
     reward_model = None
     if arm.reward_model is not None:
         reward_model = _reward_model(suite, arm, seed, [*shared, *overrides, *mine])
         own.append(f"critic.init={RunFolder(reward_model.run.path).reward_model}")
-    config = load_config(arm.config, [*own, f"run.name={arm.name}-seed{seed}"])
-    if reward_model is None and config.algorithm.advantage_estimator == "gae":
+    config = load_config(arm.config, [*own, f"run.name={name}-seed{seed}"])
+    if reward_model is None and config.algorithm.has_critic:
         _check_critic(suite, arm, config)
-    return Run(arm.name, seed, config, cold_start, reward_model)
+    return Run(arm.name, seed, config, cold_start, reward_model, value)
+
+
+def _shared_overrides(suite: Suite) -> list[str]:
+    """The suite's settings. Where they name a task, none of the options of the base's task are left."""
+    task = suite.settings.get("task")
+    renamed = isinstance(task, Mapping) and "name" in task
+    return [*(["task.options={}"] if renamed else []), *as_overrides(suite.settings)]
 
 
 def _check_critic(suite: Suite, arm: Arm, config: VcppoConfig) -> None:

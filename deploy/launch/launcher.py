@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.access import connect_store
+from vcppo.common.store.incarnations import LAUNCH_VARIABLE, LAUNCHER, Incarnation
 from vcppo.common.store.ledger import Ledger
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport.endpoints import choose_endpoints, note_endpoints
@@ -28,6 +30,7 @@ from vcppo.common.transport.keys import make_keys
 from vcppo.deploy.check.quick import require
 from vcppo.deploy.launch.nodes import ENVIRONMENT as NODES_ENVIRONMENT
 from vcppo.deploy.launch.nodes import Nodes
+from vcppo.deploy.launch.room_watch import watch_room
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink
 from vcppo.deploy.processes import redis_server
 from vcppo.deploy.processes.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
@@ -52,11 +55,13 @@ class Launcher:
         self.embedded = config.redis.url is None
         self.redis_url = config.redis.url or redis_server.url(self.folder.redis)
         self._places: dict[str, int] = {}
+        self._on_tick, self._room = on_tick, watch_room(config)
+        self._launch: Incarnation | None = None
         self.supervisor = Supervisor(
             sink,
             stop_deadline_seconds=config.launcher.stop_deadline_seconds,
             start_deadline_seconds=config.launcher.startup_deadline_seconds,
-            on_tick=on_tick,
+            on_tick=self._tick,
             backoff_seconds=config.launcher.restart_backoff_seconds,
             restart_window_seconds=config.launcher.restart_window_seconds,
         )
@@ -81,6 +86,11 @@ class Launcher:
             finally:
                 self._stop(*STOP_ORDER)
 
+    def _tick(self) -> None:
+        self._room.tick()
+        if self._on_tick is not None:
+            self._on_tick()
+
     def follow(self) -> None:
         """The run itself: until the learner is done."""
         self.supervisor.wait_exit("learner")
@@ -100,6 +110,8 @@ class Launcher:
         if self.embedded:
             self.supervisor.start(self.redis_spec())
             self.supervisor.wait_ready(["redis"])
+        with closing(self.store()) as store:
+            self._launch = store.enter(LAUNCHER)
         buffers = self.buffer_specs()
         for spec in buffers:
             start(spec)
@@ -119,7 +131,9 @@ class Launcher:
         return choose_endpoints(self.config)
 
     def on_this_host(self, spec: ProcessSpec) -> ProcessSpec:
-        """`spec`, with a metrics port of its own: buffers, generators and learner of one host can't share one."""
+        """`spec` as part of this launch, with a metrics port of its own: processes of one host can't share one."""
+        if self._launch is not None:
+            spec = replace(spec, environment={**spec.environment, LAUNCH_VARIABLE: self._launch.as_text()})
         first = self.config.metrics.prometheus_port
         if not first:
             return spec
@@ -141,7 +155,7 @@ class Launcher:
         """The embedded server."""
         settings = self.config.redis
         spec = redis_server.redis_spec(self.folder.redis, fsync=settings.fsync, maxmemory_mib=settings.maxmemory_mib)
-        return replace(spec, max_restarts=self.config.launcher.redis_restarts)
+        return replace(spec, max_restarts=self.config.launcher.redis_restarts, noted_in=self.folder.processes)
 
     def buffer_specs(self) -> list[ProcessSpec]:
         """One buffer per endpoint."""

@@ -45,6 +45,7 @@ def start_over(config: VcppoConfig, stage: Stage) -> Path | None:
         folder.samples, folder.metrics, folder.tensorboard, folder.path / "ledger.json", folder.path / "stages.jsonl",
     ]  # fmt: skip
     made += sorted(folder.eval.glob("export*"))
+    made += [folder.explainable, folder.explainable_results]
     if stage == "value_pretraining":
         made.append(folder.value_pretraining)
     there = [path for path in made if path.is_file() or (path.is_dir() and any(path.iterdir()))]

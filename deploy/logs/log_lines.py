@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from vcppo.common.files.json_lines import open_to_append, parse_object
+from vcppo.common.files.json_lines import parse_object
+from vcppo.common.files.kept_lines import KeptLines
+from vcppo.common.files.room import shortage_of
 from vcppo.common.records.ids import parse_process_name
 from vcppo.common.telemetry.log import render_line, to_json
 from vcppo.common.telemetry.log_render import plain
@@ -120,6 +122,9 @@ class Screen:
 class LogSink:
     """Where every line of every child goes: appended to ``<logs>/<name>.jsonl``, remembered for errors, shown.
 
+    Whoever supervises processes must not end because of what it writes: a line that the disk refuses is kept in memory
+    (`KeptLines`) until there is room, and still shown; a terminal that is gone is shown nothing more. The log says so.
+
     Args:
         folder: log folder of the run; made if missing.
         show: called with (process, record) for each line; None shows nothing.
@@ -127,20 +132,23 @@ class LogSink:
 
     def __init__(self, folder: Path, run_id: str, show: Callable[[str, Record], None] | None = None) -> None:
         self.folder, self.run_id, self.show = folder, run_id, show
-        folder.mkdir(parents=True, exist_ok=True)
-        self._files: dict[str, IO[bytes]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if shortage_of(error) is None:
+                raise
+        self._files: dict[str, KeptLines] = {}
         self._last: dict[str, deque[Record]] = {}
+        self._waits: set[str] = set()  # processes whose lines wait for room
 
     def line(self, process: str, text: str) -> Record:
         """Take one line of output."""
         record = parse_line(text, process, self.run_id)
         if not record["event"]:
             return record
-        self._file(process).write(to_json(record).encode() + b"\n")
-        self._file(process).flush()
         self._last.setdefault(process, deque(maxlen=NUM_LAST_LINES)).append(record)
-        if self.show:
-            self.show(process, record)
+        self._show(process, record)
+        self._keep(process, record)
         return record
 
     def last_lines(self, process: str) -> list[str]:
@@ -151,13 +159,56 @@ class LogSink:
             return [str(fatal[-1].get("error", "fatal"))]
         return [render_line({name: value for name, value in record.items() if name != "service"}) for record in records]
 
-    def _file(self, process: str) -> IO[bytes]:
-        if process not in self._files:
-            self._files[process] = open_to_append(self.folder / f"{process}.jsonl")
-        return self._files[process]
+    @property
+    def waits(self) -> bool:
+        """Whether lines wait for room."""
+        return bool(self._waits)
+
+    def flush(self) -> None:
+        """Try again what waits for room; called now and then while lines are rare."""
+        for process in list(self._waits):
+            self._judge(process, self._files[process].flush())
 
     def close(self) -> None:
         """Close all log files; a later line opens its file again."""
         for file in self._files.values():
             file.close()
+        if lost := sum(file.lost for file in self._files.values()):
+            self._show("launcher", self._own("log_lines_lost", level="error", lines=lost, folder=str(self.folder)))
         self._files.clear()
+        self._waits.clear()
+
+    def _keep(self, process: str, record: Record) -> None:
+        if process not in self._files:
+            self._files[process] = KeptLines(self.folder / f"{process}.jsonl")
+        self._judge(process, self._files[process].write(to_json(record).encode() + b"\n"))
+
+    def _judge(self, process: str, error: OSError | None) -> None:
+        """Say when the first file begins to wait for room, and when the last one has it again."""
+        before = bool(self._waits)
+        (self._waits.discard if error is None else self._waits.add)(process)
+        if error is not None and not before:
+            shortage = shortage_of(error, self.folder)
+            why = {"folder": str(self.folder), "error": str(error)} if shortage is None else shortage.as_fields()
+            self._say("waiting_for_room", level="warning", what="log files", **why)
+        elif before and not self._waits:
+            self._say("room_again", what="log files", lost=sum(file.lost for file in self._files.values()))
+
+    def _say(self, event: str, level: str = "info", **fields: object) -> None:
+        record = self._own(event, level, **fields)
+        self._show("launcher", record)
+        self._keep("launcher", record)
+
+    def _own(self, event: str, level: str = "info", **fields: object) -> Record:
+        identity = {"time": timestamp(), "level": level, "service": "launcher", "run_id": self.run_id}
+        return {**identity, "logger": "vcppo.deploy", "event": event, **fields}
+
+    def _show(self, process: str, record: Record) -> None:
+        if self.show is None:
+            return
+        try:
+            self.show(process, record)
+        except OSError as error:  # its disk is full, where it is a file: for the next line there may be room
+            if shortage_of(error) is None:  # a closed pipe, a terminal that hung up
+                self.show = None
+                self._say("terminal_gone", level="warning", error=str(error), effect="the run goes on without")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -101,24 +101,52 @@ class Architecture:
         return 8 * self.hidden + 3 * queries + 3 * keys + 4 * self.intermediate
 
 
-def architecture_of(config: VcppoConfig) -> Architecture:
-    """Of the config's model: a folder's config.json, the cold start's own, or a known Hugging Face id.
+class Models(NamedTuple):
+    """The models of a run; `critic` is the policy's own architecture where the config names no other."""
+
+    policy: Architecture
+    critic: Architecture
+
+
+def models_of(config: VcppoConfig) -> Models:
+    """Of the config's models: each a folder's config.json, the cold start's own, or a known Hugging Face id.
 
     Raises:
         PlanError: none of them.
     """
+    policy, critic = architecture_of(config), config.critic
+    if not config.algorithm.has_critic:
+        return Models(policy, policy)
+    if critic.model is not None:
+        return Models(policy, _named(critic.model, "critic.model"))
+    if critic.init not in ("value_pretrained", "policy"):
+        return Models(policy, _named(critic.init, "critic.init"))
+    return Models(policy, policy)
+
+
+def architecture_of(config: VcppoConfig) -> Architecture:
+    """Of the policy. Raises PlanError."""
     path = config.model.path
-    own = Path(path).expanduser() / "config.json"
+    is_made = config.sft.init == "scratch" and config.sft.architecture
+    if is_made and not _config_file(path).exists():
+        return Architecture.of({"vocab_size": 64, **config.sft.architecture}, "sft.architecture")
+    return _named(path, "model.path")
+
+
+def _config_file(path: str) -> Path:
+    return Path(path).expanduser() / "config.json"
+
+
+def _named(path: str, setting: str) -> Architecture:
+    own = _config_file(path)
     if own.exists():
         return Architecture.of(read_json_object(own, "give a model folder that is whole"), str(own))
-    if config.sft.init == "scratch" and config.sft.architecture:
-        return Architecture.of({"vocab_size": 64, **config.sft.architecture}, "sft.architecture")
     known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
     base = re.sub(r"-(Instruct|Base|Chat|Math|Coder)\b", "", path)
     for name in (path, base):
         if name in known:
             return Architecture.of(known[name], name)
     raise PlanError(
-        f"model.path = {path!r}: no folder here, and not among the models whose sizes are known ({', '.join(known)}): "
+        f"{setting} = {path!r}: no folder here, and not among the models whose sizes are known ({', '.join(known)}): "
         "give a folder with its config.json"
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vcppo.common.config import VcppoConfig
-from vcppo.deploy.plan.architecture import Architecture
+from vcppo.deploy.plan.architecture import Architecture, Models
 
 GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -98,25 +98,28 @@ class RankPlan:
         )  # fmt: skip
 
 
-def rank_plan(architecture: Architecture, config: VcppoConfig) -> RankPlan:
+def rank_plan(models: Models, config: VcppoConfig) -> RankPlan:
     """Actor and critic stay on a rank together; their micro-batches come one after the other."""
     learner, dtype = config.learner, config.model.dtype
-    has_critic = config.algorithm.advantage_estimator == "gae"
-    policy, critic = architecture.policy_parameters, architecture.critic_parameters
+    has_critic = config.algorithm.has_critic
+    policy, critic = models.policy.policy_parameters, models.critic.critic_parameters
 
     def memory(count: int) -> ModelMemory:
         return model_memory(count, dtype, learner.zero_stage, learner.num_ranks)
 
     state_bytes = 12 + _BYTES[dtype]
+    has_reference = config.algorithm.kl_coefficient > 0
+    refreshed = has_reference and config.algorithm.reference_refresh_steps is not None
     return RankPlan(
         actor=memory(policy),
         critic=memory(critic) if has_critic else None,
-        reference=_BYTES[dtype] * policy if config.algorithm.kl_coefficient > 0 else None,  # whole on every rank
-        activations=activation_bytes(architecture, config),
-        gathered=largest_gather_bytes(architecture, config),
+        reference=_BYTES[dtype] * policy if has_reference else None,  # whole on every rank
+        activations=max(activation_bytes(each, config) for each in models),
+        gathered=max(largest_gather_bytes(each, config) for each in models),
         buckets=4 * _BUCKET_ELEMENTS * (1 + has_critic) if learner.zero_stage == 3 else 0,  # made whole at the start
-        host_at_start=_BYTES[dtype] * policy,  # each rank reads the whole model before it is split
-        checkpoint=state_bytes * (policy + (critic if has_critic else 0)),
+        host_at_start=_BYTES[dtype]
+        * (max(policy, critic) if has_critic else policy),  # each rank reads the whole model before it is split
+        checkpoint=state_bytes * (policy + (critic if has_critic else 0)) + refreshed * _BYTES[dtype] * policy,
     )
 
 
@@ -202,7 +205,7 @@ class Plan:
         host_bytes: memory of this machine.
     """
 
-    architecture: Architecture
+    models: Models
     rank: RankPlan
     generator: GeneratorPlan
     flow: FlowPlan
@@ -218,13 +221,13 @@ class Plan:
         return self.num_ranks * self.rank.total + self.num_generators * generator + self.flow.store_bytes
 
 
-def make_plan(architecture: Architecture, config: VcppoConfig, gpu_bytes: int | None, host_bytes: int) -> Plan:
-    """Everything from the model's sizes and the config; `gpu_bytes` None: room for the cache is not known."""
+def make_plan(models: Models, config: VcppoConfig, gpu_bytes: int | None, host_bytes: int) -> Plan:
+    """Everything from the models' sizes and the config; `gpu_bytes` None: room for the cache is not known."""
     return Plan(
-        architecture,
-        rank_plan(architecture, config),
-        generator_plan(architecture, config, gpu_bytes),
-        flow_plan(architecture, config),
+        models,
+        rank_plan(models, config),
+        generator_plan(models.policy, config, gpu_bytes),
+        flow_plan(models.policy, config),
         config.learner.num_ranks,
         config.generator.num_generators,
         gpu_bytes,
@@ -258,12 +261,11 @@ def problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
             f"redis.maxmemory_mib = {limit:g}: up to {flow.store_bytes / 2**20:.0f} MiB are kept with responses of full"
             " length: raise it, or lower learner.checkpoint_every"
         )
-    if plan.architecture.kv_heads % config.generator.tensor_parallel_size and (
-        config.generator.tensor_parallel_size % plan.architecture.kv_heads
-    ):
+    kv_heads = plan.models.policy.kv_heads
+    if kv_heads % config.generator.tensor_parallel_size and config.generator.tensor_parallel_size % kv_heads:
         yield (
             f"generator.tensor_parallel_size = {config.generator.tensor_parallel_size}: does not divide"
-            f" {plan.architecture.kv_heads} key-value heads: vLLM will refuse it"
+            f" {kv_heads} key-value heads: vLLM will refuse it"
         )
 
 
@@ -288,7 +290,7 @@ def remarks(plan: Plan, config: VcppoConfig) -> Iterator[str]:
         )
     if plan.rank.reference is not None:
         yield (
-            f"algorithm.kl_coefficient > 0 keeps the starting policy whole on every rank:"
+            f"algorithm.kl_coefficient > 0 keeps the reference policy whole on every rank:"
             f" {gib(plan.rank.reference)} GiB"
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from vcppo.common.config import VcppoConfig
-from vcppo.deploy.plan.architecture import Architecture
+from vcppo.deploy.plan.architecture import Models
 from vcppo.deploy.plan.arithmetic import flow_plan, rank_plan
 
 _REWRITE = 2  # Redis' append-only file and its successor, while it is rewritten
@@ -28,15 +28,15 @@ class DiskPlan(NamedTuple):
         return sum(size for _, size in self.parts)
 
 
-def disk_plan(architecture: Architecture, config: VcppoConfig) -> DiskPlan:
+def disk_plan(models: Models, config: VcppoConfig) -> DiskPlan:
     """Of a whole run: its checkpoints and the one being written, recording, pretrained critic, export, store."""
-    flow = flow_plan(architecture, config)
+    flow = flow_plan(models.policy, config)
     export = flow.update_bytes
-    width = export // architecture.policy_parameters
-    records = config.algorithm.advantage_estimator == "gae" and config.critic.init == "value_pretrained"
+    width = export // models.policy.policy_parameters
+    records = config.algorithm.has_critic and config.critic.init == "value_pretrained"
     recorded = config.value_pretraining.num_trajectories if records else 0
-    checkpoints = (config.learner.keep_checkpoints + 1) * rank_plan(architecture, config).checkpoint
-    critic = width * architecture.critic_parameters if records else 0
+    checkpoints = (config.learner.keep_checkpoints + 1) * rank_plan(models, config).checkpoint
+    critic = width * models.critic.critic_parameters if records else 0
     return DiskPlan(
         (
             ("checkpoints", checkpoints),

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vcppo.common.config import VcppoConfig
-from vcppo.deploy.plan.architecture import Architecture, architecture_of
+from vcppo.deploy.plan.architecture import Models, models_of
 from vcppo.deploy.plan.arithmetic import GIB, ModelMemory, Plan, gib, make_plan, problems, remarks
 
 Row = tuple[str, str, str]
@@ -27,10 +27,10 @@ def print_plan(config: VcppoConfig, gpu_memory_gib: float | None, tokens_per_sec
         PlanError: the model's sizes are not known.
     """
     gpu_bytes = None if gpu_memory_gib is None else int(gpu_memory_gib * GIB)
-    plan = make_plan(architecture_of(config), config, gpu_bytes, host_memory())
+    plan = make_plan(models_of(config), config, gpu_bytes, host_memory())
     console = Console(width=None if os.isatty(1) else 120, highlight=False)
     for title, rows in (
-        ("model", model_rows(plan.architecture)),
+        ("model", model_rows(plan.models, config)),
         ("learner, each rank", rank_rows(plan, config)),
         ("generator, each device", generator_rows(plan, config)),
         ("between them", flow_rows(plan, config, tokens_per_second)),
@@ -46,12 +46,14 @@ def print_plan(config: VcppoConfig, gpu_memory_gib: float | None, tokens_per_sec
     return not found
 
 
-def model_rows(architecture: Architecture) -> list[Row]:
+def model_rows(models: Models, config: VcppoConfig) -> list[Row]:
     """Parameters of policy and critic: (name, figure, remark) each."""
-    return [
-        ("policy", f"{architecture.policy_parameters / 1e9:.3f} B parameters", ""),
-        ("critic", f"{architecture.critic_parameters / 1e9:.3f} B parameters", "the same backbone, one number a token"),
-    ]
+    rows = [("policy", f"{models.policy.policy_parameters / 1e9:.3f} B parameters", "")]
+    if config.algorithm.has_critic:
+        backbone = "the same backbone" if models.critic == models.policy else "a backbone of its own"
+        figure = f"{models.critic.critic_parameters / 1e9:.3f} B parameters"
+        rows.append(("critic", figure, f"{backbone}, one number a token"))
+    return rows
 
 
 def rank_rows(plan: Plan, config: VcppoConfig) -> list[Row]:

@@ -15,6 +15,7 @@ from collections.abc import Collection
 import structlog
 
 from vcppo.common.process.guardian import PR_SET_CHILD_SUBREAPER, parents, prctl
+from vcppo.deploy.processes.reserve import Reserve
 
 log = structlog.get_logger(__name__)
 
@@ -22,11 +23,16 @@ GRACE_SECONDS = 5.0
 
 
 class Orphans:
-    """SIGTERM at adoption, SIGKILL after a grace. Children this process had before are none of its business."""
+    """SIGTERM at adoption, SIGKILL after a grace. Children this process had before are none of its business.
 
-    def __init__(self) -> None:
+    They are found in /proc, which takes an open file: one of the `reserve`.
+    """
+
+    def __init__(self, reserve: Reserve) -> None:
+        self._reserve = reserve
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._foreign = set(children_of(os.getpid()))
+        with reserve.lent():
+            self._foreign = set(children_of(os.getpid()))
         self._kill_at: dict[int, float] = {}
 
     def __bool__(self) -> bool:
@@ -39,7 +45,9 @@ class Orphans:
 
     def adopt(self, own: Collection[int]) -> None:
         """Take charge of children that are not in `own` (pids of living children we started)."""
-        for pid in children_of(os.getpid()):
+        with self._reserve.lent():
+            found = children_of(os.getpid())
+        for pid in found:
             if pid not in self._foreign and pid not in own and pid not in self._kill_at:
                 self._kill_at[pid] = time.monotonic() + GRACE_SECONDS
                 with contextlib.suppress(ProcessLookupError):

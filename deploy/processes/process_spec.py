@@ -6,14 +6,15 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from vcppo.common.errors import EXIT_INTERRUPTED, EXIT_USAGE, VcppoError
+from vcppo.common.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, VcppoError
 from vcppo.deploy.logs.log_lines import Record
-from vcppo.deploy.processes.restarts import Restarts
+from vcppo.deploy.processes.restarts import Restarts, RoomPause
 
 
 class ProcessFailed(VcppoError):
-    """A process the run can't do without has ended."""
+    """A process the run can't do without has ended. What no restart can mend is told on by our own exit code."""
 
     def __init__(self, name: str, exit_code: int, last_lines: Sequence[str]) -> None:
         how = (
@@ -22,8 +23,8 @@ class ProcessFailed(VcppoError):
         tail = "".join(f"\n    {line}" for line in last_lines)
         super().__init__(f"{name} {how}. Its last lines:{tail or ' none'}")
         self.name, self.process_exit_code = name, exit_code
-        if exit_code == EXIT_USAGE:
-            self.exit_code = EXIT_USAGE
+        if exit_code in (EXIT_USAGE, EXIT_REFUSED):
+            self.exit_code = exit_code
 
 
 class Interrupted(VcppoError):
@@ -47,7 +48,10 @@ class ProcessSpec:
             are never tried again.
         is_ready: recognises the line that says it is ready; default: the log event ``ready`` or ``<role>_ready``.
         peers_suffice: when it is restarted no more, the run goes on while another process of the same `role` lives.
+        noted_in: folder for the note of a living program that is not ours (`vcppo.common.process.living`); None: it
+            makes its own.
         role: what kind of process it is, e.g. ``generator``.
+        folder: where it keeps its data, for the line that says that a disk is full; None: it says so itself.
         may_finish: exit code 0 is its normal end; for a server it is a failure like any other.
     """
 
@@ -61,6 +65,8 @@ class ProcessSpec:
     peers_suffice: bool = False
     may_finish: bool = True
     is_ready: Callable[[Record], bool] | None = None
+    folder: Path | None = None
+    noted_in: Path | None = None
 
     def says_ready(self, record: Record) -> bool:
         """Whether this line says that the process is up.
@@ -83,7 +89,10 @@ class Child:
         self.ready_at = float("inf")
         self.stopping = False
         self.last_error = ""  # the text of its last `fatal` line
+        self.lacked = ""  # the resource that this line names
+        self.refused_with = 0  # the exit code that line names, of those that are never answered with a restart
         self.restarts = Restarts()
+        self.waits = RoomPause()
         self.start_deadline = float("inf")
         self.restart_at = float("inf")
 

@@ -87,6 +87,7 @@ def redis_spec(
         environment=_malloc_environment(),
         is_ready=_is_ready,
         may_finish=False,
+        folder=folder,
     )
 
 

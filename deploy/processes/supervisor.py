@@ -5,6 +5,10 @@ The loop sleeps in one `selectors.select` and wakes for exactly four things: out
 caller's own). Every child leads a session of its own, so Ctrl-C reaches only the supervisor, which stops them in order.
 The supervisor is a subreaper: grandchildren whose parent died (torchrun's ranks, vLLM's engine process) come to it
 and are ended too, so no orphan outlives a run.
+
+It needs nothing that children can exhaust: its open files are its own from the start (`reserve`), lines that the disk
+refuses wait in memory (`LogSink`), and a process that can't be started for want of memory, files or processes, or that
+ended for want of room, is tried again until it can.
 """
 
 from __future__ import annotations
@@ -13,8 +17,6 @@ import contextlib
 import os
 import selectors
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
@@ -23,18 +25,25 @@ from typing import IO
 import structlog
 
 from vcppo.common.errors import EXIT_REFUSED, EXIT_USAGE, DeadlineExceeded
-from vcppo.common.user_modules import SAFE_PATH
+from vcppo.common.files.room import exhausted, shortage_of
 from vcppo.deploy.logs.log_lines import LineSplitter, LogSink
 from vcppo.deploy.processes.orphans import GRACE_SECONDS, Orphans
 from vcppo.deploy.processes.process_spec import Child, Interrupted, ProcessFailed, ProcessSpec
-from vcppo.deploy.processes.restarts import PROGRESS, PROGRESSING_ROLES, cause_of
+from vcppo.deploy.processes.reserve import Reserve
+from vcppo.deploy.processes.restarts import (
+    MAX_BACKOFF_SECONDS,
+    PROGRESS,
+    PROGRESSING_ROLES,
+    cause_of,
+    resource_lacked,
+)
+from vcppo.deploy.processes.spawn import spawn
 
 __all__ = ["Child", "Interrupted", "ProcessFailed", "ProcessSpec", "Supervisor"]
 
 log = structlog.get_logger(__name__)
 
 TICK_SECONDS = 1.0
-MAX_BACKOFF_SECONDS = 30.0
 FINAL = (EXIT_USAGE, EXIT_REFUSED)
 """Exit codes that are never answered with a restart."""
 
@@ -70,8 +79,14 @@ class Supervisor:
     # ---- life of the supervisor
 
     def __enter__(self) -> Supervisor:
-        self._orphans = Orphans()
-        self._wake_read, self._wake_write = os.pipe()
+        try:
+            self._reserve = Reserve()
+            self._wake_read, self._wake_write = os.pipe()
+        except OSError as error:
+            if (shortage := shortage_of(error)) is None:
+                raise
+            raise exhausted(shortage, "no process can be supervised") from error
+        self._orphans = Orphans(self._reserve)
         for end in (self._wake_read, self._wake_write):
             os.set_blocking(end, False)
         self._old_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -93,6 +108,7 @@ class Supervisor:
             for end in (self._wake_read, self._wake_write):
                 os.close(end)
             self._orphans.close()
+            self._reserve.close()
         if kind is None:
             self._raise_signals()
 
@@ -175,9 +191,7 @@ class Supervisor:
     def _turn(self, deadline: float) -> None:
         """Sleep until something happens or `deadline`, then deal with all of it."""
         now = time.monotonic()
-        wake_at = min(
-            [deadline, self._next_tick if self.on_tick else float("inf"), self._orphans.next_deadline, *self._timers()]
-        )
+        wake_at = min([deadline, self._orphans.next_deadline, *self._timers()])
         timeout = None if wake_at == float("inf") else max(0.0, wake_at - now)
         for key, _ in self._selector.select(timeout):
             if key.data is None:
@@ -192,11 +206,24 @@ class Supervisor:
                 child.restart_at = float("inf")
                 self._spawn(child)
         self._orphans.reap(self._own())
-        if self.on_tick and now >= self._next_tick:
+        if now >= self._next_tick:
             self._next_tick = now + TICK_SECONDS
-            self.on_tick()
+            self._tick()
+
+    def _tick(self) -> None:
+        """What is due each second. A display that can't be brought up to date for want of files must not end a run."""
+        self.sink.flush()
+        try:
+            if self.on_tick:
+                self.on_tick()
+        except OSError as error:
+            if (shortage := shortage_of(error)) is None:
+                raise
+            log.debug("display_not_updated", **shortage.as_fields())
 
     def _timers(self) -> Iterator[float]:
+        if self.on_tick or self.sink.waits:
+            yield self._next_tick
         for child in self.children.values():
             if not self._orphans:
                 yield child.restart_at
@@ -205,24 +232,18 @@ class Supervisor:
 
     def _spawn(self, child: Child) -> None:
         spec = child.spec
-        trampoline = [sys.executable, "-m", "vcppo.deploy.processes.child", "--parent", str(os.getpid())]
-        if spec.niceness:
-            trampoline += ["--niceness", str(spec.niceness)]
-        if spec.cores is not None:
-            trampoline += ["--cores", ",".join(map(str, sorted(spec.cores)))]
-        child.popen = subprocess.Popen(
-            [*trampoline, "--", *spec.command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **SAFE_PATH, "PYTHONUNBUFFERED": "1", **spec.environment},
-            start_new_session=True,
-        )
-        child.exit_code, child.ready, child.last_error = None, False, ""
+        try:
+            child.popen = spawn(spec, self._reserve.null)
+        except OSError as error:
+            if (shortage := shortage_of(error, starting=True)) is None:
+                raise
+            self._start_later(child, shortage.resource, shortage.remedy)
+            return
+        child.exit_code, child.ready, child.last_error, child.refused_with = None, False, "", 0
         child.start_deadline = time.monotonic() + self.start_deadline_seconds
+        child.lacked = ""
         for pipe in (child.popen.stdout, child.popen.stderr):
             assert pipe is not None
-            os.set_blocking(pipe.fileno(), False)
             self._selector.register(pipe, selectors.EVENT_READ, (child, LineSplitter()))
         log.info("process_started", process=spec.name, pid=child.popen.pid, cores=sorted(spec.cores or ()) or None)
 
@@ -237,7 +258,9 @@ class Supervisor:
             if not child.ready and child.spec.says_ready(record):
                 child.ready, child.ready_at = True, time.monotonic()
             if record.get("event") == "fatal":
-                child.last_error = str(record.get("error", ""))
+                child.last_error, child.lacked = str(record.get("error", "")), str(record.get("resource", ""))
+                if record.get("exit_code") in FINAL:  # one of torchrun's ranks may say it, which itself ends with 1
+                    child.refused_with = int(str(record["exit_code"]))
             if record.get("event") in PROGRESS:
                 self._progress_at = time.monotonic()
         if not chunk:
@@ -255,7 +278,7 @@ class Supervisor:
                     with contextlib.suppress(KeyError, ValueError):  # kept open by a grandchild
                         self._selector.unregister(key.fileobj)
                         key.fileobj.close()  # type: ignore[union-attr]
-                child.exit_code = code
+                child.exit_code = code = child.refused_with if code > 0 and child.refused_with else code
                 log.info("process_ended", process=child.spec.name, exit_code=code)
                 self._orphans.adopt(self._own())
 
@@ -264,9 +287,13 @@ class Supervisor:
         name, now = child.spec.name, time.monotonic()
         if child.alive and not child.ready and now >= child.start_deadline:
             self._late(child)
+        if child.alive and child.ready and now - child.ready_at >= self.restart_window_seconds:
+            child.waits.over()
         if child.exit_code is None or (child.exit_code == 0 and child.spec.may_finish):
             return
         if child.stopping or child.restart_at < float("inf"):
+            return
+        if self._waits_for_room(child):
             return
         if child.ready and now - child.ready_at >= self.restart_window_seconds and self._got_on(child):
             child.restarts.begin_anew()
@@ -286,6 +313,28 @@ class Supervisor:
                       going_on_with=[c.spec.name for c in peers])  # fmt: skip
             return
         raise ProcessFailed(name, child.exit_code or 0, self.sink.last_lines(name))
+
+    def _waits_for_room(self, child: Child) -> bool:
+        """It ended for want of a resource, or another that it may need waits for one: then it is started later."""
+        if child.exit_code in (0, *FINAL):
+            return False
+        lines = self.sink.last_lines(child.spec.name)
+        if (lacked := resource_lacked(child.exit_code, child.lacked, lines)) is not None:
+            self._start_later(child, lacked, child.last_error or lines[-1] if lines else "")
+            return True
+        for other in self.children.values():
+            if other is not child and other.waits.resource and other.waits.is_own:
+                self._start_later(child, other.waits.resource, f"{other.spec.name} waits for it", is_own=False)
+                return True
+        return False
+
+    def _start_later(self, child: Child, resource: str, reason: str, *, is_own: bool = True) -> None:
+        """For want of a resource: it counts as no failure, and is tried until there is room."""
+        delay = child.waits.again(resource, self.backoff_seconds, is_own=is_own)
+        child.restart_at = time.monotonic() + delay
+        where = {} if child.spec.folder is None else {"folder": str(child.spec.folder)}
+        log.warning("process_waits_for_room", process=child.spec.name, exit_code=child.exit_code, resource=resource,
+                    **where, reason=reason[:300], tries=child.waits.tries, in_seconds=delay)  # fmt: skip
 
     def _got_on(self, child: Child) -> bool:
         """Whether the run has made a step since this process was ready; time must do where nobody counts steps."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -14,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from vcppo.common.telemetry.metric_names import series_of
+from vcppo.deploy.evaluation.explainable_results import Ends, ExplainableRow
 from vcppo.deploy.evaluation.workers import EvalResult
 from vcppo.deploy.run.run_data import Row, RunData, series
 
@@ -27,7 +30,11 @@ BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY = (
     "#0d9488",
     "#9aa5b1",
 )
+COMPONENT_LOOKS = tuple(  # one after the other; a line style further when the colours are used up
+    (colour, style) for style in ("-", "--", ":") for colour in (BLUE, ORANGE, GREEN, PURPLE, TEAL, RED, GREY)
+)
 PHASES = (  # metric, label, colour: in the order of a step
+    ("time/critic_passes", "critic's passes", GREEN),
     ("time/claim", "wait for batch", GREY),
     ("time/values", "values", TEAL),
     ("time/old_log_probs", "old log-probs", BLUE),
@@ -51,6 +58,7 @@ class FigureData:
 
     run: RunData
     evals: Sequence[EvalResult]
+    explainable: Sequence[ExplainableRow] = ()
 
 
 def _steps(ax: Axes, label: str = "learner step") -> None:
@@ -100,6 +108,21 @@ def reward(ax: Axes, data: FigureData) -> bool:
     return drawn
 
 
+def reward_components(ax: Axes, data: FigureData) -> bool:
+    """Mean of each part of the reward by step, unweighted."""
+    names = sorted({name for row in data.run.rl for name in row if _is_component(name)})
+    for name, (colour, style) in zip(names, cycle(COMPONENT_LOOKS), strict=False):
+        _line(ax, data.run.rl, name, name.removeprefix("reward/"), colour, linestyle=style)
+    ax.set_title("Parts of the reward")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return bool(names)
+
+
+def _is_component(name: str) -> bool:
+    return name.startswith("reward/") and series_of(name).metric.label == "component"
+
+
 def length(ax: Axes, data: FigureData) -> bool:
     """Mean and longest response, against the limit where responses are cut off."""
     drawn = _line(ax, data.run.rl, "length/mean", "mean", BLUE)
@@ -133,7 +156,8 @@ def value_pretraining(ax: Axes, data: FigureData) -> bool:
 
 
 def explained_variance(ax: Axes, data: FigureData) -> bool:
-    """The critic's explained variance against Monte-Carlo returns during RL."""
+    """The critic's explained variance against Monte-Carlo returns during RL; where `vcppo explainable` has measured it,
+    what a perfect critic would explain."""
     rows = data.run.rl
     drawn = _line(ax, rows, "explained_variance/token", "per token", BLUE)
     drawn |= _line(ax, rows, "explained_variance/sequence", "per sequence", TEAL)
@@ -147,6 +171,7 @@ def explained_variance(ax: Axes, data: FigureData) -> bool:
         linestyle="--",
         linewidth=1.4,
     )
+    _explainable_by_version(ax, data.explainable)
     low = min(
         (min(series(rows, f"explained_variance/{k}")[1], default=0.0) for k in ("token", "sequence", "within_prompt")),
         default=0.0,
@@ -158,6 +183,49 @@ def explained_variance(ax: Axes, data: FigureData) -> bool:
     ax.set_yticks([tick for tick in ax.get_yticks() if tick <= 1.01])
     _steps(ax)
     return drawn
+
+
+def _explainable_by_version(ax: Axes, rows: Sequence[ExplainableRow]) -> None:
+    """A mark a version: the mean over positions, and from the least to the most."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        if row.position and row.explainable is not None:
+            found.setdefault(row.version, []).append(row.explainable)
+    for place, (version, shares) in enumerate(found.items()):
+        mean = sum(shares) / len(shares)
+        reach = [[mean - min(shares)], [max(shares) - mean]]
+        label = "explainable, over positions" if place == 0 else None
+        ax.errorbar(version, mean, yerr=reach, fmt="D", color=INK, markersize=5, elinewidth=1.2, label=label, zorder=5)
+
+
+def explainable_by_position(ax: Axes, data: FigureData) -> bool:
+    """What the outcome's variance owes to the state after so many tokens, by `vcppo explainable`: the most a critic can
+    explain, and what this run's critic explains there; newest version measured, 90 % intervals over prompts."""
+    newest = max((row.version for row in data.explainable), default=None)
+    rows = [row for row in data.explainable if row.version == newest]
+    for colour, label, figures in (
+        (INK, "explainable", [(row.position, row.explainable, row.explainable_interval) for row in rows]),
+        (BLUE, "critic", [(row.position, row.explained, row.explained_interval) for row in rows]),
+    ):
+        points = [(x, y, _reach(y, ends)) for x, y, ends in figures if y is not None]
+        if points:
+            below_and_above = np.array([reach for *_, reach in points]).T
+            x, y = [point[0] for point in points], [point[1] for point in points]
+            ax.errorbar(x, y, yerr=below_and_above, fmt="o-", markersize=4, color=colour, capsize=3, label=label)
+    if (by_prompt := next((row.group_mean for row in rows if row.group_mean is not None), None)) is not None:
+        ax.axhline(by_prompt, color=GREY, linestyle="--", linewidth=1.4, label="mean of the prompt's others")
+    ax.axhline(0, color=MUTED, linewidth=0.8)
+    low, _ = ax.get_ylim()
+    ax.set_ylim(max(-1.0, min(-0.05, low)), 1.05)
+    ax.set_title(f"Explainable variance at version {newest}")
+    ax.set_xlabel("response tokens before the state")
+    _legend(ax, loc="best")
+    return bool(rows)
+
+
+def _reach(value: float, interval: Ends | None) -> tuple[float, float]:
+    """matplotlib's error bar: distances below and above."""
+    return (0.0, 0.0) if interval is None else (max(0.0, value - interval[0]), max(0.0, interval[1] - value))
 
 
 WORTH = (("critic", "critic", BLUE), ("prompt_mean", "mean of the prompt's other responses", GREY))
@@ -321,7 +389,9 @@ def evaluation(ax: Axes, data: FigureData) -> bool:
 Draw = Callable[[Axes, FigureData], bool]
 FIGURES: dict[str, Draw] = {
     "accuracy": accuracy, "evaluation": evaluation, "length": length, "reward": reward,
+    "reward_components": reward_components,
     "value_pretraining": value_pretraining, "explained_variance": explained_variance,
+    "explainable_by_position": explainable_by_position,
     "critic_worth": critic_worth, "critic_worth_by_position": critic_worth_by_position,
     "critic_worth_by_staleness": critic_worth_by_staleness, "values": values, "advantages": advantages,
     "staleness": staleness, "phases": phases, "throughput": throughput,

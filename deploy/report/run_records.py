@@ -17,8 +17,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Below a suite's folder. The export's config.json says that a run was finished.
 RECORDS = (
-    "suite.json", "*/config.yaml", "*/stages.jsonl", "*/ledger.json", "*/export/config.json",
+    "suite.json", "choices.json", "*/config.yaml", "*/stages.jsonl", "*/ledger.json", "*/export/config.json",
     "*/metrics/learner.jsonl", "*/metrics/generator-*.jsonl", "*/value_pretraining/decision.json",
+    "*/value_pretraining/adopted.json",
     "*/reward_model/reward_model.json", "*/eval/*.json", "*/eval/*.jsonl", "*/eval/*/*.json",
 )  # fmt: skip
 

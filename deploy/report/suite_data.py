@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from vcppo.common.errors import VcppoError
 from vcppo.common.evaluation.pass_at_k import mean_interval
 from vcppo.common.files.json_lines import read_json_lines
-from vcppo.common.run_folder import RunFolder
+from vcppo.common.run_folder import ADOPTED_FILE, RunFolder
 from vcppo.deploy.evaluation.workers import EvalResult, read_result
-from vcppo.deploy.run.run_data import Row, RunData, column, read_json, series
+from vcppo.deploy.run.run_data import TRAINING_STAGE, Row, RunData, column, read_json, series
+from vcppo.deploy.run.sweep import CHOICES_FILE, SCORE, late_mean, variant_name
 
 BOOTSTRAP_SEED = 0
 COLD_START = "cold start"
@@ -42,6 +43,7 @@ class SeedRun:
     Attributes:
         result: on the task's held-out problems; `rates`: share of right samples by problem, same order in all runs.
         benchmarks: results of `vcppo eval --benchmark` by name.
+        preparation: seconds before RL: start, value pretraining, and that of the run whose critic it took.
     """
 
     name: str
@@ -50,6 +52,7 @@ class SeedRun:
     result: EvalResult | None
     rates: tuple[float, ...]
     benchmarks: dict[str, EvalResult]
+    preparation: float = 0.0
 
     @property
     def decision(self) -> Row | None:
@@ -155,11 +158,30 @@ def difference(one: ArmData, other: ArmData) -> Difference | None:
     )
 
 
+class SweptArm(NamedTuple):
+    """One arm's runs with one value of a sweep, by which the value is chosen.
+
+    Attributes:
+        value: of the setting; `chosen`: whether it is the one that the arm is reported with.
+        scores: late accuracy in training, one a run; what the choice was made by.
+    """
+
+    arm: str
+    value: float
+    chosen: bool
+    runs: ArmData
+    scores: list[float]
+
+
 @dataclass(frozen=True)
 class SuiteData:
     """Everything the page of a suite shows.
 
     Attributes:
+        arms: with a sweep, each arm's runs with its best value and fresh seeds.
+        swept: with a sweep, the runs by which values were chosen.
+        field: the setting that the sweep is over; None: the suite has none.
+        reference: the arm that all others are compared with; None: the suite names none.
         cold_start: each seed's starting policy as an arm; None: the runs belong to no suite.
         unfinished: names of runs that are left out.
         missing: arms of the suite of which no run is finished.
@@ -173,6 +195,9 @@ class SuiteData:
     missing: tuple[str, ...]
     wanted_seeds: dict[str, int]
     seconds: float
+    swept: tuple[SweptArm, ...] = ()
+    field: str | None = None
+    reference: str | None = None
 
     def arm(self, name: str) -> ArmData | None:
         """By name; `COLD_START` is one too."""
@@ -186,14 +211,19 @@ class SuiteData:
 
     @property
     def num_runs(self) -> int:
-        """Finished runs of all arms."""
-        return sum(len(arm.runs) for arm in self.arms)
+        """Finished runs of all arms, those of a sweep included."""
+        return sum(len(arm.runs) for arm in self.everything)
+
+    @property
+    def everything(self) -> list[ArmData]:
+        """All arms, then every value of a sweep with the seeds by which it was tried."""
+        return [*self.arms, *(tried.runs for tried in self.swept)]
 
 
 def load_suite_data(folders: Sequence[RunFolder], suite_folder: Path | None) -> SuiteData:
     """Group `folders` by arm, in the order of the suite's file where there is one."""
     suite = (read_json(suite_folder / "suite.json") if suite_folder else None) or {}
-    order = [arm["name"] for arm in suite.get("arms", [])]
+    order, sweep = [arm["name"] for arm in suite.get("arms", [])], suite.get("sweep")
     wanted = {arm["name"]: len(arm["seeds"] or suite["seeds"]) for arm in suite.get("arms", [])}
     arms: dict[str, list[SeedRun]] = {name: [] for name in order}
     unfinished, seconds = [], 0.0
@@ -204,17 +234,47 @@ def load_suite_data(folders: Sequence[RunFolder], suite_folder: Path | None) -> 
             arms.setdefault(arm_of(run), []).append(run)
         else:
             unfinished.append(run.name)
-    found = tuple(ArmData(n, tuple(sorted(runs, key=lambda r: r.seed))) for n, runs in arms.items() if runs)
+    swept: list[SweptArm] = []
+    if sweep and suite_folder:
+        wanted = dict.fromkeys(order, len(sweep["best_seeds"]))
+        swept, arms = _apart(arms, order, sweep, read_json(suite_folder / CHOICES_FILE) or {})
+    found = tuple(_arm(name, runs) for name, runs in arms.items() if runs)
     return SuiteData(
         name=suite.get("name") or "comparison",
         description=suite.get("description", ""),
         arms=found,
-        cold_start=_cold_start(suite_folder, found) if suite_folder else None,
+        cold_start=_cold_start(suite_folder, found, suite.get("cold_start_seed")) if suite_folder else None,
         unfinished=tuple(unfinished),
         missing=tuple(name for name in order if not arms[name]),
         wanted_seeds=wanted,
         seconds=seconds + (_preparation(suite_folder) if suite_folder else 0.0),
+        swept=tuple(swept),
+        field=sweep["field"] if sweep else None,
+        reference=suite.get("reference"),
     )
+
+
+def _arm(name: str, runs: Iterable[SeedRun]) -> ArmData:
+    return ArmData(name, tuple(sorted(runs, key=lambda run: run.seed)))
+
+
+def _apart(
+    runs: Mapping[str, Sequence[SeedRun]], order: Sequence[str], sweep: Row, choices: Row
+) -> tuple[list[SweptArm], dict[str, list[SeedRun]]]:
+    """The runs by which values were chosen, and the fresh ones of the value that was, by the arm's own name."""
+    swept, fresh = [], set(sweep["best_seeds"])
+    best: dict[str, list[SeedRun]] = {name: [] for name in order}
+    for arm in order:
+        for value in sweep["values"]:
+            found, chosen = runs.get(variant_name(arm, value), ()), choices.get(arm, {}).get("value") == value
+            tried = [run for run in found if run.seed not in fresh]
+            if tried:
+                scores = [late_mean(column(run.data.rl, SCORE)) for run in tried]
+                kept = [score for score in scores if score is not None]
+                swept.append(SweptArm(arm, value, chosen, _arm(variant_name(arm, value), tried), kept))
+            if chosen:
+                best[arm] = [run for run in found if run.seed in fresh]
+    return swept, best
 
 
 def load_run(folder: RunFolder, model: str = "export") -> SeedRun:
@@ -226,7 +286,21 @@ def load_run(folder: RunFolder, model: str = "export") -> SeedRun:
         if (result := read_result(path, path.parent.name)) is not None
     }
     result, rates = read_result(folder.eval / f"{model}.json", model), _rates(folder.eval / f"{model}.jsonl")
-    return SeedRun(data.config.run.name, data.config.run.seed, data, result, rates, benchmarks)
+    return SeedRun(
+        data.config.run.name, data.config.run.seed, data, result, rates, benchmarks, _before_rl(folder, data)
+    )
+
+
+def _before_rl(folder: RunFolder, data: RunData) -> float:
+    """Seconds of the stage that trains, less its learner steps. A critic that was taken cost what it cost its maker."""
+    note = read_json(folder.value_pretraining / ADOPTED_FILE) or {}
+    maker = folder.path.parent / str(note["from"]) if "from" in note else None
+    donated = 0.0
+    if maker is not None and (maker / "config.yaml").exists():
+        other = RunFolder(maker)
+        donated = _before_rl(other, RunData.load(other))
+    own = data.stage_seconds().get(TRAINING_STAGE, 0.0) - sum(column(data.rl, "time/step"))
+    return max(0.0, own, donated)
 
 
 def arm_of(run: SeedRun) -> str:
@@ -255,9 +329,9 @@ def _stacked(rows: Iterable[tuple[float, ...]]) -> Float64Array | None:
     return np.array(kept) if kept and len({len(row) for row in kept}) == 1 else None
 
 
-def _cold_start(folder: Path, arms: Sequence[ArmData]) -> ArmData | None:
-    """Of the seeds some arm has."""
-    seeds = {seed for arm in arms for seed in arm.seeds}
+def _cold_start(folder: Path, arms: Sequence[ArmData], shared: int | None) -> ArmData | None:
+    """Of the seeds some arm has, and the one that is every seed's."""
+    seeds = {seed for arm in arms for seed in arm.seeds} | {shared}
     folders = [RunFolder(path.parent) for path in sorted(folder.glob("cold_start-seed*/config.yaml"))]
     runs = [load_run(each, "cold_start") for each in folders]
     kept = tuple(run for run in runs if run.result is not None and run.seed in seeds)

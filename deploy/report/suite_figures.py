@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vcppo.deploy.report.figures import BLUE, GREEN, GREY, MUTED, ORANGE, PURPLE, RED, STYLE, TEAL
 from vcppo.deploy.report.suite_data import ArmData, SuiteData
+from vcppo.deploy.report.sweep_tables import timed_run
 from vcppo.deploy.run.run_data import Row
 
 Floats = Sequence[float] | NDArray[Any]
@@ -97,7 +98,31 @@ def collapse(drawing: Drawing) -> str:
 
 def accuracy(drawing: Drawing) -> str:
     """Figure 4: accuracy of the arms over steps, on the step's fresh training prompts."""
-    return _curves(drawing, _chosen(drawing.data, MAIN), ("reward/accuracy", "explained_variance/token"))
+    data = drawing.data
+    arms = _chosen(data, MAIN) if data.reference is None else list(data.arms)
+    return _curves(drawing, arms, ("reward/accuracy", "explained_variance/token"))
+
+
+def over_time(drawing: Drawing) -> str:
+    """Accuracy over wall time, for a suite that compares its arms with a reference."""
+    arms = list(drawing.data.arms) if drawing.data.reference is not None else []
+    look = looks(arms)
+    for ax, with_preparation in zip(drawing.axes, (False, True), strict=True):
+        title = "Accuracy over seconds of RL" if not with_preparation else "With start and value pretraining"
+        for arm in arms:
+            runs = [timed_run(run, with_preparation=with_preparation) for run in arm.runs]
+            steps = min((len(run.ended) for run in runs), default=0)
+            seconds, rates = (np.mean([each[:steps] for each in of], axis=0) if steps else ()
+                              for of in ([run.ended for run in runs], [run.accuracy for run in runs]))  # fmt: skip
+            drawing.points(ax, f"{arm.name} ({len(runs)})", title, seconds, rates, color=look[arm.name].colour,
+                           linestyle=look[arm.name].line)  # fmt: skip
+        ax.set_title(title)
+        ax.set_xlabel("seconds")
+        ax.set_ylim(0, 1.02)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if arms:
+        _legend_below(drawing)
+    return "Number of seeds in brackets. Means over seeds of a step's seconds and of its accuracy." if arms else ""
 
 
 def lambda_actor(drawing: Drawing) -> str:
@@ -240,6 +265,7 @@ FIGURES: dict[str, tuple[str, Draw]] = {
     "figure_2_5_by_position": ("Figures 2 and 5: what critics say before and after value pretraining", by_position),
     "figure_3_reward_signal": ("Figure 3: how far the outcome is heard", signal),
     "figure_4_accuracy": ("Figure 4: the arms over steps", accuracy),
+    "accuracy_over_time": ("The arms over wall time", over_time),
     "figure_6_value_pretraining": ("Figure 6: value pretraining", pretraining),
     "table_4_lambda_actor": ("λ_actor over steps", lambda_actor),
 }

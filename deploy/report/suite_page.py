@@ -17,6 +17,7 @@ from vcppo.deploy.report.suite_tables import (
     paper_tables,
     results,
 )
+from vcppo.deploy.report.sweep_tables import equal_steps, equal_time, sweep
 from vcppo.deploy.terminal.display import clock
 
 
@@ -39,10 +40,11 @@ class SuitePage:
 
 def suite_page(title: str, data: SuiteData, pictures: Sequence[Picture], facts: Sequence[str]) -> SuitePage:
     """The page of `data`; `facts` are paragraphs on how it was made."""
-    seeds = sorted({seed for arm in data.arms for seed in arm.seeds})
+    seeds = sorted({seed for arm in data.everything for seed in arm.seeds})
     scope = (f"{data.num_runs} finished runs of {len(data.arms)} arms, seeds {', '.join(map(str, seeds))}; "
              f"{clock(data.seconds)} of wall time in all stages together.")  # fmt: skip
-    tables = [results(data), claims(data), *paper_tables(data), collapse(data), benchmarks(data)]
+    compared = [equal_steps(data), equal_time(data), sweep(data)]
+    tables = [results(data), *compared, claims(data), *paper_tables(data), collapse(data), benchmarks(data)]
     return SuitePage(
         title=title,
         introduction=[*([data.description] if data.description else []), scope, *left_out(data)],

@@ -50,7 +50,7 @@ def write_suite_report(
         folders += runs_in(suite) if suite is not None else [open_run(each)]
     folders = list({folder.path.resolve(): folder for folder in folders}.values())  # named twice, counted once
     data = load_suite_data(folders, suites[0] if suites else None)
-    if not data.arms:
+    if not data.everything:
         raise RunError(
             f"none of {len(folders)} runs is finished and evaluated ({', '.join(data.unfinished) or 'no run'}): "
             "finish one with `vcppo experiment` or `vcppo up`, then `vcppo eval --run RUN --model RUN/export`"

@@ -100,7 +100,7 @@ def by_seed(data: SuiteData) -> Table:
     rows = [
         [run.name, per_cent(run.result.pass_at_1), interval((run.result.low, run.result.high)),
          number(run.result.mean_length, "{:.0f}"), _quality(run), clock(run.seconds)]
-        for arm in data.arms for run in arm.runs if run.result is not None
+        for arm in data.everything for run in arm.runs if run.result is not None
     ]  # fmt: skip
     headings = ("run", "pass@1, %", "95 %, problems", "length", "held-out explained variance at start", "wall time")
     return Table("Every run", headings, rows)

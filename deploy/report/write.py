@@ -11,6 +11,7 @@ import structlog
 from matplotlib.figure import Figure
 
 from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.evaluation.explainable_results import read_rows
 from vcppo.deploy.evaluation.workers import EvalResult, gain, read_result
 from vcppo.deploy.report.figures import FIGURES, FigureData, draw, draw_summary
 from vcppo.deploy.report.markup import Picture
@@ -39,7 +40,7 @@ def has_results(folder: RunFolder) -> bool:
 
 def write_report(folder: RunFolder) -> Path:
     """Write the report of a run, finished or not. Returns the page's path."""
-    data = FigureData(RunData.load(folder), read_evals(folder))
+    data = FigureData(RunData.load(folder), read_evals(folder), read_rows(folder))
     folder.report.mkdir(parents=True, exist_ok=True)
     _write_tables(data, folder.report)
     pictures = [
@@ -89,6 +90,7 @@ def _write_tables(data: FigureData, folder: Path) -> None:
     _write_csv(folder / "value_pretraining.csv", data.run.value_pretraining)
     for name, rows in data.run.generators.items():
         _write_csv(folder / f"{name}.csv", rows)
+    _write_csv(folder / "explainable.csv", [row.model_dump() for row in data.explainable])
     _write_csv(folder / "evaluation.csv", [vars(result) for result in data.evals])
 
 

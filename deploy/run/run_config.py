@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,8 +15,11 @@ from vcppo.common.config import VcppoConfig, dump_config, load_config
 from vcppo.common.config.dependents import Begun, Change, consequence, differences, flat, start_over
 from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.files.whole_file import write_whole
+from vcppo.common.process.living import described, living
 from vcppo.common.run_folder import RECORD_FILE, RECORDED_WITH_FILE, RunFolder
 from vcppo.deploy.run.run_data import read_json
+
+LAST_SECONDS = 5.0  # that processes of an earlier start may still take to end
 
 
 class RunError(VcppoError):
@@ -157,7 +161,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold the run for this launcher. One that is refused leaves nothing behind (`leaving_nothing`).
 
     Raises:
-        RunInUse: another one has it.
+        RunInUse: another one has it, or a process of an earlier one lives.
         RunError: the folder can't be written.
     """
     with leaving_nothing(folder), _locked(folder):
@@ -178,13 +182,28 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
+            holder = file.read().strip() or "unknown"
             raise RunInUse(
-                f"{folder} is in use by another vcppo (pid {file.read().strip() or 'unknown'}): stop it first"
+                f"{folder} is in use by another vcppo (pid {holder}): stop it first (kill {holder}; one that does not"
+                f" react: kill -9 {holder})"
             ) from None
+        _wait_for_the_last(folder)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _wait_for_the_last(folder: Path) -> None:
+    """What an earlier launcher has started ends with it, in a moment. Raises RunInUse when it does not."""
+    end = time.monotonic() + LAST_SECONDS
+    while left := living(RunFolder(folder).processes):
+        if time.monotonic() >= end:
+            raise RunInUse(
+                f"{folder}: processes of an earlier start still live, or are frozen: {described(left)}."
+                " Another name or port is no way out: two starts of one run would work against each other"
+            )
+        time.sleep(0.1)  # a lock can be waited for, but with no deadline
 
 
 def open_run(argument: str | Path) -> RunFolder:

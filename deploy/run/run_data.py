@@ -17,6 +17,9 @@ from vcppo.common.text.yaml_text import one_line
 
 __all__ = ["JsonLinesTail", "Row", "RunData", "column", "is_exact", "read_json", "seconds_between", "series"]
 
+TRAINING_STAGE = "value pretraining and rl"
+"""Name of the stage, in a run's stages.jsonl, that `vcppo up` is."""
+
 LEDGER_STATES = ("issued", "queued", "leased", "buffered", "claimed", "trained", "rejected", "expired")
 
 

@@ -38,7 +38,8 @@ def heading(sample: Sample) -> str:
     """``rl step 12 · rl-00000003-1@generator-0.0 · correct · reward 1 · 87 tokens · stop``."""
     parts = [sample.place, sample.id, sample.outcome]
     if sample.reward is not None:
-        parts.append(f"reward {sample.reward:g}")
+        named = ", ".join(f"{name} {value:g}" for name, value in sample.components.items())
+        parts.append(f"reward {sample.reward:g}" + (f" ({named})" if named else ""))
     parts += [f"{sample.length} tokens", "cut by length" if sample.finish_reason == "length" else sample.finish_reason]
     if sample.versions:
         spans = [f"v{version}" for version, _ in sample.versions]
@@ -66,8 +67,9 @@ def show_json(samples: Sequence[Sample], decode: Decode, stream: IO[str]) -> Non
     for sample in samples:
         line = {
             "stage": sample.stage, "step": sample.step, "id": sample.id, **sample.more, "outcome": sample.outcome,
-            "reward": sample.reward, "length": sample.length, "finish_reason": sample.finish_reason,
-            "versions": sample.versions, "generator": sample.generator, "extracted": sample.extracted,
+            "reward": sample.reward, "components": sample.components, "length": sample.length,
+            "finish_reason": sample.finish_reason, "versions": sample.versions, "generator": sample.generator,
+            "extracted": sample.extracted,
             "prompt": None if sample.prompt is None else _text(sample.prompt, decode),
             "response": _text(sample.response, decode),
         }  # fmt: skip

@@ -32,6 +32,7 @@ class Sample:
         id: trajectory id, or problem and number in an evaluation.
         length: in tokens; of a trajectory its actions.
         reward: None where a stage has none (evaluations).
+        components: parts of the reward by name, unweighted.
         versions: (policy version, tokens) in turn; empty where unknown.
         extracted: the answer the verifier took out, where it was kept.
         prompt, response: token ids, or text where it was kept as text.
@@ -51,6 +52,7 @@ class Sample:
     extracted: str | None = None
     generator: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, float] = field(default_factory=dict)
 
 
 def steps_of(folder: RunFolder) -> dict[int, Path]:
@@ -127,7 +129,8 @@ def _of_trajectory(trajectory: Trajectory, stage: Stage, place: str, step: int |
         response=trajectory.response_token_ids,
         versions=tuple((span.version, span.count) for span in trajectory.version_spans),
         generator=trajectory.generator_id,
-        more={"prompt_id": trajectory.prompt_id, "group_id": trajectory.group_id},
+        components=trajectory.components,
+        more={"prompt_id": trajectory.prompt_id, "group_id": trajectory.group_id, "turns": trajectory.num_turns},
     )
 
 

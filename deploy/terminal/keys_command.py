@@ -18,7 +18,7 @@ from rich.table import Table
 from vcppo.common.transport.keys import ROLES, Role, make_keys, private_files, public_key, rotate_keys
 
 USER = "vcppo"
-PASSWORD_FILE = "redis.password"
+PASSWORD_FILE = "redis.password"  # noqa: S105  (its name)
 ACL_FILE = "redis.acl"
 # What `vcppo.common.store.run_store` and its scripts call. Everything else is refused: KEYS, FLUSHALL, CONFIG, SCRIPT
 # FLUSH, ...

@@ -99,8 +99,9 @@ def value_pretraining_panel(data: RunData) -> Panel:
         if best is not None and best >= settings.min_explained_variance
         else Text("not yet", style="yellow")
     )
-    if data.decision is not None and not data.decision.get("passed"):
-        state = Text("FAILED", style="bold red")
+    if data.decision is not None:  # it goes by another figure than the best measured one
+        passed = data.decision.get("passed")
+        state = Text("passed", style="bold green") if passed else Text("FAILED", style="bold red")
     behind = recorded_view.behind(data.decision) if data.decision is not None else ""
     interval = [rows[-1].get(f"vp/held_out_explained_variance_{end}") for end in ("low", "high")] if rows else []
     ends = f" (90 %: {number(interval[0], '{:.2f}')} to {number(interval[1], '{:.2f}')})" if any(interval) else ""
@@ -128,7 +129,7 @@ def learning_panel(data: RunData) -> Panel:
     last = rows[-1] if rows else {}
     bar = ProgressBar(total=settings.num_steps, completed=last.get("step", 0), width=24)
 
-    of = settings.batch_size
+    of, rule = settings.batch_size, data.config.reward_rule
 
     def line(name: str, pattern: str = "{:.3f}", low: float | None = None, high: float | None = None) -> Text:
         return Text.assemble(
@@ -143,7 +144,7 @@ def learning_panel(data: RunData) -> Panel:
         ("accuracy", line("reward/accuracy", low=0.0, high=1.0)),
         ("", Text(f"{outcomes_view.accuracy(last, of)} right, {outcomes_view.accuracy_interval(last, of)}")),
         ("", Text(outcomes_view.others_line(last, of))),
-        ("reward", line("reward/mean", low=-1.0, high=1.0)),
+        ("reward", line("reward/mean", low=rule.low, high=rule.high)),
         ("length", line("length/mean", "{:.0f}")),
         ("explained variance", line("explained_variance/token", "{:.2f}", 0.0, 1.0)),
         ("staleness", Text(f"mean {mean}, max {largest} of {settings.max_staleness} allowed; mixed versions {mixed}")),
@@ -171,9 +172,16 @@ def generators_panel(data: RunData, members: Sequence[Member]) -> Panel:
             number(speeds[-1] if speeds else None, "{:,.0f}"),
             number(last.get("generator/in_flight"), "{:.0f}"),
             number(last.get("generator/unacked"), "{:.0f}"),
-            Text(sparkline(speeds, 20, 0.0), style="cyan"),
+            _pace(speeds, last.get("reward_source/away")),
         )
     return Panel(table, title="generators", title_align="left", border_style="cyan")
+
+
+def _pace(speeds: Sequence[float], away: float | None) -> Text:
+    """Tokens a second over time; while the source of rewards is away, that."""
+    if away:
+        return Text(f"reward source away for {away:.0f} s, leasing paused", style="yellow")
+    return Text(sparkline(speeds, 20, 0.0), style="cyan")
 
 
 def warnings_panel(warnings: Sequence[tuple[str, Record]]) -> Panel:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import structlog
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.files.json_lines import open_to_append
+from vcppo.common.files.json_lines import append_line
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.ledger import Ledger, Member
@@ -25,6 +25,8 @@ from vcppo.deploy.processes import redis_server
 from vcppo.deploy.run.run_data import RunData
 from vcppo.deploy.terminal.display import ProgressLines
 from vcppo.deploy.terminal.live_view import LiveView
+
+log = structlog.get_logger(__name__)
 
 Mode = Literal["follow", "watch", "lines", "silent"]
 
@@ -45,8 +47,11 @@ class Session:
             yield
         finally:
             note = {"stage": name, "seconds": round(time.monotonic() - started, 3), "ended": time.time()}
-            with open_to_append(RunFolder(self.config.run.path).path / "stages.jsonl") as file:
-                file.write(json.dumps(note).encode() + b"\n")
+            path = RunFolder(self.config.run.path).path / "stages.jsonl"
+            try:
+                append_line(path, json.dumps(note).encode() + b"\n")
+            except OSError as error:  # a note for the report: the stage's own end counts
+                log.warning("stage_not_noted", file=str(path), error=str(error), **note)
 
 
 class StoreReader:

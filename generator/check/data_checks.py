@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 from vcppo.common.check.check_lines import Result, failed, passed, warned
@@ -41,6 +42,10 @@ def rows(context: Context) -> Iterator[Result]:
             details.append(f"{len(more)} more: {places}{', ...' if len(more) > _NAMED else ''}")
         text = f"{shown[0].where}: {shown[0].text}"
         yield (failed if level == "error" else warned)(text, remedy, *details)
+    left_out = sum((Counter(part.left_out()) for part in context.task.parts()), Counter[str]())
+    if left_out:
+        each = ", ".join(f"{count:,} by {name}" for name, count in left_out.items())
+        yield passed(f"{left_out.total():,} rows are left out by the task's filters: {each}")
     if not kinds:
         yield passed("the task finds nothing wrong with its rows and options")
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.common.records.trajectory import Prompt
-from vcppo.common.tasks import Problem, decode_response, encode_prompt
+from vcppo.common.tasks import Problem, encode_prompt
 from vcppo.common.tasks.lengths import prompt_room
 from vcppo.generator.check.data_context import Context
+from vcppo.generator.check.verifier_checks import by_parts
 from vcppo.generator.check.vllm_settings import resolve
-from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.turns.judges import Judges, Respondent, make_judges
 from vcppo.generator.vllm_engine.engine import Engine
 
 _MAX_SHOWN = 400
@@ -41,7 +42,7 @@ def responses(context: Context) -> Iterator[Result]:
     chosen = [problems[i % len(problems)] for i in range(context.generate)]
     # Compiling takes minutes and changes no response that matters here.
     eager = config.generator.model_copy(update={"enforce_eager": True})
-    engine, pool = Engine(config.model_copy(update={"generator": eager})), VerifierPool(config.task)
+    engine, pool = Engine(config.model_copy(update={"generator": eager})), make_judges(config.task)
     with asyncio.Runner() as runner:
         try:
             runner.run(_start(engine, pool))
@@ -56,20 +57,19 @@ def responses(context: Context) -> Iterator[Result]:
             runner.run(pool.close())
 
 
-async def _start(engine: Engine, pool: VerifierPool) -> None:
+async def _start(engine: Engine, pool: Judges) -> None:
     await pool.start()
     await engine.start()
 
 
 async def _respond_to(
-    context: Context, engine: Engine, pool: VerifierPool, problems: list[Problem]
+    context: Context, engine: Engine, pool: Judges, problems: list[Problem]
 ) -> list[tuple[Result, int]]:
-    return await asyncio.gather(*(_respond(context, engine, pool, i, p) for i, p in enumerate(problems)))
+    respondent = Respondent(context.config, engine, pool, context.tokenizer)
+    return await asyncio.gather(*(_respond(context, respondent, i, p) for i, p in enumerate(problems)))
 
 
-async def _respond(
-    context: Context, engine: Engine, pool: VerifierPool, number: int, problem: Problem
-) -> tuple[Result, int]:
+async def _respond(context: Context, respondent: Respondent, number: int, problem: Problem) -> tuple[Result, int]:
     """One response, judged: the line, and how many tokens it has."""
     config = context.config
     prompt = Prompt(
@@ -84,20 +84,22 @@ async def _respond(
         purpose="rl",
         max_response_tokens=config.sampling.max_response_tokens,
     )
-    rollout = await engine.generate(prompt)
-    text = decode_response(context.tokenizer, rollout.token_ids)
-    verdict = await pool.verify(problem.answer, text, rollout.finish_reason)
-    line = f"{verdict.outcome}, {len(rollout.token_ids)} tokens, {rollout.finish_reason}"
+    made = await respondent.respond(prompt)
+    text, verdict = made.text, made.verdict
+    score = config.reward_rule.score(verdict.outcome, verdict.reward, verdict.components, made.length)
+    line = f"{score.outcome}, {made.num_tokens} tokens, {made.finish_reason}"
+    if score.components and config.task.reward_source is None:
+        line += f", reward {score.reward:g}{by_parts(score)}"
     line += f", read as {verdict.extracted[:60]!r}" if verdict.extracted is not None else ""
     shown = text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN // 2]} […] {text[-_MAX_SHOWN // 2 :]}"
-    is_broken = verdict.outcome in ("timeout", "crash")
-    remedy = "the verifier can't judge a real response: see its error above"
+    is_broken = score.outcome in ("timeout", "crash")
+    remedy = score.fault or "the verifier can't judge a real response: see its error above"
     result = failed(line, remedy, *shown.split("\n")) if is_broken else passed(line, *shown.split("\n"))
-    return result, len(rollout.token_ids)
+    return result, made.num_tokens
 
 
 def _summary(context: Context, made: list[Result], tokens: int, seconds: float) -> Result:
-    cut = sum(", length" in result.text for result in made)
+    cut = sum(" tokens, length" in result.text for result in made)
     rate = tokens / max(seconds, 1e-9)
     text = f"{len(made)} responses, {tokens} tokens in {seconds:.1f} s ({rate:.0f} a second), {cut} cut off"
     if cut < len(made):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from vcppo.common.check.check_lines import Result, failed, passed, warned
-from vcppo.common.tasks import Split, TaskError, Text, encode_prompt
+from vcppo.common.tasks import Chat, Problem, Split, TaskError, Text, encode_prompt
 from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.lengths import PromptLengths, measure_prompts, prompt_room
+from vcppo.common.tasks.prompts.chat import as_chat, ignored, render, shown_texts
 from vcppo.generator.check.data_context import Context
 from vcppo.generator.check.tokenizer_checks import decode
 
 NUM_SHOWN = 3
 _MAX_SHOWN = 1200  # characters
 _EXACT_UP_TO = 20_000  # prompts; of more, only those are made into tokens that may be too long
+_SAMPLED = 1000  # prompts of a task without end
+_SAMPLED_AT_ONCE = 50
+_SAMPLING_SECONDS = 20.0  # some tasks take long to make a problem
 _SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
@@ -37,7 +42,7 @@ def look_at(tokenizer: Any, prompt: Text, ids: list[int]) -> Result:
     count = f"{len(ids)} tokens"
     if not ids:
         return failed("a prompt without any token", "give the rows a question, or the template some text")
-    lost = [part for part in _own_text(prompt) if _words(part) not in _words(text)]
+    lost = [part for part in shown_texts(prompt) if _words(part) not in _words(text)]
     if lost:
         return failed(
             f"{count}; the model never sees {lost[0][:80]!r}",
@@ -51,10 +56,21 @@ def look_at(tokenizer: Any, prompt: Text, ids: list[int]) -> Result:
             "both the template and the tokenizer add it: take it out of one of them",
             *lines,
         )
-    if not isinstance(prompt, str) and not _opens_turn(tokenizer, prompt):
+    return passed(count, *lines) if isinstance(prompt, str) else _look_at_chat(tokenizer, as_chat(prompt), count, lines)
+
+
+def _look_at_chat(tokenizer: Any, chat: Chat, count: str, lines: tuple[str, ...]) -> Result:
+    """What is odd about what the chat template does."""
+    if not _opens_turn(tokenizer, chat):
         return warned(
             f"{count}; the chat template does not open the assistant's turn (add_generation_prompt has no effect)",
             "the model has to begin its turn itself: mend the template unless it was trained like this",
+            *lines,
+        )
+    if unseen := ignored(tokenizer, chat):
+        return warned(
+            f"{count}; the chat template takes no notice of {', '.join(unseen)}",
+            "the prompt is the same without it: use a model whose template knows it, or leave it out",
             *lines,
         )
     return passed(count, *lines)
@@ -86,8 +102,11 @@ def _line(context: Context, found: PromptLengths, exact: bool) -> Result:
 def _sampled(context: Context, split: Split) -> Result:
     """A task without end: some of its problems."""
     room = prompt_room(context.config, split)
-    count = 1000
-    problems = problems_of(context.task, split, context.config.run.seed, 0, count)
+    problems: list[Problem] = []
+    deadline = time.monotonic() + _SAMPLING_SECONDS
+    while len(problems) < _SAMPLED and (not problems or time.monotonic() < deadline):
+        problems += problems_of(context.task, split, context.config.run.seed, len(problems), _SAMPLED_AT_ONCE)
+    count = len(problems)
     found = context.lengths([problem.prompt for problem in problems])
     text = f"{split}: {count} of a task without end, room for {room.tokens} tokens, the longest has {max(found)}"
     too_long = sum(tokens > room.tokens for tokens in found)
@@ -99,15 +118,8 @@ def _sampled(context: Context, split: Split) -> Result:
     return passed(text)
 
 
-def _opens_turn(tokenizer: Any, messages: Any) -> bool:
-    texts = [
-        tokenizer.apply_chat_template(messages, add_generation_prompt=add, tokenize=False) for add in (True, False)
-    ]
-    return bool(texts[0] != texts[1])
-
-
-def _own_text(prompt: Text) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+def _opens_turn(tokenizer: Any, chat: Chat) -> bool:
+    return render(tokenizer, chat) != render(tokenizer, chat, add_generation_prompt=False)
 
 
 def _words(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vcppo.common.check.check_lines import Result, failed, passed, warned
 from vcppo.common.tasks import Text
+from vcppo.common.tasks.prompts.chat import own_texts
 from vcppo.generator.check.data_context import Context
 from vcppo.generator.vllm_engine.end_tokens import end_tokens
 
@@ -104,7 +105,7 @@ def turn_end(tokenizer: Any) -> int | None:
 
 def texts_of(prompt: Text, answer: dict[str, object]) -> Iterator[str]:
     """Text in a problem: its messages, and whatever is text in its answer."""
-    yield from [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    yield from own_texts(prompt)
     yield from strings_in(answer)
 
 

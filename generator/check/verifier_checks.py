@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
+from vcppo.common.rewards.reward_rule import Score
 from vcppo.common.tasks import Problem, Verdict
 from vcppo.generator.check.data_context import SEED, Context
+from vcppo.generator.check.environment_checks import answers
+from vcppo.generator.check.reward_source_checks import asked_once
 from vcppo.generator.check.tokenizer_checks import strings_in
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 
@@ -40,6 +43,9 @@ def verdicts(context: Context) -> Iterator[Result]:
     if not problems:
         yield skipped("no problem to verify an answer to")
         return
+    if context.task.is_environment:
+        yield from answers(context, problems)
+        return
     pool = VerifierPool(task.model_copy(update={"verifier_processes": 1}))
     with asyncio.Runner() as runner:
         try:
@@ -48,6 +54,9 @@ def verdicts(context: Context) -> Iterator[Result]:
             form, line = runner.run(_right(context, pool, problems))
             yield line
             yield runner.run(_not_right(context, pool, problems[0], form))
+            yield from runner.run(_rewards(context, pool, problems[0], form))
+            if task.reward_source is not None:
+                yield runner.run(_from_source(context, pool, problems[0], form))
             yield runner.run(_hostile(context, pool, problems[0], form))
         finally:
             runner.run(pool.close())
@@ -62,7 +71,7 @@ async def _right(context: Context, pool: VerifierPool, problems: list[Problem]) 
             form = candidate
             break
     if form is None:
-        if "reference" in problems[0].answer:
+        if "reference" in problems[0].answer and not context.task.judged_by:
             return None, failed(
                 f"{_place(context, 0)}: its own reference {str(problems[0].answer['reference'])[:60]!r} is not correct",
                 "no response can be right: mend the row, or the task's verify()",
@@ -93,6 +102,42 @@ async def _not_right(context: Context, pool: VerifierPool, problem: Problem, for
     if {"timeout", "crash"} & {wrong.verdict.outcome, empty.verdict.outcome}:
         return failed(text, "the verifier must judge plain answers: see its error in the output above")
     return passed(text)
+
+
+async def _rewards(context: Context, pool: VerifierPool, problem: Problem, form: str | None) -> list[Result]:
+    """What a right and a wrong answer earn by parts; nothing where rewards are by outcome alone."""
+    if context.config.task.reward_source is not None:
+        return []  # the number is not the verifier's
+    rule, texts = context.config.reward_rule, right_answers(problem, form) if form else []
+    tried = [
+        await _try(pool, problem, text) for text in [*texts, (form or forms(context)[0]).replace("ANSWER", _WRONG)]
+    ]
+    scores = [rule.score(verdict.outcome, verdict.reward, verdict.components, num_tokens=1) for verdict, _ in tried]
+    given = {name for score in scores for name in score.components}
+    if not given and not rule.weights:
+        return []
+    shown = [f"{score.outcome}: {score.reward:g}{by_parts(score)}" for score in scores]
+    text = "rewards of one token: " + "; ".join(dict.fromkeys(shown))
+    if faults := [score.fault for score in scores if score.fault is not None]:
+        return [failed(f"{text}; {faults[0]}", "set task.reward_range, or mend the task's rewards")]
+    if missing := sorted({name for name, weight in rule.weights.items() if weight} - given):
+        return [failed(f"{text}; {', '.join(missing)} has a weight in task.reward_weights and is never given",
+                       "correct the name, or give the component in verify()")]  # fmt: skip
+    return [passed(text)]
+
+
+async def _from_source(context: Context, pool: VerifierPool, problem: Problem, form: str | None) -> Result:
+    """What a reward service or a judge says of a right answer; of a wrong one where no right one is known."""
+    form = form or forms(context)[0]
+    response = next(iter(right_answers(problem, form)), form.replace("ANSWER", _WRONG))
+    verdict = (await _try(pool, problem, response)).verdict
+    return await asked_once(context.config, problem, response, verdict)
+
+
+def by_parts(score: Score) -> str:
+    """`` (base 0.5, brevity 0.25)``; empty where the outcome alone makes the reward."""
+    named = ", ".join(f"{name} {value:g}" for name, value in score.components.items())
+    return f" ({named})" if named else ""
 
 
 async def _hostile(context: Context, pool: VerifierPool, problem: Problem, form: str | None) -> Result:
@@ -129,6 +174,7 @@ def forms(context: Context) -> list[str]:
         f"<think>\nSo it is.\n{marker}\n\nThe answer is \\boxed{{ANSWER}}.",
         f"<think>\n{marker}ANSWER",
         "The answer is \\boxed{ANSWER}.",
+        f"<think>\nSo it is.\n{marker}\n\n<answer>ANSWER</answer>",
         "ANSWER",
     ]
 

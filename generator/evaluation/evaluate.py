@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import structlog
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.errors import VcppoError
 from vcppo.common.evaluation.eval_samples import (
     Key,
     Sample,
@@ -39,13 +38,15 @@ from vcppo.common.process import watchdog
 from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.records.ids import make_evaluation_group_id, make_process_name, make_prompt_id
 from vcppo.common.records.trajectory import Prompt
-from vcppo.common.tasks import Problem, decode_response, encode_prompt, encode_prompts, load_task
+from vcppo.common.tasks import Problem, encode_prompt, encode_prompts, load_task
 from vcppo.common.tasks.asking import problems_of
+from vcppo.common.tasks.interface import TaskError
 from vcppo.common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
-from vcppo.generator.verifying.verifier_pool import VerifierPool
+from vcppo.generator.evaluation.judged_engine import judged_engine, together
+from vcppo.generator.reward_sources.source import RewardSource
+from vcppo.generator.turns.judges import Judges, Respondent
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer
 from vcppo.generator.vllm_engine.engine import Engine
-from vcppo.generator.vllm_engine.stop_strings import judged_text
 
 log = structlog.get_logger(__name__)
 
@@ -77,14 +78,17 @@ class Plan:
         ``generator.max_model_len`` has room.
 
         Raises:
-            VcppoError: a task or data at fault; a prompt is too long and ``task.overlong`` is ``refuse``; all are.
+            TaskError: a task or data at fault; a prompt is too long and ``task.overlong`` is ``refuse``; all are.
         """
         task = load_task(config.task)
         known = task.num_problems("held_out")
         count = config.eval.num_problems if known is None else min(config.eval.num_problems, known)
         problems = problems_of(task, "held_out", config.eval.seed, 0, count)
         if not problems:
-            raise VcppoError("there is no held-out problem to evaluate on: the task gives none for split 'held_out'")
+            raise TaskError(
+                f"task {config.task.name}: there is no held-out problem to evaluate on: it gives none for split "
+                "'held_out'; give the task some for it"
+            )
         if tokenizer is None:
             return cls(config, model, problems)
         room = prompt_room(config, "held_out")
@@ -95,7 +99,7 @@ class Plan:
         places = [LongPrompt(i, task.where("held_out", config.eval.seed, i), n) for i, n in too_long.items()]
         found = PromptLengths.of("held_out", room, len(problems), max(lengths), places)
         if found.leaves_none or (config.task.overlong == "refuse" and known is not None):
-            raise VcppoError(f"{found.problem()}: {found.remedy()}")
+            raise TaskError(f"task {config.task.name}: {found.problem()}: {found.remedy()}")
         log.warning("overlong_problems_left_out", count=len(too_long), of=len(problems), where=found.describe())
         return cls(config, model, [p for i, p in enumerate(problems) if i not in too_long], len(too_long))
 
@@ -145,45 +149,40 @@ class Sampler:
     """Makes samples and writes each down. Make it, ``await run()``."""
 
     def __init__(
-        self, config: VcppoConfig, engine: Engine, verifiers: VerifierPool, tokenizer: Any, files: SampleFiles
+        self,
+        config: VcppoConfig,
+        engine: Engine,
+        judges: Judges,
+        tokenizer: Any,
+        files: SampleFiles,
+        rewards: RewardSource | None = None,
     ) -> None:
         self._config = config
-        self._engine = engine
-        self._verifiers = verifiers
+        self._model = engine.model
+        self._respondent = Respondent(config, engine, judges, tokenizer, rewards)
         self._tokenizer = tokenizer
         self._files = files
         self._places = asyncio.Semaphore(config.generator.max_in_flight)
         self._num_done = 0
 
     async def run(self, work: Sequence[Work]) -> None:
-        """Raises VcppoError, the first, when vLLM or the verifier fails for good."""
-        log.info("evaluation_started", samples=len(work), model=self._engine.model)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for each in work:
-                    group.create_task(self._make(each, len(work)))
-        except ExceptionGroup as failed:
-            explained, bugs = failed.split(VcppoError)
-            if bugs is not None or explained is None:
-                raise
-            raise explained.exceptions[0] from None
+        """Raises VcppoError, the first, when vLLM, the judges or the source of rewards fails for good."""
+        log.info("evaluation_started", samples=len(work), model=self._model)
+        await together(self._make(each, len(work)) for each in work)
 
     async def _make(self, work: Work, total: int) -> None:
         async with self._places:
-            rollout = await self._engine.generate(self._prompt(work))
-            text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
-            judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
-            verdict = await self._verifiers.verify(work.problem.answer, judged, rollout.finish_reason)
+            made = await self._respondent.respond(self._prompt(work))
         self._files.add(
             Sample(
                 problem=work.key,
                 sample=work.sample,
-                outcome=verdict.outcome,
-                extracted=verdict.extracted,
-                finish_reason=rollout.finish_reason,
-                length=len(rollout.token_ids),
-                seconds=round(rollout.seconds, 3),
-                response=text,
+                outcome=made.verdict.outcome,
+                extracted=made.verdict.extracted,
+                finish_reason=made.finish_reason,
+                length=made.num_tokens,
+                seconds=round(made.seconds, 3),
+                response=made.text,
             )
         )
         self._num_done += 1
@@ -216,17 +215,10 @@ def sample_seed(seed: int, key: str, sample: int) -> int:
 
 async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles, tokenizer: Any) -> None:
     """Bring an engine up on the plan's model and make the samples."""
-    config = with_evaluation_sampling(plan.config)
-    engine, verifiers = Engine(config, model=plan.model, seed=config.eval.seed % 2**31), VerifierPool(config.task)
-    began = time.monotonic()
-    try:
-        await verifiers.start()
-        await engine.start()
+    config, began = with_evaluation_sampling(plan.config), time.monotonic()
+    async with judged_engine(config, plan.model, config.eval.seed) as (engine, judges, rewards):
         started = time.monotonic()
-        await Sampler(config, engine, verifiers, tokenizer, files).run(work)
-    finally:
-        engine.shutdown()
-        await verifiers.close()
+        await Sampler(config, engine, judges, tokenizer, files, rewards).run(work)
     seconds = time.monotonic() - started
     log.info("samples_done", samples=len(work), seconds=round(seconds, 1), startup_seconds=round(started - began, 1))
 
@@ -267,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.info("evaluation_done", output=str(options.output), **shown)
 
     stacks = make_process_name("evaluate", options.worker)
-    return run_process(options, "evaluate", work, stacks=stacks, waiting_for=["vLLM"])
+    return run_process(options, "evaluate", work, stacks=stacks, waiting_for=["vLLM"], holds_run=False)
 
 
 if __name__ == "__main__":

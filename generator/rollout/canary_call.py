@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from vcppo.common.records.trajectory import Int32Array
+from vcppo.common.transport.generator_calls import Canary
 
 MAX_SEQUENCES = 64
 MAX_TOKENS = 65_536  # of all sequences together
+MAX_SAMPLED = 256  # each is a request of its own
 _INT32 = np.iinfo(np.int32)
 
 
@@ -51,16 +53,30 @@ class CanaryCall:
         shortest = int(sizes.min())
         if not _is_int(prompt_length) or not 1 <= prompt_length < shortest:
             raise ValueError(
-                f"canary: prompt_length = {prompt_length!r}: give at least 1 and less than the shortest sequence, "
-                f"which has {shortest} tokens"
+                f"canary: prompt_length = {repr(prompt_length)[:40]}: give at least 1 and less than the shortest "
+                f"sequence, which has {shortest} tokens"
             )
-        if not _is_int(num_sampled) or not 0 <= num_sampled <= int(sizes[0]) - prompt_length:
+        most = min(MAX_SAMPLED, int(sizes[0]) - prompt_length)
+        if not _is_int(num_sampled) or not 0 <= num_sampled <= most:
             raise ValueError(
-                f"canary: num_sampled = {num_sampled!r}: give 0 to {int(sizes[0]) - prompt_length}, the tokens of the "
-                "first sequence that are scored"
+                f"canary: num_sampled = {repr(num_sampled)[:40]}: give 0 to {most}: of the first sequence's tokens "
+                f"that are scored, at most {MAX_SAMPLED}"
             )
         pieces = np.split(ids.astype(np.int32), np.cumsum(sizes)[:-1])
         return cls(tuple(pieces), int(prompt_length), int(num_sampled))
+
+    @classmethod
+    def of_call(cls, call: Canary) -> CanaryCall:
+        """As `of`."""
+        return cls.of(call.token_ids, call.prompt_length, call.lengths, call.num_sampled)
+
+    def check(self, vocabulary: int, max_tokens: int) -> None:
+        """Raises ValueError unless a model of `vocabulary` tokens can score sequences as long as these."""
+        for sequence in self.sequences:
+            if len(sequence) > max_tokens:
+                raise ValueError(f"canary: lengths holds {len(sequence)}: sequences have at most {max_tokens} tokens")
+            if (largest := int(sequence.max())) >= vocabulary:
+                raise ValueError(f"canary: token_ids holds {largest}: the model has {vocabulary} tokens")
 
 
 def _is_int(value: Any) -> bool:
@@ -68,6 +84,9 @@ def _is_int(value: Any) -> bool:
 
 
 def _integers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    odd = [value for value in values if isinstance(value, str | bytes)] if isinstance(values, list | tuple) else []
+    if odd:  # numpy would give each entry as many bytes as the longest has
+        raise ValueError(f"canary: {name} holds {repr(odd[0])[:40]}: give integers")
     try:
         found = np.asarray(values)
     except (ValueError, OverflowError) as error:  # ragged, or beyond 64 bits

@@ -10,6 +10,9 @@ everything in flight is thrown away (its leases returned).
 An update that breaks off leaves weights half-loaded: the engine stays paused and the generator asks for a new
 update by a new membership epoch with policy version -1. The same after ``broadcast.deadline_seconds`` of silence.
 `dismiss` comes when a canary failed again and again: this process can't be trusted and ends.
+
+A call that is out of this order (`vcppo.generator.rollout.call_order`), or that asks for what the engine can't take
+(`vcppo.generator.rollout.call_limits`), is refused by name and changes nothing.
 """
 
 from __future__ import annotations
@@ -43,9 +46,11 @@ from vcppo.common.transport.generator_calls import (
     UpdateWeights,
     serving,
 )
+from vcppo.generator.rollout.call_limits import CallLimits
+from vcppo.generator.rollout.call_order import CallOrder
 from vcppo.generator.rollout.canary_call import CanaryCall
 from vcppo.generator.rollout.weight_state import WeightGate, WeightState
-from vcppo.generator.vllm_engine.engine import UNSYNCED, Engine
+from vcppo.generator.vllm_engine.engine import UNSYNCED, Engine, EngineError
 
 __all__ = ["UNSYNCED", "WeightControl"]
 
@@ -58,6 +63,7 @@ class WeightControl:
     """The state of this generator's weights, and the handlers that change it.
 
     Args:
+        limits: of the arguments of calls.
         drop_in_flight: ends all rollouts and hands their prompts back, for when the learner says the weights are wrong.
         end: stops this generator for the reason given, for when it is dismissed.
 
@@ -74,6 +80,7 @@ class WeightControl:
         generator_id: str,
         silence_seconds: float,
         *,
+        limits: CallLimits,
         drop_in_flight: Callable[[], Awaitable[None]],
         end: Callable[[str], None],
     ) -> None:
@@ -86,6 +93,8 @@ class WeightControl:
         self._engine = engine
         self._id = generator_id
         self._silence_seconds = silence_seconds
+        self._limits = limits
+        self._order = CallOrder()
         self._lock = asyncio.Lock()
         self._paused_at: float | None = None
         self._paused_seconds = 0.0
@@ -147,12 +156,17 @@ class WeightControl:
 
         async def handler(call: Call[Any]) -> Any:
             async with self._lock:  # a call of a broken-off update may still be running
+                self._limits.check(call)
+                self._order.check(call, self.gate.state)
                 self._heard, self._busy = time.monotonic(), name
                 watchdog.stage(name, loop="control", waiting_for=["vLLM"])
                 try:
-                    return await do(call)
+                    answer = await do(call)
+                    self._order.done(call)
+                    return answer
                 except Exception as error:
                     if kind in (StartWeightUpdate, UpdateWeights, FinishWeightUpdate):
+                        self._order.broke()
                         self.need_sync(f"{name} failed: {error}")
                     raise
                 finally:
@@ -162,6 +176,8 @@ class WeightControl:
         return handler
 
     async def _status(self, call: Status) -> GeneratorStatus:
+        if self._engine.is_dead:  # the process ends with its next heartbeat
+            raise EngineError("vLLM's engine died")
         return GeneratorStatus(
             generator_id=self._id,
             policy_version=self.policy_version,
@@ -200,9 +216,9 @@ class WeightControl:
     async def _canary(self, call: Canary) -> Float32Array:
         """Log-probs at temperature 1 of the sequences' tokens after the prompt, then the sampled ones.
 
-        Raises ValueError, before the engine hears of it, on a call that is none, and EngineError when it refuses.
+        Raises EngineError when vLLM refuses.
         """
-        wanted = CanaryCall.of(call.token_ids, call.prompt_length, call.lengths, call.num_sampled)
+        wanted = CanaryCall.of_call(call)
         await self._wake()
         scores = [self._engine.canary(sequence, wanted.prompt_length) for sequence in wanted.sequences]
         if wanted.num_sampled:
@@ -211,8 +227,6 @@ class WeightControl:
         return np.concatenate(await asyncio.gather(*scores))
 
     async def _resume(self, call: Resume) -> Resumed:
-        if self.gate.state is WeightState.UNSET:
-            raise RuntimeError(f"{self._id} has no complete weights: send an update before resuming")
         await self._wake()
         self.loaded(self._version)
         return Resumed(self._paused_seconds)
@@ -230,6 +244,7 @@ class WeightControl:
         """The weights are wrong: drop everything in flight and wait, paused, for better ones."""
         self.need_sync("the learner says that the weights are wrong")
         await self._pause(Pause())
+        self._order.done(Pause())
         await self._drop_in_flight()
 
     async def _dismiss(self, call: Dismiss) -> None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import structlog
 
 from vcppo.common.process import watchdog
-from vcppo.common.store.run_store import Member, StoreError
+from vcppo.common.store.run_store import Fenced, Member, StoreError
+from vcppo.common.transport import ControlServer
 from vcppo.generator.rollout.control import WeightControl
 from vcppo.generator.rollout.in_flight import InFlight
 from vcppo.generator.rollout.liveness import Liveness
@@ -44,7 +45,7 @@ class Heartbeat:
         self,
         generator: Generator,
         control: WeightControl,
-        control_endpoint: str,
+        server: ControlServer,
         in_flight: InFlight,
         liveness: Liveness,
     ) -> None:
@@ -53,23 +54,32 @@ class Heartbeat:
         self._id = generator.id
         self._engine = generator.engine
         self._control = control
-        self._endpoint = control_endpoint
+        self._server = server
         self._store = generator.store
         self._sender = generator.sender
         self._metrics = generator.metrics
+        self._player = generator.player
+        self._rewards = generator.rewards
         self._in_flight = in_flight
         self._liveness = liveness
         self._num_beats = 0
 
     async def run(self) -> None:
-        """Until cancelled. Raises EngineError when vLLM died, StoreError when the store stayed away for longer than
-        redis.patience_seconds."""
+        """Until cancelled.
+
+        Raises:
+            EngineError: vLLM died.
+            Fenced: another process generates under this name, or the store is another one.
+            StoreError: the store stayed away for longer than redis.patience_seconds.
+        """
         answered = time.monotonic()
         while True:
             self._control.changed.clear()
             try:
                 await self._beat()
                 answered = time.monotonic()
+            except Fenced:
+                raise
             except StoreError as error:
                 silent = time.monotonic() - answered
                 log.warning("store_unreachable", seconds=round(silent, 1), error=str(error))
@@ -81,9 +91,11 @@ class Heartbeat:
         if self._engine.is_dead:
             raise EngineError("vLLM's engine died: see its log lines above")
         watchdog.stage("heartbeat", loop="heartbeat", waiting_for=["redis"])
-        self._liveness.look(len(self._in_flight), gate_open=self._control.gate.may_send)
+        away = self._rewards is not None and self._rewards.away_seconds > 0
+        self._liveness.look(len(self._in_flight), gate_open=self._control.gate.may_send, rewards_away=away)
         seconds = 3 * self._config.generator.heartbeat_seconds
-        await asyncio.to_thread(self._store.register_member, self._member(), seconds)
+        learner = await asyncio.to_thread(self._store.register_member, self._member(), seconds)
+        self._server.callers.heard_of(learner)
         await self._renew_leases()
         self._write_metrics()
 
@@ -102,7 +114,7 @@ class Heartbeat:
         return Member(
             id=self._id,
             role="generator",
-            control_endpoint=self._endpoint,
+            control_endpoint=self._server.endpoint,
             policy_version=self._control.policy_version,
             epoch=self._control.epoch,
             info={
@@ -127,4 +139,13 @@ class Heartbeat:
             "generator/unacked": float(self._sender.num_unacked),
             "generator/policy_version": None if version == UNSYNCED else float(version),
         }
+        if self._player is not None:
+            taken = self._player.take_counts()
+            values |= {
+                "generator/environment_calls": float(taken.calls),
+                "generator/environment_errors": float(taken.errors),
+                "generator/environment_seconds": taken.seconds,
+            }
+        if self._rewards is not None:
+            values |= self._rewards.take_figures()
         self._metrics.write(self._num_beats, values)

@@ -43,6 +43,11 @@ class InFlight:
         self._tasks[prompt_id] = task
         self._generating.add(task)
 
+    def take_place(self, task: asyncio.Task[None] | None) -> None:
+        """This task's prompt wants a place in vLLM again: it has another turn."""
+        assert task is not None
+        self._generating.add(task)
+
     def free_place(self, task: asyncio.Task[None] | None) -> None:
         """vLLM is done with this task's prompt."""
         assert task is not None

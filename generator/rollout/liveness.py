@@ -2,6 +2,7 @@
 
 busy, gate open      rollouts must end one after the other: silence is a fault (the watchdog's limit)
 gate closed          it waits for weights; that is the learner's to end, however long it takes
+rewards away         responses wait for a source of rewards, with a patience of their own
 nothing in flight    it waits for prompts; so too
 """
 
@@ -33,9 +34,11 @@ class Liveness:
         if self._state == _LOOP:
             watchdog.stage(_LOOP, loop=_LOOP, waiting_for=["vLLM", "verifier"])
 
-    def look(self, num_in_flight: int, *, gate_open: bool) -> None:
+    def look(self, num_in_flight: int, *, gate_open: bool, rewards_away: bool = False) -> None:
         """What is being waited for now."""
         state = "weights" if not gate_open else _LOOP if num_in_flight else "prompts"
+        if gate_open and rewards_away:
+            state = "rewards"
         if state != self._state:
             self._state, self._since = state, self._clock()
             self._reported_at = self._since
@@ -46,7 +49,8 @@ class Liveness:
         elif state != _LOOP and self._clock() - self._reported_at >= REPORT_SECONDS:
             self._reported_at = self._clock()
             seconds = round(self._clock() - self._since, 1)
-            log.info(f"waiting_for_{state}", seconds=seconds, waiting_for="learner", num_in_flight=num_in_flight)
+            whom = "source of rewards" if state == "rewards" else "learner"
+            log.info(f"waiting_for_{state}", seconds=seconds, waiting_for=whom, num_in_flight=num_in_flight)
 
     def end(self) -> None:
         """The worker is leaving."""

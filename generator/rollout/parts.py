@@ -9,6 +9,8 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.common.transport import TrajectorySender
+from vcppo.generator.reward_sources.source import RewardSource
+from vcppo.generator.turns.play import Player
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.engine import Engine
 
@@ -20,6 +22,9 @@ class Generator:
     Attributes:
         id: its name in the store, the log and the weight group.
         tokenizer: transformers', of the model the engine runs.
+        verifiers: of a task of one turn; None: its environment judges.
+        player: plays rollouts of several turns; None: the task has one.
+        rewards: their source; None: the verifiers' verdicts give them.
     """
 
     config: VcppoConfig
@@ -27,6 +32,8 @@ class Generator:
     engine: Engine
     store: RunStore
     sender: TrajectorySender
-    verifiers: VerifierPool
+    verifiers: VerifierPool | None
     tokenizer: Any
     metrics: MetricsWriter
+    player: Player | None = None
+    rewards: RewardSource | None = None

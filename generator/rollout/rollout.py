@@ -18,21 +18,28 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import numpy as np
 import structlog
 
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.records.ids import make_trajectory_id
-from vcppo.common.records.trajectory import Prompt, Trajectory
+from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.wire import encode_trajectory
-from vcppo.common.store.run_store import StoreError
+from vcppo.common.rewards.reward_rule import Score
+from vcppo.common.store.run_store import Fenced, StoreError
 from vcppo.common.tasks import decode_response
+from vcppo.common.transport import ControlServer
+from vcppo.generator.reward_sources.items import NoReward, SourceAway
+from vcppo.generator.rollout.call_limits import CallLimits
 from vcppo.generator.rollout.control import WeightControl
+from vcppo.generator.rollout.finished import Finished, one_turn
 from vcppo.generator.rollout.heartbeat import Heartbeat
 from vcppo.generator.rollout.in_flight import InFlight
 from vcppo.generator.rollout.liveness import Liveness
 from vcppo.generator.rollout.parts import Generator
+from vcppo.generator.turns.environment_pool import RolloutLost
+from vcppo.generator.turns.play import NotBegun, Player
+from vcppo.generator.verifying.scorer import Scorer
 from vcppo.generator.vllm_engine.engine import UNSYNCED, EngineError, Rollout
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
@@ -56,18 +63,20 @@ class RolloutWorker:
         control: the state of its weights, and the calls that change it.
     """
 
-    def __init__(self, generator: Generator, control_endpoint: str) -> None:
+    def __init__(self, generator: Generator, server: ControlServer) -> None:
         self._config = config = generator.config
         self._id = generator.id
         self._engine = generator.engine
         self._store = generator.store
         self._sender = generator.sender
-        self._verifiers = generator.verifiers
+        self._scorer = Scorer(config, generator.verifiers, generator.rewards)
         self._tokenizer = generator.tokenizer
+        self._player = generator.player
         self.control = WeightControl(
             generator.engine,
             generator.id,
             config.broadcast.deadline_seconds,
+            limits=CallLimits.of(config, generator.engine.vocabulary, generator.engine.backend),
             drop_in_flight=self.drop_in_flight,
             end=self.dismiss,
         )
@@ -78,7 +87,7 @@ class RolloutWorker:
         self._failure: Exception | None = None
         self._liveness = Liveness()
         self._in_flight = InFlight(on_end=self._liveness.progress)
-        self._heartbeat = Heartbeat(generator, self.control, control_endpoint, self._in_flight, self._liveness)
+        self._heartbeat = Heartbeat(generator, self.control, server, self._in_flight, self._liveness)
         # Ids of two incarnations of one generator must differ: the same prompt may come back after a crash.
         self._incarnation = f"{os.getpid():x}{time.time_ns() & 0xFFFFFF:06x}"
 
@@ -92,7 +101,12 @@ class RolloutWorker:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Raises VcppoError when vLLM died or the store stayed away for longer than redis.patience_seconds."""
+        """Until it was stopped or dismissed.
+
+        Raises:
+            Fenced: another process acts under this name, or the store is another one.
+            VcppoError: vLLM died, or the store stayed away for longer than redis.patience_seconds.
+        """
         loops = [asyncio.create_task(loop()) for loop in (self._lease_loop, self._heartbeat.run)]
         loops.append(asyncio.create_task(self.control.watch_silence()))
         stopping = asyncio.create_task(self._stopping.wait())
@@ -101,6 +115,8 @@ class RolloutWorker:
             for loop in loops:
                 if loop.done():
                     loop.result()  # a loop ends by its error only
+        except Fenced as error:
+            self._failure = error
         finally:
             for task in [*loops, stopping]:
                 task.cancel()
@@ -117,6 +133,7 @@ class RolloutWorker:
     async def _lease_loop(self) -> None:
         while True:
             await self.control.gate.until_may_begin()
+            await self._scorer.until_reachable()
             most = self._config.generator.max_in_flight
             free = min(most + self._num_ahead - self._in_flight.num_generating, 2 * most - len(self._in_flight))
             if free <= self._num_ahead // 2:  # one trip to the store for several
@@ -131,6 +148,8 @@ class RolloutWorker:
         """A store that is away is the heartbeat's to judge: it gives up after redis.patience_seconds."""
         try:
             await self._lease(free)
+        except Fenced:
+            raise
         except StoreError as error:
             log.warning("lease_failed", error=str(error))
             await asyncio.sleep(_LEASE_WAIT_SECONDS)
@@ -189,51 +208,84 @@ class RolloutWorker:
         except EngineError as error:
             if self._engine.is_dead:
                 raise
-            await asyncio.to_thread(self._store.reject, prompt.id, str(error))
-            self._in_flight.leased.discard(prompt.id)
-            log.warning("prompt_rejected", prompt_id=prompt.id, reason=str(error))
+            await self._reject(prompt, error)
             return None
 
     async def _roll_out(self, prompt: Prompt) -> None:
+        try:
+            finished = await (self._one_turn(prompt) if self._player is None else self._turns(prompt, self._player))
+        except RolloutLost:
+            await self._return_leases([prompt.id])
+            return
+        except SourceAway as error:
+            log.warning("prompt_handed_back", prompt_id=prompt.id, reason=str(error))
+            await self._return_leases([prompt.id])
+            return
+        except (NoReward, NotBegun) as error:
+            await self._reject(prompt, error)
+            return
+        if finished is None:
+            return
+        await self.control.gate.until_may_send()  # a canary may still find the weights wrong
+        name = make_trajectory_id(prompt.id, self._id, self._incarnation)
+        self._sender.send(name, encode_trajectory(finished.trajectory(prompt, name, self._id)))
+        self._heartbeat.counters.num_tokens += int(finished.transcript.action_mask.sum())
+        self._heartbeat.counters.num_rollouts += 1
+        log.debug("trajectory_sent", trajectory_id=name, outcome=finished.score.outcome)
+
+    async def _one_turn(self, prompt: Prompt) -> Finished | None:
+        """None: it was refused.
+
+        Raises:
+            RolloutLost: it was broken off.
+            SourceAway, NoReward: it can't be scored now, or ever.
+        """
         rollout = await self._generate(prompt)
         self._in_flight.free_place(asyncio.current_task())
         if rollout is None:
-            return
+            return None
         if rollout.finish_reason == "abort" or not len(rollout.token_ids):
-            await self._return_leases([prompt.id])
-            return
+            raise RolloutLost
         began = time.monotonic()
+        score = await self._score(prompt, rollout)
+        timings = {"generate": rollout.seconds, "verify": time.monotonic() - began}
+        return Finished(one_turn(rollout), score, timings)
+
+    async def _turns(self, prompt: Prompt, player: Player) -> Finished | None:
+        """As `_one_turn`. It has a place in vLLM while the policy writes, and none while the environment answers.
+
+        Raises:
+            RolloutLost, NotBegun: see `Player.play`.
+        """
+
+        async def sample(turn: Prompt) -> Rollout | None:
+            self._in_flight.take_place(asyncio.current_task())
+            try:
+                return await self._generate(turn)
+            finally:
+                self._in_flight.free_place(asyncio.current_task())
+                self._liveness.progress()
+
+        played = await player.play(prompt, sample)
+        if played is None:
+            return None
+        score = self._scorer.score_verdict(played.verdict, len(played.transcript.token_ids))
+        timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
+        return Finished(played.transcript, score, timings)
+
+    async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
         judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
-        verdict = await self._verifiers.verify(prompt.answer, judged, rollout.finish_reason)
-        verify_seconds = time.monotonic() - began
-        await self.control.gate.until_may_send()  # a canary may still find the weights wrong
-        trajectory = self._trajectory(prompt, rollout, verdict.outcome, verify_seconds)
-        self._sender.send(trajectory.id, encode_trajectory(trajectory))
-        self._heartbeat.counters.num_tokens += len(rollout.token_ids)
-        self._heartbeat.counters.num_rollouts += 1
-        log.debug("trajectory_sent", trajectory_id=trajectory.id, outcome=verdict.outcome)
+        return await self._scorer.score(
+            prompt.answer, judged, rollout.finish_reason, len(rollout.token_ids),
+            lambda: (prompt.id, str(self._tokenizer.decode(prompt.token_ids.tolist()))),
+        )  # fmt: skip
 
-    def _trajectory(self, prompt: Prompt, rollout: Rollout, outcome: Any, verify_seconds: float) -> Trajectory:
-        task = self._config.task
-        return Trajectory(
-            id=make_trajectory_id(prompt.id, self._id, self._incarnation),
-            prompt_id=prompt.id,
-            group_id=prompt.group_id,
-            sample_index=prompt.sample_index,
-            task=prompt.task,
-            prompt_token_ids=prompt.token_ids,
-            response_token_ids=rollout.token_ids,
-            action_mask=np.ones(len(rollout.token_ids), dtype=np.bool_),
-            behaviour_log_probs=rollout.log_probs,
-            version_spans=rollout.version_spans,
-            finish_reason=rollout.finish_reason,
-            reward=task.reward_correct if outcome == "correct" else task.reward_wrong,
-            outcome=outcome,
-            generator_id=self._id,
-            issue_version=prompt.issue_version,
-            timings={"generate": rollout.seconds, "verify": verify_seconds},
-        )
+    async def _reject(self, prompt: Prompt, error: VcppoError) -> None:
+        """For good: it would end the same way again."""
+        await asyncio.to_thread(self._store.reject, prompt.id, str(error))
+        self._in_flight.leased.discard(prompt.id)
+        log.warning("prompt_rejected", prompt_id=prompt.id, reason=str(error))
 
     async def drop_in_flight(self) -> None:
         """Cancel every rollout and hand its prompt back: what is in flight can't be trusted."""
@@ -250,6 +302,8 @@ class RolloutWorker:
     async def _leave(self) -> None:
         """Hand back unfinished prompts at once, give the sender time to be acked, unregister."""
         unfinished = await self._in_flight.cancel(self._in_flight.prompt_ids)
+        if isinstance(self._failure, Fenced):  # nothing here is ours any more
+            return
         if self._leasing is not None:
             await _tolerate("lease", lambda: self._leftover(unfinished))
         await _tolerate("return_leases", lambda: self._return_leases(unfinished))

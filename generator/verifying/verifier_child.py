@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from vcppo.common.config import TaskConfig
+from vcppo.common.rewards.reward_functions import RewardFunction, load_reward_functions
+from vcppo.common.rewards.reward_parts import FORMAT, parts_of_verdict
 from vcppo.common.tasks import Task, Verdict, load_task
 from vcppo.common.telemetry.log import inherit_logging
 from vcppo.generator.verifying.verifier_lines import READY, reply_line
@@ -31,27 +36,52 @@ def main() -> None:
     os.dup2(2, 1)
     inherit_logging()
     config = TaskConfig.model_validate_json(sys.stdin.readline())
-    _limit_memory(config.verifier_memory_mib)
+    limit_memory(config.verifier_memory_mib)
     task = load_task(config)
+    components = Components.of(config)
     task.warm_up()
     answers.write(reply_line(READY, Verdict("correct", None)))
     for line in sys.stdin:
         # SIGPROF: its default is to end the process, in the middle of C code too, and a task may use SIGALRM itself.
         signal.setitimer(signal.ITIMER_PROF, config.verifier_timeout_seconds + _ORPHAN_SECONDS)
-        answers.write(judge(task, json.loads(line)))
+        answers.write(judge(task, components, json.loads(line)))
 
 
-def judge(task: Task, request: dict[str, Any]) -> str:
-    """The reply's line; an exception of the task, or a verdict that is none, is outcome ``crash``."""
-    number = request["number"]
+@dataclass(frozen=True)
+class Components:
+    """What is added to a verdict's own components: functions of the user's, by name, and the format's pattern."""
+
+    functions: Mapping[str, RewardFunction]
+    pattern: re.Pattern[str] | None
+
+    @classmethod
+    def of(cls, config: TaskConfig) -> Components:
+        """Raises RewardError for a function that can't be loaded."""
+        functions = load_reward_functions(each.name for each in config.rewards)
+        return cls(functions, None if config.format_pattern is None else re.compile(config.format_pattern))
+
+    def added_to(self, verdict: Verdict, answer: Mapping[str, object], response: str, finish_reason: Any) -> Verdict:
+        """The verdict with all components. ValueError for one that is no number, or given twice."""
+        own = {name: function(answer, response, finish_reason) for name, function in self.functions.items()}
+        if self.pattern is not None:
+            own[FORMAT] = float(self.pattern.search(response) is not None)
+        given = parts_of_verdict(verdict.components)
+        if twice := sorted(own.keys() & given.keys()):
+            raise ValueError(f"components: {twice[0]!r} is given by the task and by task.rewards or format_pattern too")
+        return verdict._replace(components=given | own)
+
+
+def judge(task: Task, components: Components, request: dict[str, Any]) -> str:
+    """The reply's line; an exception of the user's code, or a verdict that is none, is outcome ``crash``."""
+    number, asked = request["number"], (request["answer"], request["response"], request["finish_reason"])
     try:
-        verdict = task.verify(request["answer"], request["response"], request["finish_reason"])
-        return reply_line(number, verdict)
+        return reply_line(number, components.added_to(Verdict(*task.verify(*asked)), *asked))
     except Exception as error:  # noqa: BLE001  (a task is the user's code: whatever it raises is its crash, not ours)
         return reply_line(number, Verdict("crash", None), f"{type(error).__name__}: {error}")
 
 
-def _limit_memory(mebibytes: int) -> None:
+def limit_memory(mebibytes: int) -> None:
+    """Of this process, what it allocates: more is a MemoryError."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = mebibytes * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

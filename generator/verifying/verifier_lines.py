@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast, get_args
 
 from vcppo.common.files.json_file import parse_json
 from vcppo.common.records.trajectory import FinishReason, Outcome
+from vcppo.common.rewards.reward_parts import number_of, parts_of_verdict
 from vcppo.common.tasks import Verdict
 
 MAX_REPLY_BYTES = 1 << 16
@@ -19,6 +20,7 @@ READY = 0
 """The number of the first reply: the child is up."""
 _MAX_TEXT = 1000
 _OUTCOMES = get_args(Outcome)
+_FIELDS = {"number", "outcome", "extracted", "reward", "components", "detail"}
 
 
 class Reply(NamedTuple):
@@ -36,25 +38,31 @@ def request_line(number: int, answer: Mapping[str, object], response: str, finis
 
 def reply_line(number: int, verdict: Verdict, detail: str | None = None) -> str:
     """What the child answers. ValueError or TypeError when the task's verdict is none."""
-    outcome, extracted = verdict
+    outcome, extracted, reward, components = Verdict(*verdict)
     if outcome not in _OUTCOMES:
         raise ValueError(f"outcome {str(outcome)[:_MAX_TEXT]!r} is none of {', '.join(_OUTCOMES)}")
     said = [None if text is None else str(text)[:_MAX_TEXT] for text in (extracted, detail)]
-    return json.dumps({"number": number, "outcome": outcome, "extracted": said[0], "detail": said[1]}) + "\n"
+    numbers = {"reward": _reward(reward), "components": parts_of_verdict(components)}
+    reply = {"number": number, "outcome": outcome, "extracted": said[0], **numbers, "detail": said[1]}
+    return json.dumps(reply) + "\n"
 
 
 def parse_reply(line: bytes, number: int) -> Reply:
     """The reply to request `number`. ValueError for anything else."""
     reply = parse_json(line)
-    fields = {"number", "outcome", "extracted", "detail"}
-    if type(reply) is not dict or reply.keys() != fields:
+    if type(reply) is not dict or reply.keys() != _FIELDS:
         raise ValueError(f"no reply: {line[:80]!r}")
     if type(reply["number"]) is not int or reply["number"] != number:
         raise ValueError(f"a reply to request {str(reply['number'])[:20]}, not {number}")
     if reply["outcome"] not in _OUTCOMES:
         raise ValueError(f"no outcome: {str(reply['outcome'])[:80]!r}")
     extracted, detail = _text(reply["extracted"]), _text(reply["detail"])
-    return Reply(Verdict(cast(Outcome, reply["outcome"]), extracted), detail)
+    numbers = _reward(reply["reward"]), parts_of_verdict(reply["components"])
+    return Reply(Verdict(cast(Outcome, reply["outcome"]), extracted, *numbers), detail)
+
+
+def _reward(value: Any) -> float | None:
+    return None if value is None else number_of("reward", value)
 
 
 def _text(value: Any) -> str | None:

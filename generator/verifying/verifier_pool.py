@@ -19,11 +19,12 @@ from collections.abc import Mapping
 import structlog
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.errors import VcppoError
+from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.process.family import Family
 from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks import Verdict
 from vcppo.common.user_modules import SAFE_PATH
+from vcppo.generator.verifying.spawn_patiently import spawn_patiently
 from vcppo.generator.verifying.verifier_lines import MAX_REPLY_BYTES, READY, Reply, parse_reply, request_line
 
 log = structlog.get_logger(__name__)
@@ -46,8 +47,17 @@ class VerifierPool:
         self._numbers = itertools.count(READY + 1)
 
     async def start(self) -> None:
-        """Raises VerifierError when a child does not come up; the child's own error is on stderr."""
-        children = await asyncio.gather(*(self._spawn() for _ in range(self._config.verifier_processes)))
+        """Raises VerifierError when a child does not come up; the child's own error is on stderr.
+
+        One that died at the very first start would do so again: the error then says that nobody should try (exit code
+        2). A slow one, or one that was killed, may come up another time.
+        """
+        try:
+            children = await asyncio.gather(*(self._spawn() for _ in range(self._config.verifier_processes)))
+        except VerifierError as error:
+            if isinstance(error.__cause__, EOFError):
+                error.exit_code = EXIT_USAGE
+            raise
         for child in children:
             self._idle.put_nowait(child)
 
@@ -87,7 +97,9 @@ class VerifierPool:
 
     async def _spawn(self) -> Family:
         command = [sys.executable, "-m", "vcppo.generator.verifying.verifier_child"]
-        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"}
+        keys = {self._config.reward_service.key_variable, self._config.judge.key_variable}  # not the task's to see
+        inherited = {name: value for name, value in os.environ.items() if name not in keys}
+        environment = inherited | SAFE_PATH | {"OMP_NUM_THREADS": "1"}
         child = await Family.start(command, environment, MAX_REPLY_BYTES)
         self._children.add(child)
         try:
@@ -97,7 +109,8 @@ class VerifierPool:
         except (TimeoutError, OSError, ValueError, EOFError) as error:
             await self._end(child)
             raise VerifierError(
-                f"the verifier of task {self._config.name} did not start ({type(error).__name__}): see its error above"
+                f"the verifier of task {self._config.name} did not start ({type(error).__name__}): its own error is in"
+                " the lines above; mend the task's `verifier` (or its options), then start again"
             ) from error
         return child
 
@@ -121,7 +134,7 @@ class VerifierPool:
     async def _replace(self, child: Family) -> None:
         await self._end(child)
         try:
-            self._idle.put_nowait(await self._spawn())
+            self._idle.put_nowait(await spawn_patiently(self._spawn, "a verifier"))
         except (VerifierError, OSError) as error:
             self._idle.put_nowait(error)  # whoever wants a verdict hears of it
 

@@ -21,6 +21,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class Rollout:
         seconds: from submission to the last token.
         stop_string: which of ``sampling.stop`` ended it; None when none did.
         end_ids: the end token that ended it, if one did: it is no part of the text.
+        num_cached: prompt tokens that the prefix cache held.
     """
 
     token_ids: Int32Array
@@ -77,6 +79,7 @@ class Rollout:
     seconds: float
     stop_string: str | None = None
     end_ids: tuple[int, ...] = ()
+    num_cached: int = 0
 
 
 def register() -> None:
@@ -226,6 +229,16 @@ class Engine:
         return self._stepper
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has; 0 before `start`."""
+        return self._vocabulary
+
+    @property
+    def backend(self) -> str:
+        """What weights come by: ``gloo`` or ``nccl``."""
+        return transfer_backend(self.config)
+
+    @property
     def num_in_flight(self) -> int:
         """Requests inside vLLM now, canaries included."""
         return len(self._requests)
@@ -237,12 +250,18 @@ class Engine:
 
     # Generation
 
-    async def generate(self, prompt: Prompt, *, seed: int | None = None) -> Rollout:
-        """Sample one response. The seed is the prompt's, unless given. Raises EngineError when vLLM refuses or died."""
+    async def generate(self, prompt: Prompt, *, seed: int | None = None, num_begun: int = 0) -> Rollout:
+        """Sample one response. The seed is the prompt's, unless given. Raises EngineError when vLLM refuses or died.
+
+        Args:
+            num_begun: the prompt ends with so many tokens of a response that is to be continued.
+        """
         params = self._sampling_params(prompt, prompt.seed if seed is None else seed)
         began = time.monotonic()
-        output = await self._run(prompt.token_ids, params, prompt.id, f"v{self.policy_version}", self._watch_text)
-        return _rollout(output.outputs[0], time.monotonic() - began)
+        begun = prompt.token_ids[len(prompt.token_ids) - num_begun :].tolist()
+        watch_text = partial(self._watch_text, begun)
+        output = await self._run(prompt.token_ids, params, prompt.id, f"v{self.policy_version}", watch_text)
+        return _rollout(output, time.monotonic() - began)
 
     def _sampling_params(self, prompt: Prompt, seed: int) -> Any:
         from vllm import SamplingParams
@@ -265,10 +284,10 @@ class Engine:
         except Exception as error:  # as in `_run`
             raise EngineError(f"vLLM refuses {prompt.id}: {error}") from error
 
-    def _watch_text(self, engine: Any, request_id: str) -> None:
-        """Let a request end at ``sampling.stop``; before its first step."""
+    def _watch_text(self, begun: Sequence[int], engine: Any, request_id: str) -> None:
+        """Let a request end at ``sampling.stop``; before its first step. `begun`: the response's tokens before it."""
         if stop := self.config.sampling.stop:
-            watch(engine, request_id, StopStrings(self._tokenizer, stop))
+            watch(engine, request_id, StopStrings(self._tokenizer, stop, begun))
 
     async def canary(self, token_ids: Int32Array, prompt_length: int) -> Float32Array:
         """Log-probs ``[T]`` of ``token_ids[prompt_length:]`` under the current weights, at temperature 1.
@@ -422,7 +441,8 @@ class Engine:
             self._stepper = None
 
 
-def _rollout(completion: Any, seconds: float) -> Rollout:
+def _rollout(output: Any, seconds: float) -> Rollout:
+    completion = output.outputs[0]
     spans = tuple(VersionSpan(int(s.version), s.end - s.start) for s in completion.weight_versions or ())
     reason: FinishReason = completion.finish_reason if completion.finish_reason in ("stop", "length") else "abort"
     stop_string = completion.stop_reason if isinstance(completion.stop_reason, str) else None
@@ -434,6 +454,7 @@ def _rollout(completion: Any, seconds: float) -> Rollout:
         seconds=seconds,
         stop_string=stop_string,
         end_ids=tuple(completion.token_ids[-1:]) if reason == "stop" and stop_string is None else (),
+        num_cached=output.num_cached_tokens or 0,
     )
 
 

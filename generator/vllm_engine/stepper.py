@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _JOIN_SECONDS = 30.0
+_ENGINE_DEAD = "EngineDeadError"  # vLLM's, where its core is a process of its own and that ended
 _MOST_NAMED = 8  # requests, in the words about an engine that died
 _Result = tuple[asyncio.Future[Any], Any, Exception | None]
 
@@ -68,6 +69,8 @@ class Stepper:
                 self._check()
                 self._settle([(future, function(self._engine), None)])
             except Exception as error:  # noqa: BLE001  (handed to the caller)
+                if type(error).__name__ == _ENGINE_DEAD and not self.is_dead:
+                    self._fail(error)
                 self._settle([(future, None, error)])
 
         self._inbox.put(run)

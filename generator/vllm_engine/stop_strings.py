@@ -51,14 +51,20 @@ class TextStream:
 
 
 class StopStrings:
-    """The detokenizer of one request, in vLLM's interface (`vllm.v1.engine.detokenizer.IncrementalDetokenizer`)."""
+    """The detokenizer of one request, in vLLM's interface (`vllm.v1.engine.detokenizer.IncrementalDetokenizer`).
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+    Args:
+        before: tokens of the response that the request goes on from; they complete no stop string.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], before: Sequence[int] = ()) -> None:
         self.token_ids: list[int] = []
         self._stream = TextStream(tokenizer)
         self._stop = tuple(stop)
         self._longest = max(map(len, stop))
         self._tail = ""  # of the text, as much as an unfinished stop string can be long
+        for token_id in before:
+            self._find(self._stream.push(token_id))
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -65,6 +65,16 @@ def place_ends(
     return Ends(rewards, bootstrap_values, np.repeat(trained, lengths))
 
 
+def without(
+    mask: Bool[BoolArray, "A"], held_out: Sequence[int], action_cu_seqlens: Int64[Int64Array, "S1"]
+) -> Bool[BoolArray, "A"]:
+    """``[A]`` a copy of `mask`, False at the actions of the sequences `held_out`."""
+    kept = mask.copy()
+    for i in held_out:
+        kept[action_cu_seqlens[i] : action_cu_seqlens[i + 1]] = False
+    return kept
+
+
 def length_adaptive_lambda(action_cu_seqlens: Int64[Int64Array, "S1"], alpha: float) -> Float64[Float64Array, "S1-1"]:
     """``[S]`` lambda_actor = 1 - 1/(alpha L), clamped to [0, 1] (VAPO); L is the number of actions."""
     lengths = np.maximum(np.diff(action_cu_seqlens), 1)
@@ -81,6 +91,16 @@ def group_mean_advantages(
     centred = rewards64 - (np.bincount(group, rewards64) / count)[group]
     std = np.sqrt(np.bincount(group, centred**2) / count)
     return (centred / (std[group] + epsilon)).astype(np.float32)
+
+
+def group_centred_advantages(
+    rewards: Float[NDArray[np.floating], "S"], group_ids: Sequence[str]
+) -> Float32[Float32Array, "S"]:
+    """Dr.GRPO: ``[S]`` r - mean within each prompt's group, over no deviation; exactly 0 where all are alike."""
+    group, count = _groups(group_ids)
+    rewards64 = _above_least(rewards, group)
+    centred: Float32Array = (rewards64 - (np.bincount(group, rewards64) / count)[group]).astype(np.float32)
+    return centred
 
 
 def leave_one_out_advantages(

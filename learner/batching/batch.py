@@ -21,6 +21,7 @@ from vcppo.common.records.seeds import derive_seed
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.wire import decode_trajectory
 from vcppo.learner.algorithm.advantages import SumOverRanks
+from vcppo.learner.algorithm.turns import Turns, find_turns
 from vcppo.learner.batching.packing import (
     Int64Array,
     PackedBatch,
@@ -66,6 +67,13 @@ class Batch:
         return int(self.action_cu_seqlens[-1])
 
     @cached_property
+    def turns(self) -> Turns:
+        """Runs of actions with no other text between them."""
+        places = [np.flatnonzero(trajectory.action_mask) for trajectory in self.trajectories]
+        flat = np.concatenate(places).astype(np.int64) if places else np.zeros(0, np.int64)
+        return find_turns(flat, self.action_cu_seqlens)
+
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each trajectory, prompt and response."""
         return [trajectory.num_tokens for trajectory in self.trajectories]
@@ -79,6 +87,11 @@ class Batch:
     def outcome_rewards(self) -> NDArray[np.float32]:
         """``[S]`` the verifier's rewards."""
         return np.array([trajectory.reward for trajectory in self.trajectories], np.float32)
+
+    @cached_property
+    def correct(self) -> NDArray[np.bool_]:
+        """``[S]`` judged correct by the verifier."""
+        return np.array([trajectory.outcome == "correct" for trajectory in self.trajectories], np.bool_)
 
     @cached_property
     def truncated(self) -> NDArray[np.bool_]:

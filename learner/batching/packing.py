@@ -32,6 +32,7 @@ class PackedBatch:
             token earlier (`state_index`), in the same sequence.
         action_cu_seqlens: ``[S+1]`` int64, sequence s owns actions ``action_cu_seqlens[s]:action_cu_seqlens[s+1]``.
         last_token_index: ``[S]`` int64, each sequence's last token: the state after everything.
+        surprise: ``[N]`` float32 nats, -log-prob that an action was sampled with, from 0 to 10; 0 at other tokens.
         sequence_index: ``[S]`` which trajectory of the caller's list each sequence is.
         lengths: of each sequence, Python ints: what attention is planned from.
 
@@ -45,6 +46,7 @@ class PackedBatch:
     action_index: Int64[Tensor, "A"]
     action_cu_seqlens: Int64[Tensor, "S1"]
     last_token_index: Int64[Tensor, "S1-1"]
+    surprise: Float32[Tensor, "N"]
     sequence_index: tuple[int, ...]
     lengths: tuple[int, ...]
 
@@ -76,7 +78,16 @@ class PackedBatch:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in pinned.items()})
 
 
-_TENSORS = ("token_ids", "position_ids", "cu_seqlens", "action_index", "action_cu_seqlens", "last_token_index")
+_TENSORS = (
+    "token_ids",
+    "position_ids",
+    "cu_seqlens",
+    "action_index",
+    "action_cu_seqlens",
+    "last_token_index",
+    "surprise",
+)
+_MAX_SURPRISE = 10.0  # nats: beyond, a token is no more of a slip
 
 
 def pack(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -164,6 +175,7 @@ def build_packed(trajectories: Sequence[Trajectory], sequence_index: Sequence[in
         ),
         action_cu_seqlens=torch.from_numpy(_cumulative(np.array([len(a) for a in actions], np.int64))),
         last_token_index=torch.from_numpy(cu_seqlens[1:] - 1),
+        surprise=torch.from_numpy(np.concatenate([_surprise(t) for t in chosen])),
         sequence_index=index,
         lengths=tuple(lengths.tolist()),
     )
@@ -197,10 +209,18 @@ def _action_positions(trajectory: Trajectory) -> Int64[Int64Array, "A"]:
     return positions.astype(np.int64)
 
 
+def _surprise(trajectory: Trajectory) -> Float32[Float32Array, "N"]:
+    found = np.zeros(trajectory.num_tokens, np.float32)
+    actions = np.where(trajectory.action_mask, -trajectory.behaviour_log_probs, 0.0)
+    found[len(trajectory.prompt_token_ids) :] = actions.clip(0.0, _MAX_SURPRISE)
+    return found
+
+
 def _dummy() -> PackedBatch:
     none = torch.zeros(0, dtype=torch.int64)
     zero = torch.zeros(1, dtype=torch.int64)
-    return PackedBatch(zero, zero, torch.tensor([0, 1], dtype=torch.int32), none, zero, none, (), (1,))
+    cu_seqlens = torch.tensor([0, 1], dtype=torch.int32)
+    return PackedBatch(zero, zero, cu_seqlens, none, zero, none, torch.zeros(1), (), (1,))
 
 
 def _cumulative(lengths: Int64[Int64Array, "S"]) -> Int64[Int64Array, "S+1"]:

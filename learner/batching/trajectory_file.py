@@ -7,13 +7,14 @@ committed, so the store still has it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
 
 from vcppo.common.errors import VcppoError
+from vcppo.common.files.whole_file import append_whole
+from vcppo.common.process.patience import patiently
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.trajectory_records import BAD_RECORD, pack_record, records
 from vcppo.common.records.wire import decode_trajectory
@@ -25,36 +26,46 @@ _PAYLOAD_START = b"vct"  # as token ids these bytes would be beyond any vocabula
 
 
 class TrajectoryFile:
-    """Read at once, then appended to. Keeps which prompts it holds: each is recorded once."""
+    """Read at once, then appended to. Keeps which prompts it holds: each is recorded once.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        stopping: whether the process was asked to stop; then it does not wait for room.
+    """
+
+    def __init__(self, path: Path, stopping: Callable[[], bool] = lambda: False) -> None:
+        self._stopping = stopping
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.trajectories: list[Trajectory] = []
+        self._prompt_ids: set[str] = set()
         sound = self._read()
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._file.seek(0, os.SEEK_END)
-        if self._file.tell() > sound:
-            log.warning("torn_tail_removed", file=str(path), num_bytes=self._file.tell() - sound)
+        # To append, wherever the end is by then: an earlier process that wakes up overwrites nothing.
+        self._file = path.open("ab", buffering=0)
+        if (size := path.stat().st_size) > sound:
+            log.warning("torn_tail_removed", file=str(path), num_bytes=size - sound)
             self._file.truncate(sound)
-            self._file.seek(sound)
-        self._prompt_ids = {trajectory.prompt_id for trajectory in self.trajectories}
 
     def __len__(self) -> int:
         return len(self.trajectories)
 
     def append(self, payloads: Iterable[bytes]) -> int:
-        """Add those whose prompt is not in yet; they are on disk when this returns. Returns how many were new."""
-        new = []
+        """Add those whose prompt is not in yet; they are on disk when this returns. Returns how many were new.
+
+        Waits while there is no room. Raises ResourceExhausted when asked to stop meanwhile.
+        """
+        new: dict[str, Trajectory] = {}
+        packed = []
         for payload in payloads:
             trajectory = decode_trajectory(payload)
-            if trajectory.prompt_id not in self._prompt_ids:
-                self._prompt_ids.add(trajectory.prompt_id)
-                new.append(trajectory)
-                self._file.write(pack_record(payload))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.trajectories.extend(new)
+            if trajectory.prompt_id not in self._prompt_ids and trajectory.prompt_id not in new:
+                new[trajectory.prompt_id] = trajectory
+                packed.append(pack_record(payload))
+        content = b"".join(packed)
+        patiently(
+            lambda: append_whole(self._file, content, sync=True), "the recording", self.path.parent, self._stopping
+        )
+        self._prompt_ids.update(new)
+        self.trajectories.extend(new.values())
         return len(new)
 
     def close(self) -> None:
@@ -73,7 +84,9 @@ class TrajectoryFile:
         with self.path.open("rb") as file:
             try:
                 for trajectory, end in records(file):
-                    self.trajectories.append(trajectory)
+                    if trajectory.prompt_id not in self._prompt_ids:  # two processes may have written it
+                        self._prompt_ids.add(trajectory.prompt_id)
+                        self.trajectories.append(trajectory)
                     sound = end
             except BAD_RECORD as error:
                 raise self._damaged(sound, one_line(error)) from error

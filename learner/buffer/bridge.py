@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -29,7 +29,7 @@ from vcppo.common.process import watchdog
 from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.process.memory_guard import ResidentMemory
 from vcppo.common.records.ids import make_buffer_id, prompt_of
-from vcppo.common.records.trajectory import DEFAULT_LIMITS, TrajectoryLimits
+from vcppo.common.records.trajectory import Trajectory, TrajectoryLimits
 from vcppo.common.records.wire import WireError, decode_trajectory
 from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
@@ -48,7 +48,8 @@ _POLL_SECONDS = 0.5
 _METRICS_SECONDS = 10.0
 _UNUSABLE = {
     "unknown": "was never issued in this run, or was settled long ago",
-    "mismatch": "was issued in another group or at another version than the trajectory says",
+    "mismatch": "was issued in another group, at another version, as another sample, of another task or with other"
+    " tokens than the trajectory says",
 }
 _COUNTS = ("received", "bytes", "accepted", "duplicate", "unknown", "refused")
 _REDIS_PATIENCE_SECONDS = 3.0  # of one call; then we look whether we were told to stop, and try again
@@ -79,7 +80,9 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
     use_keys(config, "buffer")
     receiver = TrajectoryReceiver(endpoint, config.transport)
     try:
-        store = connect_store(config, patience_seconds=_REDIS_PATIENCE_SECONDS)
+        # Buffers of several hosts may all listen on "every address": one is no successor of another.
+        name = f"{make_buffer_id(receiver.endpoint)} on {socket.gethostname()}"
+        store = connect_store(config, patience_seconds=_REDIS_PATIENCE_SECONDS, enter=name)
         metrics = open_metrics(config, "buffer")
         try:
             Buffer(config, receiver, store, metrics, stopping).run()
@@ -108,6 +111,7 @@ class Buffer:
         self._stopping = stopping
         self._limits = TrajectoryLimits(max_tokens=config.generator.max_model_len)
         self._door = Door.of(config)
+        self._published: int | None = None
         self._heartbeat_seconds = config.generator.heartbeat_seconds
         self._member = Member(
             id=make_buffer_id(receiver.endpoint),
@@ -161,29 +165,37 @@ class Buffer:
         """Store what is valid, dead-letter what is not; ack and refuse only after that."""
         if not received:
             return
-        self._learn_vocabulary()
+        # Until the learner has said it no prompt is issued, so nothing is accepted either.
+        self._limits = self._limits.with_vocabulary(
+            lambda: self._patiently(lambda: facts.VOCABULARY_SIZE.read(self._store))
+        )
         valid: list[Received] = []
         entries: list[BufferEntry] = []
         for one in received:
             self._counts["received"] += 1
             self._counts["bytes"] += len(one.payload)
             try:
-                entries.append(self._entry(one))
-                valid.append(one)
+                entry = self._entry(one)
+                if entry is not None:
+                    entries.append(entry)
+                    valid.append(one)
             except WireError as error:
                 self._refuse(one, str(error))
         if entries:
             self._append(valid, entries)
 
-    def _learn_vocabulary(self) -> None:
-        """Until the learner has said it no prompt is issued, so nothing is accepted either."""
-        if self._limits.max_token_id == DEFAULT_LIMITS.max_token_id:
-            size = self._patiently(lambda: facts.VOCABULARY_SIZE.read(self._store))
-            if size is not None:
-                self._limits = replace(self._limits, max_token_id=size - 1)
+    def _knows_versions(self, trajectory: Trajectory) -> bool:
+        """Look at what the learner has published when somebody is ahead of what we know; False: Redis stayed away."""
+        newest = max(trajectory.issue_version, *(span.version for span in trajectory.version_spans))
+        if newest <= self._door.newest(self._published):
+            return True
+        read = self._patiently(lambda: (facts.POLICY_VERSION.read(self._store),))
+        if read is not None:
+            (self._published,) = read
+        return read is not None
 
-    def _entry(self, received: Received) -> BufferEntry:
-        """The checked trajectory. Raises `WireError`."""
+    def _entry(self, received: Received) -> BufferEntry | None:
+        """The checked trajectory; None when it can't be checked now. Raises `WireError`."""
         if received.error:
             raise WireError(received.error)
         trajectory = decode_trajectory(received.payload, self._limits)
@@ -192,6 +204,9 @@ class Buffer:
         if prompt_of(trajectory.id) != trajectory.prompt_id:  # so ids are as unique as prompts are
             raise WireError(f"id: {trajectory.id!r} is no rollout of prompt_id {trajectory.prompt_id!r}")
         self._door.check(trajectory)
+        if not self._knows_versions(trajectory):
+            return None
+        self._door.check_newest(trajectory, self._published)
         return BufferEntry.of(trajectory, received.payload)
 
     def _append(self, received: list[Received], entries: list[BufferEntry]) -> None:

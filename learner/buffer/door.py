@@ -1,8 +1,8 @@
 """What a run's config rules out is refused at the door. Pure.
 
 `decode_trajectory` refuses what nobody could train on. This refuses what nobody in this run can have made: another
-reward than the verdict gives, a response past the limit, a broken-off one, log-probs that no sampler draws. Trained, it
-would cost a run more than the prompt that is rejected here and replaced.
+reward than verdict and settings give, a response past the limit, a broken-off one, log-probs that no sampler draws.
+Trained, it would cost a run more than the prompt that is rejected here and replaced.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from vcppo.common.config import VcppoConfig
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.wire import WireError
+from vcppo.common.rewards.reward_rule import RewardRule
 
 MIN_LOG_PROB = -110.0
 """Nats. Float32 has no positive number below e^-103.98, so a sampler that works in it draws no token below that."""
@@ -24,19 +25,19 @@ class Door:
     """The bounds of one run.
 
     Attributes:
-        reward_correct, reward_wrong: the only two rewards there are: of outcome ``correct``, and of every other.
+        rewards: how a reward is made of outcome, components and length; the buffer makes it again.
         max_response_tokens: of one response.
+        max_staleness: policy versions that a token may be older than its prompt.
     """
 
-    reward_correct: float
-    reward_wrong: float
+    rewards: RewardRule
     max_response_tokens: int
+    max_staleness: int
 
     @classmethod
     def of(cls, config: VcppoConfig) -> Door:
         """The bounds that this config sets."""
-        task, sampling = config.task, config.sampling
-        return cls(task.reward_correct, task.reward_wrong, sampling.max_response_tokens)
+        return cls(config.reward_rule, config.sampling.max_response_tokens, config.rl.max_staleness)
 
     def check(self, trajectory: Trajectory) -> None:
         """Let a valid trajectory pass.
@@ -44,6 +45,37 @@ class Door:
         Raises:
             WireError: the run can't have made it; begins with the name of the field.
         """
+        self._check_response(trajectory)
+        oldest = trajectory.issue_version - self.max_staleness
+        if trajectory.oldest_version < oldest:
+            raise WireError(
+                f"version_spans: a token of version {trajectory.oldest_version}, for a prompt issued at "
+                f"{trajectory.issue_version}: rl.max_staleness = {self.max_staleness} allows {max(0, oldest)}"
+            )
+
+    def check_newest(self, trajectory: Trajectory, published: int | None) -> None:
+        """Let a trajectory pass whose policy versions exist.
+
+        Args:
+            published: the newest version that all generators were sent; None: none yet. The next one may be on its
+                way: generators go on with it before the learner says that it is out.
+
+        Raises:
+            WireError: names the version.
+        """
+        newest, most = max(span.version for span in trajectory.version_spans), self.newest(published)
+        if max(newest, trajectory.issue_version) > most:
+            field = "version_spans" if newest > most else "issue_version"
+            raise WireError(
+                f"{field}: version {max(newest, trajectory.issue_version)} does not exist yet: the newest is {most}"
+            )
+
+    @staticmethod
+    def newest(published: int | None) -> int:
+        """The newest policy version that anybody can have."""
+        return 0 if published is None else published + 1
+
+    def _check_response(self, trajectory: Trajectory) -> None:
         if trajectory.finish_reason == "abort":
             raise WireError("finish_reason: 'abort': a broken-off response is not trained")
         num_tokens = len(trajectory.response_token_ids)
@@ -51,12 +83,10 @@ class Door:
             raise WireError(
                 f"response_token_ids: {num_tokens} tokens, sampling.max_response_tokens = {self.max_response_tokens}"
             )
-        is_correct = trajectory.outcome == "correct"
-        name, reward = ("correct", self.reward_correct) if is_correct else ("wrong", self.reward_wrong)
-        if trajectory.reward != reward:
-            raise WireError(
-                f"reward: {trajectory.reward:g} for outcome {trajectory.outcome!r}, task.reward_{name} = {reward:g}"
-            )
+        try:
+            self.rewards.check(trajectory.outcome, trajectory.reward, trajectory.components, num_tokens)
+        except ValueError as error:
+            raise WireError(str(error)) from error
         least = float(np.minimum.reduce(trajectory.behaviour_log_probs))
         if least < MIN_LOG_PROB:
             raise WireError(f"behaviour_log_probs: {least:g}: nobody samples a token below {MIN_LOG_PROB:g} nats")

@@ -6,8 +6,9 @@ import torch
 
 from vcppo.common.check.check_lines import NotPossible, Result, failed, passed, skipped, warned
 from vcppo.learner.check.loaded_model import Context, num_bytes
-from vcppo.learner.engine.deepspeed_engine import EngineOptions
-from vcppo.learner.models.models import load_critic
+from vcppo.learner.critic_model.critic_engine import make_critic
+from vcppo.learner.critic_model.critic_vocabulary import usable_vocabulary
+from vcppo.learner.models.freezing import freeze, trained_share
 
 _GIB = 2**30
 
@@ -30,12 +31,13 @@ def device(context: Context) -> Result:
 def policy(context: Context) -> Result:
     """Load it. The proof of its architecture on packed sequences is part of loading."""
     model = context.policy
+    freeze(model.hf_model, context.config.rl.actor_freeze, "rl.actor_freeze")
     count = sum(parameter.numel() for parameter in model.parameters())
     kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     hf_model = model.hf_model
     text = (
         f"{type(hf_model).__name__}, {count / 1e6:,.1f} M parameters, {', '.join(kinds)},"
-        f" {num_bytes(model) / _GIB:.2f} GiB"
+        f" {num_bytes(model) / _GIB:.2f} GiB{trained_share(hf_model)}"
     )
     stored = getattr(hf_model.config, "dtype", None)
     longest = getattr(hf_model.config.get_text_config(), "max_position_embeddings", None)
@@ -49,24 +51,23 @@ def policy(context: Context) -> Result:
 
 
 def critic(context: Context) -> Result:
-    """A critic as RL will make it: the policy's backbone with a value head, or the folder in ``critic.init``."""
+    """A critic as RL will make it: a backbone with a value head, or the folder in ``critic.init``. It must have the
+    policy's vocabulary."""
     config = context.config
-    if config.algorithm.advantage_estimator != "gae":
+    if not config.algorithm.has_critic:
         return skipped(f"algorithm.advantage_estimator = {config.algorithm.advantage_estimator} has none")
     try:
         context.need(num_bytes(context.policy), "loading a critic")
     except NotPossible:
         if config.critic.init in ("policy", "value_pretrained"):
             raise
-    init = "policy" if config.critic.init == "value_pretrained" else config.critic.init
-    model = load_critic(
-        config.model.path,
-        init=init,
-        dtype=EngineOptions.from_config(config).torch_dtype,
-        trust_remote_code=config.model.trust_remote_code,
-        max_tokens=config.generator.max_model_len,
-    )
+    is_pretrained = config.critic.init == "value_pretrained"  # it is not there yet: a new head stands for it
+    usable_vocabulary(config)
+    model = make_critic(config, "policy" if is_pretrained else config.critic.init, in_rl=not is_pretrained)
+    if is_pretrained:
+        freeze(model.hf_model, config.rl.critic_freeze, "rl.critic_freeze")
     count = sum(parameter.numel() for parameter in model.parameters())
     return passed(
-        f"critic.init = {config.critic.init}: {type(model.hf_model).__name__}, {count / 1e6:,.1f} M parameters"
+        f"critic.init = {config.critic.init}: {type(model.hf_model).__name__}, {count / 1e6:,.1f} M"
+        f" parameters{trained_share(model.hf_model)}, critic.head = {config.critic.head}"
     )

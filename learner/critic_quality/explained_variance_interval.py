@@ -1,43 +1,20 @@
-"""Explained variance by token over prompts, and how sure it is: a bootstrap interval over whole prompts. Pure.
+"""Explained variance by token over prompts, and how sure it is (`vcppo.common.evaluation.over_prompts`). Pure.
 
-Responses to one prompt are alike, and so are the tokens of one response: what is drawn again is the prompt. Everything
-is made from five sums a prompt, so a resample costs one product, and figures of several critics may be put together
-prompt by prompt (`choose_and_measure`).
-
-Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile interval), with clusters.
+Everything is made from five sums a prompt: the number of actions, and sums of r, r², e, e², with e = r - v and r less
+its mean. So figures of several critics may be put together prompt by prompt (`choose_and_measure`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from numpy.typing import NDArray
 
+from vcppo.common.evaluation.over_prompts import Figure, Sums, over_prompts
 from vcppo.common.records.seeds import derive_seed
 from vcppo.learner.critic_quality.explained_variance import CRUMBS, FloatArray, Int64Array
-
-Sums = NDArray[np.float64]
-"""``[G, 5]``: of each prompt the number of actions, and sums of r, r², e, e², with e = r - v; r less its mean."""
-
-LEVEL = 0.9
-NUM_RESAMPLES = 2000
-
-
-class Interval(NamedTuple):
-    """The middle `LEVEL` of the figure over resampled prompts."""
-
-    low: float
-    high: float
-
-
-class Figure(NamedTuple):
-    """A measured explained variance; None where the returns don't vary."""
-
-    value: float | None
-    interval: Interval | None
 
 
 def sums_by_prompt(
@@ -78,21 +55,8 @@ def explained_by(sums: Float64[Sums, "*rows 5"]) -> Float64[NDArray[np.float64],
 
 
 def measure(sums: Float64[Sums, "G 5"], seed: int) -> Figure:
-    """The figure over all prompts, and its interval, from their ``[G, 5]`` sums.
-
-    The interval is None when a quarter of the resamples have no varying returns: there is too little to say anything.
-    """
-    value = float(explained_by(sums.sum(axis=0))) if len(sums) else float("nan")
-    if not np.isfinite(value):
-        return Figure(None, None)
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(len(sums), np.full(len(sums), 1.0 / len(sums)), size=NUM_RESAMPLES)
-    found = explained_by(drawn.astype(np.float64) @ sums)
-    defined = found[np.isfinite(found)]
-    if len(defined) < 0.75 * NUM_RESAMPLES:
-        return Figure(value, None)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Figure(value, Interval(float(low), float(high)))
+    """The figure over all prompts, and its interval, from their ``[G, 5]`` sums."""
+    return over_prompts(sums, explained_by, seed)
 
 
 def choose_and_measure(prompts: Sequence[str], measured: Sequence[Float64[Sums, "G 5"]], seed: int) -> Figure:

@@ -29,7 +29,8 @@ def reward_signal(
     *,
     gamma: float = 1.0,
 ) -> dict[float, list[float | None]]:
-    """Signal by lambda and bucket of distance; None where no correct or no wrong response is that long.
+    """Signal by lambda and bucket of distance; None where no correct or no wrong response is that long, or where both
+    earn the same.
 
     Args:
         values: ``[A]`` V before each action; every response counts as ended, whatever cut it.
@@ -44,9 +45,10 @@ def reward_signal(
     bucket = np.searchsorted(DISTANCES, distance, side="right") - 1
     num_buckets = len(DISTANCES) - 1
     side = np.repeat(correct, lengths)
-    if not correct.any() or correct.all():
+    kinds = outcome_rewards[correct], outcome_rewards[~correct]
+    gap = float(kinds[0].mean() - kinds[1].mean()) if all(map(len, kinds)) else 0.0
+    if gap == 0.0:  # graded rewards may not tell right from wrong
         return {lam: [None] * num_buckets for lam in LAMBDAS}
-    gap = float(outcome_rewards[correct].mean() - outcome_rewards[~correct].mean())
     ends = np.zeros(len(lengths), np.float32)
     found: dict[float, list[float | None]] = {}
     for lam in LAMBDAS:

@@ -8,6 +8,7 @@ refused by name and the one before it is used.
     step-000012/
         manifest.json          state (below), the files' sums, and its own
         actor/ critic/         what `TrainEngine.save` writes: weights, optimizer
+        reference.safetensors  the reference policy, once it is not the starting policy any more
         rng-rank-00000.safetensors
 
 Order of a checkpointing step: publish the folder, then commit the claimed prompts it contains
@@ -21,7 +22,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,6 +36,7 @@ from safetensors.torch import load_file, save_file
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.files.whole_folder import remove_path, replace_folder
+from vcppo.common.run_folder import checkpoint_step, checkpoints_in
 from vcppo.common.text.yaml_text import one_line
 
 log = structlog.get_logger(__name__)
@@ -43,7 +45,7 @@ SCHEMA_VERSION = 2  # 2: the manifest has a sum of its own
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
-_FOLDER = re.compile(r"step-(\d{6,18})", re.ASCII)
+_STAGING = re.compile(r"\.staging-(\d+)-step-\d+", re.ASCII)
 
 
 class CheckpointError(VcppoError):
@@ -63,6 +65,7 @@ class CheckpointState:
         config_hash: of the config that made it; a difference on resume is logged.
         num_ranks: learner ranks that made it; ZeRO shards load only on as many.
         zero_stage: see num_ranks.
+        extra: further numbers by name: which version the reference policy is, how the entropy's weight stands.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -85,25 +88,41 @@ _STATE = TypeAdapter(CheckpointState)
 
 
 class CheckpointStore:
-    """The ``checkpoints`` folder of a run. Publishing is rank 0's; the other ranks only write into `begin`'s folder."""
+    """The ``checkpoints`` folder of a run. Publishing is rank 0's; the other ranks only write into `begin`'s folder.
 
-    def __init__(self, root: Path, keep: int) -> None:
+    Args:
+        incarnation: of this learner. Staging folders of earlier ones are removed: an earlier one that wakes up in the
+            middle of a checkpoint has nothing left to publish.
+        confirm: raises when this learner has a successor; asked right before each change.
+    """
+
+    def __init__(
+        self, root: Path, keep: int, *, incarnation: int = 0, confirm: Callable[[], None] = lambda: None
+    ) -> None:
         self.root = root
         self.keep = keep
+        self._incarnation, self._confirm = incarnation, confirm
         self._refused: set[Path] = set()
 
-    def staging(self, step: int) -> Path:
-        """Where all ranks write the checkpoint of ``step`` before it is published."""
-        return self.root / f".staging-{folder_name(step)}"
-
     def begin(self, step: int) -> Path:
-        """Rank 0: an empty staging folder; leftovers of a crash are removed."""
+        """Rank 0: an empty staging folder, for all ranks to write into."""
+        self._confirm()
         self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in self.root.glob(".staging-*"):
-            remove_path(leftover)
+        self.remove_leftovers()
         staging = self.staging(step)
         staging.mkdir()
         return staging
+
+    def remove_leftovers(self) -> None:
+        """Rank 0: what was begun by this learner or an earlier one, and not published. A later one's stays."""
+        for leftover in (*self.root.glob(".staging-*"), *self.root.glob(".step-*.staging-replaced-*")):
+            found = _STAGING.fullmatch(leftover.name)
+            if found is None or int(found[1]) <= self._incarnation:
+                remove_path(leftover)
+
+    def staging(self, step: int) -> Path:
+        """Where all ranks write the checkpoint of ``step`` before it is published."""
+        return self.root / f".staging-{self._incarnation}-{folder_name(step)}"
 
     def publish(self, state: CheckpointState) -> Path:
         """Rank 0, after every rank has written: sums, fsync, rename, then prune. Returns the final folder."""
@@ -113,6 +132,7 @@ class CheckpointStore:
         _write_durably(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
         for folder in (staging, *(path for path in staging.rglob("*") if path.is_dir())):
             _fsync_folder(folder)
+        self._confirm()
         replace_folder(final, staging)  # what is there is of a replayed step: same content, made again
         _fsync_folder(self.root)
         self._refused.discard(final)
@@ -120,18 +140,17 @@ class CheckpointStore:
         return final
 
     def folders(self) -> list[Path]:
-        """Published checkpoints, newest first. Other names in the folder are not looked at."""
-        return sorted(
-            (path for path in self.root.glob("step-*") if _FOLDER.fullmatch(path.name)), key=_step, reverse=True
-        )
+        """Published checkpoints, newest first."""
+        return list(reversed(checkpoints_in(self.root).values()))
 
     def _prune(self, step: int) -> None:
         """Keep `keep` up to ``step``. A refused one doesn't count, nor one of a later step: it may be anybody's."""
-        folders = [folder for folder in self.folders() if _step(folder) <= step]
-        kept = [folder for folder in folders if folder not in self._refused][: self.keep]
-        for folder in folders:
-            if _step(folder) < _step(kept[-1]):
-                remove_path(folder)
+        there = checkpoints_in(self.root)
+        steps = [each for each in reversed(there) if each <= step]  # newest first
+        kept = [each for each in steps if there[each] not in self._refused][: self.keep]
+        for each in steps:
+            if each < kept[-1]:
+                remove_path(there[each])
 
     def newest(self) -> tuple[Path, CheckpointState] | None:
         """The newest checkpoint that verifies; None when there has never been one.
@@ -168,7 +187,7 @@ def verify(folder: Path) -> CheckpointState:
         state = _parse_state(folder, manifest["state"])
     except OSError as error:
         raise CheckpointError(f"{folder}: can't be read: {error}") from error
-    if _FOLDER.fullmatch(folder.name) and _step(folder) != state.step:
+    if checkpoint_step(folder) not in (None, state.step):
         raise CheckpointError(f"{folder}: holds step {state.step}: it was renamed or copied")
     return state
 
@@ -281,10 +300,6 @@ def _parse_state(folder: Path, state: Mapping[str, object]) -> CheckpointState:
 
 def _content_sum(content: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
 
 
 def _shown(value: object) -> str:

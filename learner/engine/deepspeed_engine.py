@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
+from vcppo.learner.algorithm.learning_rates import rate_factor
 from vcppo.learner.engine.configured_optimizer import Configured
 from vcppo.learner.engine.distributed import (
     barrier,
@@ -37,6 +38,7 @@ from vcppo.learner.engine.distributed import (
     shutdown_distributed,
     sum_over_ranks,
 )
+from vcppo.learner.engine.save_errors import SaveErrors
 from vcppo.learner.models.wire_weights import ParameterInfo, WireWeights, own_weights
 
 __all__ = [
@@ -81,7 +83,7 @@ class EngineOptions:
 
     @classmethod
     def from_config(cls, config: VcppoConfig) -> EngineOptions:
-        """The constant schedule with the run's settings."""
+        """The run's settings, with a constant schedule: RL scales it (`TrainEngine.scale_learning_rate`)."""
         return cls(
             zero_stage=config.learner.zero_stage,
             dtype=config.model.dtype,
@@ -105,22 +107,25 @@ class TrainEngine:
         """Move `module` to this rank's device, shard it as the ZeRO stage says, and take rank 0's weights everywhere.
 
         Args:
-            module: its `hf_model` attribute is the transformers model whose weights `weight_source` walks.
+            module: its `hf_model` attribute is the transformers model whose weights `weight_source` walks. What needs
+                no gradient stays as it is (`vcppo.learner.models.freezing`).
             learning_rate: peak of the schedule.
             rate_setting: what the config calls it, for the error of a diverged run.
         """
         init_distributed()
         deepspeed = _import_deepspeed()
+        self.options = options
         _cast_parameters(module, options.torch_dtype)
         optimizer = torch.optim.AdamW(
-            module.parameters(),
+            [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=learning_rate,
             betas=(0.9, options.adam_beta2),
             weight_decay=options.weight_decay,
             fused=True,  # one pass over the weights: ten times as fast on a CPU as the loop of tensor operations
         )
         configured = Configured.of(optimizer, options.max_grad_norm)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _schedule(options))
+        self._rate_scale = 1.0
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         with _prints_to_log():
             self._engine, *_ = deepspeed.initialize(
                 model=module,
@@ -137,10 +142,10 @@ class TrainEngine:
         self._rate_setting = rate_setting
         self._scheduler = scheduler
         self.module = module
-        self.options = options
         self.num_ranks = num_ranks()
         _own_clipping(self)
         _load_weights_only(self._engine.checkpoint_engine)
+        self._save_errors = SaveErrors(self._engine)
         self._engine.train()
 
     @property
@@ -152,6 +157,21 @@ class TrainEngine:
     def learning_rate(self) -> float:
         """Of the next step."""
         return float(self._engine.get_lr()[0])
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the schedule by `factor` from the next step on, until this is called again. No checkpoint has it."""
+        self._rate_scale = factor
+        for group, peak in zip(self._engine.optimizer.param_groups, self._scheduler.base_lrs, strict=True):
+            group["lr"] = peak * self._rate_factor(self._scheduler.last_epoch)
+
+    def _rate_factor(self, num_steps_done: int) -> float:
+        options = self.options
+        return self._rate_scale * rate_factor(
+            num_steps_done + 1,
+            schedule=options.schedule,
+            warmup_steps=options.warmup_steps,
+            num_steps=options.total_steps,
+        )
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use this for the next step only, in place of the schedule's (the cold start has a cosine per phase)."""
@@ -217,13 +237,22 @@ class TrainEngine:
                     state[name] = tensor.detach().cpu().clone()
         return state
 
+    @torch.no_grad()
+    def copy_weights_to(self, hf_model: nn.Module) -> None:
+        """Into a whole transformers model of the same kind on this rank, weight by weight, in its own type."""
+        target = own_weights(hf_model)
+        for name, tensor in own_weights(self._hf_model).items():
+            with self._gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
+                target[name].copy_(tensor)
+
     def save(self, folder: str | Path) -> None:
         """Weights, optimizer and schedule, sharded as they are (the same number of ranks and stage must load them).
 
-        DeepSpeed writes these with torch.save.
+        DeepSpeed writes these with torch.save. What this rank could not write is raised when all ranks are through.
         """
         with _prints_to_log():
             self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
+        self._save_errors.raise_first()
 
     def load(self, folder: str | Path) -> None:
         """Continue where `save` was called: weights, moments and step counts are the saved ones.
@@ -263,22 +292,6 @@ def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
     for parameter in module.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-
-
-def _schedule(options: EngineOptions) -> Any:
-    """Factor of the peak learning rate at optimizer step n (from 0)."""
-
-    def factor(step: int) -> float:
-        if step < options.warmup_steps:
-            return (step + 1) / (options.warmup_steps + 1)
-        if options.schedule == "constant":
-            return 1.0
-        if options.total_steps is None:
-            raise ValueError("EngineOptions: schedule=cosine needs total_steps")
-        span = max(1, options.total_steps - options.warmup_steps)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - options.warmup_steps) / span)))
-
-    return factor
 
 
 def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:

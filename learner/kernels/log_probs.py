@@ -30,7 +30,7 @@ _VOCAB_STEP = 64  # a chunk that is a multiple of this fills the registers of a 
 
 
 class LogProbsAndEntropy(NamedTuple):
-    """Both ``[A]`` float32, in nats. Entropy carries no gradient (there is no entropy bonus)."""
+    """Both ``[A]`` float32, in nats. Entropy carries a gradient only if it was asked for."""
 
     log_probs: Float32[Tensor, "A"]
     entropy: Float32[Tensor, "A"]
@@ -43,6 +43,7 @@ def chunked_log_probs(
     *,
     temperature: float = 1.0,
     bias: Float[Tensor, "V"] | None = None,
+    entropy_gradient: bool = False,
     chunk_tokens: int = 256,
     chunk_vocab: int = 8192,
 ) -> LogProbsAndEntropy:
@@ -54,11 +55,12 @@ def chunked_log_probs(
         targets: ``[A]`` int64.
         temperature: of the sampler, so that log-probs are of the distribution sampled from.
         bias: ``[V]`` or None.
+        entropy_gradient: whether backward goes through the entropy too (it takes one more block of logits).
         chunk_tokens, chunk_vocab: a block of logits is chunk_tokens x chunk_vocab float32; with a smaller vocabulary
             more tokens fit the same memory and are taken at once.
     """
     block = _Block.of(chunk_tokens, chunk_vocab, num_vocab=len(weight), hidden_size=weight.shape[1])
-    log_probs, entropy = _ChunkedLogProbs.apply(hidden, weight, bias, targets, temperature, block)
+    log_probs, entropy = _ChunkedLogProbs.apply(hidden, weight, bias, targets, temperature, block, entropy_gradient)
     return LogProbsAndEntropy(log_probs, entropy)
 
 
@@ -87,7 +89,7 @@ class _Block(NamedTuple):
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
-    """d log p(target) / d logits = onehot(target) - softmax(logits), block by block."""
+    """d log p(target) / d logits = onehot(target) - p, d entropy / d logits = -p (log p + entropy), block by block."""
 
     @staticmethod
     def forward(
@@ -98,6 +100,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         block: _Block,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         running_max = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
         total = torch.zeros_like(running_max)  # sum 2^(z - max)
@@ -113,15 +116,16 @@ class _ChunkedLogProbs(torch.autograd.Function):
             running_max[rows] = new_max
             del weights
         log_normaliser = running_max + total.log2()
-        ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser)
-        ctx.temperature, ctx.block = temperature, block
         entropy = (log_normaliser - weighted / total) * math.log(2.0)
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_normaliser, entropy if entropy_gradient else None)
+        ctx.temperature, ctx.block = temperature, block
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
         return (target_logits - log_normaliser) * math.log(2.0), entropy
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, log_normaliser = ctx.saved_tensors
+        hidden, weight, bias, targets, log_normaliser, entropy = ctx.saved_tensors
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         scale = grad_outputs[0].float() / ctx.temperature
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if need_hidden else None
@@ -131,7 +135,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
         sums = _WeightSums(grad_weight, ctx.block)
         for columns, rows, logits in _walk(hidden, weight, bias, ctx.temperature, ctx.block):
-            grad_logits = logits.sub_(log_normaliser[rows, None]).exp2_().mul_(-scale[rows, None])
+            log_p = logits.sub_(log_normaliser[rows, None])  # in bits
+            if entropy is None:
+                grad_logits = log_p.exp2_().mul_(-scale[rows, None])
+            else:
+                of_entropy = grad_outputs[1].float() / ctx.temperature
+                grad_logits = _of_both(log_p, scale[rows, None], of_entropy[rows, None], entropy[rows, None])
             _add_at_targets(grad_logits, scale, targets, rows, columns)
             if grad_bias is not None:
                 grad_bias[columns] += grad_logits.sum(dim=0)
@@ -142,7 +151,14 @@ class _ChunkedLogProbs(torch.autograd.Function):
             del typed
         typed_hidden = grad_hidden.to(hidden.dtype) if grad_hidden is not None else None
         typed_bias = grad_bias.to(bias.dtype) if grad_bias is not None else None
-        return typed_hidden, grad_weight, typed_bias, None, None, None
+        return typed_hidden, grad_weight, typed_bias, None, None, None, None
+
+
+def _of_both(log_p: Tensor, scale: Tensor, of_entropy: Tensor, entropy: Tensor) -> Tensor:
+    """-p (scale + of_entropy (log p + entropy)), in place of log2 p ``[rows, columns]``; the others ``[rows, 1]``."""
+    p = log_p.exp2()
+    nats = log_p.clamp_(min=-200.0).mul_(math.log(2.0))  # where p is 0, log p is no infinity to multiply it with
+    return nats.add_(entropy).mul_(of_entropy).add_(scale).mul_(p).neg_()
 
 
 class _WeightSums:

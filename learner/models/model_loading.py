@@ -37,7 +37,7 @@ def from_pretrained(
         try:
             config = read_config(path, trust_remote_code)
             if "num_labels" in kwargs:
-                config.num_labels = kwargs["num_labels"]
+                config.num_labels = 1  # the proof is of what is below the head
             _check_settings(path, config, max_tokens)
             check_weights(path, reader.auto_class, config, trust_remote_code)
             proved = prove(reader, config, str(path), trust_remote_code=trust_remote_code)

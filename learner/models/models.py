@@ -6,7 +6,8 @@ here loads in transformers and vLLM:
 - the policy's ``lm_head`` becomes a `LogProbHead` that owns the same weight (tied or not). Being a module of its own
   lets ZeRO-3 gather the weight around its forward and backward;
 - the critic is a ``...ForSequenceClassification`` with one label, the very form of a Hugging Face reward model, so
-  "a critic of ours" and "a reward model" load by the same path; its ``score`` becomes a `ValueHead`.
+  "a critic of ours" and "a reward model" load by the same path; its ``score`` becomes a
+  `vcppo.learner.models.value_head.ValueHead`. A head with bins has a label for each.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import Trajectory
+from vcppo.learner.algorithm.value_bins import ValueBins
 from vcppo.learner.batching.packing import PackedBatch, build_packed
 from vcppo.learner.kernels.attention import attention_arguments
 from vcppo.learner.kernels.log_probs import chunked_log_probs
 from vcppo.learner.models.model_loading import from_pretrained, prepare, read_config, refuse_missing
 from vcppo.learner.models.saving import make_saveable
+from vcppo.learner.models.surprise import add_surprise_input, check_stated_input, embedded, surprise_input
+from vcppo.learner.models.value_head import ValueHead, check_stated_head, state_head, value_of
 from vcppo.learner.packing_proof.packing_probe import probe
 from vcppo.learner.packing_proof.proof import SUGGESTION, ModelRefused, Reader
 
@@ -35,17 +38,21 @@ HeadT = TypeVar("HeadT", bound=nn.Linear)
 
 
 class PolicyOutput(NamedTuple):
-    """Both ``[A]`` float32, nats; entropy has no gradient."""
+    """Both ``[A]`` float32, nats; entropy has a gradient only if it was asked for."""
 
     log_probs: Tensor
     entropy: Tensor
 
 
 class CriticOutput(NamedTuple):
-    """float32: ``values [A]`` of the state before each action, ``last_values [S]`` at each sequence's last token."""
+    """float32: ``values [A]`` of the state before each action, ``last_values [S]`` at each sequence's last token.
+
+    ``logits [A, m]`` are what the values were made of: over the bins, or the values themselves (m = 1) without bins.
+    """
 
     values: Tensor
     last_values: Tensor
+    logits: Tensor
 
 
 class LogProbHead(nn.Linear):
@@ -54,7 +61,13 @@ class LogProbHead(nn.Linear):
     chunk_tokens: int = 256
     chunk_vocab: int = 8192
 
-    def forward(self, input: Tensor, targets: Tensor | None = None, temperature: float = 1.0) -> Any:
+    def forward(
+        self,
+        input: Tensor,
+        targets: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+    ) -> Any:
         """``input [A, H]`` and ``targets [A]`` to (log_probs, entropy); without targets, logits."""
         if targets is None:
             return super().forward(input)
@@ -65,19 +78,11 @@ class LogProbHead(nn.Linear):
                 targets,
                 temperature=temperature,
                 bias=self.bias,
+                entropy_gradient=entropy_gradient,
                 chunk_tokens=self.chunk_tokens,
                 chunk_vocab=self.chunk_vocab,
             )
         )
-
-
-class ValueHead(nn.Linear):
-    """Hidden state to a value, computed in float32 whatever the weights' type."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[..., H]`` to ``[..., 1]`` float32."""
-        bias = self.bias.float() if self.bias is not None else None
-        return functional.linear(input.float(), self.weight.float(), bias)
 
 
 class PolicyModel(nn.Module):
@@ -89,27 +94,36 @@ class PolicyModel(nn.Module):
         head.chunk_tokens, head.chunk_vocab = chunk_tokens, chunk_vocab
         self.hf_model = hf_model
 
-    def forward(self, batch: PackedBatch, temperature: float = 1.0) -> PolicyOutput:
+    def forward(self, batch: PackedBatch, temperature: float = 1.0, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-prob of every action, from the hidden state one token before it in the same sequence."""
         hidden = _hidden_states(self.hf_model, batch)
-        log_probs, entropy = self.hf_model.lm_head(hidden[batch.state_index], batch.actions, temperature)
+        states, actions = hidden[batch.state_index], batch.actions
+        log_probs, entropy = self.hf_model.lm_head(states, actions, temperature, entropy_gradient)
         return PolicyOutput(log_probs, entropy)
 
 
 class CriticModel(nn.Module):
     """V(s) of packed trajectories."""
 
-    def __init__(self, hf_model: PreTrainedModel) -> None:
+    def __init__(self, hf_model: PreTrainedModel, bins: ValueBins | None = None) -> None:
+        """`bins` of a head that gives a distribution; None: a number."""
         super().__init__()
-        _retype(_linear(hf_model, "score"), ValueHead)
+        _retype(_linear(hf_model, "score"), ValueHead).bins = bins
         self.hf_model = hf_model
 
     def forward(self, batch: PackedBatch) -> CriticOutput:
         """Values where they are needed only: before each action, and at each sequence's end."""
-        hidden = _hidden_states(self.hf_model, batch)
+        added = surprise_input(self.hf_model)
+        hidden = _hidden_states(
+            self.hf_model,
+            batch,
+            None if added is None else embedded(self.hf_model, added, batch.token_ids, batch.surprise),
+        )
         wanted = torch.cat([batch.state_index, batch.last_token_index])
-        values = self.hf_model.score(hidden[wanted])[:, 0]
-        return CriticOutput(*values.split([batch.num_actions, len(batch.last_token_index)]))
+        logits = self.hf_model.score(hidden[wanted])
+        values = value_of(self.hf_model.score, logits)
+        at_actions, at_ends = values.split([batch.num_actions, len(batch.last_token_index)])
+        return CriticOutput(at_actions, at_ends, logits[: batch.num_actions])
 
 
 def load_policy(
@@ -146,6 +160,8 @@ def load_critic(
     path: str | Path,
     *,
     init: str = "policy",
+    bins: ValueBins | None = None,
+    sees_log_probs: bool = False,
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
@@ -158,15 +174,38 @@ def load_critic(
         init: ``policy``: the policy's backbone with a new head of zeros, so V starts at 0 everywhere, in the middle
             of rewards of +-1, instead of at random. Otherwise a folder or id with a one-label ``score`` head: a critic
             saved by `save_model`, or a Hugging Face reward model.
+        bins: of a head that gives a distribution: a new one is uniform, so V starts in the middle of the bins.
+        sees_log_probs: it is given what tokens were sampled with (`vcppo.learner.models.surprise`).
         max_tokens: as of `load_policy`.
 
     Raises:
-        VcppoError: no such model, or it has no ``score`` head with one output.
+        VcppoError: no such model, or it has no ``score`` head, or another one than `bins` says, or other inputs.
     """
     source = path if init == "policy" else init
-    model, missing, proved = from_pretrained(CRITIC, source, trust_remote_code, max_tokens, dtype=dtype, num_labels=1)
+    if init != "policy":
+        stated = read_config(init, trust_remote_code)
+        check_stated_head(init, stated, bins)
+        check_stated_input(init, stated, sees_log_probs)
+    num_labels = 1 if bins is None else bins.num_bins
+    model, missing, proved = from_pretrained(
+        CRITIC, source, trust_remote_code, max_tokens, dtype=dtype, num_labels=num_labels
+    )
+    _settle_head(model, init, missing)
+    if sees_log_probs:
+        add_surprise_input(model, str(source))
+    state_head(model.config, bins)
+    make_saveable(model)
+    prepare(model, gradient_checkpointing)
+    critic = CriticModel(model, bins)
+    if not proved:
+        probe(CRITIC, critic, model, str(source))
+    return critic
+
+
+def _settle_head(model: PreTrainedModel, init: str, missing: list[str]) -> None:
+    """A new head of zeros for init=policy; else raise VcppoError unless all weights were there."""
     new_head = any(name.startswith("score.") for name in missing)
-    refuse_missing(source, [name for name in missing if not name.startswith("score.")])
+    refuse_missing(model.name_or_path, [name for name in missing if not name.startswith("score.")])
     if init == "policy":
         nn.init.zeros_(_linear(model, "score").weight)
     elif new_head:
@@ -174,12 +213,6 @@ def load_critic(
             f"critic.init={init}: this model has no `score.weight`, so it is not a critic or a reward model; "
             "give a folder that has one, or critic.init=policy for a new value head"
         )
-    make_saveable(model)
-    prepare(model, gradient_checkpointing)
-    critic = CriticModel(model)
-    if not proved:
-        probe(CRITIC, critic, model, str(source))
-    return critic
 
 
 def vocabulary_size(path: str | Path, trust_remote_code: bool) -> int:
@@ -206,10 +239,11 @@ def save_model(
         shutil.copymode(Path(folder) / "config.json", weights)
 
 
-def _hidden_states(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
-    """``[N, H]`` last hidden states of the backbone."""
+def _hidden_states(model: PreTrainedModel, batch: PackedBatch, embeddings: Tensor | None = None) -> Tensor:
+    """``[N, H]`` last hidden states of the backbone, of the batch's tokens or of their ``[N, H]`` embeddings."""
+    read = {"input_ids": batch.token_ids[None]} if embeddings is None else {"inputs_embeds": embeddings[None]}
     output = _backbone(model)(
-        input_ids=batch.token_ids[None],
+        **read,
         position_ids=batch.position_ids[None],
         use_cache=False,
         **attention_arguments(batch),
@@ -271,8 +305,8 @@ def _plain_log_probs(model: PreTrainedModel, token_ids: Tensor, prompt: int) -> 
 @torch.no_grad()
 def _plain_values(model: PreTrainedModel, token_ids: Tensor, prompt: int) -> Tensor:
     """At the last token, as transformers pools."""
-    values: Tensor = model(input_ids=token_ids, use_cache=False).logits[0].float()
-    return values
+    logits: Tensor = model(input_ids=token_ids, use_cache=False).logits.float()
+    return value_of(_linear(model, "score"), logits)
 
 
 POLICY = Reader(AutoModelForCausalLM, _policy_of, _packed_log_probs, _plain_log_probs)

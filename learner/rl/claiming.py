@@ -59,7 +59,8 @@ class Claiming:
             return {"do": "stop"}
         ids = rank_zero.collector.poll(version)
         if ids is not None:
-            return {"do": "train", "payloads": rank_zero.store.claim(ids, version + 1)}
+            payloads = rank_zero.collector.claim(ids, version + 1)
+            return {"do": "wait"} if payloads is None else {"do": "train", "payloads": payloads}
         if time.monotonic() >= self._next_sync_check:
             self._next_sync_check = time.monotonic() + SYNC_CHECK_SECONDS
             if lagging := self._publisher.out_of_sync(version):

@@ -6,6 +6,7 @@ every rank and returns the same on every rank.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,14 +18,20 @@ from torch import Tensor
 
 from vcppo.common.config import AlgorithmConfig
 from vcppo.learner.algorithm.advantages import (
+    group_centred_advantages,
     group_mean_advantages,
     leave_one_out_advantages,
     length_adaptive_lambda,
     place_ends,
     spread_over_actions,
     whiten,
+    without,
 )
-from vcppo.learner.algorithm.gae import decoupled_gae, monte_carlo_returns
+from vcppo.learner.algorithm.aggregation import loss_weights
+from vcppo.learner.algorithm.gae import AdvantagesAndTargets, decoupled_gae, monte_carlo_returns
+from vcppo.learner.algorithm.losses import kl_estimate
+from vcppo.learner.algorithm.off_policy import importance_weights, log_ratios, normalised, within_band
+from vcppo.learner.algorithm.turns import turn_gae
 from vcppo.learner.batching.batch import Batch, MicroBatch
 
 Float32Array = NDArray[np.float32]
@@ -40,11 +47,19 @@ class Estimates:
         last_values: ``[S]`` V at each sequence's last token.
         old_log_probs: log pi_old(a_t | s_t) of the ratio.
         behaviour_log_probs: what generators recorded.
-        reference_log_probs: of the starting policy; None without a KL term.
+        reference_log_probs: of the reference policy; None without a KL term in the loss.
+        kl_rewards: what the KL adds to each token's reward, -beta k(d_t); None without a KL in the reward.
         raw_advantages: before whitening.
         advantages, value_targets: with lambda_actor and lambda_critic.
-        returns: Monte-Carlo, with the verifier's reward for cut responses too: explained variance is measured on them.
-        mask: bool, actions trained on.
+        returns: Monte-Carlo, with the verifier's reward for cut responses too and with `kl_rewards`: explained
+            variance is measured on them.
+        importance_weights: w_t of the objective; 1 without a correction.
+        mask: bool, actions that may be trained on.
+        actor_mask: bool, actions the actor is trained on: `mask` without what ``algorithm.rejection`` leaves out.
+        loss_weights: what each action counts in the actor's loss, as ``algorithm.aggregation`` says; 0 outside
+            `actor_mask`.
+        positive: bool, actions of `actor_mask` in correct responses.
+        critic_mask: bool, actions the critic is trained on: `mask` without what is held out of it.
         staleness: int64, of the response each action belongs to.
     """
 
@@ -53,11 +68,17 @@ class Estimates:
     old_log_probs: Float32[Float32Array, "A"]
     behaviour_log_probs: Float32[Float32Array, "A"]
     reference_log_probs: Float32[Float32Array, "A"] | None
+    kl_rewards: Float32[Float32Array, "A"] | None
     raw_advantages: Float32[Float32Array, "A"]
     advantages: Float32[Float32Array, "A"]
     value_targets: Float32[Float32Array, "A"]
     returns: Float32[Float32Array, "A"]
+    importance_weights: Float32[Float32Array, "A"]
     mask: Bool[NDArray[np.bool_], "A"]
+    actor_mask: Bool[NDArray[np.bool_], "A"]
+    loss_weights: Float32[Float32Array, "A"]
+    positive: Bool[NDArray[np.bool_], "A"]
+    critic_mask: Bool[NDArray[np.bool_], "A"]
     staleness: Int64[Int64Array, "A"]
 
     def of(self, micro: MicroBatch, device: torch.device) -> Part:
@@ -65,26 +86,35 @@ class Estimates:
         reference = self.reference_log_probs
         return Part(
             old_log_probs=micro.of(self.old_log_probs, device),
-            behaviour_log_probs=micro.of(self.behaviour_log_probs, device),
             reference_log_probs=None if reference is None else micro.of(reference, device),
             advantages=micro.of(self.advantages, device),
             values=micro.of(self.values, device),
             value_targets=micro.of(self.value_targets, device),
-            mask=micro.of(self.mask, device),
+            importance_weights=micro.of(self.importance_weights, device),
+            mask=micro.of(self.actor_mask, device),
+            loss_weights=micro.of(self.loss_weights, device),
+            positive=micro.of(self.positive, device),
+            critic_mask=micro.of(self.critic_mask, device),
             staleness=self.staleness[micro.slots],
         )
 
 
 class Part(NamedTuple):
-    """`Estimates` of one micro-batch's actions, ``[A]`` tensors on the models' device; `staleness` stays numpy."""
+    """`Estimates` of one micro-batch's actions, ``[A]`` tensors on the models' device; `staleness` stays numpy.
+
+    `mask` is the actor's.
+    """
 
     old_log_probs: Float32[Tensor, "A"]
-    behaviour_log_probs: Float32[Tensor, "A"]
     reference_log_probs: Float32[Tensor, "A"] | None
     advantages: Float32[Tensor, "A"]
     values: Float32[Tensor, "A"]
     value_targets: Float32[Tensor, "A"]
+    importance_weights: Float32[Tensor, "A"]
     mask: Bool[Tensor, "A"]
+    loss_weights: Float32[Tensor, "A"]
+    positive: Bool[Tensor, "A"]
+    critic_mask: Bool[Tensor, "A"]
     staleness: Int64[Int64Array, "A"]
 
 
@@ -98,45 +128,125 @@ def estimate(
     lambda_actor: float,
     lambda_critic: float,
     reference_log_probs: Float32[Float32Array, "A"] | None = None,
+    held_out: Sequence[int] = (),
 ) -> Estimates:
     """Advantages A_t with lambda_actor (paper eq. 4), value targets R_t with lambda_critic (eq. 5). Numpy only.
 
-    Under ``algorithm.length_adaptive_alpha`` each response has a lambda_actor of its own; the group estimators have a
-    baseline in place of a critic, and no targets.
+    Under ``algorithm.length_adaptive_alpha`` each response has a lambda_actor of its own; estimators without a critic
+    have no targets. `reference_log_probs` go into the loss or the rewards, as ``algorithm.kl_in`` says. The critic is
+    not trained on the sequences `held_out`.
     """
     cu = batch.action_cu_seqlens
+    in_reward = None
+    if reference_log_probs is not None and algorithm.kl_in == "reward":
+        in_reward, reference_log_probs = _kl_rewards(old_log_probs, reference_log_probs, algorithm), None
     ends = place_ends(batch.outcome_rewards, last_values, batch.truncated, cu, algorithm.truncation)
     outcomes = place_ends(batch.outcome_rewards, last_values, batch.truncated, cu, "terminal").rewards
-    if algorithm.has_group_baseline:
-        advantages, targets = _group_advantages(batch, algorithm), np.zeros_like(values)
-    else:
-        alpha = algorithm.length_adaptive_alpha
-        advantages, targets = decoupled_gae(
-            ends.rewards,
-            values,
-            ends.bootstrap_values,
-            cu,
-            gamma=algorithm.gamma,
-            lambda_actor=lambda_actor if alpha is None else length_adaptive_lambda(cu, alpha),
+    returns = monte_carlo_returns(_with(outcomes, in_reward), cu, gamma=algorithm.gamma)
+    if algorithm.has_critic:
+        rewards = _with(ends.rewards, in_reward)
+        advantages, targets = _gae(
+            batch, rewards, values, ends.bootstrap_values, algorithm, lambda_actor=lambda_actor,
             lambda_critic=lambda_critic,
-        )
-    centre = not algorithm.has_group_baseline
+        )  # fmt: skip
+    else:
+        advantages, targets = _without_critic(batch, returns, in_reward, algorithm), np.zeros_like(values)
+    weights, actor_mask = _off_policy(old_log_probs, ends.mask, batch, algorithm)
     return Estimates(
         values=values,
         last_values=last_values,
         old_log_probs=old_log_probs,
         behaviour_log_probs=batch.behaviour_log_probs,
         reference_log_probs=reference_log_probs,
+        kl_rewards=in_reward,
         raw_advantages=advantages,
-        advantages=whiten(advantages, ends.mask, centre=centre) if algorithm.whitens else advantages,
+        advantages=whiten(advantages, actor_mask, centre=algorithm.centres) if algorithm.whitens else advantages,
         value_targets=targets,
-        returns=monte_carlo_returns(outcomes, cu, gamma=algorithm.gamma),
+        returns=returns,
+        importance_weights=weights,
         mask=ends.mask,
+        actor_mask=actor_mask,
+        loss_weights=loss_weights(actor_mask, cu, algorithm.aggregation),
+        positive=actor_mask & np.repeat(batch.correct, np.diff(cu)),
+        critic_mask=without(ends.mask, held_out, cu),
         staleness=np.repeat(batch.staleness, np.diff(cu)),
     )
 
 
-def _group_advantages(batch: Batch, algorithm: AlgorithmConfig) -> Float32[Float32Array, "A"]:
-    grouped = {"group_mean": group_mean_advantages, "leave_one_out": leave_one_out_advantages}
-    per_sequence = grouped[algorithm.advantage_estimator](batch.outcome_rewards, batch.group_ids)
-    return spread_over_actions(per_sequence, batch.action_cu_seqlens)
+def _off_policy(
+    proximal: Float32[Float32Array, "A"], mask: Bool[NDArray[np.bool_], "A"], batch: Batch, algorithm: AlgorithmConfig
+) -> tuple[Float32[Float32Array, "A"], Bool[NDArray[np.bool_], "A"]]:
+    """Weights w_t, and which actions of `mask` are near enough to what was sampled, both ``[A]``."""
+    cu, behaviour = batch.action_cu_seqlens, batch.behaviour_log_probs
+    weights, kept = np.ones_like(proximal), mask
+    if algorithm.rejection is not None:
+        ratios = log_ratios(proximal, behaviour, cu, algorithm.rejection)
+        kept = mask & within_band(ratios, algorithm.rejection_low, algorithm.rejection_high)
+    if algorithm.importance_truncation is not None:
+        ratios = log_ratios(proximal, behaviour, cu, algorithm.importance_level)
+        weights = importance_weights(ratios, algorithm.importance_truncation)
+        if algorithm.importance_normalised:
+            weights = normalised(weights, kept)
+    return weights, kept
+
+
+def _kl_rewards(
+    policy: Float32[Float32Array, "A"], reference: Float32[Float32Array, "A"], algorithm: AlgorithmConfig
+) -> Float32[Float32Array, "A"]:
+    """``[A]`` -beta k(log pi_reference - log pi_old), token by token."""
+    kl = kl_estimate(
+        torch.from_numpy(policy.astype(np.float64)), torch.from_numpy(reference.astype(np.float64)),
+        algorithm.kl_estimator,
+    )  # fmt: skip
+    return (-algorithm.kl_coefficient * kl.numpy()).astype(np.float32)
+
+
+def _with(rewards: Float32[Float32Array, "A"], more: Float32[Float32Array, "A"] | None) -> Float32[Float32Array, "A"]:
+    return rewards if more is None else rewards + more
+
+
+def _gae(
+    batch: Batch,
+    rewards: Float32[Float32Array, "A"],
+    values: Float32[Float32Array, "A"],
+    bootstrap_values: Float32[Float32Array, "S"],
+    algorithm: AlgorithmConfig,
+    *,
+    lambda_actor: float,
+    lambda_critic: float,
+) -> AdvantagesAndTargets:
+    """Of each action, with tokens or turns as steps."""
+    by_turn, alpha = algorithm.advantage_level == "turn", algorithm.length_adaptive_alpha
+    steps = batch.turns.of_sequence if by_turn else batch.action_cu_seqlens
+    decay = lambda_actor if alpha is None else length_adaptive_lambda(steps, alpha)
+    if by_turn:
+        return turn_gae(rewards, values, bootstrap_values, batch.turns, lambda_actor=decay, lambda_critic=lambda_critic)
+    return decoupled_gae(
+        rewards, values, bootstrap_values, steps, gamma=algorithm.gamma, lambda_actor=decay,
+        lambda_critic=lambda_critic,
+    )  # fmt: skip
+
+
+def _without_critic(
+    batch: Batch,
+    returns: Float32[Float32Array, "A"],
+    kl_rewards: Float32[Float32Array, "A"] | None,
+    algorithm: AlgorithmConfig,
+) -> Float32[Float32Array, "A"]:
+    """``[A]`` of REINFORCE++ (arXiv 2501.03262, eq. 8), outcome - beta sum_{i >= t} KL_i, of its variant whose outcome
+    is less the group's mean; else of a group estimator, whose rewards are of whole responses, their KL included."""
+    if algorithm.advantage_estimator == "reinforce_plus_plus":
+        return returns
+    cu, rewards, groups = batch.action_cu_seqlens, batch.outcome_rewards, batch.group_ids
+    if algorithm.advantage_estimator == "reinforce_plus_plus_baseline":
+        centred = group_centred_advantages(rewards, groups)
+        outcomes = place_ends(centred, np.zeros_like(centred), batch.truncated, cu, "terminal").rewards
+        return monte_carlo_returns(_with(outcomes, kl_rewards), cu, gamma=algorithm.gamma)
+    grouped = {
+        "group_mean": group_mean_advantages,
+        "group_centred": group_centred_advantages,
+        "leave_one_out": leave_one_out_advantages,
+    }
+    if kl_rewards is not None:
+        rewards = rewards + np.add.reduceat(kl_rewards.astype(np.float64), cu[:-1]).astype(np.float32)
+    return spread_over_actions(grouped[algorithm.advantage_estimator](rewards, groups), cu)

@@ -6,8 +6,9 @@
       └──issue by credit ◀── broadcast ◀── commit ◀── checkpoint (every k steps)
 
 Read `RlLoop.run`, `RlLoop.train` and `RlLoop._update`. What stands beside them: `vcppo.learner.rl.claiming` (which
-batch is next), `vcppo.learner.rl.publish` (weights to generators), `vcppo.learner.rl.progress` (checkpoint, commit,
-resume) and `vcppo.learner.rl.step_record` (metrics, samples, the trained log).
+batch is next), `vcppo.learner.critic_training.passes` (what the critic does while the next batch is made),
+`vcppo.learner.rl.publish` (weights to generators), `vcppo.learner.rl.progress` (checkpoint, commit, resume),
+`vcppo.learner.rl.suspects` (a step that fails) and `vcppo.learner.rl.step_record` (metrics, samples, the trained log).
 
 Every rank runs the same loop. Rank 0 talks to the store and tells the others what it found (`agree`); while it waits
 it does so every second, so no collective of another rank ever waits longer than that.
@@ -27,18 +28,26 @@ from dataclasses import dataclass
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.process import watchdog
-from vcppo.learner.algorithm.losses import kl_penalty, policy_loss, probability_ratio, value_loss
+from vcppo.learner.algorithm.actor_loss import Denominators, actor_loss
+from vcppo.learner.algorithm.aggregation import loss_denominator
+from vcppo.learner.algorithm.entropy_target import EntropyWeight
+from vcppo.learner.algorithm.learning_rates import rate_factor
+from vcppo.learner.algorithm.losses import probability_ratio
+from vcppo.learner.algorithm.value_bins import ValueBins
 from vcppo.learner.batching.batch import Batch, Packer, Share, mini_batches, num_trained
+from vcppo.learner.critic_training.passes import CriticPasses
+from vcppo.learner.critic_training.update import critic_loss
 from vcppo.learner.engine.deepspeed_engine import TrainEngine
 from vcppo.learner.engine.forward import compute_log_probs, compute_values
-from vcppo.learner.models.models import PolicyModel
+from vcppo.learner.engine.reference import Reference
 from vcppo.learner.rl.claiming import Claiming
 from vcppo.learner.rl.estimates import Estimates, estimate
 from vcppo.learner.rl.phases import Phases
-from vcppo.learner.rl.progress import Progress
+from vcppo.learner.rl.progress import Kept, Progress
 from vcppo.learner.rl.publish import Broadcaster, Publisher
 from vcppo.learner.rl.rank_zero import RankZero
 from vcppo.learner.rl.step_record import StepRecord
+from vcppo.learner.rl.suspects import Suspects, require_finite
 from vcppo.learner.rl.update_stats import UpdateStats
 
 
@@ -48,7 +57,7 @@ class Models:
 
     actor: TrainEngine
     critic: TrainEngine | None
-    reference: PolicyModel | None = None
+    reference: Reference | None = None
 
 
 class RlLoop:
@@ -65,21 +74,29 @@ class RlLoop:
     ) -> None:
         self.config, self.models, self.share = config, models, share
         self.version = 0  # policy version = steps done
+        self._bins = ValueBins.of(config)
         self._publisher = Publisher(config, models.actor, broadcaster, rank_zero)
-        self._progress = Progress(config, models.actor, models.critic, share, rank_zero)
+        self._critic_passes = CriticPasses(config, models.critic, share)
+        self._entropy_weight = EntropyWeight(config.algorithm)
+        kept = Kept(self._critic_passes, self._entropy_weight, models.reference)
+        self._progress = Progress(config, models.actor, models.critic, share, rank_zero, kept, stop_requested)
         self._claiming = Claiming(rank_zero, self._publisher, self._progress, stop_requested)
+        self._suspects = Suspects(config, models.actor, models.critic, share, rank_zero)
+        self._stop_requested = stop_requested
         self._record = StepRecord(rank_zero, has_critic=models.critic is not None)
 
     def run(self) -> bool:
         """Resume if there is something to resume, then step until the end or until asked to stop."""
         self.version = self._progress.resume()
+        self._set_rates(self.version)
         for again in self._progress.claimed_again(self.version):
-            self._step(again, Phases())
+            self._step(self._suspects.without_faulty(self.version + 1, again), Phases())
         if self.version < self.config.rl.num_steps:
             self._publisher.publish(self.version)  # at version 0 too: later answers are compared with those of now
         phases = Phases()
         while self.version < self.config.rl.num_steps:
             self._claiming.issue(self.version)
+            self._catch_up(phases)  # generators are at work meanwhile
             with phases.phase("claim"):
                 batch = self._claiming.next_batch(self.version)
             if batch is None:
@@ -90,29 +107,52 @@ class RlLoop:
                 self._publisher.publish(self.version, phases)
         return True
 
+    def _catch_up(self, phases: Phases) -> None:
+        """More passes of the critic over what is trained, where the config asks for them."""
+        if self._critic_passes.are_due:
+            with phases.phase("critic_passes"):
+                self._critic_passes.catch_up(self._stop_requested)
+
     def _step(self, batch: Batch, phases: Phases) -> Phases:
         """Train, write down what was measured, then checkpoint and commit if due. Returns the next step's phases."""
-        estimates, stats = self.train(batch, phases)
-        self._record.write(self.version, batch, estimates, stats, phases.finish())
+        self._catch_up(phases)  # nothing is due but where a batch is trained again
+        if not len(batch):  # a replayed one of which nothing could be used
+            return self._pass_over(batch, phases)
+        begun_with = self._begun_with()
+        with self._suspects.watched(self.version + 1, batch):
+            estimates, stats = self.train(batch, phases)
+        self._record.write(self.version, batch, estimates, stats, phases.finish(), self._figures() | begun_with)
         following = Phases()
         self._progress.add(self.version, batch, following)
         return following
 
+    def _pass_over(self, batch: Batch, phases: Phases) -> Phases:
+        """A version with the weights of the one before."""
+        self._advance()
+        self._record.write_nothing(self.version, batch)
+        self._progress.add(self.version, batch, phases)
+        return phases
+
     def train(self, batch: Batch, phases: Phases) -> tuple[Estimates, UpdateStats]:
         """Algorithm 1 on one batch; the policy's version goes up by one."""
-        actor, critic, reference = self.models.actor, self.models.critic, self.models.reference
-        algorithm, temperature = self.config.algorithm, self.config.sampling.temperature
+        actor, critic, algorithm = self.models.actor, self.models.critic, self.config.algorithm
+        reference = None if self.models.reference is None else self.models.reference.model
+        temperature = self.config.sampling.temperature
         packer = Packer(batch, self.share)
+        self._set_rates(self.version + 1)
         with phases.phase("values"):
             values, last_values = compute_values(critic, packer)  # V(s_t), and V after the last token
         with phases.phase("old_log_probs"):  # log pi_old(a_t | s_t)
             proximal = algorithm.old_log_probs == "proximal"
             old_log_probs = compute_log_probs(actor, packer, temperature) if proximal else batch.behaviour_log_probs
             reference_log_probs = None if reference is None else compute_log_probs(reference, packer, temperature)
+        require_finite(
+            batch, {"values": values, "log-probs": old_log_probs, "reference log-probs": reference_log_probs}
+        )
         estimates = estimate(  # A_t (paper, eq. 4) and R_t (eq. 5)
             batch, values, last_values, old_log_probs, algorithm,
             lambda_actor=algorithm.lambda_actor, lambda_critic=algorithm.lambda_critic,
-            reference_log_probs=reference_log_probs,
+            reference_log_probs=reference_log_probs, held_out=self._critic_passes.held_out(batch),
         )  # fmt: skip
         stats = UpdateStats(num_buckets=self.config.rl.max_staleness + 1)
         with phases.phase("update"):
@@ -120,42 +160,78 @@ class RlLoop:
                 for members in self._mini_batches(batch, epoch):
                     watchdog.stage("update")
                     self._update(packer, members, estimates, stats)
+        self._critic_passes.add(batch, estimates)
+        stats = stats.gathered()
+        self._entropy_weight.after(stats.mean("policy/entropy"))
+        self._advance()
+        return estimates, stats
+
+    def _advance(self) -> None:
+        """The policy is a new version now."""
         self.version += 1
-        return estimates, stats.gathered()
+        if self.models.reference is not None:
+            self.models.reference.after(self.version, self.models.actor)
 
     def _update(self, packer: Packer, members: Sequence[int], estimates: Estimates, stats: UpdateStats) -> None:
         """One mini-batch: gradients of its micro-batches add up, then one actor and one critic step."""
         actor, critic, algorithm = self.models.actor, self.models.critic, self.config.algorithm
-        proximal = algorithm.old_log_probs == "proximal"
+        temperature, entropy_weight = self.config.sampling.temperature, self._entropy_weight.in_force
         # Over all ranks: neither packing nor ranks change the objective.
-        num_tokens = num_trained(estimates.mask, packer.batch.action_cu_seqlens, members)
+        denominators = self._denominators(packer.batch, members, estimates)
+        num_critic_tokens = num_trained(estimates.critic_mask, packer.batch.action_cu_seqlens, members)
         for micro in packer.micro_batches(members):
             packed, part = micro.packed.to(actor.device), estimates.of(micro, actor.device)
-            log_probs, entropy = actor.forward(packed, self.config.sampling.temperature)
+            log_probs, entropy = actor.forward(packed, temperature, entropy_weight > 0)
             ratio = probability_ratio(log_probs, part.old_log_probs)  # rho_t = pi / pi_old
-            policy = policy_loss(  # - mean of w_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t)
-                log_probs, part.old_log_probs, part.advantages, num_tokens=num_tokens, mask=part.mask,
-                clip_low=algorithm.clip_low, clip_high=algorithm.clip_high,
-                behaviour_log_probs=part.behaviour_log_probs,
-                importance_truncation=algorithm.importance_truncation if proximal else None,
-            )  # fmt: skip
-            stats.add_policy(policy, ratio, entropy, part, algorithm)
-            objective = policy.value
-            if part.reference_log_probs is not None:  # + kl_coefficient KL(pi || pi_reference)
-                penalty = kl_penalty(log_probs, part.reference_log_probs, num_tokens=num_tokens, mask=part.mask)
-                stats.add("policy", {"kl_penalty": penalty.sums["kl_penalty"]})
-                objective = objective + algorithm.kl_coefficient * penalty.value
-            actor.accumulate(objective)
-            if critic is not None:  # mean of 1/2 (V(s_t) - R_t)^2
-                value = value_loss(
-                    critic.forward(packed).values, part.value_targets, num_tokens=num_tokens, mask=part.mask,
-                    old_values=part.values, value_clip=algorithm.value_clip,
+            # - mean of w_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t), + KL, - entropy
+            loss = actor_loss(
+                log_probs, entropy, part, algorithm, denominators, packed.action_cu_seqlens, entropy_weight
+            )
+            stats.add_policy(loss, ratio, part, algorithm)
+            actor.accumulate(loss.value)
+            if critic is not None:  # mean of 1/2 (V(s_t) - R_t)^2, or of the cross entropy with R_t over bins
+                value = critic_loss(
+                    critic.forward(packed), part.value_targets, self._bins, num_tokens=num_critic_tokens,
+                    mask=part.critic_mask, old_values=part.values, value_clip=algorithm.value_clip,
                 )  # fmt: skip
                 stats.add("critic", value.sums)
                 critic.accumulate(value.value)
         stats.actor_grad_norms.append(actor.step())
         if critic is not None:
             stats.critic_grad_norms.append(critic.step())
+
+    def _denominators(self, batch: Batch, members: Sequence[int], estimates: Estimates) -> Denominators:
+        """What the actor's sums over these sequences are divided by."""
+        mask, cu, kind = estimates.actor_mask, batch.action_cu_seqlens, self.config.algorithm.aggregation
+        policy = loss_denominator(mask, cu, members, kind, self.config.sampling.max_response_tokens)
+        return Denominators(policy, positive=num_trained(estimates.positive, cu, members))
+
+    def _set_rates(self, step: int) -> None:
+        """Learning rates by the number of the step, so that a step done again has the same."""
+        rl, critic = self.config.rl, self.models.critic
+        for engine, schedule, warmup in (
+            (self.models.actor, rl.actor_schedule, rl.actor_warmup_steps),
+            (critic, rl.critic_schedule, rl.critic_warmup_steps),
+        ):
+            if engine is not None:
+                engine.scale_learning_rate(
+                    rate_factor(max(1, step), schedule=schedule, warmup_steps=warmup, num_steps=rl.num_steps)
+                )
+
+    def _begun_with(self) -> dict[str, float | int | None]:
+        """What the next step takes from those before it, and changes."""
+        figures: dict[str, float | int | None] = {}
+        if self.config.algorithm.entropy_target is not None:
+            figures["policy/entropy_coefficient"] = self._entropy_weight.in_force
+        if self.models.reference is not None:
+            figures["policy/reference_version"] = self.models.reference.version
+        return figures
+
+    def _figures(self) -> dict[str, float | int | None]:
+        rates = {"policy/learning_rate": self.models.actor.learning_rate}
+        if self.models.critic is not None:
+            rates["critic/learning_rate"] = self.models.critic.learning_rate
+        return {**rates, **self._critic_passes.figures}
 
     def _mini_batches(self, batch: Batch, epoch: int) -> list[list[int]]:
         """M parts in an order drawn by seed, step and epoch, so that a step done again draws the same."""

@@ -8,6 +8,13 @@ after the replay the learner is at s. So no trajectory in the store or on its wa
 learner (staleness >= 0), and since replay issues nothing and changes no claim, the bound of
 `vcppo.learner.supply.credits` holds as it did before the crash. Generators go on with what is leased meanwhile.
 
+A claimed trajectory that can't be used any more (`vcppo.learner.supply.quarantine`), or that a person rejects, is
+missing from its step, which is trained with the others: the ledger counts it as rejected, the commit names only what
+was trained, and the step's new line in trained.jsonl, which is the one that counts, leaves it out. It has no
+replacement: that would be made by weights that came after the step. Group baselines are of the members that are left.
+Where nothing is left the step trains nothing and its version is a label for the weights before; the store remembers
+that it is no gap.
+
 If damage forced an older checkpoint (c < the last committed step), the steps between are lost: their
 trajectories are settled. Versions are labels, so the learner keeps the label of the last committed step,
 says so in the log, and staleness stays within its bound.
@@ -16,6 +23,7 @@ says so in the log, and staleness stays within its bound.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +35,10 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.files.json_file import read_json_object
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.store import facts
-from vcppo.common.store.run_store import RunStore
+from vcppo.common.store.run_store import RunStore, StoreChanged
 from vcppo.learner.batching.batch import Share
 from vcppo.learner.engine.checkpoint import CheckpointStore, check_ranks, hash_json
+from vcppo.learner.rl.rank_zero import RankZero
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +54,7 @@ def newest_checkpoint(checkpoints: CheckpointStore, config: VcppoConfig, share: 
     check_ranks(folder, state, share.num_ranks, config.learner.zero_stage, config.model.dtype)
     if state.config_hash != config_hash(config):
         _say_what_changed(folder, config, state.step)
-    return {"folder": str(folder), "step": state.step, "next_index": state.next_index}
+    return {"folder": str(folder), "step": state.step, "next_index": state.next_index, "extra": state.extra}
 
 
 def plan_replay(store: RunStore, version: int, checkpoints: Path) -> dict[str, Any]:
@@ -62,10 +71,14 @@ def plan_replay(store: RunStore, version: int, checkpoints: Path) -> dict[str, A
         _say_what_is_lost(version, committed, checkpoints)
         version = committed
     claims = sorted(store.claimed().items())
+    emptied = set(facts.emptied_steps(store))  # of these all that was claimed was rejected since
+    _check_store_is_not_older(store, version, committed, emptied | {step for step, _ in claims}, checkpoints)
     for step, prompt_ids in claims:
         if step <= version:
             commit(store, prompt_ids, step)
     left = [[step, prompt_ids] for step, prompt_ids in claims if step > version]
+    known = {step for step, _ in left}
+    left = sorted(left + [[step, []] for step in emptied if step > version and step not in known])
     if [step for step, _ in left] != list(range(version + 1, version + 1 + len(left))):
         raise VcppoError(
             f"claimed steps {[step for step, _ in left]} do not follow step {version} of {checkpoints}: "
@@ -74,10 +87,41 @@ def plan_replay(store: RunStore, version: int, checkpoints: Path) -> dict[str, A
     return {"version": version, "claims": left}
 
 
+def sound_claims(step: int, prompt_ids: list[str], rank_zero: RankZero) -> list[bytes]:
+    """Rank 0: the payloads of a claimed step that can be used; the other prompts are rejected."""
+    emptied = partial(facts.note_emptied_step, rank_zero.store, step)
+    return list(rank_zero.collector.quarantine.sound(prompt_ids, if_none_is=emptied).values())
+
+
+def _check_store_is_not_older(
+    store: RunStore, version: int, committed: int, claimed_steps: set[int], checkpoints: Path
+) -> None:
+    """What a checkpoint has and the store has not committed must still be claimed there: a crash came in between.
+
+    Steps are settled in their order, so a crash within a commit may have left the last one alone. A store without any
+    prompt is a new one, which is begun at the checkpoint.
+
+    Raises:
+        StoreChanged: the store was restored from an earlier day: it would have steps trained a second time.
+    """
+    if committed >= version or version in claimed_steps:
+        return
+    missing = min(set(range(committed + 1, version + 1)) - claimed_steps)
+    if store.ledger().issued == 0:
+        log.warning("store_is_new", checkpoint_step=version, effect="what was open is gone; the ledger counts from 0")
+        facts.COMMITTED_STEP.write(store, version)
+        return
+    raise StoreChanged(
+        f"{checkpoints} has step {version}, and the store neither committed nor claimed step {missing}: its data are"
+        f" of an earlier day than the checkpoint. Restore newer data of the store, or move the checkpoints after step"
+        f" {committed} away, and start the run again"
+    )
+
+
 def commit(store: RunStore, prompt_ids: list[str], step: int) -> None:
     """Settle what a durable checkpoint contains, and remember up to which step."""
-    store.commit(prompt_ids)
-    facts.COMMITTED_STEP.write(store, max(step, facts.COMMITTED_STEP.read(store) or 0))
+    newest = max(step, facts.COMMITTED_STEP.read(store) or 0)
+    store.commit(prompt_ids, facts.COMMITTED_STEP.stored(newest))
 
 
 def config_hash(config: VcppoConfig) -> str:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vcppo.common.records.trajectory import Outcome
+from vcppo.common.records.trajectory import Outcome, mean_components
+from vcppo.learner.algorithm.off_policy import effective_share, log_ratios, mismatch
 from vcppo.learner.batching.batch import Batch
 from vcppo.learner.critic_quality.explained_variance import explained_variance, mean_by_position
 from vcppo.learner.critic_quality.signal_by_distance import reward_signal
@@ -28,9 +30,12 @@ def step_metrics(
     return {
         "stage": "rl",
         **_reward_and_length(batch),
+        **_turns(batch),
+        **_kl_in_reward(batch, estimates),
         **(_critic_quality(batch, estimates, stats.num_buckets) if has_critic else {}),
         "advantages/by_position": mean_by_position(estimates.raw_advantages, batch.action_cu_seqlens),
         **_policy(stats),
+        **_off_policy(batch, estimates, stats.num_buckets),
         **_staleness(batch, estimates, stats, has_critic=has_critic),
         **{f"time/{name}": value for name, value in phases.items()},
         "tokens/step": batch.num_tokens,
@@ -45,11 +50,34 @@ def _reward_and_length(batch: Batch) -> dict[str, MetricValue]:
         "reward/mean": float(batch.outcome_rewards.mean()),
         "reward/accuracy": outcomes["correct"] / len(batch),
         "reward/num_responses": len(batch),
+        **{f"reward/{name}": mean for name, mean in mean_components(batch.trajectories).items()},
         "length/mean": float(lengths.mean()),
         "length/max": int(lengths.max()),
         "length/truncated_fraction": float(batch.truncated.mean()),
         **{f"outcome/{name}": outcomes[name] / len(batch) for name in get_args(Outcome)},
     }
+
+
+def _turns(batch: Batch) -> dict[str, MetricValue]:
+    """Of rollouts in an environment; nothing of a task of one turn."""
+    seconds = [each.timings["environment"] for each in batch.trajectories if "environment" in each.timings]
+    if not seconds:
+        return {}
+    turns = np.diff(batch.turns.of_sequence)
+    num_tokens = sum(len(each.response_token_ids) for each in batch.trajectories)
+    return {
+        "turns/mean": float(turns.mean()),
+        "turns/max": int(turns.max()),
+        "turns/masked_fraction": 1.0 - batch.num_actions / num_tokens,
+        "turns/environment_seconds": float(np.mean(seconds)),
+    }
+
+
+def _kl_in_reward(batch: Batch, estimates: Estimates) -> dict[str, MetricValue]:
+    """Apart from ``reward/mean``, which is the response's own."""
+    if estimates.kl_rewards is None:
+        return {}
+    return {"reward/kl": float(estimates.kl_rewards.sum(dtype=np.float64)) / len(batch)}
 
 
 def _critic_quality(batch: Batch, estimates: Estimates, num_buckets: int) -> dict[str, MetricValue]:
@@ -71,8 +99,7 @@ def _critic_quality(batch: Batch, estimates: Estimates, num_buckets: int) -> dic
 
 
 def _reward_signal(batch: Batch, estimates: Estimates) -> dict[str, MetricValue]:
-    correct = np.array([trajectory.outcome == "correct" for trajectory in batch.trajectories])
-    found = reward_signal(estimates.values, batch.outcome_rewards, correct, batch.action_cu_seqlens)
+    found = reward_signal(estimates.values, batch.outcome_rewards, batch.correct, batch.action_cu_seqlens)
     return {f"reward_signal/{lam:g}": signal for lam, signal in found.items()}
 
 
@@ -83,13 +110,46 @@ def _policy(stats: UpdateStats) -> dict[str, MetricValue]:
         "policy/ratio_mean": stats.mean("policy/ratio"),
         "policy/entropy": stats.mean("policy/entropy"),
         "policy/approx_kl": stats.mean("policy/approx_kl"),
-        "policy/importance_weight": stats.mean("policy/importance_weight"),
         "policy/kl_penalty": stats.mean("policy/kl_penalty"),
-        "policy/behaviour_gap": stats.mean("policy/behaviour_gap"),
+        "policy/positive_nll": stats.mean("policy/positive_nll", count="policy/num_positive"),
         "policy/grad_norm": _mean(stats.actor_grad_norms),
         "critic/loss": stats.mean("critic/value_loss"),
         "critic/grad_norm": _mean(stats.critic_grad_norms),
     }
+
+
+def _off_policy(batch: Batch, estimates: Estimates, num_buckets: int) -> dict[str, MetricValue]:
+    """What the policy that sampled and the proximal one disagree on, over all actions that could be trained."""
+    candidates, weights = estimates.mask, estimates.importance_weights
+    rejected = candidates & ~estimates.actor_mask
+    metrics: dict[str, MetricValue] = {
+        "policy/importance_weight": _mean(weights[estimates.actor_mask]),
+        "policy/behaviour_gap": _mean(np.abs(estimates.old_log_probs - estimates.behaviour_log_probs)[candidates]),
+    }
+    if estimates.old_log_probs is estimates.behaviour_log_probs:  # old_log_probs=behaviour: nothing to compare
+        return metrics
+    cu = batch.action_cu_seqlens
+    d = log_ratios(estimates.old_log_probs, estimates.behaviour_log_probs, cu, "token")
+    whole = mismatch(d[candidates])
+    metrics |= {
+        "off_policy/mismatch_kl": whole.kl,
+        "off_policy/mismatch_kl_p99": whole.kl_p99,
+        "off_policy/mismatch_kl_max": whole.kl_max,
+        "off_policy/ess": whole.ess,
+        "off_policy/ess_trained": effective_share((weights * estimates.actor_mask)[candidates]),
+        "off_policy/rejected": _mean(rejected[candidates]),
+    }
+    spans = np.array([len({span.version for span in each.version_spans}) for each in batch.trajectories])
+    num_versions = np.repeat(np.clip(spans, 1, num_buckets), np.diff(cu))
+    staleness = np.clip(estimates.staleness, 0, num_buckets - 1)
+    for name, bucket_of in (("staleness", staleness), ("versions", num_versions)):
+        for bucket in np.unique(bucket_of[candidates]):
+            chosen = candidates & (bucket_of == bucket)
+            part = mismatch(d[chosen])
+            metrics[f"off_policy/{name}/mismatch_kl_{bucket}"] = part.kl
+            metrics[f"off_policy/{name}/ess_{bucket}"] = part.ess
+            metrics[f"off_policy/{name}/rejected_{bucket}"] = _mean(rejected[chosen])
+    return metrics
 
 
 def _staleness(batch: Batch, estimates: Estimates, stats: UpdateStats, *, has_critic: bool) -> dict[str, MetricValue]:
@@ -119,5 +179,5 @@ def _explained_in_bucket(batch: Batch, estimates: Estimates, bucket: int) -> flo
     return explained_variance(estimates.values[keep], estimates.returns[keep], cu, groups).token
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float] | NDArray[np.bool_ | np.floating]) -> float | None:
     return float(np.mean(values)) if len(values) else None

@@ -36,16 +36,29 @@ class StepRecord:
         self._rank_zero, self._has_critic = rank_zero, has_critic
 
     def write(
-        self, version: int, batch: Batch, estimates: Estimates, stats: UpdateStats, seconds: Mapping[str, float]
+        self,
+        version: int,
+        batch: Batch,
+        estimates: Estimates,
+        stats: UpdateStats,
+        seconds: Mapping[str, float],
+        figures: Mapping[str, float | int | None],
     ) -> None:
-        """``seconds``: by phase, with ``step``, see `vcppo.learner.rl.phases`. Nothing to do on other ranks."""
+        """Nothing to do on other ranks.
+
+        Args:
+            seconds: by phase, with ``step``, see `vcppo.learner.rl.phases`.
+            figures: learning rates, and of the passes that the critic had before it met this batch.
+        """
         rank_zero = self._rank_zero
         if rank_zero is None:
             return
+        rank_zero.store.confirm()  # before each file: another learner may have taken our place
         rank_zero.trained_log.append(version, batch)
         ids = [trajectory.id for trajectory in batch.trajectories]
         log.debug("trajectories_trained", policy_version=version, trajectory_ids=ids)
         values: dict[str, Any] = step_metrics(batch, estimates, stats, seconds, has_critic=self._has_critic)
+        values |= figures
         ledger = rank_zero.store.ledger()
         values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
         rank_zero.metrics.write(version, values)
@@ -53,6 +66,12 @@ class StepRecord:
         log.info("step", policy_version=version, **{name: _rounded(values.get(key)) for name, key in _SHOWN.items()})
         if not ledger.is_exact:
             log.error("ledger_not_exact", ledger=str(ledger))
+
+    def write_nothing(self, version: int, batch: Batch) -> None:
+        """Of a step with an empty batch: the trained log must not go on naming what an earlier try trained."""
+        if self._rank_zero is not None:
+            self._rank_zero.trained_log.append(version, batch)
+            log.error("step_emptied", policy_version=version, reason="nothing of its batch could be used any more")
 
 
 def _rounded(value: Any) -> Any:

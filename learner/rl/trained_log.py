@@ -8,10 +8,11 @@ again (same step, same ids); the last line of a step counts.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
-from vcppo.common.files.json_lines import open_to_append
+from vcppo.common.files.json_lines import LineFile
+from vcppo.common.process.patience import patiently
 from vcppo.common.records.trained_log import TrainedStep, check_trained_once, read_trained_log
 from vcppo.learner.batching.batch import Batch
 
@@ -19,14 +20,22 @@ __all__ = ["TrainedLog", "check_trained_once", "read_trained_log"]
 
 
 class TrainedLog:
-    """Appends durably; a line torn by a crash is closed off first."""
+    """Appends durably, and waits while there is no room: nothing is committed that is not written here.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        stopping: whether the process was asked to stop; then it does not wait.
+    """
+
+    def __init__(self, path: Path, stopping: Callable[[], bool] = lambda: False) -> None:
         self.path = path
-        self._file = open_to_append(path)
+        self._file, self._stopping = LineFile(path), stopping
 
     def append(self, step: int, batch: Batch) -> None:
-        """One line for a step and its batch, on disk when this returns."""
+        """One line for a step and its batch, on disk when this returns.
+
+        Raises:
+            ResourceExhausted: there was no room when we were asked to stop.
+        """
         line = TrainedStep(
             step=step,
             policy_version=batch.version,
@@ -34,9 +43,8 @@ class TrainedLog:
             trajectory_ids=[trajectory.id for trajectory in batch.trajectories],
             staleness=batch.staleness.tolist(),
         )
-        self._file.write(line.model_dump_json().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        text = line.model_dump_json().encode() + b"\n"
+        patiently(lambda: self._file.write(text, sync=True), "trained.jsonl", self.path.parent, self._stopping)
 
     def close(self) -> None:
         """Close the file; every line is on disk already."""

@@ -30,6 +30,7 @@ from vcppo.learner.supply.credits import (
     too_stale,
 )
 from vcppo.learner.supply.prompts import PromptSource
+from vcppo.learner.supply.quarantine import Quarantine
 
 log = structlog.get_logger(__name__)
 
@@ -104,10 +105,10 @@ class BatchCollector:
         self._deadline_seconds = config.learner.batch_deadline_seconds
         self._store = store
         self._issuer = issuer
-        grouped = config.algorithm.advantage_estimator != "gae"
-        self._group_size = config.rl.group_size if grouped else 1
+        self._group_size = config.rl.group_size if config.algorithm.has_group_baseline else 1
         self._units_per_step = config.rl.batch_size // self._group_size
         self._watch = WaitWatch("batch", self._deadline_seconds)
+        self.quarantine = Quarantine(config, store)
 
     def issue(self, version: int) -> int:
         """Issue as much as the credits allow at ``version``; returns how many prompts."""
@@ -147,6 +148,17 @@ class BatchCollector:
             return decision.prompt_ids
         self._wait(decision, outstanding, version)
         return None
+
+    def claim(self, prompt_ids: Sequence[str], step: int) -> list[bytes] | None:
+        """The payloads of a batch, claimed for `step`. None: some could not be used and were rejected, or are gone
+        meanwhile: nothing was claimed, `poll` again; their replacements are issued there."""
+        payloads = self.quarantine.sound(prompt_ids)
+        if len(payloads) < len(prompt_ids):
+            return None
+        if refused := self._store.take(prompt_ids, step):
+            log.warning("batch_changed", prompt_id=refused, reason="it is not buffered any more", effect="polled again")
+            return None
+        return list(payloads.values())
 
     def _wait(self, decision: Wait, outstanding: Sequence[Outstanding], version: int) -> None:
         self._issue(version, outstanding)  # rejections free credits while we wait

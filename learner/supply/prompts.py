@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -87,10 +88,14 @@ class PromptSource:
         """The task whose problems become prompts."""
         return self._task
 
-    def problems_digest(self, count: int) -> str:
-        """Of the first `count` problems of value pretraining, answers included: other data make another one."""
+    def problems_digest(self, count: int, run_seed: int | None = None) -> str:
+        """Of the first `count` problems of value pretraining, answers included: other data make another one.
+
+        Args:
+            run_seed: as a run of this seed draws them; None: this run's.
+        """
         found = blake2b(digest_size=16)
-        seed = derive_seed(self._config.run.seed, "value_pretraining")
+        seed = derive_seed(self._config.run.seed if run_seed is None else run_seed, "value_pretraining")
         for group in range(count):
             (problem,) = problems_of(self._task, "train", seed, group, 1)
             found.update(json.dumps([problem.prompt, problem.answer], sort_keys=True, default=str).encode())
@@ -146,8 +151,9 @@ class PromptSource:
             shortest = min(len(token_ids), shortest or len(token_ids))
         needed = (shortest or 0) + self._room.response
         raise PromptTooLong(
-            f"{MAX_SUBSTITUTES + 1} prompts in a row are longer than {self._room.tokens} tokens, the shortest of them"
-            f" has {shortest}: {self._room.field} = {self._room.limit} less sampling.max_response_tokens ="
+            f"task {self._config.task.name}: {MAX_SUBSTITUTES + 1} prompts in a row are longer than"
+            f" {self._room.tokens} tokens, the shortest of them has {shortest}: {self._room.field} ="
+            f" {self._room.limit} less sampling.max_response_tokens ="
             f" {self._room.response}. Raise {self._room.field} to {needed} or more"
         )
 
@@ -162,6 +168,9 @@ class PromptSource:
     def _look_through(self, lengths: LengthsOf) -> None:
         """All prompts of a finite task, before the first is issued."""
         began = time.monotonic()
+        left_out = sum((Counter(part.left_out()) for part in self._task.parts()), Counter[str]())
+        if left_out:
+            log.info("rows_left_out_by_filters", count=left_out.total(), by=dict(left_out))
         found = measure_prompts(self._config, self._task, "train", lengths)
         if found is None:
             return
@@ -169,7 +178,7 @@ class PromptSource:
         if not found.too_long:
             return
         if self._config.task.overlong == "refuse" or found.leaves_none:
-            raise PromptTooLong(f"{found.problem()}: {found.remedy()}")
+            raise PromptTooLong(f"task {self._config.task.name}: {found.problem()}: {found.remedy()}")
         log.warning(
             "overlong_prompts_left_out",
             count=len(found.too_long),

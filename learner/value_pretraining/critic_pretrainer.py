@@ -1,6 +1,7 @@
 """Training the critic of value pretraining on one side of the split, measuring it on the other. Every rank runs it.
 
-No value clipping: it throttles pretraining. The measured figure is explained variance against Monte-Carlo returns.
+No value clipping: it throttles pretraining. The measured figure is explained variance against Monte-Carlo returns. The
+held-out loss is half the squared error of the values whatever the head; the training loss is what is minimised.
 """
 
 from __future__ import annotations
@@ -14,25 +15,21 @@ import numpy as np
 import structlog
 
 from vcppo.common.config import VcppoConfig
+from vcppo.common.evaluation.over_prompts import Figure, Sums
 from vcppo.common.process import watchdog
 from vcppo.common.records.seeds import derive_seed
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.learner.algorithm.advantages import Truncation, place_ends
 from vcppo.learner.algorithm.gae import monte_carlo_returns
-from vcppo.learner.algorithm.losses import value_loss
+from vcppo.learner.algorithm.value_bins import ValueBins
 from vcppo.learner.batching.batch import Batch, Packer, Share, micro_batches, num_trained
+from vcppo.learner.critic_model.critic_engine import make_critic_engine
 from vcppo.learner.critic_quality.explained_variance import explained_variance
-from vcppo.learner.critic_quality.explained_variance_interval import (
-    Figure,
-    Sums,
-    choose_and_measure,
-    measure,
-    sums_by_prompt,
-)
-from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine, broadcast_object, sum_over_ranks
+from vcppo.learner.critic_quality.explained_variance_interval import choose_and_measure, measure, sums_by_prompt
+from vcppo.learner.critic_training.update import critic_step
+from vcppo.learner.engine.deepspeed_engine import TrainEngine, broadcast_object, sum_over_ranks
 from vcppo.learner.engine.forward import compute_values
-from vcppo.learner.models.models import load_critic
 from vcppo.learner.value_pretraining.gate import Gate, Measurement
 from vcppo.learner.value_pretraining.recording_stats import Counts, count_responses
 
@@ -91,20 +88,9 @@ class CriticPretrainer:
         self._train, self._held_out = train, held_out
         self._held_out_packer = Packer(held_out.batch, share)
         self._metrics = metrics
-        options = EngineOptions.from_config(config)
-        module = load_critic(
-            config.model.path,
-            init="policy",
-            dtype=options.torch_dtype,
-            trust_remote_code=config.model.trust_remote_code,
-            gradient_checkpointing=config.learner.gradient_checkpointing,
-            max_tokens=config.generator.max_model_len,
-        )
-        self.engine = TrainEngine(
-            module,
-            learning_rate=self._config.learning_rate,
-            options=options,
-            rate_setting="value_pretraining.learning_rate",
+        self._bins = ValueBins.of(config)
+        self.engine = make_critic_engine(
+            config, "policy", self._config.learning_rate, "value_pretraining.learning_rate"
         )
         self._prompts: list[str] = []
         self._sums: list[Sums] = []  # of each measurement
@@ -144,18 +130,8 @@ class CriticPretrainer:
         """One optimizer step; returns the mean loss. No value clipping: it throttles pretraining."""
         part = self._train
         num_tokens = num_trained(part.mask, part.batch.action_cu_seqlens, members)
-        total = 0.0
-        for micro in micro_batches(part.batch, members, self._share):
-            values = self.engine.forward(micro.packed.to(self.engine.device)).values
-            loss = value_loss(
-                values,
-                micro.of(part.returns, values.device),
-                num_tokens=num_tokens,
-                mask=micro.of(part.mask, values.device),
-            )
-            self.engine.accumulate(loss.value)
-            total += float(loss.sums["value_loss"])
-        self.engine.step()
+        micros = micro_batches(part.batch, members, self._share)
+        total = critic_step(self.engine, micros, part.returns, part.mask, num_tokens=num_tokens, bins=self._bins)
         return float(sum_over_ranks(np.array([total]))[0]) / num_tokens
 
     @property

@@ -8,6 +8,9 @@ The critic kept is the best of several measurements, so its own figure is too hi
 one: the critics are compared on one half of the held-out prompts and measured on the other, and the other way round
 (`vcppo.learner.critic_quality.explained_variance_interval.choose_and_measure`). It passes when that figure reaches
 min_explained_variance.
+
+Where held-out returns do not vary there is no such figure. The critic of the lowest held-out loss is kept, and it
+passes only a gate that asks for nothing, one at or below 0.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vcppo.common.config import ValuePretrainingConfig
-from vcppo.learner.critic_quality.explained_variance_interval import Figure
+from vcppo.common.evaluation.over_prompts import Figure
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Gate:
     """Early stopping on held-out explained variance, and the verdict.
 
     Attributes:
-        best: the measurement with the highest explained variance (by more than min_delta).
+        best: the measurement with the highest explained variance (by more than min_delta); as long as none has one,
+            that with the lowest loss.
         lowest_loss: of all held-out losses.
         num_without_progress: measurements since explained variance last rose or the loss last fell by min_delta.
     """
@@ -56,14 +60,17 @@ class Gate:
     def add(self, measurement: Measurement) -> bool:
         """Take a measurement; True when it is the new best (by more than min_delta)."""
         self.history.append(measurement)
-        found = measurement.explained_variance
-        best = self.best.explained_variance if self.best is not None else None
-        is_best = found is not None and (best is None or found > best + self.config.min_delta)
-        if is_best:
-            self.best = measurement
         loss_fell = measurement.held_out_loss < self.lowest_loss - self.config.min_delta
         if loss_fell:
             self.lowest_loss = measurement.held_out_loss
+        found = measurement.explained_variance
+        best = self.best.explained_variance if self.best is not None else None
+        if found is None:
+            is_best = best is None and (loss_fell or self.best is None)
+        else:
+            is_best = best is None or found > best + self.config.min_delta
+        if is_best:
+            self.best = measurement
         self.num_without_progress = 0 if is_best or loss_fell else self.num_without_progress + 1
         return is_best
 
@@ -102,13 +109,13 @@ class Gate:
 
 
 def verdict(figure: float | None, interval: tuple[float, float] | None, threshold: float) -> dict[str, Any]:
-    """The part of a decision that depends on the threshold.
+    """The part of a decision that depends on the threshold. Without a figure only a gate at or below 0 is passed.
 
     ``certain``: the interval does not contain the threshold, so that other prompts would hardly decide otherwise.
     """
     low, high = interval if interval is not None else (None, None)
     return {
-        "passed": figure is not None and figure >= threshold,
+        "passed": threshold <= 0 if figure is None else figure >= threshold,
         "certain": low is not None and high is not None and not low <= threshold <= high,
         "explained_variance": figure,
         "low": low,

@@ -21,7 +21,7 @@ With 20 of the rarer kind the 90 % interval of a critic at the default gate, 0.3
 """
 
 _MOST_TIMES = 32  # more recording than this is no remedy
-_NO_GATE = -10
+_UNMEASURED = "set value_pretraining.min_explained_variance to -10 to begin RL with a critic that nobody measured"
 
 
 def asks_for_counts(config: ValuePretrainingConfig) -> bool:
@@ -68,11 +68,7 @@ def _more(
     rate = f"now {recorded.num_right} of {recorded.num_responses}, {recorded.rate(recorded.num_right):.1%}"
     often = "more often" if kind == "right" else "less often"
     ways.append(f"start a run, under another run.name, with a model, prompt or task that is right {often} ({rate})")
-    if held_out.num_rarer:
-        ways.append(
-            f"set value_pretraining.min_explained_variance to {_NO_GATE} to begin RL with a critic that nobody measured"
-        )
-    return ways
+    return [*ways, _UNMEASURED]
 
 
 def _trajectories_for(recorded: Counts, config: ValuePretrainingConfig, group_size: int) -> int | None:
@@ -107,7 +103,9 @@ def failed(decision: Mapping[str, Any], config: ValuePretrainingConfig) -> str:
             f"or {config.learning_rate / 3:.2g}"
         )
     ways.append(f"raise value_pretraining.num_trajectories to {2 * config.num_trajectories}")
-    if best is not None:
+    if best is None:
+        ways.append(_UNMEASURED)
+    else:
         lower = math.floor(100 * best) / 100
         ways.append(f"lower value_pretraining.min_explained_variance to {lower:g} if such a critic is good enough")
     threshold = f"value_pretraining.min_explained_variance = {config.min_explained_variance:g}"

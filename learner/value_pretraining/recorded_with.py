@@ -3,7 +3,7 @@
     recorded_with.json
         settings         those that shape a recording (`vcppo.common.config.dependents`)
         model            digest of the model's files: config, tokenizer, templates, and a sample of the weights
-        task_code        digest of the source of a task that is not built in
+        task_code        digest of the source of a task that is not built in, and of reward functions
         problems         digest of the first `num_problems` problems: what options, data files or code make of them
         longest_tokens   a recorded prompt with the longest response it could get; null until all is recorded
 
@@ -21,13 +21,14 @@ from typing import Any, Protocol
 
 import structlog
 
-from vcppo.common.config import VcppoConfig
+from vcppo.common.config import TaskConfig, VcppoConfig
 from vcppo.common.config.dependents import differences, flat, settings_of
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
-from vcppo.common.files.fingerprints import model_contents
+from vcppo.common.files.fingerprints import contents_named, file_digest, model_contents
 from vcppo.common.files.json_file import read_json_object
 from vcppo.common.files.whole_file import write_whole
-from vcppo.common.run_folder import RECORD_FILE, RECORDED_WITH_FILE
+from vcppo.common.rewards.reward_functions import load_reward_functions
+from vcppo.common.run_folder import RECORD_FILE, RECORDED_WITH_FILE, RunFolder
 from vcppo.common.tasks import BUILT_IN_TASKS, Task
 
 log = structlog.get_logger(__name__)
@@ -48,8 +49,8 @@ class Problems(Protocol):
     def task(self) -> Task:
         """The task that is recorded."""
 
-    def problems_digest(self, count: int) -> str:
-        """Hash of the first `count` problems of value pretraining."""
+    def problems_digest(self, count: int, run_seed: int | None = None) -> str:
+        """Hash of the first `count` problems of value pretraining, of a run of that seed; None: of this run."""
 
 
 def made_with(config: VcppoConfig, task: Task) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def made_with(config: VcppoConfig, task: Task) -> dict[str, Any]:
     return {
         "settings": settings_of("recording", flat(config.model_dump(mode="json"))),
         "model": model_digest(config.model.path),
-        "task_code": _task_code(config.task.name, task),
+        "task_code": _all_code(config.task, task),
     }
 
 
@@ -78,7 +79,7 @@ def check_recording(folder: Path, config: VcppoConfig, problems: Problems, num_r
     if num_recorded and before is None:
         log.warning("recording_of_unknown_origin", file=str(folder / RECORD_FILE), effect="it is taken as it is")
     if num_recorded and before is not None:
-        changed = _changed(before, now)
+        changed = changed_since(before, now)
         count = int(before["num_problems"])
         if not changed and problems.problems_digest(count) != before["problems"]:
             changed = ["the task's problems are others: its data, or what task.options refers to"]
@@ -113,9 +114,17 @@ def critic_inputs(config: VcppoConfig, note: Mapping[str, Any]) -> dict[str, Any
     """What the critic of value pretraining is made with: the recording, and its own settings."""
     return {
         "recording": digest([note["settings"], note["model"], note["task_code"], note["problems"]]),
+        "critic_model": None if config.critic.model is None else model_digest(config.critic.model),
         "num_trajectories": config.value_pretraining.num_trajectories,
+        "recordings": [_recording_digest(run) for run in config.value_pretraining.recordings],
         "settings": settings_of("critic", flat(config.model_dump(mode="json"))),
     }
+
+
+def _recording_digest(run: Path) -> str | None:
+    """Of another run's recording; None: it is not there."""
+    path = RunFolder(run).value_pretraining / RECORD_FILE
+    return file_digest(path) if path.is_file() else None
 
 
 def still_fits(config: VcppoConfig, note: Mapping[str, Any]) -> bool:
@@ -124,7 +133,8 @@ def still_fits(config: VcppoConfig, note: Mapping[str, Any]) -> bool:
     return bool(note.get("settings") == settings and note.get("model") == model_digest(config.model.path))
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How what a recording was made with (`read_note`) differs from `made_with` of now, but for the problems."""
     plain = json.loads(json.dumps(now, default=str))
     changed = [str(change) for change in differences(before["settings"], plain["settings"])]
     if before["model"] != plain["model"]:
@@ -146,11 +156,24 @@ def _outdated(folder: Path, config: VcppoConfig, changed: list[str]) -> str:
     )
 
 
+def _all_code(config: TaskConfig, task: Task) -> str | None:
+    """Of the task, and of the functions that grade it."""
+    functions = load_reward_functions(each.name for each in config.rewards)
+    code = _task_code(config.name, task)
+    return digest([code, *map(_source_of, functions.values())]) if functions else code
+
+
 def _task_code(name: str, task: Task) -> str | None:
     if name in BUILT_IN_TASKS:
-        return f"version {task.version}"
+        judges = contents_named([part.judged_by for part in task.parts()])
+        return " ".join([f"version {task.version}", *judges.values()])
+    return _source_of(type(task))
+
+
+def _source_of(thing: Any) -> str | None:
+    """Digest of the module it is defined in."""
     try:
-        source = inspect.getsource(inspect.getmodule(type(task)) or type(task))
+        source = inspect.getsource(inspect.getmodule(thing) or thing)
     except (OSError, TypeError):  # made without a file
         return None
     return blake2b(source.encode(), digest_size=16).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from vcppo.learner.batching.batch import Batch
 from vcppo.learner.batching.trajectory_file import TrajectoryFile
 from vcppo.learner.engine.deepspeed_engine import broadcast_object, num_ranks
 from vcppo.learner.supply.collect import POLL_SECONDS, PromptIssuer, WaitWatch, describe_wait
+from vcppo.learner.supply.quarantine import Quarantine
 from vcppo.learner.value_pretraining.recording_stats import Counts, count_responses
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ class Recorder:
         self._issuer = issuer
         self._file = file
         self._watch = WaitWatch("value_pretraining_trajectory", config.learner.batch_deadline_seconds)
+        self._quarantine = Quarantine(config, store)
         self._finish_claims()
         issuer.not_before(_first_missing(file, config.rl.group_size))  # where the store is a new one
 
@@ -58,8 +60,9 @@ class Recorder:
         arrived = [entry.prompt_id for entry in outstanding if entry.state == "buffered"]
         if arrived:
             self._watch.reset()
-            self._file.append(self._store.claim(arrived, CLAIM_STEP))
-            self._store.commit(arrived)  # only now: they are on disk
+            sound = self._quarantine.sound(arrived)
+            if not self._store.take(list(sound), CLAIM_STEP):  # else one is gone meanwhile: look again
+                self._record(sound)
         num_open = len(outstanding) - len(arrived)
         room = min(self._max_open - num_open, self._num_wanted - len(self._file) - num_open)
         self._issuer.issue(room, version=0)
@@ -73,8 +76,11 @@ class Recorder:
         """A crash came between claim and commit: the file decides what is still to be written."""
         claimed = self._store.claimed().get(CLAIM_STEP, [])
         if claimed:
-            self._file.append(self._store.payloads(claimed))
-            self._store.commit(claimed)
+            self._record(self._quarantine.sound(claimed))
+
+    def _record(self, claimed: Mapping[str, bytes]) -> None:
+        self._file.append(claimed.values())
+        self._store.commit(list(claimed))  # only now: they are on disk
 
 
 class WeightSender(Protocol):
@@ -131,10 +137,15 @@ def _first_missing(file: TrajectoryFile, group_size: int) -> int:
     return next(index for index, name in enumerate(names) if name not in recorded)
 
 
-def share_record(file: TrajectoryFile | None) -> list[Trajectory]:
-    """Rank 0's recorded trajectories on every rank, in prompt order: what is trained does not depend on arrival."""
-    if file is not None:
-        ordered = sorted(file.trajectories, key=lambda t: (t.group_id, t.sample_index))
+def in_prompt_order(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+    """What is trained does not depend on arrival."""
+    return sorted(trajectories, key=lambda t: (t.group_id, t.sample_index))
+
+
+def share_record(trajectories: Sequence[Trajectory] | None) -> list[Trajectory]:
+    """Rank 0's trajectories on every rank, in prompt order. The others give None."""
+    if trajectories is not None:
+        ordered = in_prompt_order(trajectories)
         broadcast_object([encode_trajectory(t) for t in ordered] if num_ranks() > 1 else None)
         return ordered
     return Batch.decode(broadcast_object(), version=0).trajectories

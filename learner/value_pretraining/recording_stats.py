@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from vcppo.common.records.trajectory import Outcome, Trajectory
+from vcppo.common.records.trajectory import Outcome, Trajectory, mean_components
 from vcppo.common.telemetry.metrics import Value
 
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -23,6 +23,7 @@ class Counts:
         num_prompts: prompts with a response; `num_mixed`: those of them with right and not-right ones; `num_repeated`:
             those with two responses or more, the only ones that can be mixed.
         mean_reward, mean_length, max_length: over responses; lengths in action tokens. 0 of none.
+        mean_components: of the rewards' parts by name, each over the responses that have it.
     """
 
     outcomes: dict[str, int]
@@ -33,6 +34,7 @@ class Counts:
     mean_reward: float
     mean_length: float
     max_length: int
+    mean_components: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_responses(self) -> int:
@@ -62,6 +64,7 @@ class Counts:
         """By metric name; a count beside every share."""
         return {
             "vp/reward": self.mean_reward,
+            **{f"vp/reward/{name}": mean for name, mean in self.mean_components.items()},
             "vp/accuracy": self.rate(self.num_right),
             "vp/length/mean": self.mean_length,
             "vp/length/max": self.max_length,
@@ -118,6 +121,7 @@ def count_responses(trajectories: Iterable[Trajectory]) -> Counts:
         mean_reward=_mean([trajectory.reward for trajectory in found]),
         mean_length=_mean(lengths),
         max_length=max(lengths, default=0),
+        mean_components=mean_components(found),
     )
 
 

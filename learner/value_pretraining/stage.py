@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from vcppo.learner.supply.collect import PromptIssuer, give_up_outdated
 from vcppo.learner.value_pretraining.critic_pretrainer import CriticPretrainer, Part
 from vcppo.learner.value_pretraining.gate import verdict
 from vcppo.learner.value_pretraining.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
+from vcppo.learner.value_pretraining.other_recordings import Recording, Taken, read_recordings, take_in
 from vcppo.learner.value_pretraining.recorded_with import (
     check_recording,
     critic_inputs,
@@ -55,7 +56,7 @@ from vcppo.learner.value_pretraining.recorded_with import (
     still_fits,
     write_note,
 )
-from vcppo.learner.value_pretraining.recording import Recorder, WeightSender, record, share_record
+from vcppo.learner.value_pretraining.recording import Recorder, WeightSender, in_prompt_order, record, share_record
 from vcppo.learner.value_pretraining.recording_stats import count_responses
 
 log = structlog.get_logger(__name__)
@@ -127,16 +128,17 @@ def split_held_out(
     return train, held_out
 
 
-def enough_held_out(counted: Sequence[Trajectory], config: VcppoConfig) -> float | None:
+def enough_held_out(counted: Sequence[Trajectory], config: VcppoConfig, num_taken: int = 0) -> float | None:
     """The least held_out_fraction that holds out `NEEDED_OF_EACH` right and not-right responses; None: none does.
 
-    At most half of the prompts are held out, and a mini-batch is left to train on.
+    At most half of the prompts are held out, and a mini-batch is left to train on. `num_taken` prompts are of other
+    recordings.
     """
     stage, group_size = config.value_pretraining, config.rl.group_size
     right: dict[str, list[bool]] = {}
     for trajectory in counted:
         right.setdefault(trajectory.group_id, []).append(trajectory.outcome == "correct")
-    num_groups = stage.num_trajectories // group_size
+    num_groups = stage.num_trajectories // group_size + num_taken
     num_right = num_not_right = 0
     for number, group in enumerate(_by_hash(counted, config.run.seed), start=1):
         num_right += sum(right[group])
@@ -174,25 +176,31 @@ def run_value_pretraining(
         RecordingOutdated: what is recorded was made with something else than the config says.
     """
     folder = RunFolder(config.run.path).value_pretraining
-    file = TrajectoryFile(folder / RECORD_FILE) if store is not None else None
-    recorder, note = None, {}
+    file = TrajectoryFile(folder / RECORD_FILE, stop_requested) if store is not None else None
+    recorder, note, others = None, {}, list[Recording]()
     if store is not None and issuer is not None and file is not None:
         note = check_recording(folder, config, issuer.source, len(file))
+        others = read_recordings(config, note, issuer.source)  # before anything is recorded for nothing
         give_up_outdated(store, digest(made_with(config, issuer.source.task)))
         recorder = Recorder(config, store, issuer, file)
     if not record(recorder, metrics, stop_requested, weights):
         return False
     if weights is not None:
         weights.release()
+    confirm = (lambda: None) if store is None else store.confirm  # before each file that another learner reads
+    confirm()
     if file is not None:
         write_note(folder, {**note, "longest_tokens": _longest(file.trajectories, config)})
-    trajectories = share_record(file)[: config.value_pretraining.num_trajectories]
-    num_held_out = config.value_pretraining.num_held_out_groups(config.rl.group_size)
+    taken = None if file is None else _with_others(file, others, config)
+    trajectories = share_record(None if taken is None else taken.trajectories)
+    num_taken, recordings = broadcast_object(None if taken is None else (taken.num_new_prompts, taken.facts))
+    num_held_out = config.value_pretraining.num_held_out_groups(config.rl.group_size, num_taken)
     train, held_out = (Part.of(side, config) for side in split_held_out(trajectories, num_held_out, config.run.seed))
     facts: dict[str, Any] = {
         "num_train": len(train.batch),
         "num_held_out": len(held_out.batch),
         "recorded": count_responses(trajectories).as_json(),
+        "recordings": recordings,
         "held_out": held_out.counts.as_json(),
         "inputs": _plain(critic_inputs(config, note)) if note else None,
     }
@@ -201,10 +209,20 @@ def run_value_pretraining(
     if earlier is not None:
         return _decide(_judged_anew(earlier, config), folder, config)
     pretrainer = CriticPretrainer(config, share, train, held_out, metrics)
-    gate = pretrainer.run(lambda engine: _save_critic(engine, folder / CRITIC_FOLDER), stop_requested)
+    gate = pretrainer.run(lambda engine: _save_critic(engine, folder / CRITIC_FOLDER, confirm), stop_requested)
     if gate is None:
         return False
+    confirm()
     return _decide({**gate.decision(pretrainer.judged), **facts}, folder, config)
+
+
+def _with_others(file: TrajectoryFile, others: Sequence[Recording], config: VcppoConfig) -> Taken:
+    """The run's own recording as far as it is asked for, and what is taken from others."""
+    own = in_prompt_order(file.trajectories)[: config.value_pretraining.num_trajectories]
+    taken = take_in(own, config.run.seed, others, config.generator.max_model_len)
+    for each in taken.facts:
+        log.info("recording_taken_in", **each)
+    return taken
 
 
 def _longest(trajectories: Sequence[Trajectory], config: VcppoConfig) -> int:
@@ -213,12 +231,14 @@ def _longest(trajectories: Sequence[Trajectory], config: VcppoConfig) -> int:
 
 
 def _check_counts(train: Part, held_out: Part, config: VcppoConfig, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Too few of one kind: say so before the critic is trained. Rewards of more than two values have no kinds."""
+    """Too few of one kind: say so before the critic is trained. Graded rewards have no kinds."""
     counted = [part.batch.trajectories[i] for part in (train, held_out) for i in part.counted]
-    if len({trajectory.reward for trajectory in counted}) > 2:
+    if _is_graded(counted):
         return
     recorded, stage = count_responses(counted), config.value_pretraining
-    message = too_few(held_out.counts, recorded, stage, config.rl.group_size, enough_held_out(counted, config))
+    num_taken = sum(each["num_new_prompts"] for each in facts["recordings"])
+    fraction = enough_held_out(counted, config, num_taken)
+    message = too_few(held_out.counts, recorded, stage, config.rl.group_size, fraction)
     if message is None:
         return
     why = f"too few of one kind held out: {NEEDED_OF_EACH} are needed"
@@ -231,6 +251,14 @@ def _check_counts(train: Part, held_out: Part, config: VcppoConfig, folder: Path
     raise GateFailed(message)
 
 
+def _is_graded(trajectories: Iterable[Trajectory]) -> bool:
+    """Whether right responses, or the others, differ in their rewards among themselves."""
+    rewards: dict[bool, set[float]] = {True: set(), False: set()}
+    for trajectory in trajectories:
+        rewards[trajectory.outcome == "correct"].add(trajectory.reward)
+    return max(map(len, rewards.values())) > 1
+
+
 def _of_same_inputs(folder: Path, inputs: Any) -> dict[str, Any] | None:
     """Rank 0: an earlier decision whose critic was made with these inputs; else None, and the old one is removed."""
     decision = _read_decision(folder)
@@ -240,19 +268,24 @@ def _of_same_inputs(folder: Path, inputs: Any) -> dict[str, Any] | None:
     if before == inputs and _has_critic(folder):
         return decision
     changed = [str(change) for change in differences(before.get("settings", {}), inputs["settings"])]
+    if before and before.get("recordings", []) != inputs["recordings"]:
+        changed.append("the recordings of value_pretraining.recordings are others")
     if before and before["num_trajectories"] != inputs["num_trajectories"]:
         changed.append(f"value_pretraining.num_trajectories was {before['num_trajectories']}")
+    if before and before.get("critic_model") != inputs["critic_model"]:
+        changed.append("the files at critic.model are others")
     log.info("value_pretraining_critic_outdated", changed=changed, effect="it is trained again from the recording")
     (folder / DECISION_FILE).unlink()
     return None
 
 
-def _save_critic(engine: TrainEngine, folder: Path) -> None:
+def _save_critic(engine: TrainEngine, folder: Path, confirm: Callable[[], None]) -> None:
     """All ranks (gathers); rank 0 replaces the folder by rename."""
     state = engine.gather_full_state_dict()
     if rank() != 0:
         return
     assert isinstance(engine.module, CriticModel)
+    confirm()
     with written_whole(folder) as staging:
         save_model(engine.module, staging, state)
 

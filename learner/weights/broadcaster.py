@@ -32,13 +32,14 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.process import watchdog
 from vcppo.common.store import facts
-from vcppo.common.store.run_store import Member, RunStore
+from vcppo.common.store.run_store import Fenced, Member, RunStore, Superseded
 from vcppo.common.transport import ControlClient
+from vcppo.common.transport.control import CallerSuperseded
 from vcppo.common.transport.generator_calls import Abort, Resume
 from vcppo.common.transport.ports import free_port
 from vcppo.learner.engine.distributed import broadcast_object, rank
 from vcppo.learner.weights.canary import CanaryError, CanaryProbe
-from vcppo.learner.weights.fan_out import STATUS_SECONDS, FanOut, MemberError, silent
+from vcppo.learner.weights.fan_out import FanOut, MemberError, num_workers, unable
 from vcppo.learner.weights.membership import Membership, Registration, dismiss, incarnation, tell
 from vcppo.learner.weights.weight_proof import ProofVerdict, WeightProof
 
@@ -53,12 +54,14 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-_SILENT = f"did not say in {STATUS_SECONDS:g} s that it is free for a call"
 _GRACE_SECONDS = 10.0  # gloo's deadline passes first, so that its reason, not ours, is reported
 
 
 class BroadcastError(VcppoError):
     """No generator could be brought to the new weights; the text names each and why."""
+
+
+_ERRORS = {"canary": CanaryError, "fenced": Superseded, "broadcast": BroadcastError}
 
 
 class WeightEngine(Protocol):
@@ -160,6 +163,7 @@ class WeightBroadcaster:
         Raises:
             CanaryError: no generator's log-probs agree with the probe's; they have been told to stop generating.
             BroadcastError: no generator is left.
+            Superseded: the store or a generator knows a newer learner than this one.
         """
         began = time.monotonic()
         dropped: list[str] = []
@@ -170,7 +174,7 @@ class WeightBroadcaster:
             while True:
                 outcome = broadcast_object(self._attempt(policy_version, canary, dropped, failures))
                 if outcome["state"] == "error":
-                    raise {"canary": CanaryError}.get(outcome["kind"], BroadcastError)(outcome["text"])
+                    raise _ERRORS[outcome["kind"]](outcome["text"])
                 if outcome["state"] == "done":
                     break
         report = BroadcastReport(
@@ -206,6 +210,8 @@ class WeightBroadcaster:
             outcome = {"state": "done", "dropped": dropped} | self._update(policy_version, canary, dropped)
         except CanaryError as error:
             outcome = {"state": "error", "kind": "canary", "text": str(error)}
+        except (Fenced, CallerSuperseded) as error:
+            outcome = {"state": "error", "kind": "fenced", "text": str(error)}
         except VcppoError as error:
             outcome = {"state": "error", "kind": "broadcast", "text": str(error)}
         except Exception as error:  # noqa: BLE001  (gloo, NCCL and generators fail in many kinds; all mean: find out who)
@@ -225,6 +231,7 @@ class WeightBroadcaster:
         dropped.extend(verdict.faults)
         if not self._fan_out.clients:
             return {"state": "again"}
+        self.store.confirm()  # the last moment: what is resumed is generated with, and trained
         resumed = self._fan_out.ask(Resume())
         self._fan_out.release()
         self.membership.synced([each for each in joined if each[0] in self._fan_out.clients], policy_version)
@@ -240,7 +247,7 @@ class WeightBroadcaster:
         Everybody is asked for a sign of life first: a death costs `STATUS_SECONDS` here, a whole deadline later.
         """
         found = self.membership.members()
-        self._drop(dict.fromkeys((m.id for m in silent(found)), _SILENT), found, dropped)
+        self._drop(unable(found, self.store.incarnation), found, dropped)
         found = self.membership.members()
         joined = frozenset((m.id, m.epoch) for m in found)
         if joined and joined == self._joined:
@@ -251,8 +258,8 @@ class WeightBroadcaster:
             return
         log.info("weight_group_rebuilt", members=sorted(m.id for m in found), backend=self._backend)
         self._fan_out = FanOut(
-            clients={m.id: ControlClient(m.control_endpoint) for m in found},
-            num_workers={m.id: int(str(m.info.get("num_workers", 1))) for m in found},
+            clients={m.id: ControlClient(m.control_endpoint, self.store.incarnation) for m in found},
+            num_workers={m.id: num_workers(m) for m in found},
             deadline_seconds=self._config.deadline_seconds + _GRACE_SECONDS,
             policy_version=policy_version,
         )
@@ -282,7 +289,7 @@ class WeightBroadcaster:
             info = GlooTrainerInitInfo(
                 master_address=self._config.host,
                 world_size=fan_out.world_size,
-                group=f"weights-{self._num_groups}",
+                group=f"weights-{self.store.incarnation}-{self._num_groups}",
                 deadline_seconds=self._config.deadline_seconds,
                 buffer_bytes=buffer_bytes,
                 rank=0,
@@ -318,18 +325,21 @@ class WeightBroadcaster:
     def _after_failure(self, error: Exception, dropped: list[str], failures: dict[str, int]) -> dict[str, Any]:
         """Name who is to blame, drop them, and say whether to try again."""
         log.warning("broadcast_failed", error=str(error), kind=type(error).__name__)
+        if isinstance(error, MemberError) and (texts := error.superseded):
+            return {"state": "error", "kind": "fenced", "text": texts[0]}
         members = self.membership.members()
         self._leave_group()
-        blamed = dict.fromkeys((m.id for m in silent(members)), _SILENT)
-        if not blamed and isinstance(error, MemberError):
+        gone = unable(members, self.store.incarnation)
+        blamed = dict(gone)
+        if not gone and isinstance(error, MemberError):
             for name in error.failures:
                 failures[name] = failures.get(name, 0) + 1
             blamed = {name: str(e) for name, e in error.failures.items() if failures[name] > 1}
         failures[""] = failures.get("", 0) + 1
         self._drop(blamed, members, dropped)
-        nobody_can = bool(blamed) and len(blamed) == len(members) and set(blamed.values()) != {_SILENT}
+        nobody_can = not gone and bool(blamed) and len(blamed) == len(members)
         for member in members:
-            if member.id in blamed and blamed[member.id] != _SILENT and not nobody_can:
+            if member.id in blamed and not gone and not nobody_can:
                 self.membership.failed(member, blamed[member.id])
         if nobody_can or failures[""] > 2 + len(members):
             return {"state": "error", "kind": "broadcast", "text": f"no generator took the weights: {error}"}

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from vcppo.common.errors import DeadlineExceeded, VcppoError
 from vcppo.common.store.run_store import Member
 from vcppo.common.transport import ControlClient
+from vcppo.common.transport.control import CallerSuperseded
 from vcppo.common.transport.generator_calls import (
     Answer,
     Call,
@@ -27,6 +28,8 @@ from vcppo.common.transport.generator_calls import (
 T = TypeVar("T")
 STATUS_SECONDS = 5.0  # a generator that does not say who it is in this time is taken for dead
 _GRACE_SECONDS = 5.0  # a call's own deadline passes first
+_MAX_WORKERS = 4096  # of one generator
+_MAX_WHY = 500
 
 
 class MemberError(Exception):
@@ -36,6 +39,11 @@ class MemberError(Exception):
         text = "; ".join(f"{name}: {error}" for name, error in failures.items())
         super().__init__(f"{method} failed at {text}")
         self.failures = dict(failures)
+
+    @property
+    def superseded(self) -> list[str]:
+        """What those say who obey a newer learner than this one."""
+        return [str(error) for error in self.failures.values() if isinstance(error, CallerSuperseded)]
 
 
 @dataclass
@@ -129,25 +137,51 @@ def beside(function: Callable[[], T]) -> Future[T]:
     return future
 
 
-def silent(members: Sequence[Member]) -> list[Member]:
-    """Those that do not say within `STATUS_SECONDS` that they are free for a call; all are asked at once.
+def unable(members: Sequence[Member], incarnation: int) -> dict[str, str]:
+    """Why, by id, of those that can take no call: all are asked at once, and must be free within `STATUS_SECONDS`.
 
-    After a broken update its victims are free again at once, while one that is stuck in it stays busy.
+    `incarnation`: of this learner. Raises CallerSuperseded when one of them obeys a newer one.
+
+    After a broken update its victims are free again at once, while one that is stuck in it stays busy. One whose engine
+    died says so until its process ends.
     """
-    asked = [(member, beside(lambda m=member: _answers(m))) for member in members]  # type: ignore[misc]
-    return [member for member, answer in asked if not answer.result()]
+    asked = {member.id: beside(lambda m=member: _why_unable(m, incarnation)) for member in members}  # type: ignore[misc]
+    return {name: why for name, answer in asked.items() if (why := answer.result())}
 
 
-def _answers(member: Member) -> bool:
-    client = ControlClient(member.control_endpoint)
+def _why_unable(member: Member, incarnation: int) -> str:
+    """ "" when it can take a call."""
+    if why := _no_member(member):
+        return why
+    client = ControlClient(member.control_endpoint, incarnation)
     end = time.monotonic() + STATUS_SECONDS
     try:
-        while client.ask(Status(), STATUS_SECONDS).busy is not None:
+        while (busy := client.ask(Status(), STATUS_SECONDS).busy) is not None:
             if time.monotonic() > end:
-                return False
+                return f"is busy with {busy[:64]} for more than {STATUS_SECONDS:g} s"
             time.sleep(0.1)
-    except VcppoError:  # an endpoint that is none, an answer that is no status
-        return False
+    except CallerSuperseded:
+        raise
+    except VcppoError as error:  # nobody there, an answer that is no status, a dead engine
+        return f"can take no call: {str(error)[:_MAX_WHY]}"
     finally:
         client.close()
-    return True
+    return ""
+
+
+def _no_member(member: Member) -> str:
+    """What it wrote into the store that no generator writes."""
+    try:
+        host = urlsplit(member.control_endpoint).hostname
+    except ValueError:
+        host = None
+    if not host:
+        return f"registered with control_endpoint {member.control_endpoint[:64]!r}, which has no host"
+    count = num_workers(member)
+    return "" if 1 <= count <= _MAX_WORKERS else f"registered with num_workers {member.info.get('num_workers')!r:.40}"
+
+
+def num_workers(member: Member) -> int:
+    """How many workers of its engine join the weight group; 0: what it says is no number."""
+    found = member.info.get("num_workers", 1)
+    return found if type(found) is int else 0

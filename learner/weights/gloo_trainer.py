@@ -166,7 +166,8 @@ class GlooTrainerWeightTransferEngine(TrainerWeightTransferEngine[GlooTrainerIni
         self.client.start_weight_update()
         receiving = beside(lambda: self.client.update_weights(update_info))
         # The workers' error must surface now, not when our own collective times out: break the collective.
-        receiving.add_done_callback(lambda f: self._group.abort() if f.exception() else None)
+        group = self._group  # ours may be gone by then: the answer is heard of while the group is being left
+        receiving.add_done_callback(lambda f: group.abort() if f.exception() else None)
         try:
             self._broadcast(first, packets)
         except RuntimeError as error:

@@ -99,7 +99,7 @@ class Membership:
     def failed(self, member: Member, reason: str) -> None:
         """It is there and did not take an update: let it register again and try once more, but not for ever."""
         self._failures[member.id] = self._failures.get(member.id, 0) + 1
-        client = ControlClient(member.control_endpoint)
+        client = ControlClient(member.control_endpoint, self._store.incarnation)
         tell(member.id, client, Abort())
         if self._failures[member.id] >= self._attempts:
             del self._failures[member.id]

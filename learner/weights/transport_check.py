@@ -35,16 +35,24 @@ def transport_fault(reports: Any, sent: SentWeights) -> str:
 
 
 def _fault_of(report: Any, sent: SentWeights) -> str:
-    if not isinstance(report, dict) or not isinstance(report.get("sums"), list):
+    if not isinstance(report, dict) or not _are_integers(report.get("sums")):
         return "it returned no sums of the weights it received: its weight-transfer engine is not ours"
     sums = report["sums"]
-    if len(sums) != len(sent.sums) or report.get("names") != names_sum(sent.names):
+    names, stale = report.get("names"), report.get("stale", 0)
+    if not _are_integers([names, stale]):
+        return f"it returned no sums of the weights it received: names and stale are {str([names, stale])[:80]}"
+    if len(sums) != len(sent.sums) or names != names_sum(sent.names):
         return f"it received {len(sums)} tensors, {len(sent.sums)} were sent, or their names or order differ"
     differing = [name for name, theirs, ours in zip(sent.names, sums, sent.sums, strict=True) if theirs != ours]
     if not differing:
-        return _STALE_HEAD if report.get("stale") else ""
+        return _STALE_HEAD if stale else ""
     more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
     return (
         f"the bytes it received of {', '.join(differing[:_MOST_NAMED])}{more} are not those that were sent: look at "
         "the memory and the network of its machine"
     )
+
+
+def _are_integers(found: Any) -> bool:
+    """Anything may have come: an array in a list's place would raise when it is compared."""
+    return isinstance(found, list) and all(type(each) is int for each in found)

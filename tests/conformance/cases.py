@@ -163,6 +163,10 @@ def _groups() -> list[Case]:
         _case("leave one out", "RLOO: less the mean of the group's others", *unlike, settings=others),
         _case("leave one out, rewards alike", zero, *unlike, *alike, settings=others),
         _case("a group of one", "has no baseline, and 0", *unlike, *group(2, 1.0), settings=others),
+        Case("REINFORCE++", "the outcome at every action, whitened over the actions of all ranks",
+             (shard(unlike), shard(alike)), Settings(kind="reinforce_plus_plus", whiten=True)),
+        Case("REINFORCE++ baseline", "the same with the outcome less the group's mean",
+             (shard(unlike), shard(alike)), Settings(kind="reinforce_plus_plus_baseline", whiten=True)),
     ]  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def _trained(given: Sequence[Estimate], wanted: Sequence[Expected]) -> str | Non
 def _worst(given: Sequence[Estimate], wanted: Sequence[Expected], case: Case) -> str | None:
     """The largest difference in words, if it is more than the tolerance."""
     raw = [one.advantages for one in wanted]
-    centre = case.settings.kind == "gae"
+    centre = case.settings.centres
     choices = [whitened(wanted, ddof, centre=centre) for ddof in (0, 1)] if case.settings.whiten else [raw]
     by_choice = [_largest("advantage", [g.advantages for g in given], advantages, wanted) for advantages in choices]
     targets = _largest("value target", [g.value_targets for g in given], [w.value_targets for w in wanted], wanted)

@@ -57,7 +57,10 @@ def expected(shard: Shard, settings: Settings) -> Expected:
 
 
 def _of_groups(shard: Shard, settings: Settings) -> Expected:
-    """Exact fractions: a group of equal rewards has a mean that is equal to them. Value targets are not made."""
+    """Exact fractions: a group of equal rewards has a mean that is equal to them. Value targets are not made.
+
+    REINFORCE++ before whitening, without a KL: the outcome at each action, in its variant less the group's mean.
+    """
     outcomes = [Fraction(float(outcome)) for outcome in shard.rewards.sum(axis=1)]
     advantages = np.full(shard.rewards.shape, np.nan)
     for s, outcome in enumerate(outcomes):
@@ -66,6 +69,10 @@ def _of_groups(shard: Shard, settings: Settings) -> Expected:
         if settings.kind == "group_mean":
             std = math.sqrt(sum((each - mean) ** 2 for each in group) / len(group))
             advantage = float(outcome - mean) / (std or 1.0)
+        elif settings.kind == "reinforce_plus_plus":
+            advantage = float(outcome)
+        elif settings.kind == "reinforce_plus_plus_baseline":
+            advantage = float(outcome - mean)
         else:
             num_others = len(group) - 1
             advantage = float(outcome - (sum(group) - outcome) / num_others) if num_others else 0.0

@@ -18,7 +18,7 @@ BoolArray = NDArray[np.bool_]
 Int64Array = NDArray[np.int64]
 FinishReason = Literal["stop", "length"]
 Truncation = Literal["terminal", "bootstrap", "mask"]
-Kind = Literal["gae", "group_mean", "leave_one_out"]
+Kind = Literal["gae", "group_mean", "leave_one_out", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Shard:
 class Settings:
     """``truncation``: a cut response is an end like EOS with its outcome (terminal); its outcome was not seen and V
     after the last token stands in (bootstrap); or it is not trained on (mask). ``whiten``: over all shards.
-    ``kind``: GAE, or one of the estimators whose baseline is the group (GRPO, RLOO): of these advantages count only."""
+    ``kind``: GAE, or an estimator without a critic (GRPO, RLOO, REINFORCE++): of these advantages count only."""
 
     lambda_actor: float = 0.95
     lambda_critic: float = 0.95
@@ -55,6 +55,11 @@ class Settings:
     truncation: Truncation = "terminal"
     whiten: bool = False
     kind: Kind = "gae"
+
+    @property
+    def centres(self) -> bool:
+        """Whether whitening takes the mean away too: not where a group's own baseline has."""
+        return self.kind not in ("group_mean", "leave_one_out")
 
 
 @dataclass(frozen=True)

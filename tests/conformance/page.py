@@ -16,18 +16,18 @@ Every estimator below gets the same arrays. Each is compared with a float64 tran
 (`tests/unit/rig/oracle.py`).
 
 - **vcppo** runs the learner's own functions.
-- The peers' columns are *their formulas rewritten here* from their sources, linked below, as they were in early 2026.
-  Their packages are not run, and they change.
+- The peers' columns are *their formulas rewritten here* from their sources, linked below, as they were in 2026.
+  Where a link has a commit, that version was read. Their packages are not run, and they change.
 - Check your own estimator with `python -m tests.conformance my_module:MyEstimator` (`tests/conformance/README.md`).
 
-**The rows about tool text test arrays, not environments.** vcppo has no environments with tools or several turns. These
-rows show what an estimator does with tokens that the policy did not write.
+**The rows about tool text test arrays, not environments.** They show what an estimator does with tokens that the policy
+did not write. [Environments](environments.md) has the tasks that make such rollouts.
 
 | mark | meaning |
 |---|---|
 | ✓ | passes |
 | ✗ | differs by more than 1e-4. Several ✗ may have one cause, which is named below the table |
-| – | not offered, which is no fault, or not compared here (group baselines) |
+| – | not offered, which is no fault, or not compared here (estimators without a critic) |
 
 Made by `python -m tests.conformance --markdown > docs/conformance.md`.
 """

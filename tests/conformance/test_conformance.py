@@ -10,6 +10,7 @@ import pytest
 
 from tests.conformance.__main__ import main
 from tests.conformance.adapters import ESTIMATORS
+from tests.conformance.adapters.areal import Areal
 from tests.conformance.adapters.vcppo import Vcppo
 from tests.conformance.cases import Case, all_cases
 from tests.conformance.check import Result, check
@@ -42,11 +43,28 @@ def test_the_published_table_is_what_the_suite_says(results: list[list[Result]])
         ("verl", {"reward on a masked token", "λ = 1, to the bit"}),
         ("TRL", {"EOS before padding", "padding", "packing", "whitening over ranks", "λ = 1, to the bit"}),
         ("OpenRLHF", {"tool text between turns", "λ = 1, to the bit"}),
+        ("NeMo-RL", {"λ = 1, to the bit"}),
+        ("slime", {"tool text between turns", "reward on a masked token", "λ = 1, to the bit"}),
     ],
 )
 def test_each_failure_of_a_peer_has_its_finding(results: list[list[Result]], name: str, failing: set[str]) -> None:
     (column,) = [each for estimator, each in zip(ESTIMATORS, results, strict=True) if estimator.name == name]
     assert {result.case.name for result in column if result.status == "fail"} - {"whitening one action"} == failing
+
+
+def test_areal_differs_by_the_widest_response_alone() -> None:
+    """With a column of padding nothing fills the width, and the finding's two others are left."""
+
+    def widened(shard: Shard) -> Shard:
+        padded = [np.pad(each, ((0, 0), (0, 1))) for each in (shard.rewards, shard.values, shard.action_mask)]
+        return replace(shard, rewards=padded[0], values=padded[1], action_mask=padded[2])
+
+    terminal = [case for case in CASES.values() if case.settings.truncation == "terminal"]
+    as_given = {case.name for case in terminal if check(Areal(), case).status == "fail"}
+    wider = [replace(case, shards=tuple(map(widened, case.shards))) for case in terminal]
+    in_wider = {case.name for case in wider if check(Areal(), case).status == "fail"}
+    assert len(as_given) > len(terminal) // 2
+    assert in_wider == {"reward on a masked token", "λ = 1, to the bit"}
 
 
 class Broken(Vcppo):

@@ -1,6 +1,6 @@
-"""The real learner process that kills itself (SIGKILL) at a named boundary of a named step, once.
+"""The real learner process that kills itself (SIGKILL) at a named boundary of a named step, once; or freezes itself.
 
-    python dying_learner.py BOUNDARY STEP --config …
+    [DYING_BY=SIGSTOP] python dying_learner.py BOUNDARY STEP --config …
 
 Boundaries, in the order a step passes them. Nothing in the product knows of this: here its functions are wrapped.
 """
@@ -28,11 +28,14 @@ BOUNDARIES = (
     "logged",  # trained.jsonl has the step
     "staged",  # the checkpoint's files are written, not published
     "published",  # the checkpoint is there, nothing committed
-    "committed",  # the store has settled the prompts, the committed step is not yet noted
+    "committed",  # the store has settled the prompts, and knows up to which step
     "noted",  # all of it done, nothing broadcast
     "sending",  # about to send the weights
     "broadcast",  # weights sent, nothing issued
 )
+
+
+BY = signal.Signals[os.environ.get("DYING_BY", "SIGKILL")]
 
 
 def die_after(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
@@ -43,7 +46,7 @@ def die_after(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
         result = original(*arguments, **keywords)
         if is_due(result, *arguments):
             sys.stdout.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), BY)
         return result
 
     setattr(owner, name, wrapped)
@@ -56,7 +59,7 @@ def die_before(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
         if is_due(*arguments):
             sys.stdout.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), BY)
         return original(*arguments, **keywords)
 
     setattr(owner, name, wrapped)
@@ -74,7 +77,7 @@ def arm(boundary: str, step: int) -> None:
     resume.commit = progress.commit = noting
     match boundary:
         case "claimed":
-            die_after(RunStore, "claim", lambda _, store, ids, claimed_step: claimed_step == step)
+            die_after(RunStore, "take", lambda _, store, ids, claimed_step: claimed_step == step)
         case "updated":
             die_after(RlLoop, "train", lambda _, self, *rest: self.version == step)
         case "logged":
@@ -84,7 +87,7 @@ def arm(boundary: str, step: int) -> None:
         case "published":
             die_after(CheckpointStore, "publish", lambda folder, self, state: state.step == step)
         case "committed":
-            die_after(RunStore, "commit", lambda _, store, ids: current[0] == step)
+            die_after(RunStore, "commit", lambda _, store, *rest: current[0] == step)
         case "noted":
             die_after(progress, "commit", lambda _, store, ids, committed_step: committed_step == step)
         case "sending":

@@ -20,6 +20,7 @@ from tests.integration.conftest import RedisServer
 from tests.integration.learner.weights.test_weight_broadcast import make_model
 from tests.integration.rig.scripted import fabricate
 from tests.paths import ROOT
+from vcppo.common.errors import EXIT_REFUSED
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.run_folder import RunFolder
@@ -65,8 +66,11 @@ class Processes:
         return process
 
     def start_generator(self) -> subprocess.Popen[bytes]:
+        num_before = len(self.events("generator-0", "engine_ready"))
         process = self.start("generator-0", "vcppo.generator", "--id", "generator-0")
-        self.until(lambda: bool(self.store.members("generator")), "the generator never came up", 120)
+        self.until(
+            lambda: len(self.events("generator-0", "engine_ready")) > num_before, "the generator never came up", 120
+        )
         return process
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 40) -> None:
@@ -80,7 +84,8 @@ class Processes:
         return rows[-1]["generator/unacked"] if rows else None
 
     def events(self, process: str, name: str) -> list[dict[str, Any]]:
-        lines = self.folder.log_file(process).read_text().splitlines()
+        path = self.folder.log_file(process)
+        lines = path.read_text().splitlines() if path.exists() else []
         return [event for line in lines if line.startswith("{") and (event := json.loads(line))["event"] == name]
 
     def stop(self) -> None:
@@ -111,7 +116,7 @@ def prompts(first: int, count: int) -> list[Prompt]:
 def answer(store: RunStore, leased: list[Prompt]) -> list[str]:
     """Append another generator's trajectories for these."""
     made = [fabricate(prompt, 0, "other") for prompt in leased]
-    entries = [BufferEntry(t.prompt_id, t.id, t.group_id, 0, 0, t.num_tokens, encode_trajectory(t)) for t in made]
+    entries = [BufferEntry.of(t, encode_trajectory(t)) for t in made]
     return list(store.append(entries))
 
 
@@ -144,6 +149,32 @@ def test_frozen_past_its_lease_it_loses_its_prompts_and_its_late_answers_are_dup
     generator.terminate()
     assert generator.wait(60) == 0
     assert store.ledger() == Ledger(issued=12, buffered=12)
+    assert store.dead_letters() == []
+
+
+def test_frozen_and_replaced_it_wakes_up_ends_by_name_and_has_changed_nothing(processes: Processes) -> None:
+    store = processes.store
+    old = processes.start_generator()
+    store.issue(prompts(0, 8))
+    processes.until(lambda: processes.unacked() == 8, "it never had 8 answers")
+    old.send_signal(signal.SIGSTOP)
+    new = processes.start_generator()  # takes over the id, and with it what is leased to it
+    processes.start("buffer", "vcppo.learner.buffer")
+    processes.until(lambda: store.ledger() == Ledger(issued=8, buffered=8), "its successor never answered", 120)
+    store.issue(prompts(8, 4))
+    processes.until(lambda: store.ledger().buffered == 12, "its successor does not go on")
+    ids = [prompt.id for prompt in prompts(0, 12)]
+    before = store.payloads(ids)
+
+    old.send_signal(signal.SIGCONT)
+    assert old.wait(60) == EXIT_REFUSED
+    (fatal,) = processes.events("generator-0", "fatal")
+    assert "was superseded by generator-0 number 2" in fatal["error"]
+    assert store.payloads(ids) == before
+    store.issue(prompts(12, 4))
+    processes.until(lambda: store.ledger() == Ledger(issued=16, buffered=16), "its successor no longer goes on")
+    new.terminate()
+    assert new.wait(60) == 0
     assert store.dead_letters() == []
 
 

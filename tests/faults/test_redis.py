@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.disks import small_disk
 from tests.integration.common.store import test_store
 from tests.integration.common.store.test_store import an_entry
 from tests.integration.conftest import RedisServer
@@ -20,8 +21,9 @@ from tests.integration.learner.test_learner import Run
 from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.store.ledger import Ledger, Member
-from vcppo.common.store.run_store import RunStore, StoreError, StoreFull
+from vcppo.common.store.run_store import RunStore, StoreCannotWrite, StoreError, StoreFull
 from vcppo.common.transport import TrajectorySender
+from vcppo.deploy.chaos.shortages import FilledDisk
 
 
 @pytest.fixture
@@ -215,3 +217,36 @@ def test_a_restart_wakes_everybody_who_waits(redis_process: RedisServer) -> None
     redis_process.store().issue([a_prompt(0)])
     waiting.join(15)
     assert found == ["p0"]
+
+
+def test_a_full_disk_is_waited_for(redis_process: RedisServer, tmp_path: Path) -> None:
+    """With ``everysec`` Redis goes on and refuses to write (MISCONF); clients wait, and name it when it stays so."""
+    with small_disk(tmp_path / "disk") as disk:
+        redis_process.kill()
+        redis_process.folder = disk
+        redis_process.start("--appendfsync", "everysec")
+        store, full = redis_process.store(patience_seconds=30), FilledDisk(disk)
+        impatient = redis_process.store(patience_seconds=0.5)
+        store.issue([a_prompt(0)])
+        full.strike()
+        with redis.Redis.from_url(redis_process.url) as client:
+
+            def refuses() -> bool:
+                full.strike()
+                try:
+                    client.set("ballast", bytes(64 << 10))
+                except redis.ResponseError as error:
+                    return "MISCONF" in str(error)
+                return False
+
+            eventually(refuses)
+        with pytest.raises(StoreCannotWrite, match="can't write to its disk"):
+            impatient.issue([a_prompt(1)])
+        with pytest.raises(StoreCannotWrite):  # also who comes anew
+            RunStore.connect(redis_process.url, "run", 0.5)
+        timer = threading.Timer(1.0, full.undo)
+        timer.start()
+        assert store.issue([a_prompt(1)]) == 1  # it waited, and went on by itself
+        timer.join()
+        assert store.ledger() == Ledger(issued=2, queued=2)
+        redis_process.kill()

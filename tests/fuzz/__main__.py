@@ -1,7 +1,8 @@
 """``python -m tests.fuzz wire --runs 1000000 --seed 0``: run a target and print figures; exit 1 on a finding.
 
-``buffer`` sends them through a real socket to a real buffer process; ``all`` is every target and the buffer: a quarter
-of an hour. ``--guided SECONDS`` lets atheris choose the cases, by coverage; ``--case FILE`` runs a kept one again.
+``buffer`` and ``control`` send theirs through a real socket to a real process. ``all``, or nothing, is the hostile hour
+(`tests.fuzz.hour`): ten million inputs on all cores. ``--guided SECONDS`` lets atheris choose the cases, by coverage;
+``--case FILE`` runs a kept one again.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from pathlib import Path
 import structlog
 
 from tests.fuzz.guided import run_guided
+from tests.fuzz.hour import run_hour
 from tests.fuzz.rig.harness import Finding, run
 from tests.fuzz.targets import LONG_RUNS, NAMES, load
 
-BUFFER_MESSAGES = 50_000
+SOCKETS = ("buffer", "control")
+SOCKET_MESSAGES = 50_000
 KEEP = Path(tempfile.gettempdir()) / "vcppo-fuzz"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("name", choices=[*NAMES, "buffer", "all"])
+    parser.add_argument("name", nargs="?", default="all", choices=[*NAMES, *SOCKETS, "all"])
+    parser.add_argument("--scale", type=float, default=1.0, help="of the hour: so much of each target")
     parser.add_argument("--runs", type=int, help="cases; default: as many as a long run of the target has")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
@@ -35,9 +39,10 @@ def main() -> int:
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # we count, they speak
     if given.name == "all":
-        return max(*(run_target(name, None, given.seed, 0, given.keep) for name in NAMES), run_buffer(None, given.seed))
-    if given.name == "buffer":
-        return run_buffer(given.runs, given.seed)
+        return run_hour(given.seed, given.keep, given.scale)
+    if given.name in SOCKETS:
+        besiege = run_buffer if given.name == "buffer" else run_control
+        return besiege(given.runs or SOCKET_MESSAGES, given.seed ^ given.first)
     harness = load(given.name)
     if given.case is not None:
         say(f"refused: {reason}" if (reason := harness.one(given.case.read_bytes())) else "accepted")
@@ -59,15 +64,26 @@ def run_target(name: str, num_runs: int | None, seed: int, first: int, keep: Pat
     return 0
 
 
-def run_buffer(num_messages: int | None, seed: int) -> int:
+def run_buffer(num_messages: int, seed: int) -> int:
     """Through a real socket into a real buffer process, see `tests.fuzz.buffer`."""
     from tests.fuzz.buffer import attack, target
 
     with tempfile.TemporaryDirectory() as folder, target(Path(folder)) as victim:
-        figures = attack(victim, num_messages or BUFFER_MESSAGES, seed)
+        figures = attack(victim, num_messages, seed)
     for line in (f"buffer, seed {seed}:", *figures.lines()):
         say(line)
     return 0 if figures.is_good_one_accepted else 1
+
+
+def run_control(num_calls: int, seed: int) -> int:
+    """Through a real socket into a real control port, see `tests.fuzz.control`."""
+    from tests.fuzz.control import siege, victim
+
+    with victim() as target:
+        figures = siege(target, num_calls, seed)
+    for line in (f"control, seed {seed}:", *figures.lines()):
+        say(line)
+    return 0 if figures.is_good_one_answered else 1
 
 
 def say(line: str) -> None:

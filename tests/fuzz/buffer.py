@@ -28,6 +28,7 @@ import zmq
 
 from tests.fuzz import frames, wire
 from tests.fuzz.rig.harness import resident_mib
+from tests.fuzz.rig.talk import shout
 from tests.integration.conftest import RedisServer
 from vcppo.common.config import TransportConfig
 from vcppo.common.records.trajectory import Prompt, VersionSpan
@@ -163,7 +164,7 @@ def attack(victim: Target, num_messages: int, seed: int) -> BufferFigures:
         if number % 200 == 0:
             _drain(peers)
             if rng.random() < 0.3:
-                _shout(victim.endpoint, rng)
+                shout(victim.endpoint, rng)
             figures.resident_peak = max(figures.resident_peak, victim.resident_mib)
         if number == warm_up:
             figures.resident_before = victim.resident_mib
@@ -185,7 +186,7 @@ def good_trajectory(prompt_id: str) -> bytes:
     """What `_prompt` asks for."""
     return encode_trajectory(
         wire.a_trajectory(
-            id=f"{prompt_id}@generator-0.0", prompt_id=prompt_id, group_id="g", issue_version=0,
+            id=f"{prompt_id}@generator-0.0", prompt_id=prompt_id, group_id="g", task="t", issue_version=0,
             version_spans=(VersionSpan(0, 6),),
         )
     )  # fmt: skip
@@ -218,14 +219,6 @@ def _drain(peers: list[zmq.Socket[bytes]]) -> None:
     for peer in peers:
         while peer.poll(0):
             peer.recv_multipart()
-
-
-def _shout(endpoint: str, rng: Random) -> None:
-    """A connection that does not speak ZeroMQ, or half of it."""
-    host, port = endpoint.removeprefix("tcp://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as peer:
-        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
-        peer.sendall(rng.choice((greeting, greeting[:20], b"GET / HTTP/1.1\r\n\r\n", rng.randbytes(3000))))
 
 
 def _wait_until_dealt_with(peers: list[zmq.Socket[bytes]]) -> None:

@@ -14,8 +14,24 @@ LONG_RUNS = {
     "dataset": 50_000,
     "verifiers": 500_000,
     "records": 100_000,
+    "store": 1_000_000,
+    "checkpoints": 20_000,
 }
 NAMES = tuple(LONG_RUNS)
+
+# name -> (inputs, inputs of one process) of the hostile hour: ten million in all; the last two go through real sockets
+HOUR = {
+    "wire": (1_500_000, 50_000),
+    "frames": (1_200_000, 50_000),
+    "verifiers": (3_400_000, 100_000),
+    "store": (3_600_000, 100_000),
+    "records": (100_000, 10_000),
+    "checkpoints": (20_000, 2_000),
+    "dataset": (60_000, 5_000),
+    "config": (10_000, 1_000),
+    "buffer": (60_000, 30_000),
+    "control": (100_000, 50_000),
+}
 
 
 def load(name: str) -> Harness:

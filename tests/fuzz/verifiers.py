@@ -65,6 +65,7 @@ def _reply(data: bytes) -> str:
 
 _REPLIES = [
     reply_line(_NUMBER, Verdict("correct", "42")).encode(),
+    reply_line(_NUMBER, Verdict("wrong", "41", 0.5, {"distance": 1.0})).encode(),
     reply_line(_NUMBER, Verdict("crash", None), "ValueError: \ud800").encode(),
 ]
 _RESPONSES = [
@@ -73,7 +74,7 @@ _RESPONSES = [
     "~~~~\nx\n~~~\n~~~~",
     "</think>" * 3 + "1e5 nan inf",
 ]
-_FIELDS = ('"number"', '"outcome"', '"extracted"', '"detail"', '"more"')
+_FIELDS = ('"number"', '"outcome"', '"extracted"', '"detail"', '"reward"', '"components"', '"more"')
 _VALUES = (
     "7",
     "8",
@@ -88,6 +89,10 @@ _VALUES = (
     "1" * 5000,
     "[" * 5000,
     "NaN",
+    "1e999",
+    "0.5",
+    '{"distance": 1}',
+    '{"mean": 1}',
     '["wrong"]',
 )
 _PARTS = (
@@ -121,7 +126,7 @@ def draw(rng: Random) -> bytes:
     if kind == b"r":
         if rng.random() < 0.4:
             return kind + mutate_bytes(rng, rng.choice(_REPLIES))
-        fields = dict(zip(_FIELDS, ("7", '"wrong"', "null", "null"), strict=False))
+        fields = dict(zip(_FIELDS, ("7", '"wrong"', "null", "null", "null", "{}"), strict=False))
         for _ in range(rng.choice((0, 1, 1, 2))):
             fields[rng.choice(_FIELDS)] = rng.choice(_VALUES)
         return kind + ("{" + ", ".join(f"{name}: {value}" for name, value in fields.items()) + "}").encode()

@@ -14,11 +14,18 @@ import numpy as np
 from tests.fuzz.rig.harness import ACCEPTED, Harness, reason_of
 from tests.fuzz.rig.mutate import mutate_bytes, odd_key, odd_value, pack
 from vcppo.common.records.trajectory import Prompt, Trajectory, TrajectoryLimits, VersionSpan
-from vcppo.common.records.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
+from vcppo.common.records.wire import (
+    WireError,
+    checksum,
+    decode_prompt,
+    decode_trajectory,
+    encode_prompt,
+    encode_trajectory,
+)
 
 LIMITS = TrajectoryLimits(max_tokens=4096)
 _FIELDS = frozenset(field.name for kind in (Trajectory, Prompt) for field in dataclasses.fields(kind))
-_KNOWN = _FIELDS | {"message", "header", "num_prompt", "num_response", "num_tokens", "token_ids"}
+_KNOWN = _FIELDS | {"message", "header", "checksum", "num_prompt", "num_response", "num_tokens", "token_ids"}
 _WORDS = (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0x3A83126F, 0xBF800000)
 _PROBLEMS = (
     *("{}", "[]", "null", "", "{", '{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}', '{"a":"\\ud800"}', '{"a":1,"a":2}'),
@@ -92,6 +99,7 @@ def seeds() -> list[bytes]:
     return [
         encode_trajectory(a_trajectory()),
         encode_trajectory(a_trajectory(1, 1, finish_reason="length", outcome="timeout", reward=-1.0, timings={})),
+        encode_trajectory(a_trajectory(reward=0.25, components={"base": 0.5, "length_cost": -0.25})),
         encode_trajectory(a_trajectory(20, 50, version_spans=spans, finish_reason="abort", outcome="unparsable")),
         encode_prompt(prompt),
         encode_prompt(nested),
@@ -106,11 +114,18 @@ class _Message:
         self.data = data
         self.magic = data[:4]
         self.header: dict[str, Any] = msgpack.unpackb(data[8 : 8 + size])
-        self.body = data[8 + size + -size % 8 :]
+        self.body = data[8 + size + -size % 8 : -8]
         self.names = list(self.header)
 
     def joined(self, packed: bytes, body: bytes) -> bytes:
-        return b"".join([self.magic, len(packed).to_bytes(4, "little"), packed, b"\0" * (-len(packed) % 8), body])
+        """With the right sum: only so does anybody look further."""
+        return summed(
+            b"".join([self.magic, len(packed).to_bytes(4, "little"), packed, b"\0" * (-len(packed) % 8), body])
+        )
+
+
+def summed(data: bytes) -> bytes:
+    return data + checksum(data)
 
 
 _MESSAGES = [_Message(data) for data in seeds()]
@@ -129,6 +144,10 @@ def draw(rng: Random) -> bytes:
         return _misframed(rng, message)
     if chance < 0.84:
         return message.data
+    if chance < 0.87:  # of an older version: it has no sum
+        return message.data[:3] + b"1" + mutate_bytes(rng, message.data[4:-8])
+    if chance < 0.95:
+        return summed(mutate_bytes(rng, message.data[:-8]))
     return mutate_bytes(rng, message.data)
 
 
@@ -163,7 +182,7 @@ def _odd_body(rng: Random, body: bytes) -> bytes:
 
 
 def _misframed(rng: Random, message: _Message) -> bytes:
-    data, kind = bytearray(message.data), rng.randrange(5)
+    data, kind = bytearray(message.data[:-8]), rng.randrange(5)
     if kind == 0:
         data[4:8] = (rng.choice((0, 1, len(data), 1 << 20, (1 << 20) + 1, 2**32 - 1))).to_bytes(4, "little")
     elif kind == 1:
@@ -175,7 +194,7 @@ def _misframed(rng: Random, message: _Message) -> bytes:
         del data[rng.randrange(len(data)) :]
     else:
         data += rng.randbytes(rng.choice((1, 4, 9, 1000)))
-    return bytes(data)
+    return summed(bytes(data))
 
 
 HARNESS = Harness("wire", one, draw, seeds)

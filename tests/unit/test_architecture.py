@@ -28,17 +28,20 @@ FORBIDDEN = {
     "deploy": {"vcppo.generator", "vcppo.learner", "torch", "vllm", "deepspeed"},
 }
 # The rooms of each wing, floor by floor from the ground: a room imports rooms of lower floors only. What is to
-# come has its place already: common/environments beside tasks, deploy/ui beside report.
+# come has its place already: deploy/ui beside report.
 FLOORS = {
     "common": (
         {"errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
-        {"model_folder", "records", "sandbox", "telemetry"}, {"config"}, {"check", "process", "store", "tasks"},
-        {"evaluation", "transport"},
+        {"model_folder", "records", "sandbox", "telemetry"}, {"rewards"}, {"config"},
+        {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation"},
     ),
-    "generator": ({"verifying", "vllm_engine"}, {"check", "evaluation", "rollout"}, {"__main__"}),
+    "generator": (
+        {"reward_sources", "vllm_engine"}, {"verifying"}, {"turns"}, {"check", "evaluation", "rollout"}, {"__main__"},
+    ),
     "learner": (
         {"algorithm", "buffer", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"}, {"models"},
-        {"engine"}, {"export", "weights"}, {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
+        {"engine"}, {"critic_model"}, {"critic_training", "critic_values", "export", "weights"},
+        {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
     "deploy": (
         {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"},
@@ -52,6 +55,7 @@ TWO_ENDS = {
 }
 # library -> the only files that may import it
 CONFINED = {
+    "aiohttp": ("generator/reward_sources/http_post.py",),
     "redis": ("common/store/redis_connection.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine/deepspeed_engine.py",),
@@ -187,6 +191,20 @@ def test_no_bare_except() -> None:
         if isinstance(node, ast.ExceptHandler) and node.type is None
     ]
     assert bare == []
+
+
+def test_every_process_of_a_run_enters_its_store() -> None:
+    """Who does not can't be refused once it has a successor (`vcppo.common.store.incarnations`)."""
+    calls = [
+        (module.name, call)
+        for module in KNOWN.values()
+        for call in ast.walk(module.tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name | ast.Attribute)
+        and ast.unparse(call).startswith(("connect_store(", "partial(connect_store", "RunStore.connect("))
+    ]  # fmt: skip
+    of_processes = [(name, call) for name, call in calls if name.partition(".")[0] in ("generator", "learner")]
+    assert {name for name, _ in of_processes} == {"generator.__main__", "learner.__main__", "learner.buffer.bridge"}
+    assert [name for name, call in of_processes if "enter" not in {word.arg for word in call.keywords}] == []
 
 
 def loaded_after_importing(modules: list[str], watched: set[str]) -> set[str]:

@@ -19,6 +19,7 @@ from tests.unit.rig.fake_run import config_of
 from vcppo.common.config import ConfigError, ValuePretrainingConfig, config_fields, dump_config, load_config
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.run.run_config import write_config
+from vcppo.learner.value_pretraining.gate import verdict
 from vcppo.learner.value_pretraining.gate_remedies import NEEDED_OF_EACH, cut_short, failed, too_few, uncertain
 from vcppo.learner.value_pretraining.recording_stats import OUTCOMES, Counts
 
@@ -45,8 +46,112 @@ CONFIG = [
         "set it to null",
         [["algorithm.importance_truncation=null"]],
     ),
+    Refusal(
+        ["algorithm.old_log_probs=behaviour", "algorithm.rejection=token"],
+        "set that to proximal, or algorithm.rejection to null",
+        [["algorithm.old_log_probs=proximal"], ["algorithm.rejection=null"]],
+    ),
+    Refusal(
+        ["algorithm.rejection_high=5"],
+        "set that to token",
+        [["algorithm.rejection=token"], ["algorithm.rejection=sequence"], ["algorithm.rejection=geometric"]],
+    ),
+    Refusal(
+        ["algorithm.importance_truncation=null", "algorithm.importance_level=sequence"],
+        "set it to token",
+        [["algorithm.importance_level=token"]],
+    ),
+    Refusal(
+        ["algorithm.objective=cispo", "algorithm.dual_clip=3"], "set it to null", [["algorithm.dual_clip=null"]]
+    ),
+    Refusal(["algorithm.objective=dis", "algorithm.dual_clip=3"], "set it to null", [["algorithm.dual_clip=null"]]),
+    Refusal(
+        ["algorithm.importance_truncation=null", "algorithm.importance_normalised=true"],
+        "set it to false",
+        [["algorithm.importance_normalised=false"]],
+    ),
+    Refusal(["algorithm.dual_clip=1.1"], "raise it to 2.2", [["algorithm.dual_clip=2.2"]]),
+    Refusal(["algorithm.kl_estimator=k2"], "set that above 0", [["algorithm.kl_coefficient=0.01"]]),
+    Refusal(["algorithm.kl_in=reward"], "set that above 0", [["algorithm.kl_coefficient=0.01"]]),
+    Refusal(["algorithm.reference_refresh_steps=5"], "set that above 0", [["algorithm.kl_coefficient=0.01"]]),
+    Refusal(
+        ["algorithm.entropy_target=0.2", "algorithm.entropy_coefficient=0.01"],
+        "set that to 0, or algorithm.entropy_target to null",
+        [["algorithm.entropy_coefficient=0"], ["algorithm.entropy_target=null"]],
+    ),
+    Refusal(
+        ["algorithm.entropy_target=0.2", "algorithm.entropy_step=0.2"],
+        "lower it to 0.005",
+        [["algorithm.entropy_step=0.005"]],
+    ),
+    Refusal(["algorithm.entropy_limit=0.2"], "set that, or leave", [["algorithm.entropy_target=0.2"]]),
+    Refusal(
+        ["algorithm.advantage_level=turn", "algorithm.gamma=0.99"],
+        "set it to 1, or algorithm.advantage_level to token",
+        [["algorithm.gamma=1"], ["algorithm.advantage_level=token"]],
+    ),
+    Refusal(
+        ["algorithm.advantage_estimator=group_mean", "algorithm.advantage_level=turn"],
+        "set it to token",
+        [["algorithm.advantage_level=token"]],
+    ),
+    Refusal(
+        ["algorithm.advantage_estimator=reinforce_plus_plus", "algorithm.whiten_advantages=false"],
+        "set it to null, or algorithm.advantage_estimator to group_centred",
+        [["algorithm.whiten_advantages=null"], ["algorithm.advantage_estimator=group_centred"]],
+    ),
     Refusal(["task.reward_correct=1e9"], "the paper's are 1 and -1", [["task.reward_correct=1.0"]]),
     Refusal(["task.reward_correct=-2.0"], "the paper's are 1 and -1", [["task.reward_correct=1.0"]]),
+    Refusal(
+        ["task.reward_range=[-0.5, 2.0]"], "set it to [-1, 2]", [["task.reward_range=[-1.0, 2.0]"],
+        ["task.reward_range=null"]],
+    ),
+    Refusal(
+        ["task.soft_overlong_cache=1000"], "set it to 256 or less", [["task.soft_overlong_cache=256"],
+        ["task.soft_overlong_cache=51"]],
+    ),
+    Refusal(
+        ["task.soft_overlong_penalty=0.5"], "set that above 0, or leave", [["task.soft_overlong_cache=50"],
+        ["task.soft_overlong_penalty=1.0"]],
+    ),
+    Refusal(
+        ["task.rewards=[{name: 'a:f'}]", "task.reward_weights={f: 0.5}"], "leave one of the two out",
+        [["task.rewards=[]"]],
+    ),
+    Refusal(
+        ["task.reward_service.url=http://a", "task.judge.url=http://b", "task.judge.model=m"],
+        "set one of the two to null",
+        [["task.reward_service.url=null"], ["task.judge.url=null"]],
+    ),
+    Refusal(["task.reward_service.url=a:1/reward"], "write it as http://", [["task.reward_service.url=http://a:1/b"]]),
+    Refusal(["task.reward_service.url=http://a:b"], "write it as http://", [["task.reward_service.url=https://a"]]),
+    Refusal(
+        ["task.reward_service.url=http://me:secret@a:1"],
+        "name that in task.reward_service.key_file",
+        [["task.reward_service.url=http://a:1", "task.reward_service.key_file=secret"]],
+    ),
+    Refusal(
+        ["task.reward_service.url=http://a", "task.reward_service.ca_file=ca.pem"],
+        "set it to null",
+        [["task.reward_service.ca_file=null"], ["task.reward_service.url=https://a"]],
+    ),
+    Refusal(["task.judge.url=http://a/v1"], "name the model", [["task.judge.model=m"]]),
+    Refusal(
+        ["task.judge.url=http://a/v1", "task.judge.model=m", "task.judge.template='How good is {prompt}?'"],
+        "has no {response} in it",
+        [["task.judge.template='How good is {response}?'"], ["task.judge.template_file=judge.txt"]],
+    ),
+    Refusal(
+        ["task.judge.url=http://a/v1", "task.judge.model=m", "task.judge.pattern='Grade: [0-9]'"],
+        "put one pair of brackets round the number",
+        [["task.judge.pattern='Grade: ([0-9])'"], ["task.judge.pattern=null"]],
+    ),
+    Refusal(
+        ["task.judge.url=http://a/v1", "task.judge.model=m", "task.judge.scale=[5.0, 5.0]"],
+        "set it to the worst and the best number",
+        [["task.judge.scale=[1.0, 5.0]"]],
+    ),
+    Refusal(["task.length_cost=100000.0"], "use smaller rewards, weights and costs", [["task.length_cost=0.001"]]),
     Refusal(
         ["algorithm.advantage_estimator=group_mean", "rl.group_size=1"], "set it to 2 or more", [["rl.group_size=2"]]
     ),
@@ -69,6 +174,57 @@ CONFIG = [
         ["algorithm.advantage_estimator=group_mean", "value_pretraining.num_trajectories=64"],
         "set it to 0",
         [["value_pretraining.num_trajectories=0"]],
+    ),
+    Refusal(
+        ["algorithm.advantage_estimator=group_mean", "critic.head=two_hot"],
+        "set it to scalar",
+        [["critic.head=scalar"]],
+    ),
+    Refusal(
+        ["algorithm.advantage_estimator=group_mean", "critic.sees_log_probs=true"],
+        "set it to false",
+        [["critic.sees_log_probs=false"]],
+    ),
+    Refusal(
+        ["algorithm.advantage_estimator=group_mean", "critic.model=c/d"], "set it to null", [["critic.model=null"]]
+    ),
+    Refusal(
+        ["critic.init=runs/a/reward_model", "critic.model=c/d"],
+        "set that to policy or value_pretrained",
+        [["critic.init=policy"], ["critic.init=value_pretrained"], ["critic.model=null"]],
+    ),
+    Refusal(
+        ["algorithm.advantage_estimator=group_mean", "critic.freeze=[embed]"], "set it to []", [["critic.freeze=[]"]]
+    ),
+    Refusal(
+        ["algorithm.advantage_estimator=group_mean", "rl.critic_freeze=[mlp]"],
+        "set it to []",
+        [["rl.critic_freeze=[]"]],
+    ),
+    Refusal(["critic.freeze=['(']"], "is no regular expression", [["critic.freeze=['[(]']"]]),
+    Refusal(["rl.actor_freeze=['']"], "leave it out", [["rl.actor_freeze=[]"]]),
+    Refusal(
+        ["critic.num_bins=33"], "set that to two_hot or hl_gauss", [["critic.head=two_hot"], ["critic.head=hl_gauss"]]
+    ),
+    Refusal(
+        ["critic.head=two_hot", "critic.sigma_ratio=1.5"], "set that to hl_gauss", [["critic.head=hl_gauss"]]
+    ),
+    Refusal(
+        ["critic.head=two_hot", "algorithm.value_clip=0.2"],
+        "set it to null, or critic.head to scalar",
+        [["algorithm.value_clip=null"], ["critic.head=scalar"]],
+    ),
+    Refusal(["critic.head=two_hot", "critic.value_min=-0.5"], "set it to -1", [["critic.value_min=-1.0"]]),
+    Refusal(["critic.head=hl_gauss", "critic.value_max=0.5"], "set it to 1", [["critic.value_max=1.0"]]),
+    Refusal(  # a discount takes returns to nearly 0
+        ["critic.head=two_hot", "task.reward_wrong=0.5", "critic.value_min=0.5", "algorithm.gamma=0.99"],
+        "set it to 0",
+        [["critic.value_min=0.0"], ["critic.value_min=null"]],
+    ),
+    Refusal(
+        ["critic.head=hl_gauss", "critic.num_bins=12", "critic.sigma_ratio=2"],
+        "raise it to 51 or more, or lower critic.sigma_ratio to 0.25",
+        [["critic.num_bins=51"], ["critic.sigma_ratio=0.25"]],
     ),
     Refusal(
         ["value_pretraining.num_trajectories=0"],
@@ -104,6 +260,21 @@ CONFIG = [
         ["value_pretraining.held_out_fraction=0.9999"],
         "set value_pretraining.held_out_fraction to 0.125",
         [["value_pretraining.held_out_fraction=0.125"]],
+    ),
+    Refusal(
+        ["value_pretraining.recordings=[runs/a]", "critic.init=policy"],
+        "set that to value_pretrained",
+        [["critic.init=value_pretrained"], ["value_pretraining.recordings=[]"]],
+    ),
+    Refusal(
+        ["value_pretraining.recordings=[runs/a, runs/b, runs/a]"],
+        "runs/a is given twice: keep one",
+        [["value_pretraining.recordings=[runs/a, runs/b]"]],
+    ),
+    Refusal(
+        ["value_pretraining.recordings=[runs/a]", "algorithm.advantage_estimator=group_mean"],
+        "set it to []",
+        [["value_pretraining.recordings=[]"]],
     ),
     Refusal(
         ["sft.phases=[{steps: 1}]"],
@@ -244,6 +415,13 @@ ON_A_RUN = [
     Text("learner/models/model_loading.py",
          "set algorithm.advantage_estimator=leave_one_out and value_pretraining.num_traj",
          BEFORE, ["algorithm.advantage_estimator=leave_one_out", "value_pretraining.num_trajectories=0"]),
+    Text("learner/critic_model/critic_vocabulary.py",
+         "choose a model with the same tokenizer for critic.model, or null", BEFORE, ["critic.model=c/d"]),
+    Text("learner/critic_model/critic_vocabulary.py", "choose another critic.init", BEFORE, ["critic.init=policy"]),
+    Text("learner/models/value_head.py", "give critic.head and its bins as the folder has them", BEFORE,
+         ["critic.head=two_hot"]),
+    Text("learner/models/surprise.py", "set it to true", BEFORE, ["critic.sees_log_probs=true"]),
+    Text("learner/models/surprise.py", "or take a new critic by critic.init=policy", BEFORE, ["critic.init=policy"]),
     Text("learner/models/model_loading.py", "set generator.max_model_len to at most",
          BEFORE, ["generator.max_model_len=400"]),
     Text("learner/models/model_loading.py", "set learner.gradient_checkpointing = false", TRAINED,
@@ -270,7 +448,8 @@ ON_A_RUN = [
          ["task.options.require_isolation=false"]),
     Text("common/tasks/__init__.py", "set task.options.prompt_template", BEFORE,
          ["task.options.prompt_template='{question}'"]),
-    Text("common/tasks/rows_task.py", "set task.options.", BEFORE, ["task.options.question_column=problem"]),
+    Text("common/tasks/prompts/columns.py", "set task.options.", BEFORE, ["task.options.question_column=problem"]),
+    Text("common/tasks/rows_task.py", "set task.options.held_out_path", BEFORE, ["task.options.held_out_fraction=0.2"]),
 ]  # fmt: skip
 
 
@@ -316,6 +495,8 @@ REMEDY = re.compile(rf"{VERB}({'|'.join(map(re.escape, FIELDS))})\b")
 # Texts that are followed otherwise than by a run that has begun.
 NOT_ON_A_RUN = {
     "common/config/checks.py": "CONFIG follows them",
+    "common/config/critic_model_checks.py": "as above",
+    "common/config/reward_checks.py": "as above",
     "deploy/plan/": "advice about a config before it starts",
     "deploy/check/": "as above; the tests of each check follow what it says",
     "generator/check/": "as above",
@@ -389,7 +570,7 @@ def test_enough_of_both_or_no_gate_asks_for_nothing() -> None:
 def test_where_none_is_right_no_number_is_made_up() -> None:
     text = too_few(counts(0, 64), counts(0, 512), STAGE, 8, None)
     assert text is not None
-    assert overrides_in(text) == []
+    assert overrides_in(text) == ["value_pretraining.min_explained_variance=-10"]
     assert "under another run.name" in text
 
 
@@ -412,10 +593,12 @@ def test_a_failed_gate_names_ways_that_a_config_takes(tmp_path: Path, cut: bool)
         load_config(base(tmp_path), ["value_pretraining.num_trajectories=512", way])
 
 
-def test_an_undefined_figure_is_said_so() -> None:
+def test_an_undefined_figure_is_said_so(tmp_path: Path) -> None:
     text = failed(decision(explained_variance=None, low=None, high=None), STAGE)
     assert "undefined (held-out returns do not vary)" in text
-    assert "min_explained_variance to" not in text
+    (gate,) = (way for way in overrides_in(text) if "min_explained_variance" in way)
+    threshold = load_config(base(tmp_path), [gate]).value_pretraining.min_explained_variance
+    assert verdict(None, None, threshold)["passed"]
 
 
 def test_a_cap_that_came_too_early_names_the_command(tmp_path: Path) -> None:

@@ -6,6 +6,12 @@ local buffered, arrivals, payloads = KEYS[8], KEYS[9], KEYS[10]
 local claimed, claim_steps = KEYS[11], KEYS[12]
 local counters, settled = KEYS[13], KEYS[14]
 local issued_stream, appended_stream, dead_letters, no_key = KEYS[15], KEYS[16], KEYS[17], KEYS[18]
+local members, member_deadlines, values, clock, incarnations = KEYS[19], KEYS[20], KEYS[21], KEYS[22], KEYS[23]
+
+-- The rest of KEYS: the incarnations that the caller acts for. Once one is no more, nothing that it asks is done.
+for i = 24, #KEYS do
+  if not redis.call('GET', KEYS[i]) then return redis.error_reply('FENCED ' .. KEYS[i]) end
+end
 
 -- Settled prompts are remembered this far back, so that issuing or sending one again is seen: this many times the most
 -- that were ever open or claimed at once, and this many at least. See settle().
@@ -15,11 +21,6 @@ local DEAD_LETTERS_KEPT = 10000
 -- A notification stream only has to show that something happened after a given entry.
 local NOTIFICATIONS_KEPT = 16
 
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
 -- Fail here when Redis is at its maxmemory: once a script has written anything, Redis lets it go on and grow.
 -- The command itself does nothing. Scripts that only move or free don't ask, so that a full store can empty.
 local function need_room() redis.call('SETRANGE', no_key, 0, '') end
@@ -27,6 +28,24 @@ local function need_room() redis.call('SETRANGE', no_key, 0, '') end
 -- The opposite: from here on Redis lets this script write, however full it is. For moves that must not stop, or a full
 -- store could never empty. The command itself does nothing.
 local function never_mind_room() redis.call('DEL', no_key) end
+
+-- The run's own clock, ms: leases and members are timed by it. It goes on with Redis' clock, but not back, and by no
+-- more than this from one look to the next: so neither a clock that is set nor a Redis that was frozen or away ends a
+-- lease. Whatever lives looks at every heartbeat.
+local LONGEST_BETWEEN_LOOKS_MS = 10000
+
+local function now_ms()
+  local time = redis.call('TIME')
+  local wall = time[1] * 1000 + math.floor(time[2] / 1000)
+  local seen = redis.call('HMGET', clock, 'wall', 'run')
+  local passed = wall - (seen[1] or wall)
+  local now = (seen[2] or wall) + math.min(math.max(passed, 0), LONGEST_BETWEEN_LOOKS_MS)
+  if not seen[1] or passed < 0 or passed >= 1000 then  -- not at every call: it is a write
+    never_mind_room()
+    redis.call('HSET', clock, 'wall', string.format('%.0f', wall), 'run', string.format('%.0f', now))
+  end
+  return now
+end
 
 local function notify(stream)
   redis.call('XADD', stream, 'MAXLEN', NOTIFICATIONS_KEPT, '*', 'n', 1)

@@ -1,22 +1,19 @@
 -- buffered -> claimed, all or none. ARGV: step, prompt ids...
 -- Claiming again for the same step is no error, so that a lost reply can be asked for again.
--- Returns (1, payload sizes...) or (0, the first id that can't be claimed).
+-- Returns '' or the first id that can't be claimed.
 local step = ARGV[1]
 for i = 2, #ARGV do
   local id = ARGV[i]
-  if not redis.call('ZSCORE', buffered, id) and redis.call('HGET', claim_steps, id) ~= step then
-    return {0, id}
-  end
+  if not redis.call('ZSCORE', buffered, id) and redis.call('HGET', claim_steps, id) ~= step then return id end
 end
-local reply, ids, steps = {1}, {}, {}
+local ids, steps = {}, {}
 for i = 2, #ARGV do
   local id = ARGV[i]
   if redis.call('ZREM', buffered, id) == 1 then
     ids[#ids + 1] = id
     steps[#steps + 1], steps[#steps + 2] = id, step
   end
-  reply[#reply + 1] = redis.call('HSTRLEN', payloads, id)
 end
 add_in_order(claimed, 'claim_sequence', ids)
 call_many('HSET', claim_steps, steps)
-return reply
+return ''

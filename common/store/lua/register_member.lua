@@ -1,6 +1,6 @@
--- KEYS: members, deadlines. ARGV: id, member, ttl ms.
-local time = redis.call('TIME')
-redis.call('ZREM', KEYS[2], ARGV[1])  -- a write that needs no room: so Redis lets the others through, however full it is
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-redis.call('ZADD', KEYS[2], time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3], ARGV[1])
-return 1
+-- ARGV: id, member, ttl ms. Returns the number of the learner's incarnation, 0 for none.
+local now = now_ms()
+never_mind_room()
+redis.call('HSET', members, ARGV[1], ARGV[2])
+redis.call('ZADD', member_deadlines, now + ARGV[3], ARGV[1])
+return tonumber(string.match(redis.call('HGET', incarnations, 'learner') or '', '^%d+') or 0)

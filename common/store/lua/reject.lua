@@ -1,9 +1,9 @@
--- leased, buffered or claimed -> rejected, with a dead letter.
+-- queued, leased, buffered or claimed -> rejected, with a dead letter.
 -- ARGV: prompt id, reason, detail, leased by ('' for any state), size and head of a payload ('' for the stored one).
 local id, leased_by = ARGV[1], ARGV[4]
 if leased_by ~= '' then
   if redis.call('HGET', owners, id) ~= leased_by then return 0 end
-elseif not (is_leased(id) or redis.call('ZSCORE', buffered, id) or redis.call('ZSCORE', claimed, id)) then
+elseif redis.call('HEXISTS', order, id) == 0 then
   return 0
 end
 local size, head = ARGV[5], ARGV[6]

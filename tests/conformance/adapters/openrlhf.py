@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.conformance.adapters.padded import gae_with_targets, only_terminal, outcomes_at
+from tests.conformance.adapters.padded import gae_with_targets, last_actions, only_terminal, outcomes_at
 from tests.conformance.interface import Estimate, Settings, Shard, concatenate, split
 
 
@@ -21,9 +21,7 @@ class OpenRlhf:
     def estimate(self, shards: Sequence[Shard], settings: Settings) -> list[Estimate]:
         only_terminal(shards, settings)
         batch = concatenate(shards)
-        num_responses, width = batch.rewards.shape
-        last_action = width - 1 - np.argmax(batch.action_mask[:, ::-1], axis=1) if num_responses else batch.lengths
-        rewards = outcomes_at(batch, last_action)
+        rewards = outcomes_at(batch, last_actions(batch))
         values = np.where(batch.action_mask, batch.values[:, :-1], np.float32(0))
         advantages, targets = gae_with_targets(rewards, values, settings)
         if settings.whiten:

@@ -1,4 +1,4 @@
-"""What the three peers share: one λ, GAE backward over padded float32 arrays, `returns = advantages + values`."""
+"""What the peers share: GAE backward over padded float32 arrays with one λ, `returns = advantages + values`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,24 @@ def the_one_lambda(settings: Settings) -> np.float32:
     return np.float32(settings.lambda_actor)
 
 
-def only_terminal(shards: Sequence[Shard], settings: Settings) -> None:
+def only_gae(settings: Settings) -> None:
     if settings.kind != "gae":
-        raise Unsupported("group baselines of peers are not compared here")
+        raise Unsupported("estimators of peers without a critic are not compared here")
+
+
+def only_terminal(shards: Sequence[Shard], settings: Settings) -> None:
+    only_gae(settings)
     cut = any("length" in shard.finish_reasons for shard in shards)
     if cut and settings.truncation != "terminal":
         raise Unsupported("the finish reason does not enter the estimator: a cut response is an end")
+
+
+def last_actions(shard: Shard) -> NDArray[np.int64]:
+    """``[S]`` column of each response's last action."""
+    if not len(shard.lengths):
+        return shard.lengths
+    last: NDArray[np.int64] = shard.rewards.shape[1] - 1 - np.argmax(shard.action_mask[:, ::-1], axis=1)
+    return last
 
 
 def outcomes_at(shard: Shard, columns: NDArray[np.int64]) -> Float32Array:
@@ -32,13 +44,18 @@ def outcomes_at(shard: Shard, columns: NDArray[np.int64]) -> Float32Array:
 
 
 def gae_with_targets(
-    rewards: Float32Array, values: Float32Array, settings: Settings, steps: BoolArray | None = None
+    rewards: Float32Array,
+    values: Float32Array,
+    settings: Settings,
+    steps: BoolArray | None = None,
+    after: Float32Array | None = None,
 ) -> tuple[Float32Array, Float32Array]:
     """``[S, W]`` advantages and value targets, a step a column. Where `steps` is False nothing happens: advantage and
-    next value are carried over it unchanged."""
+    next value are carried over it unchanged. `after`: ``[S]`` V after the last column, else 0."""
     lam, gamma = the_one_lambda(settings), np.float32(settings.gamma)
     advantages = np.zeros_like(rewards)
-    carry, next_value = np.zeros((2, len(rewards)), np.float32)
+    carry = np.zeros(len(rewards), np.float32)
+    next_value = np.zeros_like(carry) if after is None else after
     for t in reversed(range(rewards.shape[1])):
         acts = True if steps is None else steps[:, t]
         td_error = rewards[:, t] + gamma * next_value - values[:, t]

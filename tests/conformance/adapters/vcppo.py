@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from tests.conformance.interface import Estimate, Settings, Shard
 from vcppo.learner.algorithm.advantages import (
     SumOverRanks,
+    group_centred_advantages,
     group_mean_advantages,
     leave_one_out_advantages,
     place_ends,
     spread_over_actions,
     whiten,
 )
-from vcppo.learner.algorithm.gae import decoupled_gae
+from vcppo.learner.algorithm.gae import decoupled_gae, monte_carlo_returns
 
 
 class Vcppo:
@@ -58,11 +59,17 @@ def _estimate(shard: Shard, settings: Settings, ranks: _Ranks, rank: int) -> Est
 
 
 def _of_groups(shard: Shard, settings: Settings, cu: NDArray[np.int64], reduce: SumOverRanks) -> Estimate:
-    estimator = {"group_mean": group_mean_advantages, "leave_one_out": leave_one_out_advantages}[settings.kind]
-    per_response = estimator(shard.rewards.sum(axis=1), [str(group) for group in shard.groups])
-    advantages = spread_over_actions(per_response, cu)
+    outcomes, groups = shard.rewards.sum(axis=1), [str(group) for group in shard.groups]
+    if settings.centres:
+        if settings.kind == "reinforce_plus_plus_baseline":
+            outcomes = group_centred_advantages(outcomes, groups)
+        ends = place_ends(outcomes, np.zeros_like(outcomes), np.zeros(len(outcomes), np.bool_), cu, "terminal")
+        advantages = monte_carlo_returns(ends.rewards, cu)
+    else:
+        estimator = {"group_mean": group_mean_advantages, "leave_one_out": leave_one_out_advantages}[settings.kind]
+        advantages = spread_over_actions(estimator(outcomes, groups), cu)
     if settings.whiten:
-        advantages = whiten(advantages, np.ones(len(advantages), np.bool_), reduce, centre=False)
+        advantages = whiten(advantages, np.ones(len(advantages), np.bool_), reduce, centre=settings.centres)
     return Estimate(_padded(advantages, shard), np.zeros(shard.action_mask.shape, np.float32))
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,22 +23,27 @@ from tests.paths import ROOT
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_FAILURE, EXIT_REFUSED
 from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
-from vcppo.common.records.wire import decode_trajectory
-from vcppo.common.store.run_store import RunStore
-from vcppo.common.tasks import load_task
+from vcppo.common.records.wire import WireError, decode_trajectory
+from vcppo.common.store.run_store import Member, RunStore, Superseded
+from vcppo.common.tasks import Problem, Task, Verdict, load_task
 from vcppo.common.telemetry.metrics import MetricsWriter, read_metrics
 from vcppo.common.transport import TrajectoryReceiver, TrajectorySender
+from vcppo.common.transport.control import Callers
 from vcppo.common.transport.ports import free_endpoint, free_port
+from vcppo.generator.reward_sources.source import open_source
 from vcppo.generator.rollout.parts import Generator
 from vcppo.generator.rollout.rollout import RolloutWorker
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.engine import EngineError, Rollout
+from vcppo.learner.buffer.door import Door
 
 
 class ScriptedEngine:
     """Answers after `seconds`, or never when `hold` is set; knows when it is asked for too much at once."""
 
     is_dead = False
+    vocabulary = 100
+    backend = "gloo"
 
     def __init__(self) -> None:
         self.num_in_flight = 0
@@ -71,7 +77,8 @@ class ScriptedEngine:
     async def nothing(self, *_: Any) -> None:
         return
 
-    pause = resume = finish_weight_update = shutdown_weight_transfer = nothing
+    pause = resume = shutdown_weight_transfer = nothing
+    start_weight_update = update_weights = finish_weight_update = nothing
 
     async def canary(self, token_ids: Any, prompt_length: int) -> Any:
         return np.zeros(len(token_ids) - prompt_length, np.float32)
@@ -80,7 +87,7 @@ class ScriptedEngine:
 class Bench:
     """A worker with everything around it."""
 
-    def __init__(self, folder: Path, redis: RedisServer) -> None:
+    def __init__(self, folder: Path, redis: RedisServer, task: dict[str, Any] | None = None) -> None:
         endpoint = free_endpoint()
         self.config = VcppoConfig.model_validate(
             {
@@ -90,6 +97,7 @@ class Bench:
                 "transport": {"endpoints": [endpoint]},
                 "launcher": {"stop_deadline_seconds": 10.0},
                 "redis": {"url": redis.url},
+                "task": task or {},
             }
         )
         self.store: RunStore = redis.store(folder.name)
@@ -98,6 +106,7 @@ class Bench:
         self.metrics = MetricsWriter(folder, "generator-0", folder.name)
         self.engine: Any = ScriptedEngine()
         self.verifiers = VerifierPool(self.config.task)
+        self.rewards = open_source(self.config)
         parts = Generator(
             self.config,
             "generator-0",
@@ -107,8 +116,11 @@ class Bench:
             self.verifiers,
             _Tokenizer(),
             self.metrics,
+            rewards=self.rewards,
         )
-        self.worker = RolloutWorker(parts, control_endpoint="tcp://127.0.0.1:1")
+        self.callers = Callers()
+        server: Any = SimpleNamespace(endpoint="tcp://127.0.0.1:1", callers=self.callers)
+        self.worker = RolloutWorker(parts, server)
         self.control = self.worker.control
 
     async def receive(self, count: int) -> list[Trajectory]:
@@ -163,11 +175,17 @@ def prompts(count: int, start: int = 0) -> list[Prompt]:
     ]
 
 
-def run(folder: Path, redis: RedisServer, body: Callable[[Bench], Awaitable[None]], opened: bool = True) -> Bench:
+def run(
+    folder: Path,
+    redis: RedisServer,
+    body: Callable[[Bench], Awaitable[None]],
+    opened: bool = True,
+    task: dict[str, Any] | None = None,
+) -> Bench:
     """Run the worker beside `body`, then stop it. Its store stays open for the caller to look at."""
 
     async def main() -> Bench:
-        bench = Bench(folder, redis)
+        bench = Bench(folder, redis, task)
         await bench.verifiers.start()
         if opened:
             bench.control.loaded(0)
@@ -179,6 +197,8 @@ def run(folder: Path, redis: RedisServer, body: Callable[[Bench], Awaitable[None
             async with asyncio.timeout(30):
                 await working
             await bench.verifiers.close()
+            if bench.rewards is not None:
+                await bench.rewards.close()
         return bench
 
     return asyncio.run(main())
@@ -207,6 +227,40 @@ def test_every_prompt_comes_back_verified_and_never_too_many_at_once(tmp_path: P
     bench.close()
     lines = read_metrics(tmp_path / "metrics" / "generator-0.jsonl")
     assert {"generator/tokens_per_second", "generator/in_flight", "generator/queue_wait"} <= set(lines[-1])
+
+
+class Steps(Task):
+    """Counts characters, whatever was asked; `ScriptedEngine` says two and an end token."""
+
+    def problems(self, split: str, seed: int, start: int, count: int) -> list[Problem]:
+        return []
+
+    def verify(self, answer: Any, response: str, finish_reason: str) -> Verdict:
+        return Verdict("wrong", response, 0.25, {"length": len(response)})
+
+
+def evenness(answer: Any, response: str, finish_reason: str) -> float:
+    return 0.5
+
+
+def test_a_graded_reward_and_its_parts_pass_the_door_of_the_buffer(tmp_path: Path, shared_redis: RedisServer) -> None:
+    task = {
+        "name": f"{__name__}:Steps", "rewards": [{"name": f"{__name__}:evenness", "weight": 0.5}], "length_cost": 0.125,
+        "reward_weights": {"format": 0.25}, "format_pattern": "^",
+    }  # fmt: skip
+
+    async def body(bench: Bench) -> None:
+        bench.store.issue(prompts(3))
+        for found in await bench.receive(3):
+            assert found.outcome == "wrong" and found.reward == 0.25 + 0.25 + 0.25 - 0.375
+            assert found.components == {
+                "base": 0.25, "length": 2.0, "evenness": 0.5, "format": 1.0, "length_cost": -0.375,
+            }  # fmt: skip
+            Door.of(bench.config).check(found)
+            with pytest.raises(WireError, match=r"^reward: 0.5 for outcome 'wrong', its components"):
+                Door.of(bench.config).check(replace(found, reward=0.5))
+
+    run(tmp_path, shared_redis, body, task=task).close()
 
 
 def test_the_verifier_sees_what_stands_before_the_stop_string_and_all_tokens_are_sent(
@@ -334,6 +388,9 @@ def test_during_an_update_nothing_begins_and_until_its_canary_has_passed_nothing
         await asyncio.sleep(0.5)
         assert bench.engine.num_in_flight == 0
         assert bench.engine.num_finished == 2
+        await call["start_weight_update"]()
+        tensors = {"names": ["w"], "dtype_names": ["float32"], "shapes": [[2]], "chunks": [1]}
+        await call["update_weights"](update_info=tensors)
         await call["finish_weight_update"](policy_version=1)
         await call["canary"](token_ids=np.arange(4, dtype=np.int32), prompt_length=2)
         await bench.until(lambda: bench.engine.num_finished == 4, "places stay empty until the canary is looked at")
@@ -422,3 +479,37 @@ def test_prompts_of_a_version_it_was_never_sent_are_handed_back(tmp_path: Path, 
         assert len(await bench.receive(2)) == 2
 
     run(tmp_path, shared_redis, body).close()
+
+
+def test_one_that_has_a_successor_ends_and_hands_back_nothing_that_is_not_its_own(
+    tmp_path: Path, shared_redis: RedisServer
+) -> None:
+    """Its successor works under the same name: what is leased to the name is the successor's now."""
+
+    async def body(bench: Bench) -> None:
+        bench.store.enter("generator-0")
+        bench.engine.hold.clear()
+        bench.store.issue(prompts(1))
+        await bench.until(lambda: bench.engine.num_in_flight == 1, "the prompt")
+        successor = shared_redis.store(tmp_path.name)
+        successor.enter("generator-0")
+        successor.register_member(Member("generator-0", "generator", epoch=7), 60.0)
+        bench.control.changed.set()  # its next heartbeat
+        await bench.until(lambda: bench.worker._failure is not None, "its end")
+
+    with pytest.raises(Superseded, match=r"generator-0 number 1 .* superseded by generator-0 number 2"):
+        run(tmp_path, shared_redis, body)
+    store = shared_redis.store(tmp_path.name)
+    assert store.ledger().leased == 1
+    assert [(member.id, member.epoch) for member in store.members("generator")] == [("generator-0", 7)]
+
+
+def test_it_hears_of_a_new_learner_with_its_heartbeat(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: Bench) -> None:
+        learner = shared_redis.store(tmp_path.name)
+        for number in (1, 2):
+            learner.enter("learner")
+            bench.control.changed.set()
+            await bench.until(lambda number=number: bench.callers.newest == number, "a heartbeat")  # type: ignore[misc]
+
+    run(tmp_path, shared_redis, body)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file
 
 from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
 from tests.paths import RIG, ROOT
 from vcppo.common.errors import EXIT_REFUSED
-from vcppo.common.records.trajectory import Prompt
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.run_store import RunStore
@@ -118,8 +118,8 @@ class Run:
 def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
     started: list[ScriptedGenerator] = []
 
-    def start(run: Run, allow: Callable[[Prompt], bool] = lambda _: True, seed: int = 0) -> ScriptedGenerator:
-        generator = ScriptedGenerator(run.url, run.name, allow, seed)
+    def start(run: Run, *arguments: Any, **settings: Any) -> ScriptedGenerator:
+        generator = ScriptedGenerator(run.url, run.name, *arguments, **settings)
         generator.start()
         started.append(generator)
         return generator
@@ -129,13 +129,29 @@ def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
         generator.stop()
 
 
+@pytest.mark.parametrize(
+    ("of_critic", "frozen"),
+    [({}, []), ({"head": "hl_gauss", "num_bins": 21, "freeze": ["embed_tokens", "mlp"]}, ["mlp"])],
+    ids=["scalar", "bins_and_frozen"],
+)
 def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
-    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+    tmp_path: Path,
+    redis_server: str,
+    model: Path,
+    generate: Callable[..., ScriptedGenerator],
+    of_critic: dict[str, Any],
+    frozen: list[str],
 ) -> None:
-    calm = Run(tmp_path, "calm", redis_server, model)
+    # More passes than one, over more batches than one: what the critic has yet to do outlives a crash too.
+    critic = {"passes": "auto", "max_passes": 3, "min_rise": 0.0, "replay_batches": 1, **of_critic}
+    rl = {"actor_schedule": "cosine", "actor_warmup_steps": 1, "critic_warmup_steps": 4, "actor_freeze": frozen}
+    # The checkpoint of step 4 has the reference policy of step 3; the entropy's weight goes up from step to step.
+    algorithm = {"num_mini_batches": 2, "kl_coefficient": 0.05, "kl_in": "reward", "reference_refresh_steps": 3,
+                 "entropy_target": 100.0, "entropy_step": 0.002}  # fmt: skip
+    calm = Run(tmp_path, "calm", redis_server, model, critic=critic, rl=rl, algorithm=algorithm)
     generate(calm)
     calm_process = calm.start()
-    stormy = Run(tmp_path, "stormy", redis_server, model)
+    stormy = Run(tmp_path, "stormy", redis_server, model, critic=critic, rl=rl, algorithm=algorithm)
     limit = [3]  # the generator holds back what was issued at this version and later
     generate(stormy, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0], seed=1)
     process = stormy.start()
@@ -161,8 +177,42 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
         np.testing.assert_allclose(resumed[name], weights, rtol=0, atol=1e-6, err_msg=name)
     start = load_file(model / "model.safetensors")
     assert any(np.abs(start[name] - weights).max() > 1e-4 for name, weights in undisturbed.items())
+    _check_frozen(start, undisturbed, frozen)
+    _check_frozen(start, _critic_of_checkpoint(calm), of_critic.get("freeze", []))
+    assert any(done["passes"] > 1 for done in calm.events("critic_passes_done"))
+    rows = [row for row in read_metrics(calm.folder.metrics_file("learner")) if row.get("stage") == "rl"]
+    assert [row["critic/learning_rate"] / 6e-5 for row in rows[:5]] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rows[0]["policy/learning_rate"] == pytest.approx(5e-4)
+    assert rows[-1]["policy/learning_rate"] < rows[1]["policy/learning_rate"] == pytest.approx(1e-3)
+    for run in (calm, stormy):
+        _check_reference_and_entropy(run)
     _check_artefacts(calm)
     _check_export_of_checkpoint(calm)
+
+
+def _check_frozen(start: dict[str, Any], now: dict[str, Any], patterns: list[str]) -> None:
+    """What a pattern finds is bit for bit what it was, and there is some; of the rest most has moved."""
+    found = {name for name in start if any(pattern in name for pattern in patterns)}
+    assert bool(found) == bool(patterns)
+    assert all(np.array_equal(start[name], now[name]) for name in found)
+    assert sum(not np.array_equal(start[name], now[name]) for name in {*start} - found) > len(start) / 3
+
+
+def _critic_of_checkpoint(run: Run) -> dict[str, Any]:
+    (file,) = (run.folder.checkpoints / f"step-{NUM_STEPS:06d}" / "critic").rglob("*model_states.pt")
+    state = torch.load(file, weights_only=True)["module"]
+    return {name.removeprefix("hf_model."): tensor.numpy() for name, tensor in state.items()}
+
+
+def _check_reference_and_entropy(run: Run) -> None:
+    """By step, of the last time that it was trained."""
+    rows = {row["step"]: row for row in read_metrics(run.folder.metrics_file("learner")) if row.get("stage") == "rl"}
+    in_order = [rows[step] for step in sorted(rows)]
+    assert [row["policy/reference_version"] for row in in_order] == [step // 3 * 3 for step in range(NUM_STEPS)]
+    weights = [row["policy/entropy_coefficient"] for row in in_order]
+    assert weights == pytest.approx([0.002 * step for step in range(NUM_STEPS)])
+    kl = [abs(row["reward/kl"]) for row in in_order]
+    assert max(kl[0], kl[3], kl[6]) < 1e-5 < min(kl[1], kl[2], kl[4], kl[5])  # 0 where the two have just become one
 
 
 def _check_export_of_checkpoint(run: Run) -> None:
@@ -227,19 +277,27 @@ def test_asynchronous_run_stops_on_sigterm_and_resumes(
     assert critic["weight_decay"] == "0 → 0.01"
 
 
-@pytest.mark.parametrize("zero_stage", [0, 3])
+@pytest.mark.parametrize(
+    ("zero_stage", "of_critic"),
+    [(0, {}), (3, {"head": "two_hot", "num_bins": 21, "freeze": ["embed_tokens"], "sees_log_probs": True})],
+)
 def test_two_ranks_train_what_one_does(
     tmp_path: Path,
     redis_server: str,
     model: Path,
     generate: Callable[..., ScriptedGenerator],
     zero_stage: int,
+    of_critic: dict[str, Any],
 ) -> None:
     shorter = {"num_steps": 2, "max_staleness": 0, "actor_learning_rate": 1e-4}
     learner = {"checkpoint_every": 1}
-    one = Run(tmp_path, "one", redis_server, model, rl=shorter, learner=learner)
+    critic = {"passes": 3, "replay_batches": 1, **of_critic}
+    if zero_stage == 3:  # a critic of twice the width
+        make_tiny_model(tmp_path / "wide", hidden_size=64)
+        critic["model"] = str(tmp_path / "wide")
+    one = Run(tmp_path, "one", redis_server, model, rl=shorter, learner=learner, critic=critic)
     sharded = learner | {"num_ranks": 2, "zero_stage": zero_stage}
-    two = Run(tmp_path, "two", redis_server, model, rl=shorter, learner=sharded)
+    two = Run(tmp_path, "two", redis_server, model, rl=shorter, learner=sharded, critic=critic)
     for run in (one, two):
         generate(run)
     processes = [one.start(), two.start(num_ranks=2)]
@@ -253,6 +311,39 @@ def test_two_ranks_train_what_one_does(
         moved = np.abs(weights - start[name]).mean()
         # Adam turns rounding of near-zero gradients into whole steps, so a few entries may differ.
         assert np.abs(found[name] - weights).mean() < 0.02 * moved, name
+    made = json.loads((two.folder.value_pretraining / "critic" / "config.json").read_text())
+    assert made["hidden_size"] == (64 if zero_stage == 3 else 32)
+    assert made.get("vcppo_sees_log_probs", False) == of_critic.get("sees_log_probs", False)
+    if zero_stage == 3:  # RL has read it from there; whether it learns is seen in test_engine_ranks.py
+        saved = load_file(two.folder.value_pretraining / "critic" / "model.safetensors")
+        assert saved["surprise_input.weight"].shape == (64, 2)
+
+
+def test_value_pretraining_takes_in_the_recording_of_another_run(
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+) -> None:
+    short = {"num_steps": 1}
+    first = Run(tmp_path, "first", redis_server, model, rl=short)
+    generate(first)
+    first.finish(first.start())
+    stage = {"recordings": [str(first.folder.path)], "batch_size": 32}
+    second = Run(tmp_path, "second", redis_server, model, rl=short, learner={"num_ranks": 2},
+                 run={"seed": 5}, value_pretraining=stage)  # fmt: skip
+    generate(second)
+    second.finish(second.start(num_ranks=2))
+    decision = json.loads((second.folder.value_pretraining / "decision.json").read_text())
+    (taken,) = decision["recordings"]
+    assert (taken["num_trajectories"], taken["num_taken"], taken["num_twice"]) == (48, 48, 0)
+    assert decision["num_train"] + decision["num_held_out"] == 96
+    assert decision["recorded"]["num_prompts"] == 24 + taken["num_new_prompts"]
+    assert second.store().ledger().trained == 48 + BATCH  # what is taken in was never issued here
+    tree = yaml.safe_load(second.folder.config.read_text())
+    tree["run"]["name"], tree["sampling"]["temperature"] = "third", 0.5
+    third = Run(tmp_path, "third", redis_server, model)
+    third.folder.config.write_text(yaml.safe_dump(tree | {"learner": tree["learner"] | {"num_ranks": 1}}))
+    assert third.start().wait(200) == EXIT_REFUSED
+    (fatal,) = third.events("fatal")
+    assert "sampling.temperature is 1.0 in the run and 0.5 now" in fatal["error"]
 
 
 def test_failed_gate_stops_the_run_by_name(

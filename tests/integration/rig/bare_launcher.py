@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vcppo.common.config import load_config
+from vcppo.common.errors import VcppoError
 from vcppo.deploy.launch.launcher import Launcher
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.processes.process_spec import ProcessSpec
@@ -37,5 +38,9 @@ if __name__ == "__main__":
     with exclusive(config.run.path):
         write_config(config)
         with open_session(config, "follow") as session:
-            ledger = BareLauncher(config, session.sink).run()
+            try:
+                ledger = BareLauncher(config, session.sink).run()
+            except VcppoError as error:  # as `vcppo up` does
+                sys.stderr.write(f"{error}\n")
+                sys.exit(error.exit_code)
     sys.exit(0 if ledger.is_exact else 1)

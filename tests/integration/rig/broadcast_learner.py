@@ -23,7 +23,7 @@ from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.records.wire import decode_trajectory
 from vcppo.common.store import facts
 from vcppo.common.store.run_store import RunStore
-from vcppo.common.transport import ControlClient, TrajectoryReceiver
+from vcppo.common.transport import ControlClient, ControlError, ControlTimeout, TrajectoryReceiver
 from vcppo.common.transport.endpoints import endpoints_of
 from vcppo.common.transport.generator_calls import Pause, StartWeightUpdate, Status
 from vcppo.learner.batching.packing import build_packed
@@ -214,6 +214,55 @@ def caught(case: Case) -> str:
     return ""
 
 
+TENSORS = {"names": ["w"], "dtype_names": ["float32"], "shapes": [[2, 2]], "chunks": [1]}
+GROUP = {"master_address": "127.0.0.1", "master_port": 1, "rank_offset": 1, "world_size": 2, "group": "g",
+         "bind_host": "127.0.0.1", "deadline_seconds": 30.0}  # fmt: skip
+HOSTILE: list[tuple[str, dict[str, Any]]] = [
+    ("canary", {"token_ids": [1, 2, 10**9], "prompt_length": 1}),
+    ("canary", {"token_ids": [1, 2, -1], "prompt_length": 1}),
+    ("canary", {"token_ids": [1] * 20_000, "prompt_length": 1}),
+    ("canary", {"token_ids": [1, 2, 3], "prompt_length": 9}),
+    ("canary", {"token_ids": [1, 2, 3], "prompt_length": 1, "num_sampled": 10**6}),
+    ("start_weight_update", {}),
+    ("update_weights", {"update_info": TENSORS}),
+    ("finish_weight_update", {"policy_version": 3}),
+    ("finish_weight_update", {"policy_version": -(2**63)}),
+    ("resume", {}),
+    ("init_weight_transfer_engine", {"init_info": {}}),
+    ("init_weight_transfer_engine", {"init_info": GROUP | {"world_size": 2**40}}),
+    ("init_weight_transfer_engine", {"init_info": GROUP | {"deadline_seconds": float("inf")}}),
+    ("pause", {}),
+    ("start_weight_update", {}),
+    ("start_weight_update", {}),
+    ("canary", {"token_ids": [1, 2, 3], "prompt_length": 1}),
+    ("resume", {}),
+    ("update_weights", {"update_info": TENSORS | {"dtype_names": ["float33"]}}),
+    ("update_weights", {"update_info": TENSORS | {"shapes": [[2**40, 2**40]]}}),
+    ("finish_weight_update", {"policy_version": 3}),
+]
+
+
+def throw(case: Case) -> list[str]:
+    """Hostile calls to each generator, one after the other; those that were taken."""
+    assert case.store is not None
+    taken: list[str] = []
+    for member in case.store.members("generator"):
+        client = ControlClient(member.control_endpoint)
+        for method, arguments in HOSTILE:
+            try:
+                client.call(method, arguments, 60.0)
+                taken.append(method)
+            except ControlTimeout:
+                raise
+            except ControlError as error:
+                refused = str(error).removeprefix(f"{member.control_endpoint} {method}: ")
+                if f"{method}: " not in refused:
+                    taken.append(refused)
+        assert client.ask(Status(), 10.0).busy is None
+        client.close()
+    return taken
+
+
 def break_off(case: Case) -> Any:
     """A learner that dies in the middle of an update, and the next one's first broadcast."""
     assert case.store is not None
@@ -244,6 +293,7 @@ def break_weights(case: Case, flag: Path) -> dict[str, Any]:
     flag.unlink()
     case.train()
     seen["after_head"] = caught(case)
+    seen["taken"] = throw(case)
     report = break_off(case)
     seen["after_broken_off"] = [len(report.members), len(report.dropped)]
     return seen

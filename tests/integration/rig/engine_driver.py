@@ -3,7 +3,8 @@
     python -m tests.integration.rig.engine_driver CONFIG.yaml TASK
 
 TASK: ``grid`` (prompts of 60 to 400 tokens, 8, 64 and 256 in flight, a pause for weights in the middle), or
-``refusals`` (requests that can't be served, then one that can), or ``stops`` (the same requests, cut by stop strings).
+``refusals`` (requests that can't be served, then one that can), ``stops`` (the same requests, cut by stop strings), or
+``turns`` (rollouts of several turns in `Talking`, new weights' version between two turns).
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vcppo.common.config import load_config
+from vcppo.common.environments.environment import Environment, Observation
 from vcppo.common.records.trajectory import Prompt
+from vcppo.common.tasks import Problem
+from vcppo.generator.turns.environment_pool import EnvironmentPool
+from vcppo.generator.turns.play import Player
+from vcppo.generator.vllm_engine.end_tokens import load_tokenizer
 from vcppo.generator.vllm_engine.engine import Engine, EngineError, Rollout
 
 NUM_PROMPTS = 256
@@ -110,12 +117,65 @@ async def stops(engine: Engine) -> dict[str, Any]:
     }
 
 
+class Talking(Environment):
+    """Says some digits after each of three turns."""
+
+    def problems(self, split: str, seed: int, start: int, count: int) -> list[Problem]:
+        return [Problem("1+1=", {}) for _ in range(count)]
+
+    def reset(self, answer: Mapping[str, object]) -> None:
+        self.turns = 0
+
+    def step(self, action: str) -> Observation:
+        self.turns += 1
+        return Observation("12<eos>34", 0.25, self.turns == 3)
+
+
+async def turns(engine: Engine) -> dict[str, Any]:
+    """What the engine gave for each turn, what became of it, and the log-probs of the whole, scored at once."""
+    pool = EnvironmentPool(engine.config.task)
+    await pool.start()
+    try:
+        player = Player(engine.config, pool, load_tokenizer(engine.model))
+        return {"rollouts": [await one_of_turns(engine, player, number) for number in range(6)]}
+    finally:
+        await pool.close()
+
+
+async def one_of_turns(engine: Engine, player: Player, number: int) -> dict[str, Any]:
+    """Rollout `number`; between the turns of every other one the weights become another version."""
+    asked: list[Prompt] = []
+    made: list[Rollout] = []
+
+    async def sample(turn: Prompt) -> Rollout:
+        if asked and not number % 2:
+            await engine.pause()
+            await engine.set_version(engine.policy_version + 1)
+            await engine.resume()
+        asked.append(turn)
+        made.append(await engine.generate(turn))
+        return made[-1]
+
+    first = prompt(number, 40, 60)
+    played = await player.play(first, sample)
+    assert played is not None
+    whole = np.concatenate([first.token_ids, played.transcript.token_ids])
+    return {
+        "prompts": [each.token_ids.tolist() for each in asked], "seeds": [each.seed for each in asked],
+        "turns": [each.token_ids.tolist() for each in made], "cached": [each.num_cached for each in made],
+        "tokens": whole.tolist(), "mask": played.transcript.action_mask.tolist(),
+        "log_probs": played.transcript.log_probs.tolist(), "spans": played.transcript.version_spans,
+        "scored": (await engine.canary(whole, len(first.token_ids))).tolist(),
+        "reward": played.verdict.reward, "reason": played.transcript.finish_reason,
+    }  # fmt: skip
+
+
 async def main(config: Path, task: str) -> None:
     engine = Engine(load_config(config, []))
     try:
         await engine.start()
         async with asyncio.timeout(500):
-            result = await {"grid": grid, "refusals": refusals, "stops": stops}[task](engine)
+            result = await {"grid": grid, "refusals": refusals, "stops": stops, "turns": turns}[task](engine)
     except EngineError as error:
         result = {"error": str(error)}
     sys.stdout.write("\n" + json.dumps(result) + "\n")

@@ -46,12 +46,23 @@ def fabricate(prompt: Prompt, policy_version: int, generator_id: str = "generato
 
 
 class ScriptedGenerator(threading.Thread):
-    """Answers prompts in random order until stopped; ``allow(prompt)`` False holds a prompt back (its lease stays)."""
+    """Answers prompts in random order until stopped; ``allow(prompt)`` False holds a prompt back (its lease stays).
 
-    def __init__(self, url: str, run_id: str, allow: Callable[[Prompt], bool] = lambda _: True, seed: int = 0) -> None:
+    ``change`` makes another trajectory of the one that `fabricate` gives.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        run_id: str,
+        allow: Callable[[Prompt], bool] = lambda _: True,
+        seed: int = 0,
+        change: Callable[[Trajectory], Trajectory] = lambda trajectory: trajectory,
+    ) -> None:
         super().__init__(daemon=True)
         self._store = RunStore.connect(url, run_id, 10.0)
         self._allow = allow
+        self._change = change
         self._random = np.random.default_rng(seed)
         self._ended = threading.Event()
         self.error: BaseException | None = None
@@ -71,17 +82,8 @@ class ScriptedGenerator(threading.Thread):
 
     def _append(self, prompt: Prompt) -> None:
         version = facts.POLICY_VERSION.read(self._store) or 0
-        trajectory = fabricate(prompt, max(version, prompt.issue_version))
-        entry = BufferEntry(
-            prompt.id,
-            trajectory.id,
-            trajectory.group_id,
-            trajectory.issue_version,
-            trajectory.oldest_version,
-            trajectory.num_tokens,
-            encode_trajectory(trajectory),
-        )
-        assert self._store.append([entry]) == ["accepted"]
+        trajectory = self._change(fabricate(prompt, max(version, prompt.issue_version)))
+        assert self._store.append([BufferEntry.of(trajectory, encode_trajectory(trajectory))]) == ["accepted"]
 
     def stop(self) -> None:
         self._ended.set()

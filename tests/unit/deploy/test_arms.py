@@ -39,6 +39,29 @@ DIFFERS_IN: dict[str, dict[str, object]] = {
     "value_pretraining_1.00": pretraining(40),
     "value_pretraining_1.50": pretraining(60),
     "length_adaptive": {"algorithm.length_adaptive_alpha": 0.05},
+    "vc_ppo_4_passes": {"critic.passes": 4},
+    "vc_ppo_auto_passes": {"critic.passes": "auto"},
+    "vc_ppo_sees_log_probs": {
+        "critic.passes": 4,
+        "critic.sees_log_probs": True,
+        "rl.critic_learning_rate": 5e-4,
+    },
+    "vapo": {
+        "algorithm.length_adaptive_alpha": 0.05,
+        "algorithm.clip_high": 0.28,
+        "algorithm.positive_nll_coefficient": 0.1,
+    },
+    "sao": {
+        "rl.group_size": 1,
+        "rl.critic_freeze": ["self_attn"],
+        "critic.passes": 2,
+        "algorithm.length_adaptive_alpha": 1.5,
+        "algorithm.objective": "dis",
+        "algorithm.old_log_probs": "behaviour",
+        "algorithm.importance_truncation": None,
+        "algorithm.clip_low": 0.3,
+        "algorithm.clip_high": 5.0,
+    },
 }
 
 

@@ -17,12 +17,18 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.unit.rig import oracle
 from tests.unit.rig.learner_samples import mixed_batch, save_tiny_policy, tiny_config
+from vcppo.common.config import AlgorithmConfig
 from vcppo.common.records.trajectory import Trajectory
+from vcppo.learner.algorithm.actor_loss import Denominators, actor_loss
 from vcppo.learner.algorithm.advantages import Truncation, place_ends, whiten
+from vcppo.learner.algorithm.aggregation import loss_denominator
 from vcppo.learner.algorithm.gae import decoupled_gae
 from vcppo.learner.algorithm.losses import policy_loss, value_loss
+from vcppo.learner.algorithm.off_policy import importance_weights, log_ratios
+from vcppo.learner.batching.batch import Batch, Packer, Share, num_trained
 from vcppo.learner.batching.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
 from vcppo.learner.models.models import load_critic, load_policy
+from vcppo.learner.rl.estimates import estimate
 
 LAMBDA_ACTOR, LAMBDA_CRITIC = 0.95, 1.0
 CLIP_LOW, CLIP_HIGH, IMPORTANCE, TEMPERATURE = 0.2, 0.28, 1.5, 0.8
@@ -116,6 +122,7 @@ def packed_gradients(policy, critic, batch, old_flat, truncation: Truncation, to
     )
     advantages, num_tokens = whiten(both.advantages, ends.mask), int(ends.mask.sum())
     behaviour = np.concatenate([t.behaviour_log_probs[t.action_mask] for t in batch])
+    weights = importance_weights(log_ratios(old_flat, behaviour, cu, "token"), IMPORTANCE)
     totals = np.zeros(2)
     for packed in micro_batches:
         at = action_slots(packed, cu)
@@ -129,8 +136,7 @@ def packed_gradients(policy, critic, batch, old_flat, truncation: Truncation, to
             clip_low=CLIP_LOW,
             clip_high=CLIP_HIGH,
             mask=mask,
-            behaviour_log_probs=torch.from_numpy(behaviour[at]),
-            importance_truncation=IMPORTANCE,
+            importance_weights=torch.from_numpy(weights[at]),
         )
         targets = torch.from_numpy(both.value_targets[at])
         value = value_loss(critic(packed).values, targets, num_tokens=num_tokens, mask=mask)
@@ -181,3 +187,73 @@ def test_packed_step_has_the_gradients_of_algorithm_1(
     assert got.tolist() == pytest.approx(list(expected), rel=1e-4)
     assert_same_gradients(policy.hf_model, plain_policy)
     assert_same_gradients(critic.hf_model, plain_critic)
+
+
+def plain_menu_gradients(policy: nn.Module, batch: list[Trajectory], old, advantages, settings: AlgorithmConfig):
+    """Dual clip, token band, entropy and positive likelihood, mean over responses of each one's mean."""
+    low, high = 1 - settings.clip_low, 1 + settings.clip_high
+    means, positive = [], []
+    for i, t in enumerate(batch):
+        tokens, actions = plain_sequence(t)
+        log_softmax = torch.log_softmax(policy(input_ids=tokens).logits[0] / TEMPERATURE, dim=1)
+        behaviour, terms = t.behaviour_log_probs[t.action_mask].tolist(), []
+        for k, at in enumerate(actions):
+            weight = math.exp(old[i][k] - behaviour[k])
+            if not settings.rejection_low <= weight <= settings.rejection_high:
+                continue
+            row, a = log_softmax[at - 1], advantages[i][k]
+            ratio = torch.exp(row[tokens[0, at]] - old[i][k])
+            gain = torch.minimum(ratio * a, ratio.clamp(low, high) * a)
+            gain = torch.clamp(gain, min=settings.dual_clip * a) if a < 0 else gain
+            entropy = -(row.exp() * row).sum()
+            terms.append(-min(weight, settings.importance_truncation) * gain - settings.entropy_coefficient * entropy)
+            if t.outcome == "correct":
+                positive.append(-row[tokens[0, at]])
+        if terms:
+            means.append(torch.stack(terms).mean())
+    value = torch.stack(means).mean() + settings.positive_nll_coefficient * torch.stack(positive).mean()
+    value.backward()
+    return value.item()
+
+
+@pytest.mark.parametrize(("token_budget", "num_ranks"), [(40, 2), (1000, 1)])
+def test_packed_step_has_the_gradients_of_the_other_terms(tmp_path: Path, token_budget: int, num_ranks: int) -> None:
+    """Of ``algorithm.`` settings that are off by default, through the estimates as the loop takes them."""
+    folder = save_tiny_policy(tmp_path / "policy")
+    trajectories = mixed_batch(seed=4, tool_text=0.3)
+    plain_policy = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        old = [[x.item() + rng.normal(0, 0.3) for x in plain_log_probs(plain_policy, t)] for t in trajectories]
+    old_flat = np.array([x for row in old for x in row], np.float32)
+    batch = Batch(trajectories, version=max(t.oldest_version for t in trajectories))
+    d = np.exp(old_flat - batch.behaviour_log_probs)
+    settings = AlgorithmConfig(
+        rejection="token", rejection_low=float(min(0.9, np.quantile(d, 0.2))),
+        rejection_high=float(max(1.1, np.quantile(d, 0.8))), importance_truncation=IMPORTANCE, dual_clip=1.3,
+        aggregation="sequence", entropy_coefficient=0.3, positive_nll_coefficient=0.2, whiten_advantages=False,
+    )  # fmt: skip
+    values = rng.normal(size=len(old_flat)).astype(np.float32)
+    estimates = estimate(
+        batch, values, np.zeros(len(batch), np.float32), old_flat, settings, lambda_actor=0.95, lambda_critic=1.0
+    )
+    cu = batch.action_cu_seqlens
+    assert 0 < estimates.actor_mask.sum() < len(old_flat) and estimates.positive.any()
+    rows = [estimates.advantages[cu[i] : cu[i + 1]].tolist() for i in range(len(batch))]
+    expected = plain_menu_gradients(plain_policy, trajectories, old, rows, settings)
+
+    policy, total = load_policy(folder, chunk_tokens=4, chunk_vocab=12), 0.0
+    everyone = list(range(len(batch)))
+    denominators = Denominators(
+        loss_denominator(estimates.actor_mask, cu, everyone, "sequence", 1),
+        num_trained(estimates.positive, cu, everyone),
+    )
+    for rank in range(num_ranks):
+        for micro in Packer(batch, Share(rank, num_ranks, token_budget)).micro_batches(everyone):
+            log_probs, entropy = policy(micro.packed, TEMPERATURE, True)
+            part, borders = estimates.of(micro, torch.device("cpu")), micro.packed.action_cu_seqlens
+            loss = actor_loss(log_probs, entropy, part, settings, denominators, borders, settings.entropy_coefficient)
+            loss.value.backward()
+            total += loss.value.item()
+    assert total == pytest.approx(expected, rel=1e-4)
+    assert_same_gradients(policy.hf_model, plain_policy)

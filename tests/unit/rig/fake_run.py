@@ -9,6 +9,7 @@ from pathlib import Path
 from vcppo.common.config import VcppoConfig, dump_config
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import MetricsWriter
+from vcppo.deploy.evaluation.explainable_results import ExplainableRow, keep_rows
 
 LEDGER = {
     "issued": 2048,
@@ -118,6 +119,7 @@ def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
         (folder.eval / f"{model}.json").write_text(
             json.dumps({"pass_at_1": share, "pass_at_k": share, "k": 1, "mean_length": 180.0, "num_problems": 512})
         )
+    keep_rows(folder, [explainable_row(version, position) for version in (0, 20) for position in (0, 60, 120)])
     (folder.path / "ledger.json").write_text(json.dumps(LEDGER))
     (folder.path / "stages.jsonl").write_text(
         "".join(
@@ -130,6 +132,16 @@ def make_run(root: Path, name: str = "fake", num_steps: int = 30) -> RunFolder:
     return folder
 
 
+def explainable_row(version: int, position: int) -> ExplainableRow:
+    share = (0.2 + position / 200) * (1 - version / 50)
+    ends = (share - 0.1, share + 0.1)
+    return ExplainableRow(
+        version=version, position=position, prefixes=64, continuations=8, mean=0.1, variance=0.99, explainable=share,
+        explainable_interval=ends, explained=share / 2, explained_interval=None, reached=0.5, reached_interval=None,
+        group_mean=share - (1 - share) / 7 if position == 0 else None,
+    )  # fmt: skip
+
+
 def rl_row(step: int) -> dict[str, object]:
     share = 1 - math.exp(-step / 6)
     wobble = 0.03 * math.sin(step * 1.7)
@@ -138,6 +150,7 @@ def rl_row(step: int) -> dict[str, object]:
         "stage": "rl",
         "reward/mean": 2 * accuracy - 1,
         "reward/accuracy": accuracy,
+        "reward/brevity": 1 - 0.4 * share,
         "length/mean": 127 + 80 * share,
         "length/max": 250.0,
         "length/truncated_fraction": 0.01,
@@ -151,6 +164,11 @@ def rl_row(step: int) -> dict[str, object]:
         "advantages/by_position": [0.1 * math.sin(i + step / 5) for i in range(10)],
         "values/by_position": [share * i / 10 for i in range(10)],
         "policy/loss": 0.01,
+        **{
+            f"off_policy/{by}/{what}_1": 0.1
+            for by in ("staleness", "versions")
+            for what in ("mismatch_kl", "ess", "rejected")
+        },
         "staleness/mean": 0.6 + wobble if step > 1 else 0.0,
         "staleness/max": 1.0 if step > 1 else 0.0,
         "staleness/mixed_version_fraction": 0.45 if step > 1 else 0.0,

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgpack
 import numpy as np
 import pytest
 
 from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.wire import encode_prompt, tokens_digest
 from vcppo.common.store.ledger import BufferEntry, Ledger, Member
 from vcppo.common.store.run_store import MAX_LEASE_EXPIRIES, RunStore, StoreError, StoreUnavailable
 
@@ -32,8 +34,11 @@ def a_prompt(number: int, version: int = 0) -> Prompt:
 
 
 def an_entry(prompt_id: str, attempt: int = 0, payload: bytes = b"payload") -> BufferEntry:
-    group = f"g{int(prompt_id[1:]) // 4}"
-    return BufferEntry(prompt_id, f"{prompt_id}@g.{attempt}", group, 0, 0, 10, payload)
+    number = int(prompt_id[1:])
+    digest = tokens_digest(np.arange(4, dtype=np.int32))
+    return BufferEntry(
+        prompt_id, f"{prompt_id}@g.{attempt}", f"g{number // 4}", 0, 0, 10, payload, number % 4, "t", digest
+    )
 
 
 @pytest.fixture
@@ -136,9 +141,46 @@ def test_a_trajectory_of_another_group_or_version_is_not_accepted(store: RunStor
     """It would be compared with the wrong group, or alone."""
     store.issue([a_prompt(0, version=3)])
     entry = an_entry("p0000")._replace(issue_version=3)
-    assert store.append([entry._replace(group_id="g7"), entry._replace(issue_version=2)]) == ["mismatch"] * 2
+    others = [
+        entry._replace(group_id="g7"),
+        entry._replace(issue_version=2),
+        entry._replace(sample_index=1),
+        entry._replace(task="u"),
+        entry._replace(prompt_digest=tokens_digest(np.arange(1, 5, dtype=np.int32))),
+    ]
+    assert store.append(others) == ["mismatch"] * len(others)
     assert store.ledger() == Ledger(issued=1, queued=1)
     assert store.append([entry]) == ["accepted"]
+
+
+def test_what_an_older_version_issued_is_accepted(store: RunStore) -> None:
+    """It kept a group and a version of each prompt, no more."""
+    store.issue([a_prompt(0, version=3)])
+    facts = f"{store._prefix}facts"
+    store._redis.call("test", lambda client: client.hset(facts, "p0000", msgpack.packb(["g0", 3])))
+    entry = an_entry("p0000")._replace(issue_version=3)
+    assert store.append([entry._replace(issue_version=2)]) == ["mismatch"]
+    assert store.outstanding()[0].group_id == "g0"
+    assert store.append([entry]) == ["accepted"]
+
+
+def test_a_prompt_that_was_damaged_in_the_store_is_rejected_when_it_is_leased(store: RunStore) -> None:
+    """It would end every generator that leases it, one after the other."""
+    prompts = [a_prompt(n) for n in range(4)]
+    store.issue(prompts)
+    key = f"{store._prefix}prompts"
+    flipped = bytearray(encode_prompt(prompts[0]))
+    flipped[-10] ^= 4
+    changed = {"p0000": bytes(flipped), "p0001": encode_prompt(prompts[2])}
+    store._redis.call("test", lambda client: client.hset(key, mapping=changed))
+    store._redis.call("test", lambda client: client.hdel(key, "p0003"))
+    assert [prompt.id for prompt in store.lease("g", 2, 60, 0.1)] == ["p0002"]
+    assert store.lease("g", 2, 60, 0) == []
+    assert store.ledger() == Ledger(issued=4, leased=1, rejected=3)
+    letters = {letter.detail.split(": ")[0]: letter for letter in store.dead_letters()}
+    assert set(letters) == {"p0000", "p0001", "p0003"}
+    assert {letter.reason for letter in letters.values()} == {"damaged prompt"}
+    assert "checksum" in letters["p0000"].detail and letters["p0000"].payload == bytes(flipped)
 
 
 def test_requeued_prompts_keep_their_place(store: RunStore) -> None:
@@ -394,7 +436,7 @@ def operate(rng: random.Random, model: Model, store: RunStore, step: int) -> Non
         case "commit":
             assert store.commit(some) == len(model.move(some, "trained", "claimed"))
         case "reject":
-            moved = model.move(some[:1], "rejected", "leased", "buffered", "claimed")
+            moved = model.move(some[:1], "rejected", "queued", "leased", "buffered", "claimed")
             assert store.reject(some[0], "r") == bool(moved)
         case "expire":
             assert store.expire(some, "r") == model.move(some, "expired", "queued", "leased")

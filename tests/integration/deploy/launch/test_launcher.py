@@ -174,7 +174,7 @@ class TestBadInput:
         endpoint = free_endpoint()
         started = time.monotonic()
         done = vcppo("up", "-c", str(config_file), f"transport.endpoints=[{endpoint}]", timeout=200)
-        assert done.returncode in (1, 2)
+        assert done.returncode in (2, 3)  # no restart could mend it
         assert done.stderr.startswith("vcppo: ")
         assert "ended with exit code" in done.stderr
         assert time.monotonic() - started < 180

@@ -36,6 +36,7 @@ def drive(folder: Path, model: Path, task: str, **settings: Any) -> dict[str, An
         "model": {"path": str(model), "dtype": "float32"},
         "learner": {"micro_batch_tokens": 4096},
         "sampling": settings.pop("sampling", {"max_response_tokens": 40}),
+        "task": settings.pop("environment", {}),
         "generator": {
             "max_model_len": 512,
             "max_in_flight": 256,
@@ -128,3 +129,39 @@ def test_stop_strings_cut_what_would_have_been_sampled(tmp_path: Path, model: Pa
             assert not any(each in judged for each in stop)
     assert sum(found is not None for _, _, _, found in cut["rollouts"]) > 10
     assert any(ids[-1] == token for ids, *_ in cut["rollouts"])
+
+
+@pytest.mark.slow
+def test_turns_are_sampled_behind_all_tokens_before(tmp_path: Path, model: Path) -> None:
+    """Log-probs of each action are those of the whole text; the cache finds a prefix again where no weights came."""
+    vocabulary = AutoTokenizer.from_pretrained(model).get_vocab()
+    sampling: dict[str, Any] = {"max_response_tokens": 60, "stop_token_ids": [vocabulary[digit] for digit in "0123456"]}
+    task = {"name": "tests.integration.rig.engine_driver:Talking"}
+    cache = {"enable_prefix_caching": True, "block_size": 32}
+    found = drive(tmp_path, model, "turns", sampling=sampling, environment=task, engine_options=cache)
+    assert "rollouts" in found, found
+    begins, ends = ([vocabulary[each] for each in text] for text in ("12", "34"))
+    counts, stops = [], {*sampling["stop_token_ids"], vocabulary["<eos>"]}
+    for number, each in enumerate(found["rollouts"]):
+        turns, tokens, mask = each["turns"], each["tokens"], each["mask"]
+        response = tokens[40:]
+        counts.append(len(turns))
+        assert [token for token, chosen in zip(response, mask, strict=True) if chosen] == [
+            token for turn in turns for token in turn
+        ]
+        for one, prompt in zip(turns, each["prompts"], strict=True):
+            assert tokens[: len(prompt) + len(one)] == prompt + one
+        masked = [token for token, is_action in zip(response, mask, strict=True) if not is_action]
+        said = masked[: len(masked) // max(1, len(turns) - 1)]
+        assert masked == said * (len(turns) - 1) and vocabulary["<eos>"] not in said
+        assert len(turns) == 1 or (said[:2], said[-2:]) == (begins, ends)
+        expected = [score if is_action else 0.0 for score, is_action in zip(each["scored"], mask, strict=True)]
+        assert each["log_probs"] == pytest.approx(expected, abs=1e-3)
+        assert sum(count for _, count in each["spans"]) == len(response)
+        assert len(set(each["seeds"])) == len(turns)
+        renewed = number % 2 == 0
+        assert len(each["spans"]) == (len(turns) if renewed else 1)
+        assert all(cached == 0 for cached in each["cached"]) if renewed else all(each["cached"][1:]), each["cached"]
+        answered = len(turns) - (each["reason"] == "length" and turns[-1][-1] not in stops)
+        assert each["reward"] == 0.25 * answered
+    assert max(counts) == 3

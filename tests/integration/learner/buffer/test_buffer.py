@@ -47,7 +47,7 @@ def a_trajectory(prompt_id: str, attempt: int = 0) -> Trajectory:
         response_token_ids=np.arange(5, dtype=np.int32),
         action_mask=np.ones(5, bool),
         behaviour_log_probs=-np.ones(5, np.float32),
-        version_spans=(VersionSpan(0, 2), VersionSpan(1, 3)),
+        version_spans=(VersionSpan(0, 2), VersionSpan(0, 3)),
         finish_reason="stop",
         reward=1.0,
         outcome="correct",

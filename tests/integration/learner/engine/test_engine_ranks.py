@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +30,7 @@ STAGES = {1: (0, 3), 2: (0, 1, 2, 3)}  # by number of ranks
 BFLOAT16_STAGES = {1: (0,), 2: (0, 2, 3)}  # 0 is 1 there
 STEPS = 3
 TOKEN_BUDGET = 36
+FROZEN = [r"layers\.0\.", "embed_tokens"]
 
 
 # --- the worker -------------------------------------------------------------------------------------------------------
@@ -71,12 +74,16 @@ def train(folder: Path, output: Path, stage: int) -> None:
     actor = TrainEngine(load_policy(tied, chunk_tokens=4, chunk_vocab=12), learning_rate=1e-3, options=options)
     other = TrainEngine(load_policy(untied), learning_rate=1e-3, options=options)
     critic = TrainEngine(load_critic(tied), learning_rate=1e-3, options=options)
-    engines = {"actor": actor, "other": other, "critic": critic}
+    frozen, binned = make_frozen(tied, options), make_binned(tied, options)
+    engines = {"actor": actor, "other": other, "critic": critic, "frozen": frozen, "binned": binned}
     norms: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(STEPS):
         for name, norm in one_step(engines).items():
             norms[name].append(norm)
+    check_checkpoint(folder / f"checkpoint_frozen_{num_ranks()}_{stage}", frozen, "frozen")
+    check_checkpoint(folder / f"checkpoint_binned_{num_ranks()}_{stage}", binned, "binned")
     check_checkpoint(folder / f"checkpoint_{num_ranks()}_{stage}", actor)
+    check_reference(folder / f"reference_{num_ranks()}_{stage}", actor, load_policy(tied))
     module = load_policy(tied, chunk_tokens=4, chunk_vocab=12)
     check_config_counts(folder / f"checkpoint_{num_ranks()}_{stage}", actor, module)
     for name, engine in engines.items():
@@ -88,6 +95,34 @@ def train(folder: Path, output: Path, stage: int) -> None:
             save_file(state, output / f"{name}_{stage}.safetensors")
     if rank() == 0:
         (output / f"norms_{stage}.json").write_text(json.dumps(norms))
+
+
+def make_frozen(folder: Path, options: Any) -> Any:
+    """A policy of which only the upper layer and what is above it are trained."""
+    from vcppo.learner.engine.deepspeed_engine import TrainEngine
+    from vcppo.learner.models.freezing import freeze
+    from vcppo.learner.models.models import load_policy
+
+    policy = load_policy(folder, dtype=options.torch_dtype, chunk_tokens=4, chunk_vocab=12)
+    freeze(policy.hf_model, FROZEN, "rl.actor_freeze")
+    return TrainEngine(policy, learning_rate=1e-3, options=options)
+
+
+def make_binned(folder: Path, options: Any) -> Any:
+    """A critic with a head of bins and a frozen layer, which sees log-probs."""
+    from vcppo.learner.engine.deepspeed_engine import TrainEngine
+    from vcppo.learner.models.freezing import freeze
+    from vcppo.learner.models.models import load_critic
+
+    critic = load_critic(folder, bins=bins(), sees_log_probs=True)
+    freeze(critic.hf_model, FROZEN, "critic.freeze")
+    return TrainEngine(critic, learning_rate=1e-3, options=options)
+
+
+def bins() -> Any:
+    from vcppo.learner.algorithm.value_bins import ValueBins
+
+    return ValueBins(-1.0, 1.0, 21, 0.75)
 
 
 def check_wire(folder: Path, stage: int) -> None:
@@ -114,6 +149,14 @@ def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
     options = EngineOptions(zero_stage=stage, dtype="bfloat16", max_grad_norm=0.5)
     actor = TrainEngine(load_policy(folder / "tied", dtype=options.torch_dtype), learning_rate=1e-3, options=options)
     norms = [one_step({"actor": actor})["actor"] for _ in range(STEPS)]
+    frozen = make_frozen(folder / "tied", options)
+    for _ in range(STEPS):
+        one_step({"frozen": frozen})
+    check_checkpoint(folder / f"checkpoint_frozen_bfloat16_{torch.distributed.get_world_size()}_{stage}", frozen,
+                     "frozen")  # fmt: skip
+    sent = {name: tensor.clone() for name, tensor in frozen.weight_source()}
+    if rank() == 0:
+        save_file(sent, output / f"frozen_bfloat16_{stage}.safetensors")
     checkpoint = folder / f"checkpoint_bfloat16_{torch.distributed.get_world_size()}_{stage}"
     check_checkpoint(checkpoint, actor)
     check_config_counts(checkpoint, actor, load_policy(folder / "tied", dtype=options.torch_dtype))
@@ -124,9 +167,13 @@ def train_bfloat16(folder: Path, output: Path, stage: int) -> None:
 
 
 def one_step(engines: dict[str, Any]) -> dict[str, float]:
-    """One optimizer step of each engine over the whole batch; the norms before clipping."""
+    """One optimizer step of each engine over the whole batch; the norms before clipping.
+
+    ``other`` has an objective by sequence and an entropy bonus.
+    """
     from tests.unit.rig.learner_samples import mixed_batch
     from vcppo.learner.algorithm.losses import policy_loss, value_loss
+    from vcppo.learner.algorithm.value_bins import categorical_value_loss
     from vcppo.learner.batching.packing import action_cu_seqlens, action_slots, build_packed, plan_micro_batches
 
     batch = mixed_batch(seed=3)
@@ -140,25 +187,65 @@ def one_step(engines: dict[str, Any]) -> dict[str, float]:
         packed = build_packed(batch, group)
         targets = advantages[action_slots(packed, cu)]
         for name, engine in engines.items():
-            if name == "critic":
+            if name == "binned":
+                output = engine(packed)
+                loss = categorical_value_loss(output.logits, targets, bins(), num_tokens=num_tokens)
+            elif name == "critic":
                 loss = value_loss(engine(packed).values, targets, num_tokens=num_tokens)
             else:
                 old = engine.infer(packed, 0.9).log_probs - 0.1
-                clip = {"clip_low": 0.2, "clip_high": 0.2}
-                loss = policy_loss(engine(packed, 0.9).log_probs, old, targets, num_tokens=num_tokens, **clip)
+                log_probs, entropy = engine(packed, 0.9, name == "other")
+                loss = policy_loss(
+                    log_probs, old, targets, num_tokens=num_tokens, clip_low=0.2, clip_high=0.2,
+                    objective="gspo" if name == "other" else "ppo", action_cu_seqlens=packed.action_cu_seqlens,
+                )  # fmt: skip
+                if name == "other":  # backward goes through both outputs of the head
+                    loss = loss._replace(value=loss.value - 0.5 * entropy.sum() / num_tokens)
             engine.accumulate(loss.value)
     return {name: engine.step() for name, engine in engines.items()}
 
 
-def check_checkpoint(folder: Path, actor: Any) -> None:
+def check_checkpoint(folder: Path, actor: Any, name: str = "actor") -> None:
     """After load, the next steps are those that followed save, to the last bit: weights, moments and step counts."""
     actor.save(folder)
-    following = [one_step({"actor": actor}) for _ in range(2)]
+    following = [one_step({name: actor}) for _ in range(2)]
     actor.load(folder)
-    assert [one_step({"actor": actor}) for _ in range(2)] == following
+    assert [one_step({name: actor}) for _ in range(2)] == following
     actor.load(folder)
     with pytest.raises(VcppoError, match=r"checkpoint .*nowhere .*learner\.zero_stage="):
         actor.load(folder / "nowhere")
+
+
+def check_reference(folder: Path, actor: Any, model: Any) -> None:
+    """On every rank: the actor's weights at the steps that are due, still after more updates, and from a checkpoint."""
+    from vcppo.learner.engine.deepspeed_engine import barrier, rank
+    from vcppo.learner.engine.reference import Reference
+    from vcppo.learner.models.wire_weights import WireWeights, own_weights
+
+    def weights(module: Any) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in own_weights(module.hf_model).items()}
+
+    reference, start = Reference(model, 2), weights(model)
+    reference.after(3, actor)
+    assert reference.version == 0 and all(torch.equal(start[n], t) for n, t in weights(model).items())
+    then = {name: tensor.clone() for name, tensor in actor.weight_source()}
+    reference.after(4, actor)
+    one_step({"actor": actor})
+    found = dict(WireWeights(model.hf_model).walk(lambda _: nullcontext()))
+    assert reference.version == 4
+    assert all(torch.equal(then[name], tensor) for name, tensor in found.items()) and found.keys() == then.keys()
+    assert not all(torch.equal(then[name], tensor) for name, tensor in actor.weight_source())
+    folder.mkdir(exist_ok=True)
+    if rank() == 0:
+        reference.save(folder)
+    barrier()
+    kept = weights(model)
+    with torch.no_grad():
+        for tensor in own_weights(model.hf_model).values():
+            tensor.zero_()
+    resumed = Reference(model, 2)
+    resumed.load(folder, reference.numbers())
+    assert resumed.version == 4 and all(torch.equal(kept[n], t) for n, t in weights(model).items())
 
 
 def check_config_counts(folder: Path, actor: Any, module: Any) -> None:
@@ -229,10 +316,10 @@ def test_any_ranks_and_stage_train_like_one_plain_rank(results: Path, num_ranks:
     reference, got = results / "ranks_1", results / f"ranks_{num_ranks}"
     expected_norms = json.loads((reference / "norms_0.json").read_text())
     norms = json.loads((got / f"norms_{stage}.json").read_text())
-    for name in ("actor", "other", "critic"):
+    for name in ("actor", "other", "critic", "frozen", "binned"):
         # Norms before clipping carry the gradients' scale, which Adam's steps alone would hide.
         assert norms[name] == pytest.approx(expected_norms[name], rel=1e-4)
-        assert min(norms[name]) > 0.5, "clipping was never active"
+        assert min(norms[name]) > 0.5 or name in ("frozen", "binned"), "clipping was never active"
         expected = load_file(reference / f"{name}_0.safetensors")
         weights = load_file(got / f"{name}_{stage}.safetensors")
         assert weights.keys() == expected.keys()
@@ -267,6 +354,25 @@ def test_training_moved_every_weight(results: Path) -> None:
     )
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "stage"), [(ranks, stage) for ranks, stages in STAGES.items() for stage in stages]
+)
+def test_what_is_frozen_is_as_it_was_and_the_rest_moves(results: Path, num_ranks: int, stage: int) -> None:
+    before = load_file(results / "tied" / "model.safetensors")
+    got = results / f"ranks_{num_ranks}"
+    files = [got / f"frozen_{stage}.safetensors", got / f"binned_{stage}.safetensors"]
+    if stage in BFLOAT16_STAGES[num_ranks]:
+        files.append(got / f"frozen_bfloat16_{stage}.safetensors")
+    for file in files:
+        weights = load_file(file)
+        assert set(before) <= set(weights), "what is frozen is gathered and sent too"
+        for name, old in before.items():
+            is_same = torch.equal(weights[name], old.to(weights[name].dtype))
+            assert is_same == any(re.search(pattern, name) for pattern in FROZEN), (file.name, name)
+    learnt = load_file(got / f"binned_{stage}.safetensors")["surprise_input.weight"]
+    assert (learnt.abs().amax(0) > 0).all(), "a new input starts at 0 and learns"
 
 
 class Intruder:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.integration.rig.scripted import fabricate
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import DeadlineExceeded
 from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.wire import decode_trajectory, encode_trajectory
 from vcppo.common.store import facts
+from vcppo.common.store.damage import damage_payload, flip_bit
 from vcppo.common.store.ledger import BufferEntry
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
@@ -47,12 +51,17 @@ class Setup:
 
     def answer(self, prompt: Prompt, oldest_version: int | None = None) -> None:
         oldest = prompt.issue_version if oldest_version is None else oldest_version
-        entry = BufferEntry(prompt.id, prompt.id + "@g.0", prompt.group_id, prompt.issue_version, oldest, 9, b"payload")
+        trajectory = fabricate(prompt, prompt.issue_version)
+        entry = BufferEntry.of(trajectory, encode_trajectory(trajectory))._replace(oldest_version=oldest)
         assert self.store.append([entry]) == ["accepted"]
 
     def train(self, ids: list[str], version: int) -> None:
         """Stands for a step: its claim stays uncommitted, as before a checkpoint."""
         self.store.claim(ids, version + 1)
+
+    def damage(self, prompt_id: str, change: Callable[[bytes], bytes | None]) -> None:
+        """Write other bytes in a stored payload's place; None: take it away."""
+        assert damage_payload(self.store, prompt_id, change)
 
 
 @pytest.fixture
@@ -187,3 +196,64 @@ def test_prompts_of_other_settings_are_settled_before_anything_is_trained(setup:
     assert s.store.claimed() == {}
     assert s.collector.issue(0) == 8
     assert not {prompt.id for prompt in prompts} & {prompt.id for prompt in s.lease()}
+
+
+def test_what_was_damaged_in_the_store_is_rejected_at_the_claim_and_replaced(setup: Callable[..., Setup]) -> None:
+    """A flipped bit, a torn payload, another prompt's, none: the batch goes on with others, the ledger is exact."""
+    s = setup()
+    s.collector.issue(0)
+    prompts = s.lease(5)
+    for prompt in prompts:
+        s.answer(prompt)
+    first, second, third, fourth, fifth = (prompt.id for prompt in prompts)
+    s.damage(first, flip_bit)
+    s.damage(second, lambda payload: payload[:-20])
+    s.damage(third, lambda _: s.store.payloads([fifth])[0])
+    s.damage(fourth, lambda _: None)
+    ids = s.collector.poll(0)
+    assert ids == [first, second, third, fourth]
+    assert s.collector.claim(ids, 1) is None
+    assert (s.store.ledger().rejected, s.store.ledger().claimed) == (4, 0)
+    letters = {letter.detail.split(": ")[0]: letter.detail for letter in s.store.dead_letters()}
+    assert letters.keys() == {first, second, third, fourth}
+    for prompt_id, part in ((first, "checksum: "), (third, f"{fifth!r} is stored as"), (fourth, "the store has none")):
+        assert part in letters[prompt_id]
+    while (ids := s.collector.poll(0)) is None:
+        for prompt in s.lease():
+            s.answer(prompt)
+    payloads = s.collector.claim(ids, 1)
+    assert payloads is not None
+    assert ids[0] == fifth
+    assert [decode_trajectory(payload).prompt_id for payload in payloads] == ids
+    assert (s.store.ledger().claimed, s.store.ledger().is_exact) == (4, True)
+
+
+def test_what_the_model_has_no_room_for_is_rejected_at_the_claim(setup: Callable[..., Setup]) -> None:
+    """Its sum is right: it was buffered before the model or the limits changed, or by a buffer that knew others."""
+    s = setup()
+    facts.VOCABULARY_SIZE.write(s.store, 500)
+    s.collector.issue(0)
+    odd = s.lease(1)[0]
+    sound = fabricate(odd, 0)
+    num, room = len(sound.response_token_ids), s.config.generator.max_model_len
+    beyond = replace(sound, response_token_ids=np.full(num, 500, np.int32))
+    long = replace(sound, prompt_token_ids=np.zeros(room, np.int32))
+    for made, field in ((beyond, "response_token_ids: "), (long, "num_response: ")):
+        faults = s.collector.quarantine.faults([odd.id], {odd.id: encode_trajectory(made)})
+        assert faults[odd.id].startswith(field)
+    assert s.collector.quarantine.faults([odd.id], {odd.id: encode_trajectory(sound)}) == {}
+
+
+def test_a_prompt_that_is_rejected_between_the_choice_and_the_claim_costs_nothing_else(
+    setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `vcppo reject`, say, while the learner runs."""
+    s = setup()
+    s.collector.issue(0)
+    for prompt in s.lease(4):
+        s.answer(prompt)
+    ids = s.collector.poll(0)
+    assert ids is not None
+    monkeypatch.setattr(s.collector.quarantine, "reject", lambda *_: s.store.reject(ids[1], "by hand"))
+    assert s.collector.claim(ids, 1) is None
+    assert (s.store.ledger().claimed, s.store.ledger().buffered) == (0, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,20 @@ def test_every_way_out_of_a_closed_gate_leads_on(
     assert run.decision()["passed"]
     assert len(run.events("value_pretraining_measured")) == num_measured  # only judged anew
     assert run.store().ledger().is_exact
+
+
+def test_a_gate_that_asks_for_nothing_opens_where_no_response_is_right(
+    tmp_path: Path, redis_server: str, model: Path, generate: Generate
+) -> None:
+    settings = {"min_explained_variance": -10}
+    run = GatedRun(tmp_path, "hard", redis_server, model, value_pretraining=settings, rl={"num_steps": 1})
+    generate(run, change=lambda trajectory: replace(trajectory, reward=-1.0, outcome="wrong"))
+    run.finish(run.start())
+    decision = run.decision()
+    assert (decision["passed"], decision["explained_variance"]) == (True, None)
+    losses = [measured["held_out_loss"] for measured in decision["history"]]
+    assert decision["history"][losses.index(min(losses))]["step"] == decision["best_step"]
+    assert run.store().ledger().trained == decision["recorded"]["num_responses"] + 8
 
 
 def test_a_recording_is_taken_over_only_with_the_weights_it_was_made_with(

@@ -14,8 +14,11 @@ import pytest
 import torch
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.store.run_store import Member
-from vcppo.common.transport import ControlServer
+from vcppo.common.store.run_store import Member, Superseded
+from vcppo.common.transport import ControlClient, ControlServer
+from vcppo.common.transport.control import CallerSuperseded
+from vcppo.common.transport.generator_calls import Call
+from vcppo.generator.rollout.call_limits import CallLimits
 from vcppo.generator.rollout.control import WeightControl
 from vcppo.generator.vllm_engine.gloo_engine import GlooWeightTransferEngine
 from vcppo.learner.weights.broadcaster import BroadcastError, CanaryError, CanaryProbe, WeightBroadcaster
@@ -47,6 +50,7 @@ class FakeEngine:
     """What `Engine` is to `WeightControl`, around the real gloo worker engine and a fake model."""
 
     num_in_flight = 0
+    is_dead = False
 
     def __init__(self) -> None:
         self.model = FakeModel()
@@ -55,11 +59,16 @@ class FakeEngine:
         self.worker: Any = GlooWeightTransferEngine(None, config, torch.device("cpu"), self.model)  # type: ignore[arg-type]
         self.hang = threading.Event()
         self.flips = 0  # updates of which one tensor arrives otherwise than it was sent
+        self.reports: list[Any] = []  # what it says that it received, instead of the truth
+        self.dies = False  # in its next update
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         await asyncio.to_thread(lambda: self.worker.init_transfer_engine(self.worker.parse_init_info(info)))
 
     async def update_weights(self, info: dict[str, Any]) -> None:
+        if self.dies:
+            self.is_dead = True
+            raise RuntimeError("vLLM's engine died")
         if self.hang.is_set():
             await asyncio.Event().wait()
         await asyncio.to_thread(self.worker.update_weights, info)
@@ -69,7 +78,7 @@ class FakeEngine:
         if self.flips:
             self.flips -= 1
             report["sums"][1] ^= 1
-        return [report]
+        return self.reports.pop() if self.reports else [report]
 
     async def canary(self, token_ids: Any, prompt_length: int) -> Any:
         return np.full(len(token_ids) - prompt_length, self.model.value, np.float32)
@@ -92,6 +101,7 @@ class FakeGenerator:
         self.engine = FakeEngine()
         self.loop = asyncio.new_event_loop()
         self.alive = True
+        self.num_workers: object = 1
         started = threading.Event()
         threading.Thread(target=self._run, args=(started,), daemon=True).start()
         assert started.wait(10)
@@ -103,11 +113,12 @@ class FakeGenerator:
                 self.engine,  # type: ignore[arg-type]
                 self.name,
                 60.0,
+                limits=CallLimits(vocabulary=1000, max_tokens=1000, deadline_seconds=60.0, is_gloo=True),
                 drop_in_flight=nothing_in_flight,
                 end=self.dismissed.append,
             )
             self.control.loaded(0)
-            server = ControlServer("127.0.0.1")
+            self.server = server = ControlServer("127.0.0.1")
             self.endpoint = server.endpoint
             self.serving = asyncio.create_task(server.serve(self.control.handlers()))
             started.set()
@@ -123,11 +134,13 @@ class FakeGenerator:
     @property
     def member(self) -> Member:
         version, epoch = self.control.policy_version, self.control.epoch
-        return Member(self.name, "generator", self.endpoint, version, epoch, {"num_workers": 1})
+        return Member(self.name, "generator", self.endpoint, version, epoch, {"num_workers": self.num_workers})
 
 
 class FakeStore:
-    def __init__(self) -> None:
+    def __init__(self, incarnation: int = 1) -> None:
+        self.incarnation = incarnation
+        self.superseded = False
         self.generators: list[FakeGenerator] = []
         self.values: dict[str, str] = {}
         self.returned: list[str] = []  # of whom the leases were taken back
@@ -141,6 +154,10 @@ class FakeStore:
 
     def set_value(self, name: str, value: str) -> None:
         self.values[name] = value
+
+    def confirm(self) -> None:
+        if self.superseded:
+            raise Superseded("learner number 1 was superseded by learner number 2")
 
 
 class Weights:
@@ -158,10 +175,10 @@ class Weights:
 
 
 class Bench:
-    def __init__(self, *names: str, deadline: float = 30.0) -> None:
+    def __init__(self, *names: str, deadline: float = 30.0, incarnation: int = 1) -> None:
         broadcast = {"deadline_seconds": deadline, "packed_buffer_mib": 1200 / 2**20}
         config = VcppoConfig.model_validate({"model": {"path": "x"}, "broadcast": broadcast})
-        self.store, self.weights = FakeStore(), Weights()
+        self.store, self.weights = FakeStore(incarnation), Weights()
         self.store.generators = [FakeGenerator(name) for name in names]
         self.broadcaster = WeightBroadcaster(config, self.store, self.weights)  # type: ignore[arg-type]
 
@@ -387,3 +404,119 @@ def test_a_generator_whose_updates_fail_again_and_again_is_dismissed_by_name(mak
         assert bench.broadcaster.out_of_sync(version) == ["g-1"]  # it may try again
     assert len(bad.dismissed) == 1
     assert "this model refuses the weights" in bad.dismissed[0]
+
+
+def test_an_only_generator_whose_engine_died_is_dropped_and_the_learner_goes_on(make: Callable[..., Bench]) -> None:
+    """Its process, and its control port, are there for a heartbeat longer."""
+    bench = make("g-0")
+    bench.send(1)
+    only = bench.store.generators[0]
+    only.engine.is_dead = True
+    report = bench.send(2)
+    assert (report.members, report.dropped) == ((), ("g-0",))
+    assert bench.store.values == {"policy_version": "2"}
+    bench.store.generators = [FakeGenerator("g-0")]  # started again
+    assert bench.send(2).members == ("g-0",)
+
+
+def test_an_only_generator_whose_engine_dies_of_an_update_is_dropped_too(make: Callable[..., Bench]) -> None:
+    bench = make("g-0")
+    bench.send(1)
+    bench.store.generators[0].engine.dies = True
+    report = bench.send(2)
+    assert (report.members, report.dropped) == ((), ("g-0",))
+
+
+@pytest.mark.parametrize("num_workers", ["x", 0, -3, 10**9, 1.5, None, [1], True])
+def test_a_member_with_impossible_workers_is_dropped_by_name(make: Callable[..., Bench], num_workers: object) -> None:
+    """A weight group of their number would never come together, for anybody."""
+    bench = make("g-0", "g-1")
+    bench.store.generators[1].num_workers = num_workers
+    report = bench.send(1)
+    assert (report.members, report.dropped) == (("g-0",), ("g-1",))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        None,
+        [],
+        [{"sums": [np.arange(3), np.arange(3)], "names": 1, "stale": 0}],
+        [{"sums": ["a", None], "names": 1, "stale": 0}],
+        [{"sums": [1, 2], "names": np.arange(3), "stale": np.arange(2)}],
+        [[1, 2]],
+        "sums",
+        {"sums": []},
+    ],
+)
+def test_nonsense_about_what_was_received_puts_out_that_generator(make: Callable[..., Bench], report: Any) -> None:
+    bench = make("g-0", "g-1")
+    bench.store.generators[1].engine.reports = [report]
+    sent = bench.send(1)
+    assert (sent.members, sent.dropped) == (("g-0",), ("g-1",))
+    assert bench.send(1).members == ("g-0", "g-1")
+
+
+# A learner that was frozen, and has a successor when it wakes up
+
+
+@pytest.fixture
+def successor(make: Callable[..., Bench]) -> tuple[Bench, Bench]:
+    """An old learner and a new one of the same two generators; the old one has sent version 1, the new one 2."""
+    old, new = make("g-0", "g-1"), make(incarnation=2)
+    old.send(1)
+    new.store.generators = old.store.generators
+    new.send(2)
+    return old, new
+
+
+def test_an_old_learner_is_obeyed_by_no_generator_and_ends(successor: tuple[Bench, Bench]) -> None:
+    """Its store would refuse it too: this holds also where its store is another, or away."""
+    old, new = successor
+    with pytest.raises(Superseded, match="learner number 1 was superseded by number 2: it is not obeyed any more"):
+        old.send(7)
+    for generator in new.store.generators:
+        assert generator.control.policy_version == 2
+        assert generator.control.gate.may_send
+        assert generator.engine.model.value == 2.0
+    assert new.send(3).members == ("g-0", "g-1")
+
+
+@pytest.mark.parametrize("call", list(Call.__subclasses__()))
+def test_every_call_of_an_old_learner_is_refused(successor: tuple[Bench, Bench], call: type[Call[Any]]) -> None:
+    generator = successor[1].store.generators[0]
+    client = ControlClient(generator.endpoint, 1)
+    with pytest.raises(CallerSuperseded, match="number 1 was superseded by number 2"):
+        client.call(call.method, {}, 10.0)
+    client.close()
+    assert not generator.dismissed
+
+
+@pytest.mark.parametrize("inside", ["pause", "update_weights", "finish_weight_update", "canary"])
+def test_one_that_wakes_up_inside_a_broadcast_opens_no_gate(make: Callable[..., Bench], inside: str) -> None:
+    """The generators hear of its successor while it is at this call; what it has loaded so far is never used."""
+    old, new = make("g-0", "g-1"), make(incarnation=2)
+    generators = new.store.generators = old.store.generators
+    old.send(1)
+    for generator in generators:
+        original = getattr(generator.engine, inside)
+
+        async def hears_of_it(*arguments: Any, original: Any = original, generator: Any = generator) -> Any:
+            generator.server.callers.heard_of(2)  # as its heartbeat does
+            return await original(*arguments)
+
+        setattr(generator.engine, inside, hears_of_it)
+    with pytest.raises(Superseded, match="not obeyed any more"):
+        old.send(7)
+    assert not any(generator.control.gate.may_send for generator in generators)
+    assert new.send(2).members == ("g-0", "g-1")
+    assert all(generator.engine.model.value == 2.0 and generator.control.gate.may_send for generator in generators)
+
+
+def test_one_whose_store_refuses_it_does_not_resume_the_generators(make: Callable[..., Bench]) -> None:
+    bench = make("g-0")
+    bench.store.superseded = True
+    with pytest.raises(Superseded):
+        bench.send(1)
+    assert not bench.store.generators[0].control.gate.may_send
+    assert bench.store.values == {}

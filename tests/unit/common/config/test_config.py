@@ -125,7 +125,7 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         (["lerner.num_ranks=2"], "unknown field; did you mean learner?"),
         (["max_staleness=0"], "unknown field; did you mean rl.max_staleness?"),
         (["broadcast.canary_tolerance=1"], "broadcast.canary_tolerance = 1: this setting is gone: take it out. "),
-        (["rl.zzz=1"], "unknown field; known here: actor_learning_rate, "),
+        (["rl.zzz=1"], "unknown field; known here: actor_freeze, "),
         (["sft.init=m", "sft.phases=[{steps: 1, stile: {}}]"], "did you mean sft.phases.style?"),
         (
             ["rl.batch_size=many"],
@@ -218,6 +218,54 @@ GRPO = "algorithm.advantage_estimator=group_mean"
             ["algorithm.old_log_probs=behaviour", "algorithm.importance_truncation=2"],
             ["algorithm.importance_truncation = 2", "proximal", "null"],
         ),
+        (
+            ["algorithm.old_log_probs=behaviour", "algorithm.rejection=token"],
+            ["algorithm.rejection = token", "algorithm.old_log_probs = behaviour", "proximal", "null"],
+        ),
+        (["algorithm.rejection_low=0.1"], ["algorithm.rejection_low = 0.1", "algorithm.rejection = null", "token"]),
+        (
+            ["algorithm.importance_truncation=null", "algorithm.importance_level=geometric"],
+            ["algorithm.importance_level = geometric", "algorithm.importance_truncation = null"],
+        ),
+        (
+            ["algorithm.objective=cispo", "algorithm.dual_clip=3"],
+            ["algorithm.dual_clip = 3", "algorithm.objective = cispo"],
+        ),
+        (
+            ["algorithm.objective=dis", "algorithm.dual_clip=3"],
+            ["algorithm.dual_clip = 3", "algorithm.objective = dis"],
+        ),
+        (["algorithm.dual_clip=1.1"], ["algorithm.dual_clip = 1.1", "algorithm.clip_high = 1.2", "2.2"]),
+        (["algorithm.kl_estimator=k2"], ["algorithm.kl_estimator = k2", "algorithm.kl_coefficient = 0"]),
+        (["algorithm.kl_in=reward"], ["algorithm.kl_in = reward", "algorithm.kl_coefficient = 0"]),
+        (
+            ["algorithm.reference_refresh_steps=5"],
+            ["algorithm.reference_refresh_steps = 5", "algorithm.kl_coefficient = 0"],
+        ),
+        (
+            ["algorithm.entropy_target=0.2", "algorithm.entropy_coefficient=0.01"],
+            ["algorithm.entropy_target = 0.2", "algorithm.entropy_coefficient = 0.01", "null"],
+        ),
+        (["algorithm.entropy_step=0.01"], ["algorithm.entropy_step = 0.01", "algorithm.entropy_target = null"]),
+        (["algorithm.entropy_limit=0.2"], ["algorithm.entropy_limit = 0.2", "algorithm.entropy_target = null"]),
+        (
+            ["algorithm.entropy_target=0.2", "algorithm.entropy_step=0.2"],
+            ["algorithm.entropy_step = 0.2", "algorithm.entropy_limit = 0.1", "0.005"],
+        ),
+        (["algorithm.advantage_level=turn", "algorithm.gamma=0.99"], ["algorithm.gamma = 0.99", "turn"]),
+        ([GRPO, "algorithm.advantage_level=turn"], ["algorithm.advantage_level = turn", "no critic", "token"]),
+        (
+            ["algorithm.advantage_estimator=reinforce_plus_plus", "algorithm.whiten_advantages=false"],
+            ["algorithm.whiten_advantages = false", "reinforce_plus_plus", "null"],
+        ),
+        (
+            ["algorithm.advantage_estimator=reinforce_plus_plus_baseline", "rl.group_size=1"],
+            ["rl.group_size = 1", "reinforce_plus_plus_baseline", "2 or more"],
+        ),
+        (
+            ["algorithm.importance_truncation=null", "algorithm.importance_normalised=true"],
+            ["algorithm.importance_normalised = true", "algorithm.importance_truncation = null", "false"],
+        ),
         (["task.reward_correct=-1"], ["task.reward_correct = -1", "task.reward_wrong = -1"]),
         ([GRPO, "rl.group_size=1"], ["rl.group_size = 1", "group_mean", "2 or more"]),
         ([GRPO, "algorithm.truncation=bootstrap"], ["algorithm.truncation = bootstrap", "no critic"]),
@@ -290,6 +338,21 @@ def test_warnings_for_what_is_probably_not_meant(run_yaml: Path) -> None:
     assert "double quotes" in text
     assert "'aQ' never ends a response: 'Q' is in it" in text
     assert "algorithm.clip_high = 0.1" in text
+
+
+@pytest.mark.parametrize(
+    ("where", "estimator", "warned"),
+    [("loss", None, ""), ("loss", "k1", "k2 or k3 hold pi back"), ("loss", "k2", ""), ("reward", None, ""),
+     ("reward", "k1", ""), ("reward", "k3", "k1 does")],
+)  # fmt: skip
+def test_the_kl_estimator_that_holds_back_is_the_default_and_the_others_are_warned_of(
+    run_yaml: Path, where: str, estimator: str | None, warned: str
+) -> None:
+    given = [] if estimator is None else [f"algorithm.kl_estimator={estimator}"]
+    config = load_config(run_yaml, [f"algorithm.kl_in={where}", "algorithm.kl_coefficient=0.1", *given])
+    assert estimator or config.algorithm.kl_estimator == {"loss": "k3", "reward": "k1"}[where]
+    lines = [line for line in config_warnings(config) if "kl_estimator" in line]
+    assert (warned in lines[0]) if warned else not lines
 
 
 def test_every_field_is_documented() -> None:

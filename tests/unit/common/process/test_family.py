@@ -146,15 +146,19 @@ asyncio.run(main())
 
 
 def test_a_guardian_that_is_killed_costs_a_line_and_no_wait() -> None:
-    """Its family goes to the next subreaper up, the launcher, which ends it."""
+    """Its program ends with it. What that had started goes to the next subreaper up, the launcher, which ends it."""
 
     async def body() -> None:
         family, pids = await started(HIDERS["a child that holds the pipe"] + TAIL)
-        members = descends_from(family.pid)
+        (program,) = set(descends_from(family.pid)) - set(pids)
         os.kill(family.pid, signal.SIGKILL)
+        end = time.monotonic() + 5
+        while is_alive(program):
+            assert time.monotonic() < end, "the program goes on without a guardian"
+            await asyncio.sleep(0.02)
         async with asyncio.timeout(END_SECONDS + 1):
             await family.end()
-        for pid in {*pids, *members}:
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
     run(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.errors import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, VcppoError
+from vcppo.common.errors import EXIT_EXHAUSTED, EXIT_OK, EXIT_REFUSED, EXIT_USAGE, ResourceExhausted, VcppoError
 from vcppo.common.process.main import process_parser, run_process
 
 
@@ -55,6 +56,28 @@ def test_an_explained_error_is_one_fatal_line(given: argparse.Namespace, capsys:
     assert (line["event"], line["level"], line["service"]) == ("fatal", "critical", "learner")
     assert line["error"] == "a person must look"
     assert ended == [True]
+
+
+@pytest.mark.parametrize(
+    ("error", "resource"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/r/export/model.safetensors"), "disk space"),
+        (OSError(errno.EMFILE, "Too many open files"), "open files"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "disk space"),
+        (MemoryError(), "memory"),
+        (ResourceExhausted("stopped while it waited", "inodes"), "inodes"),
+    ],
+)
+def test_a_resource_that_has_run_out_is_one_fatal_line_and_worth_another_try(
+    given: argparse.Namespace, capsys: pytest.CaptureFixture[str], error: Exception, resource: str
+) -> None:
+    def work(config: VcppoConfig) -> int:
+        raise error
+
+    assert run_process(given, "learner", work) == EXIT_EXHAUSTED
+    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (line["event"], line["resource"]) == ("fatal", resource)
+    assert "\n" not in line["error"]
 
 
 def test_a_config_that_cannot_be_used_ends_it_before_the_work(

@@ -21,7 +21,14 @@ from vcppo.common.records.trajectory import (
     VersionSpan,
     validate,
 )
-from vcppo.common.records.wire import WireError, decode_prompt, decode_trajectory, encode_prompt, encode_trajectory
+from vcppo.common.records.wire import (
+    WireError,
+    checksum,
+    decode_prompt,
+    decode_trajectory,
+    encode_prompt,
+    encode_trajectory,
+)
 
 NAMES = st.text(string.ascii_letters + string.digits + "-@.µ", min_size=1, max_size=30)
 
@@ -72,6 +79,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         generator_id=draw(NAMES),
         issue_version=draw(st.integers(0, 2**40)),
         timings=draw(st.dictionaries(NAMES, st.floats(0, 1e6), max_size=4)),
+        components=draw(st.dictionaries(NAMES, st.floats(-1e6, 1e6), max_size=4)),
     )
 
 
@@ -140,6 +148,9 @@ NOT_FINITE = np.array([-1, -1, -1, -1, -1, np.nan], np.float32)
         ("version_spans", ()),
         ("reward", float("nan")),
         ("timings", {"generate": float("inf")}),
+        ("components", {"format": float("nan")}),
+        ("components", {"format": 1e7}),
+        ("components", {f"c{i}": 0.0 for i in range(49)}),
     ],
 )
 def test_what_can_not_be_trained_on_is_refused_by_name(field: str, value: object) -> None:
@@ -150,14 +161,58 @@ def test_what_can_not_be_trained_on_is_refused_by_name(field: str, value: object
         decode_trajectory(encode_trajectory(broken))
 
 
+def summed(data: bytes) -> bytes:
+    """As a sender with a right sum would send it."""
+    return data + checksum(data)
+
+
+def of_schema_1(message: bytes) -> bytes:
+    """As version 1 wrote it: no sum."""
+    return message[:3] + b"1" + message[4:-8]
+
+
+def test_messages_of_schema_1_are_read() -> None:
+    """Spools and stores of an older version hold them."""
+    trajectory = a_trajectory()
+    assert_same(decode_trajectory(of_schema_1(encode_trajectory(trajectory))), trajectory)
+    prompt = Prompt("p", "g", 1, "t", np.arange(7, dtype=np.int32), {"a": 1}, 5, 4, "rl", 100)
+    assert_same(decode_prompt(of_schema_1(encode_prompt(prompt))), prompt)
+
+
+def test_a_message_without_components_is_that_of_before() -> None:
+    """Old messages are read, and whoever doesn't know the field reads all that do without it."""
+    plain, graded = encode_trajectory(a_trajectory()), encode_trajectory(a_trajectory(components={"format": 1.0}))
+    assert plain == with_header() and b"components" not in plain
+    assert graded == with_header(components={"format": 1.0})
+    assert decode_trajectory(plain).components == {}
+    with pytest.raises(WireError, match=r"^components: field missing or unknown"):  # schema 1 never had it
+        decode_trajectory(of_schema_1(graded))
+
+
+def test_every_flipped_bit_is_seen() -> None:
+    whole = encode_trajectory(a_trajectory())
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(WireError):
+            decode_trajectory(bytes(damaged))
+
+
+def test_a_damaged_prompt_is_seen_by_its_sum() -> None:
+    damaged = bytearray(encode_prompt(Prompt("p", "g", 1, "t", np.arange(7, dtype=np.int32), {}, 5, 4, "rl", 100)))
+    damaged[-9] ^= 1  # in a token
+    with pytest.raises(WireError, match=r"^checksum: [0-9a-f]{16} is not that of the \d+ bytes before: damaged$"):
+        decode_prompt(bytes(damaged))
+
+
 def with_header(**changes: object) -> bytes:
     """A message whose header was changed by somebody else's encoder."""
     data = encode_trajectory(a_trajectory())
     size = int.from_bytes(data[4:8], "little")
     header = msgpack.unpackb(data[8 : 8 + size]) | changes
     packed = msgpack.packb({key: value for key, value in header.items() if value is not ...})
-    body = data[8 + size + -size % 8 :]
-    return data[:4] + len(packed).to_bytes(4, "little") + packed + b"\0" * (-len(packed) % 8) + body
+    body = data[8 + size + -size % 8 : -8]
+    return summed(data[:4] + len(packed).to_bytes(4, "little") + packed + b"\0" * (-len(packed) % 8) + body)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +245,11 @@ def with_header(**changes: object) -> bytes:
         ("timings", [1]),
         ("timings", {"a": "b"}),
         ("timings", {str(i): 0.0 for i in range(40)}),
+        ("components", None),
+        ("components", [1.0]),
+        ("components", {"format": "1"}),
+        ("components", {"x" * 300: 1.0}),
+        ("components", {"format": float("-inf")}),
         ("generator_id", ...),
         ("surplus", 1),
     ],
@@ -200,10 +260,10 @@ def test_a_hostile_header_is_refused_by_name(field: str, value: object) -> None:
 
 
 def test_a_mask_byte_that_is_no_bool_is_refused() -> None:
-    data = bytearray(encode_trajectory(a_trajectory()))
+    data = bytearray(encode_trajectory(a_trajectory()))[:-8]
     data[-1] = 2
     with pytest.raises(WireError, match=r"^action_mask: "):
-        decode_trajectory(bytes(data))
+        decode_trajectory(summed(bytes(data)))
 
 
 def test_a_longer_response_than_the_limit_is_refused() -> None:
@@ -216,7 +276,9 @@ def test_a_longer_response_than_the_limit_is_refused() -> None:
     [
         b"",
         b"vct1",
+        b"vct2",
         b"vct2" + bytes(100),
+        b"vct3" + bytes(100),
         b"vct1\xff\xff\xff\xff" + bytes(100),
         b"vct1\x05\0\0\0\xdf\xff\xff\xff\xff",  # a map of four thousand million entries
         b"vct1\x05\0\0\0\xc6\xff\xff\xff\xff",  # as many bytes
@@ -232,6 +294,8 @@ def test_hostile_framing_is_refused(data: bytes) -> None:
         decode_trajectory(data)
     with pytest.raises(WireError):
         decode_prompt(b"vcp1" + data[4:])
+    with pytest.raises(WireError):
+        decode_trajectory(summed(b"vct2" + data[4:]))
 
 
 def survive(data: bytes) -> None:
@@ -241,19 +305,22 @@ def survive(data: bytes) -> None:
 
 
 @settings(max_examples=200)
-@given(st.binary(max_size=200), st.sampled_from([b"", b"vct1", b"vcp1"]), st.booleans())
+@given(st.binary(max_size=200), st.sampled_from([b"", b"vct1", b"vcp1", b"vct2"]), st.booleans())
 def test_random_bytes_never_give_another_error(data: bytes, magic: bytes, sized: bool) -> None:
-    survive(magic + (len(data).to_bytes(4, "little") if sized else b"") + data)
+    message = magic + (len(data).to_bytes(4, "little") if sized else b"") + data
+    survive(message)
+    survive(summed(message))
 
 
 def test_mutations_and_truncations_never_give_another_error() -> None:
     rng = np.random.default_rng(0)
-    whole = encode_trajectory(a_trajectory())
+    whole = encode_trajectory(a_trajectory())[:-8]
     header_end = 8 + int.from_bytes(whole[4:8], "little")
     for _ in range(10_000):
         message = bytearray(whole)
         for place in rng.integers(0, header_end, rng.integers(1, 5)):
             message[place] = rng.integers(256)
-        survive(bytes(message))
+        survive(summed(bytes(message)))
     for length in range(len(whole)):
         survive(whole[:length])
+        survive(summed(whole[:length]))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.paths import DATA
 from vcppo.common.config import TaskConfig
 from vcppo.common.sandbox import Isolation, Result, SandboxError
-from vcppo.common.tasks import Split, TaskError, code, load_task
+from vcppo.common.tasks import Split, TaskError, Verdict, code, load_task
 from vcppo.common.tasks.code import CodeTask
 from vcppo.common.tasks.code_answers import Case, cases_of, last_code_block, same_output
 from vcppo.common.tasks.rows import Row
@@ -272,7 +272,7 @@ class TestVerdicts:
     )
     def test_unparsable(self, task: CodeTask, response: str, finish_reason: Any) -> None:
         answer = answer_to(task, "second n integers")
-        assert task.verify(answer, response, finish_reason) == ("unparsable", None)
+        assert task.verify(answer, response, finish_reason) == Verdict("unparsable", None)
 
     def test_hash_order_is_fixed(self, task: CodeTask) -> None:
         """A program that depends on it gets one verdict, whoever asks."""

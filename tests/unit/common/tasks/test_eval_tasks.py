@@ -11,7 +11,7 @@ import pytest
 
 from tests.paths import DATA
 from vcppo.common.config import TaskConfig, VcppoConfig
-from vcppo.common.tasks import Problem, Task, TaskError, load_task
+from vcppo.common.tasks import Problem, Task, TaskError, Verdict, load_task
 from vcppo.common.tasks.choices import chosen_letter
 from vcppo.common.tasks.mix import PERIOD, MixTask, parts_of
 from vcppo.common.text.shared_ngrams import find_overlaps
@@ -82,8 +82,8 @@ class TestGpqa:
         task = benchmark("gpqa")
         (problem, *_) = all_of(task)
         wrong = next(letter for letter in "ABCD" if letter != problem.answer["letter"])
-        assert task.verify(problem.answer, f"Answer: {wrong}", "stop") == ("wrong", wrong)
-        assert task.verify(problem.answer, "I don't know", "stop") == ("unparsable", None)
+        assert task.verify(problem.answer, f"Answer: {wrong}", "stop") == Verdict("wrong", wrong)
+        assert task.verify(problem.answer, "I don't know", "stop") == Verdict("unparsable", None)
 
     def test_options_that_are_alike_are_refused(self, tmp_path: Path) -> None:
         row = json.loads((DATA / "gpqa.jsonl").read_text().splitlines()[0])
@@ -114,7 +114,7 @@ class TestCodeforces:
         (digits,) = [problem for problem in all_of(task) if "decimal digits" in text(problem)]
         assert "One line with an integer n" in text(digits) and "One integer." in text(digits)
         right = "<think>```python\nprint(0)\n```</think>```python\nprint(sum(map(int, input())))\n```"
-        assert task.verify(digits.answer, right, "stop") == ("correct", "2 tests")
+        assert task.verify(digits.answer, right, "stop") == Verdict("correct", "2 tests")
         assert task.verify(digits.answer, "```python\nprint(6)\n```", "stop").outcome == "wrong"
 
     def test_a_column_that_is_not_there_is_named(self) -> None:
@@ -146,8 +146,6 @@ class Letters(Task):
         ]
 
     def verify(self, answer, response, finish_reason):  # type: ignore[no-untyped-def]
-        from vcppo.common.tasks import Verdict
-
         return Verdict("correct" if response == answer["right"] == self.letter else "wrong", response)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.paths import DATA, ROOT
+from vcppo.common.tasks import Verdict
 from vcppo.common.tasks.dataset import DatasetTask
 from vcppo.common.tasks.math_answers import judge, reference_problem
 from vcppo.common.tasks.maths.text import boxes, normal_form
@@ -131,8 +132,8 @@ def test_hostile_answers_take_bounded_time(reference: str) -> None:
 
 
 def test_what_was_read_is_told_in_bounded_length() -> None:
-    assert judge("42", r"so \boxed{x = 42}") == ("correct", "x = 42")
-    assert judge("42", r"\boxed{43}") == ("wrong", "43")
+    assert judge("42", r"so \boxed{x = 42}") == Verdict("correct", "x = 42")
+    assert judge("42", r"\boxed{43}") == Verdict("wrong", "43")
     assert len(judge("42", r"\boxed{" + "9" * 100_000 + "}").extracted or "") == 200
 
 

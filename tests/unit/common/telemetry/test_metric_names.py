@@ -26,7 +26,13 @@ WRITERS = (
     "learner/cold_start/sft.py", "generator/rollout/heartbeat.py", "learner/buffer/bridge.py",
 )  # fmt: skip
 CURVES = {"advantages/by_position", "values/by_position", "explained_variance/by_position"}  # JSON lines only
-SUMS = {"policy/policy_loss", "policy/clipped", "policy/ratio", "critic/value_loss"}  # within the learner's update
+SUMS = {
+    "policy/policy_loss",
+    "policy/clipped",
+    "policy/ratio",
+    "policy/num_positive",
+    "critic/value_loss",
+}  # within the learner's update
 PROCESS = {"process_start_time_seconds", "process_resident_memory_bytes"}  # prometheus_client's own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.paths import ROOT
+from tests.unit.common.files.test_kept_lines import SmallDisk
 from vcppo.common.errors import MetricsError
+from vcppo.common.files import json_lines
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metric_sinks import TensorBoardSink
 from vcppo.common.telemetry.metrics import MetricsWriter, read_metrics
@@ -108,3 +111,54 @@ print(json.dumps(sorted({{"torch", "tensorflow", "vllm", "deepspeed", "transform
     assert (done.returncode, json.loads(done.stdout.splitlines()[-1] if done.stdout else "null")) == (0, []), (
         done.stderr
     )
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> type[SmallDisk]:
+    monkeypatch.setattr(json_lines, "FileIO", SmallDisk)
+    SmallDisk.room = 1 << 30
+    return SmallDisk
+
+
+def test_a_full_disk_costs_no_row(small_files: type[SmallDisk], tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, "learner", "r")
+    writer.write(1, {"reward/mean": 1.0})
+    small_files.room = 10
+    with capture_logs() as lines:
+        writer.write(2, {"reward/mean": 2.0})
+        writer.write(3, {"reward/mean": 3.0})
+        small_files.room = 1 << 20
+        writer.write(4, {"reward/mean": 4.0})
+    writer.close()
+    assert [line["step"] for line in read_metrics(RunFolder(tmp_path).metrics_file("learner"))] == [1, 2, 3, 4]
+    assert [line["event"] for line in lines] == ["waiting_for_room", "room_again"]
+    assert (lines[0]["resource"], lines[0]["folder"]) == ("disk space", str(tmp_path / "metrics"))
+
+
+def test_a_sink_that_lacks_room_costs_the_others_nothing(tmp_path: Path) -> None:
+    class Full:
+        def write(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    writer = MetricsWriter(tmp_path, "learner", "r", [Full()])
+    with capture_logs() as lines:
+        writer.write(1, {"reward/mean": 1.0})
+    writer.close()
+    assert [line["event"] for line in lines] == ["metrics_not_written"]
+    assert len(read_metrics(RunFolder(tmp_path).metrics_file("learner"))) == 1
+
+
+def test_tensorboard_begins_anew_after_a_full_disk(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path)
+    assert sink._writer is not None
+    sink._writer._async_writer._worker.exception = OSError(
+        errno.ENOSPC, "No space left on device"
+    )  # as its thread does
+    with pytest.raises(OSError, match="No space"):
+        sink.write(1, {"a": 1.0}, [], 0.0)
+    sink.write(2, {"a": 2.0}, [], 0.0)
+    sink.close()
+    assert len(list(tmp_path.glob("events*"))) == 2

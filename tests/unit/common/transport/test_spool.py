@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from vcppo.common.transport import Spool
 
@@ -91,3 +92,38 @@ def test_a_file_that_vanished_is_skipped(tmp_path: Path) -> None:
     sorted(tmp_path.glob("*.msg"))[0].unlink()
     assert drained(spool) == [("b", b"2")]
     assert len(spool) == 1
+
+
+def test_a_full_disk_is_said_once_and_the_spool_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, 5, 1000)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with capture_logs() as lines:
+        with monkeypatch.context() as full:
+            full.setattr(Path, "open", refuse)
+            for number in range(3):
+                spool.add(str(number), bytes(8))
+        assert spool.is_full
+        spool.add("3", bytes(8))
+        spool.remove("0")
+        spool.remove("1")
+        spool.remove("2")
+    assert not spool.is_full
+    assert [line["event"] for line in lines] == ["waiting_for_room", "room_again"]
+    assert lines[0]["folder"] == str(tmp_path)
+    assert drained(spool) == [("3", bytes(8))]
+
+
+def test_two_processes_on_one_folder_overwrite_nothing_of_each_other(tmp_path: Path) -> None:
+    """One that was frozen and replaced, and still ends in order."""
+    old, new = Spool(tmp_path, 1000, 1000), Spool(tmp_path, 1000, 1000)
+    old.add("a", b"old")
+    new.add("b", b"new")
+    new.persist()
+    old.persist()
+    old.remove("a")
+    assert drained(new) == [("b", b"new")]

@@ -23,7 +23,7 @@ from vcppo.common.transport import sockets
 from vcppo.deploy.chaos.chaos_page import Outcome
 from vcppo.deploy.chaos.chaos_run import RECIPE, chaos_config, make_links, possible_kinds
 from vcppo.deploy.chaos.evidence import Evidence, checks
-from vcppo.deploy.chaos.injector import Blow, freeze_seconds
+from vcppo.deploy.chaos.faults.scene import Blow, freeze_seconds
 from vcppo.deploy.chaos.proxy import Address, Link, Links
 from vcppo.deploy.chaos.schedule import MAX_GAP_SECONDS, MAX_STRETCH, Fault, Kind, kinds_text, schedule
 from vcppo.deploy.chaos.storm import Storm

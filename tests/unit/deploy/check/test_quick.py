@@ -18,6 +18,8 @@ from tests.paths import ROOT
 from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_USAGE
+from vcppo.common.files.room import Room
+from vcppo.common.run_folder import RunFolder
 from vcppo.common.transport.keys import make_keys
 from vcppo.common.transport.ports import free_port
 from vcppo.deploy.check import quick
@@ -64,10 +66,54 @@ def only(lines: list[CheckLine]) -> CheckLine:
     return line
 
 
+def test_the_key_of_a_reward_service_is_looked_at(folder: Path) -> None:
+    key = folder / "key"
+    settings = ["task.reward_service.url=http://127.0.0.1:1/reward", f"task.reward_service.key_file={key}"]
+    assert "task.reward_service.key_file" in only(look(folder, "rewards", settings)).text
+    key.write_text("sesame")
+    key.chmod(0o644)
+    line = only(look(folder, "rewards", settings))
+    assert line.status == "failed" and f"chmod 600 {key}" in line.text
+    key.chmod(0o600)
+    line = only(look(folder, "rewards", settings))
+    assert line.status == "passed" and "numbers from task.reward_service.url = http://127.0.0.1:1/reward" in line.text
+
+
 @pytest.mark.parametrize("check", QUICK, ids=lambda check: check.name)
 def test_a_sound_set_up_passes(folder: Path, check: object) -> None:
     lines = look(folder, check.name)  # type: ignore[attr-defined]
     assert [line.status for line in lines] == ["passed"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [([], 0), (["critic.head=hl_gauss"], 0.5), (["critic.head=two_hot", "critic.value_max=3.0"], 1.5)],
+)
+def test_where_a_new_critic_starts(folder: Path, overrides: list[str], start: float) -> None:
+    line = only(look(folder, "rewards", ["task.reward_wrong=0.0", *overrides]))
+    assert line.text.endswith(f"a new critic starts at {start:g}, the middle of the two is 0.5")
+
+
+def test_the_formula_of_graded_rewards_is_shown(folder: Path) -> None:
+    settings = [
+        "task.reward_weights={format: 0.25}",
+        "task.soft_overlong_cache=9", "task.length_cost=0.001", "critic.head=two_hot",
+    ]  # fmt: skip
+    line = only(look(folder, "rewards", settings))
+    assert line.text == (
+        "correct 1, anything else -1 + 0.25 format, soft overlong penalty up to 1, 0.001 a token; from -2.506 to 1.25;"
+        " a new critic starts at -0.628, the middle of the range is -0.628"
+    )
+
+
+@pytest.mark.parametrize("name", ["json:absent", "no_module_of_mine:f", "json:JSONDecoder"])
+def test_a_reward_function_that_is_not_there_ends_every_start(folder: Path, name: str) -> None:
+    settings = [f"task.rewards=[{{name: '{name}'}}]"]
+    line = only(look(folder, "rewards", settings))
+    assert line.status == "failed" and name in line.text
+    for names in (UP, BEFORE_UP):
+        with pytest.raises(StartRefused, match=f"task.rewards: {name}"):
+            refuse_start(config_of(folder, *settings), names)
 
 
 def test_names_of_each_start_are_checks() -> None:
@@ -228,6 +274,20 @@ class TestFiles:
         monkeypatch.setattr("vcppo.deploy.check.files.shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
         line = only(look(folder, "space"))
         assert line.status == "failed" and "learner.keep_checkpoints" in line.remedy
+
+    def test_what_a_resumed_run_has_written_counts(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vcppo.deploy.check.files.shutil.disk_usage", lambda _: type("U", (), {"free": 1000}))
+        checkpoint = RunFolder(config_of(folder).run.path).checkpoints / "step-000003" / "weights"
+        checkpoint.parent.mkdir(parents=True)
+        with checkpoint.open("wb") as file:
+            file.truncate(1 << 40)  # without taking the space
+        line = only(look(folder, "space"))
+        assert line.status == "passed" and "are there already" in line.text
+
+    def test_too_few_inodes(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vcppo.deploy.check.files.room_of", lambda _: Room(free=1 << 50, inodes=3, device=1))
+        line = only(look(folder, "space"))
+        assert line.status == "failed" and "3 more files (inodes)" in line.text
 
     def test_nothing_is_made(self, folder: Path) -> None:
         before = sorted(folder.rglob("*"))

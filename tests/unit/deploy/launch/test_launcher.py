@@ -222,6 +222,18 @@ if not flag.exists():
         assert child.restarts.total == 0
         assert supervisor.children["generator-1"].alive
 
+    def test_what_a_rank_says_counts_where_torchrun_ends_with_1(self, supervisor: Supervisor) -> None:
+        """Rank 0 was superseded, rank 1 lost it: starting both again would take the successor's place."""
+        lines = [
+            {"event": "fatal", "error": "superseded", "exit_code": 3},
+            {"event": "fatal", "error": "lost rank 0", "exit_code": 1},
+        ]
+        said = "".join(f"print({json.dumps(line)!r}, flush=True);" for line in lines)
+        child = supervisor.start(ProcessSpec("learner", python(READY + said + "raise SystemExit(1)"), max_restarts=5))
+        with pytest.raises(ProcessFailed) as failed:
+            supervisor.wait(lambda: False)
+        assert (failed.value.process_exit_code, child.restarts.total) == (3, 0)
+
     def test_last_generator_given_up_ends_the_run(self, supervisor: Supervisor) -> None:
         spec = ProcessSpec(
             "generator-0", python(READY + "raise SystemExit(1)"), role="generator", max_restarts=1, peers_suffice=True
@@ -242,7 +254,7 @@ from pathlib import Path
 lives = Path({str(lives)!r})
 number = len(lives.read_text()) if lives.exists() else 0
 lives.write_text("x" * (number + 1))
-time.sleep(0.3)
+time.sleep(0.8)  # well beyond the window, also where we hear of READY late
 raise SystemExit(0 if number == 4 else 1)
 """
         )

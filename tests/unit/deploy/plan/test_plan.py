@@ -13,7 +13,7 @@ import yaml
 from tests.paths import ROOT
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.deploy.cli import main
-from vcppo.deploy.plan.architecture import KNOWN, Architecture, PlanError, architecture_of
+from vcppo.deploy.plan.architecture import KNOWN, Architecture, Models, PlanError, architecture_of, models_of
 from vcppo.deploy.plan.arithmetic import (
     GIB,
     activation_bytes,
@@ -25,6 +25,7 @@ from vcppo.deploy.plan.arithmetic import (
     rank_plan,
     remarks,
 )
+from vcppo.deploy.plan.plan_command import model_rows
 from vcppo.deploy.report.paper_numbers import paper_numbers
 
 PAPER = ROOT / "deploy" / "configs" / "paper_qwen32b.yaml"
@@ -46,6 +47,11 @@ def config(**sections: Any) -> VcppoConfig:
 
 def known(name: str) -> Architecture:
     return Architecture.of(yaml.safe_load(KNOWN.read_text())[name], name)
+
+
+def both(name: str) -> Models:
+    """Policy and critic of one architecture."""
+    return Models(known(name), known(name))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -112,11 +118,11 @@ def test_checkpointing_keeps_a_layer_and_inputs() -> None:
 
 
 def test_buckets_are_stage_3s_and_one_a_model() -> None:
-    architecture = known("Qwen/Qwen2.5-0.5B")
+    models = both("Qwen/Qwen2.5-0.5B")
     group = {"algorithm": {"advantage_estimator": "leave_one_out"}, "critic": {"init": "policy"}}
-    assert rank_plan(architecture, config(learner={"zero_stage": 2})).buckets == 0
-    assert rank_plan(architecture, config(learner={"zero_stage": 3})).buckets == 4_000_000_000
-    assert rank_plan(architecture, config(learner={"zero_stage": 3}, **group)).buckets == 2_000_000_000
+    assert rank_plan(models, config(learner={"zero_stage": 2})).buckets == 0
+    assert rank_plan(models, config(learner={"zero_stage": 3})).buckets == 4_000_000_000
+    assert rank_plan(models, config(learner={"zero_stage": 3}, **group)).buckets == 2_000_000_000
 
 
 def test_flows() -> None:
@@ -151,26 +157,50 @@ def test_the_papers_setting_fits_64_gpus_of_80_gib_and_not_40() -> None:
     assert paper.learner.num_ranks + paper.generator.num_generators * paper.generator.tensor_parallel_size == 64
     for field, value in paper_numbers().setting.items():
         assert attrgetter(field)(paper) == value, field
-    architecture = architecture_of(paper)
-    plan = make_plan(architecture, paper, 80 * GIB, 0)
+    plan = make_plan(models_of(paper), paper, 80 * GIB, 0)
     assert list(problems(plan, paper)) == []
-    small = make_plan(architecture, paper, 40 * GIB, 0)
+    small = make_plan(models_of(paper), paper, 40 * GIB, 0)
     assert any(problem.startswith("learner rank:") for problem in problems(small, paper))
 
 
 def test_what_does_not_fit_is_named() -> None:
     big = config(redis={"maxmemory_mib": 1.0}, generator={"tensor_parallel_size": 3})
-    found = list(problems(make_plan(known("Qwen/Qwen2.5-32B"), big, 24 * GIB, 0), big))
+    found = list(problems(make_plan(both("Qwen/Qwen2.5-32B"), big, 24 * GIB, 0), big))
     for start in ("learner rank: ", "generator: ", "redis.maxmemory_mib", "generator.tensor_parallel_size = 3"):
         assert any(problem.startswith(start) for problem in found), (start, found)
-    host = make_plan(known("Qwen/Qwen2.5-32B"), config(), None, 24 * GIB)
+    host = make_plan(both("Qwen/Qwen2.5-32B"), config(), None, 24 * GIB)
     assert any(problem.startswith("this machine:") for problem in problems(host, config()))
+
+
+def test_a_critic_of_another_size_counts_as_what_it_is() -> None:
+    small = config(critic={"model": "Qwen/Qwen2.5-0.5B"})
+    one, other = (make_plan(models_of(each), each, 80 * GIB, 0) for each in (config(), small))
+    assert one.rank.critic is not None
+    assert other.rank.critic is not None
+    assert one.rank.actor == other.rank.actor
+    assert other.rank.critic.weights / one.rank.critic.weights == pytest.approx(0.494 / 31.98, rel=0.01)
+    assert other.generator == one.generator
+    assert model_rows(other.models, small)[1] == (
+        "critic",
+        "0.494 B parameters",
+        "a backbone of its own, one number a token",
+    )
+    large = config(model={"path": "Qwen/Qwen2.5-0.5B"}, critic={"init": "Qwen/Qwen2.5-32B"})
+    assert make_plan(models_of(large), large, None, 0).rank.activations == one.rank.activations  # the larger one's
+    nobodys = config(critic={"model": "somebody/else"})
+    with pytest.raises(PlanError, match=r"critic\.model = 'somebody/else'"):
+        models_of(nobodys)
+    group = config(algorithm={"advantage_estimator": "leave_one_out"}, critic={"init": "policy"})
+    assert [name for name, *_ in model_rows(models_of(group), group)] == ["policy"]
 
 
 def test_remarks() -> None:
     costly = config(algorithm={"kl_coefficient": 0.1}, generator={"max_in_flight": 300, "max_model_len": 8192})
-    assert rank_plan(known("Qwen/Qwen2.5-32B"), costly).reference == 65_527_752_704
-    text = "\n".join(remarks(make_plan(known("Qwen/Qwen2.5-32B"), costly, 141 * GIB, 0), costly))
+    assert rank_plan(both("Qwen/Qwen2.5-32B"), costly).reference == 65_527_752_704
+    refreshed = config(algorithm={"kl_coefficient": 0.1, "reference_refresh_steps": 5})
+    checkpoints = [rank_plan(both("Qwen/Qwen2.5-32B"), each).checkpoint for each in (costly, refreshed)]
+    assert checkpoints[1] - checkpoints[0] == 65_527_752_704  # a refreshed reference is in them too
+    text = "\n".join(remarks(make_plan(both("Qwen/Qwen2.5-32B"), costly, 141 * GIB, 0), costly))
     for words in ("sequences of full length fit", "before it is split", "kl_coefficient > 0", "600 places for"):
         assert words in text
 

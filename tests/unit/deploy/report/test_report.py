@@ -5,18 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.unit.rig.fake_run import make_closed_run, make_run, rl_row
 from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.deploy.demo import find_problems
+from vcppo.deploy.evaluation.explainable_results import read_rows
 from vcppo.deploy.evaluation.workers import EvalResult, gain, parse_result
 from vcppo.deploy.report import write_report
-from vcppo.deploy.report.figures import FIGURES
+from vcppo.deploy.report.figures import (
+    FIGURES,
+    FigureData,
+    explainable_by_position,
+    explained_variance,
+    reward_components,
+)
 from vcppo.deploy.run.run_data import RunData, is_exact
 
 
@@ -40,6 +49,35 @@ class TestReport:
         assert "advantages/by_position/9" in rows[0]
         assert (folder.report / "value_pretraining.csv").exists()
         assert (folder.report / "evaluation.csv").exists()
+        assert len((folder.report / "explainable.csv").read_text().splitlines()) == 7
+
+    def test_every_part_of_the_reward_has_a_curve_and_nothing_else_is_one(self, tmp_path: Path) -> None:
+        rows = [
+            {**rl_row(step), "step": step, "reward/base": 0.5, "reward/kl": 0.1, "reward/num_responses": 8}
+            for step in (1, 2)
+        ]
+        data = FigureData(replace(RunData.load(make_run(tmp_path)), rl=rows), [])
+        ax = Figure().subplots()
+        assert reward_components(ax, data)
+        assert [line.get_label() for line in ax.lines] == ["base", "brevity"]
+        plain = [{"step": 1, "reward/mean": 0.5, "reward/accuracy": 0.5}]
+        assert not reward_components(Figure().subplots(), FigureData(replace(data.run, rl=plain), []))
+
+    def test_explainable_variance_is_drawn_where_it_was_measured_and_nowhere_else(self, tmp_path: Path) -> None:
+        folder = make_run(tmp_path)
+        data = FigureData(RunData.load(folder), [], read_rows(folder))
+        ax = Figure().subplots()
+        assert explained_variance(ax, data)
+        marks = [bar.lines[0] for bar in ax.containers]
+        assert [(float(m.get_xdata()[0]), round(float(m.get_ydata()[0]), 3)) for m in marks] == [(0, 0.65), (20, 0.39)]
+        ax = Figure().subplots()
+        assert explainable_by_position(ax, data) and ax.get_title().endswith("version 20")
+        drawn = {bar.get_label(): [list(map(float, axis)) for axis in bar.lines[0].get_data()] for bar in ax.containers}
+        assert drawn["explainable"] == [[0, 60, 120], pytest.approx([0.12, 0.3, 0.48])]
+        assert drawn["critic"] == [[0, 60, 120], pytest.approx([0.06, 0.15, 0.24])]
+        assert not explainable_by_position(Figure().subplots(), FigureData(data.run, []))
+        ax = Figure().subplots()
+        assert explained_variance(ax, FigureData(data.run, [])) and not ax.containers
 
     def test_run_that_has_hardly_begun(self, tmp_path: Path) -> None:
         folder = make_run(tmp_path, num_steps=1)

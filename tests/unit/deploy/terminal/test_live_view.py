@@ -40,6 +40,13 @@ def test_run_at_rl(tmp_path: Path) -> None:
         assert word in text
 
 
+def test_a_source_of_rewards_that_is_away_is_seen(tmp_path: Path) -> None:
+    data = RunData.load(make_run(tmp_path))
+    assert "reward source" not in shown(data)
+    data.generators["generator-0"][-1]["reward_source/away"] = 34.2
+    assert "reward source away for 34 s, leasing paused" in shown(data)
+
+
 def test_run_at_value_pretraining(tmp_path: Path) -> None:
     text = shown(RunData.load(make_run(tmp_path, num_steps=0)))
     assert "held-out EV" in text

@@ -12,12 +12,14 @@ from transformers import AutoTokenizer
 from tests.unit.rig.check_model import TEMPLATE, make, save_tokenizer, sums, write_rows
 from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.environments.environment import Environment, Observation
 from vcppo.common.records.trajectory import FinishReason
-from vcppo.common.tasks import Finding, Problem, Split, Task, Verdict
+from vcppo.common.tasks import Finding, Problem, Split, Task, Verdict, encode_prompt
 from vcppo.common.tasks.dataset import DatasetOptions
 from vcppo.generator.check.__main__ import CHECKS
 from vcppo.generator.check.data_checks import half_width
 from vcppo.generator.check.data_context import Context
+from vcppo.generator.check.prompt_checks import look_at
 from vcppo.generator.check.tokenizer_checks import turn_end
 
 
@@ -70,6 +72,19 @@ class TestData:
         setting = few.remedy.split()[-1]
         mended = only(look(load_config(tmp_path / "run.yaml", [setting]), "held out"))
         assert mended.status == "passed"
+
+    def test_rows_that_filters_leave_out_are_counted(self, tmp_path: Path) -> None:
+        make(tmp_path)
+        write_rows(tmp_path / "rows.jsonl", sums(1000))
+        given = ["task.options.keep_where={answer: {min: 20, max: 1800}}"]
+        config = load_config(tmp_path / "run.yaml", given)
+        assert "is str" in only(look(config, "task")).text
+        rows = [{"question": q, "answer": int(a)} for q, a in sums(1000)]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (counted, *_) = look(config, "rows")
+        assert (counted.status, counted.text) == (
+            "passed", "109 rows are left out by the task's filters: 109 by keep_where.answer",
+        )  # fmt: skip
 
     def test_half_width_is_the_textbooks(self) -> None:
         assert half_width(385) == pytest.approx(0.05, abs=2e-4)
@@ -171,6 +186,24 @@ class TestPrompts:
         assert {line.status for line in lines} == {"warned"}
         assert "add_generation_prompt" in lines[0].text
 
+    def test_tools_and_variables_that_the_template_ignores(self, tmp_path: Path) -> None:
+        tools = '[{"type": "function", "function": {"name": "add"}}]'
+        given = (f"task.options.tools={tools}", "task.options.chat_template_kwargs={enable_thinking: false}")
+        lines = self.shown(tmp_path, TEMPLATE, *given)
+        assert {line.status for line in lines} == {"warned"}
+        assert "takes no notice of tools, enable_thinking" in lines[0].text
+        knows = "{{ tools }}{% if enable_thinking is false %}{{ '<think>' }}{% endif %}" + TEMPLATE
+        assert {line.status for line in self.shown(tmp_path, knows, *given)} == {"passed"}
+
+    def test_a_template_may_leave_out_earlier_thinking_and_nothing_else(self, tmp_path: Path) -> None:
+        make(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        tokenizer.chat_template = TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")
+        earlier = {"role": "assistant", "content": "<think>hm</think>four"}
+        ask = {"role": "user", "content": "And now?"}
+        for prompt, status in (([ask, earlier, ask], "passed"), ([{**ask, "content": "a</think>b"}], "failed")):
+            assert look_at(tokenizer, prompt, encode_prompt(tokenizer, prompt).tolist()).status == status
+
     def test_long_rows_of_both_splits_at_once(self, tmp_path: Path) -> None:
         config = make(tmp_path)
         rows = sums()
@@ -232,6 +265,14 @@ class Sleeper(YesMan):
         return Verdict("correct" if response.rstrip(".").endswith("{2}") else "wrong", None)
 
 
+class Parted(YesMan):
+    """Right and wrong earn numbers with a part."""
+
+    def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+        right = response.rstrip(".").endswith("{2}")
+        return Verdict("correct" if right else "wrong", None, 0.5 * right, {"steps": 0.25})
+
+
 class TestVerifier:
     def verdicts(self, folder: Path, task: type[Task]) -> list[CheckLine]:
         make(folder)
@@ -263,3 +304,56 @@ class TestVerifier:
         assert [line.status for line in lines] == ["passed", "passed", "failed", "passed"]
         assert "an empty one crash" in lines[2].text
         assert "10,000 open braces timeout" in lines[3].text
+
+    @pytest.mark.parametrize(
+        ("settings", "status", "text"),
+        [
+            ({}, "passed", "correct: 0.5 (steps 0.25, base 0.5); wrong: 0 (steps 0.25, base 0)"),
+            ({"reward_weights": "{steps: 0.5}"}, "passed", "correct: 0.625 (steps"),
+            ({"reward_weights": "{stepz: 0.5}"}, "failed", "stepz has a weight in task.reward_weights and is never gi"),
+            ({"reward_weights": "{steps: 9, x: -9}", "reward_range": "[-1, 1]"}, "failed", "reward 2.75 is beyond"),
+        ],
+    )
+    def test_what_answers_earn_part_by_part(
+        self, tmp_path: Path, settings: dict[str, str], status: str, text: str
+    ) -> None:
+        make(tmp_path)
+        overrides = [f"task={{name: '{__name__}:Parted'}}", *(f"task.{key}={value}" for key, value in settings.items())]
+        lines = look(load_config(tmp_path / "run.yaml", overrides), "verdicts")
+        assert lines[3].status == status and text in lines[3].text
+
+
+class TestEnvironment:
+    def test_it_begins_answers_and_is_encoded(self, tmp_path: Path) -> None:
+        make(tmp_path)
+        lines = look(load_config(tmp_path / "run.yaml", ["task={name: look_up}"]), "verdicts")
+        assert [line.status for line in lines] == ["passed"] * 3
+        assert lines[1].text == "reset: 20 of 20 problems begin" and "none goes on" in lines[2].text
+
+    @pytest.mark.parametrize(
+        ("breaks", "words"), [("reset", "ValueError: no state"), ("step", "ValueError: no answer"), ("", "no room")]
+    )
+    def test_what_it_can_not_do_is_said(self, tmp_path: Path, breaks: str, words: str) -> None:
+        make(tmp_path)
+        name = f"{Answering.__module__}:{Answering.__name__}"
+        settings = [f"task={{name: '{name}', options: {{breaks: '{breaks}'}}}}", "sampling.max_response_tokens=8"]
+        lines = look(load_config(tmp_path / "run.yaml", settings), "verdicts")
+        assert lines[-1].status == ("failed" if breaks else "warned")
+        assert any(words in line.text + line.remedy for line in lines if line.status != "passed")
+
+
+class Answering(Environment):
+    def __init__(self, breaks: str) -> None:
+        self.breaks = breaks
+
+    def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
+        return [Problem([{"role": "user", "content": f"{split} {i}"}], {}) for i in range(start, start + count)]
+
+    def reset(self, answer: Mapping[str, object]) -> None:
+        if self.breaks == "reset":
+            raise ValueError("no state")
+
+    def step(self, action: str) -> Observation:
+        if self.breaks == "step":
+            raise ValueError("no answer")
+        return Observation("a long answer to everything")

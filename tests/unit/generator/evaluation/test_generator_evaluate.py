@@ -17,6 +17,7 @@ from vcppo.common.evaluation.eval_samples import Sample, SampleFiles, problem_ke
 from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.records.trajectory import Prompt, VersionSpan
 from vcppo.common.tasks import Problem, Verdict
+from vcppo.common.tasks.interface import TaskError
 from vcppo.deploy.evaluation.workers import eval_table, parse_result
 from vcppo.generator.evaluation import evaluate
 from vcppo.generator.evaluation.evaluate import Plan, Sampler, sample_seed
@@ -242,7 +243,7 @@ def test_overlong_problems_are_refused_by_row_with_remedies_that_work(tmp_path: 
     lengths = [15, 16, 3, 30]
     config = rows_of(tmp_path, lengths)
     with pytest.raises(
-        VcppoError, match=r"2 of 4 held_out prompts are too long: .*p.jsonl:4 \(31 tokens\), .*p.jsonl:2"
+        TaskError, match=r"task dataset: 2 of 4 held_out prompts are too long: .*p.jsonl:4 \(31 tokens\), .*p.jsonl:2"
     ):
         Plan.of(config, "m", Tokenizer())
     longer = config.model_copy(update={"generator": config.generator.model_copy(update={"max_model_len": 35})})

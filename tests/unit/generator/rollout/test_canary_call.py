@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vcppo.generator.rollout.call_limits import CallLimits
 from vcppo.generator.rollout.canary_call import CanaryCall
 from vcppo.generator.rollout.control import WeightControl
 
@@ -32,6 +33,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"token_ids": [1, 2**40]}, f"token_ids holds {2**40}"),
     ({"token_ids": [1, 2**70]}, "token_ids is"),
     ({"token_ids": np.ones(100_000, np.int32)}, "token_ids holds 100000 tokens"),
+    ({"token_ids": [*range(65_536), "x" * 2**20]}, "token_ids holds 'xxx"),  # as an array it would take 256 GiB
     ({"prompt_length": 0}, "prompt_length = 0"),
     ({"prompt_length": 10}, "prompt_length = 10: give at least 1 and less than the shortest sequence, which has 10"),
     ({"prompt_length": -1}, "prompt_length = -1"),
@@ -43,6 +45,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"lengths": [8, 1, 1], "prompt_length": 1}, "prompt_length = 1"),
     ({"num_sampled": 10}, "num_sampled = 10: give 0 to 8"),
     ({"num_sampled": -1}, "num_sampled = -1"),
+    ({"num_sampled": "x" * 100_000}, "num_sampled = 'xxxx"),
+    ({"prompt_length": "x" * 100_000}, "prompt_length = 'xxxx"),
+    ({"token_ids": np.zeros(400, np.int32), "num_sampled": 300}, "num_sampled = 300: give 0 to 256"),
+    ({"token_ids": [1, 2, 100]}, "token_ids holds 100: the model has 100 tokens"),
+    ({"token_ids": [1, 2, 10**9]}, "token_ids holds 1000000000: the model has 100 tokens"),
+    ({"token_ids": np.zeros(51, np.int32)}, "lengths holds 51: sequences have at most 50 tokens"),
 ]
 
 
@@ -50,6 +58,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_what_is_no_call_is_refused_and_the_engine_does_not_hear_of_it(changes: dict[str, Any], text: str) -> None:
     class Engine:
         num_in_flight = 0
+        is_dead = False
         shutdown_weight_transfer = None
 
     async def main() -> None:
@@ -59,6 +68,7 @@ def test_what_is_no_call_is_refused_and_the_engine_does_not_hear_of_it(changes: 
             Engine(),
             "generator-0",
             60.0,
+            limits=CallLimits(vocabulary=100, max_tokens=50, deadline_seconds=60.0, is_gloo=True),
             drop_in_flight=nothing,
             end=lambda _: None,  # type: ignore[arg-type]
         )
@@ -67,6 +77,7 @@ def test_what_is_no_call_is_refused_and_the_engine_does_not_hear_of_it(changes: 
         with pytest.raises(ValueError, match="canary: ") as refused:
             await control.handlers()["canary"](**arguments)
         assert text in str(refused.value)
+        assert len(str(refused.value)) < 1000
         assert control.policy_version == 3
         assert control.gate.may_send
 

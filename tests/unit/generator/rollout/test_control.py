@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vcppo.generator.rollout.call_limits import CallLimits
+from vcppo.generator.rollout.call_order import CallRefused
 from vcppo.generator.rollout.control import UNSYNCED, WeightControl
 from vcppo.generator.rollout.weight_state import WeightGate, WeightState
+
+TENSORS = {"names": ["w"], "dtype_names": ["float32"], "shapes": [[2, 3]], "chunks": [1]}
+LIMITS = CallLimits(vocabulary=100, max_tokens=50, deadline_seconds=60.0, is_gloo=True)
 
 
 class FakeEngine:
     """Records the calls; fails those named in ``failing``."""
 
     num_in_flight = 3
+    is_dead = False
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -45,6 +51,7 @@ def run(body: Callable[[FakeEngine, WeightControl, Callable[..., Awaitable[Any]]
             engine,  # type: ignore[arg-type]
             "generator-0",
             silence_seconds=0.2,
+            limits=LIMITS,
             drop_in_flight=engine.drop_in_flight,
             end=engine.calls.append,
         )
@@ -55,7 +62,7 @@ def run(body: Callable[[FakeEngine, WeightControl, Callable[..., Awaitable[Any]]
     asyncio.run(main())
 
 
-UPDATE = (("pause", {}), ("start_weight_update", {}), ("update_weights", {"update_info": {}}))
+UPDATE = (("pause", {}), ("start_weight_update", {}), ("update_weights", {"update_info": TENSORS}))
 
 
 def test_the_gate_opens_only_when_the_canary_has_passed() -> None:
@@ -81,6 +88,21 @@ def test_the_gate_opens_only_when_the_canary_has_passed() -> None:
     run(body)
 
 
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_no_canary_wakes_the_engine_inside_an_update(done: int) -> None:
+    """Also right after the pause: the tensors would come to an engine that generates."""
+
+    async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
+        control.loaded(0)
+        for name, arguments in UPDATE[:done]:
+            await call(name, **arguments)
+        with pytest.raises(CallRefused, match=r"^canary: "):
+            await call("canary", token_ids=np.arange(6, dtype=np.int32), prompt_length=2)
+        assert "resume" not in engine.calls
+
+    run(body)
+
+
 def test_a_broken_off_update_asks_for_a_new_one_and_does_not_resume() -> None:
     async def body(engine: FakeEngine, control: WeightControl, call: Any) -> None:
         control.loaded(4)
@@ -89,11 +111,11 @@ def test_a_broken_off_update_asks_for_a_new_one_and_does_not_resume() -> None:
         await call("pause")
         await call("start_weight_update")
         with pytest.raises(RuntimeError, match="is broken"):
-            await call("update_weights", update_info={})
+            await call("update_weights", update_info=TENSORS)
         assert control.policy_version == UNSYNCED
         assert not control.gate.may_begin
         assert control.epoch > epoch
-        with pytest.raises(RuntimeError, match="no complete weights"):
+        with pytest.raises(CallRefused, match="no complete weights"):
             await call("resume")
         assert "resume" not in engine.calls
         engine.failing = set()

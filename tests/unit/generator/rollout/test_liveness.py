@@ -67,3 +67,13 @@ def test_work_is_no_waiting(scene: Scene, lines: list[Any]) -> None:
     for _ in range(10):
         scene.look(REPORT_SECONDS, 3, True)
     assert lines == []
+
+
+def test_a_source_of_rewards_that_is_away_is_waited_for_without_the_watchdog(scene: Scene, lines: list[Any]) -> None:
+    scene.look(0, 3, True)
+    for away in (True, True, False):
+        scene.now += REPORT_SECONDS
+        scene.liveness.look(3, gate_open=True, rewards_away=away)
+    assert scene.watched == ["rollouts", "no rollouts", "rollouts"]
+    (line,) = lines
+    assert line["event"] == "waiting_for_rewards" and line["waiting_for"] == "source of rewards"

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.processes import in_pool
 from vcppo.common.config import TaskConfig
+from vcppo.common.errors import EXIT_USAGE
+from vcppo.common.process.family import Family
 from vcppo.common.tasks import Problem, Task, Verdict
+from vcppo.generator.verifying import spawn_patiently
 from vcppo.generator.verifying.verifier_pool import VerifierError, VerifierPool
 
 _GARBAGE = {
@@ -191,5 +196,27 @@ def test_a_task_that_cannot_be_loaded_is_one_clear_error() -> None:
     async def body(pool: VerifierPool) -> None:
         pass
 
-    with pytest.raises(VerifierError, match="no_such_module:Task did not start"):
+    with pytest.raises(VerifierError, match="no_such_module:Task did not start") as caught:
         run(body, TaskConfig(name="no_such_module:Task"))
+    assert caught.value.exit_code == EXIT_USAGE  # the launcher does not try again
+
+
+def test_a_child_that_can_not_be_started_for_want_of_processes_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(pool: VerifierPool) -> None:
+        start, tries = Family.start, []
+
+        async def scarce(*arguments: Any) -> Family:
+            tries.append(1)
+            if len(tries) < 3:
+                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+            return await start(*arguments)
+
+        monkeypatch.setattr(spawn_patiently, "_RETRY_SECONDS", 0.01)
+        monkeypatch.setattr(Family, "start", scarce)
+        child = await pool._idle.get()
+        assert isinstance(child, Family)
+        await pool._replace(child)
+        assert len(tries) == 3
+        assert isinstance(pool._idle.get_nowait(), Family)
+
+    run(body)

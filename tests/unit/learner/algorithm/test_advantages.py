@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vcppo.learner.algorithm.advantages import (
+    group_centred_advantages,
     group_mean_advantages,
     leave_one_out_advantages,
     length_adaptive_lambda,
@@ -45,6 +46,13 @@ def test_mask_trains_on_no_token_of_a_cut_response() -> None:
 def test_length_adaptive_lambda_is_clamped() -> None:
     lam = length_adaptive_lambda(np.array([0, 1, 101], np.int64), alpha=0.05)
     assert lam.tolist() == pytest.approx([0.0, 1 - 1 / (0.05 * 100)])
+
+
+def test_group_centred_is_the_reward_less_its_groups_mean() -> None:
+    rewards, groups = np.array([1.0, -1.0, 1.0, -1.0, -1.0, 3.0]), ["b", "a", "b", "a", "b", "alone"]
+    assert group_centred_advantages(rewards, groups).tolist() == pytest.approx([2 / 3, 0, 2 / 3, 0, -4 / 3, 0])
+    alike = group_centred_advantages(np.full(3, 0.1), ["a"] * 3)
+    assert alike.tolist() == [0, 0, 0]  # exactly, though three times 0.1 over three is not 0.1
 
 
 def test_group_baselines() -> None:

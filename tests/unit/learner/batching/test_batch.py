@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -162,3 +163,55 @@ def test_metrics_have_every_name_readers_know(batch: Batch) -> None:
         assert name in metrics
     assert len(metrics["critic_worth/prompt_mean/by_staleness"]) == 2
     assert {"critic_worth/critic/token", "critic_worth/prompt_mean/within_prompt"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("level", ["token", "sequence", "geometric"])
+def test_what_is_too_far_off_policy_is_left_out_of_the_actor_only(batch: Batch, level: str) -> None:
+    cu = batch.action_cu_seqlens
+    proximal = batch.behaviour_log_probs.copy()
+    proximal[cu[2]] += 3.0  # one token of the third response
+    algorithm = AlgorithmConfig(rejection=level, rejection_high=5.0, importance_level="token")
+    found = estimated(batch, algorithm, np.zeros(len(proximal), np.float32), proximal)
+    length = int(cu[3] - cu[2])
+    expected = np.zeros(len(proximal), bool)
+    if level == "token":
+        expected[cu[2]] = True
+    elif level == "sequence" or math.exp(3.0 / length) > 5.0:
+        expected[cu[2] : cu[3]] = True
+    assert found.actor_mask.tolist() == (~expected).tolist()
+    assert found.mask.all() and found.critic_mask.all()  # the critic learns from all, in its later passes too
+    kept = found.advantages[found.actor_mask].astype(np.float64)
+    assert kept.mean() == pytest.approx(0, abs=1e-6) and not found.advantages[expected].any()
+    assert found.importance_weights.max() == 2.0 and found.importance_weights.min() == pytest.approx(1.0)
+
+
+def test_off_policy_figures_by_staleness_and_versions(batch: Batch) -> None:
+    cu = batch.action_cu_seqlens
+    proximal = batch.behaviour_log_probs + np.float32(0.1)
+    proximal[cu[0]] += 2.0
+    algorithm = AlgorithmConfig(rejection="token", rejection_high=3.0)
+    found = estimated(batch, algorithm, np.zeros(len(proximal), np.float32), proximal)
+    stats = UpdateStats(num_buckets=3)
+    values = step_metrics(batch, found, stats, {"step": 1.0}, has_critic=False)
+    small, large = math.exp(0.1) - 1.1, math.exp(2.1) - 3.1
+    num = len(proximal)
+    kl = ((num - 1) * small + large) / num
+    assert values["off_policy/mismatch_kl"] == pytest.approx(kl, rel=1e-4)
+    assert values["off_policy/mismatch_kl_max"] == pytest.approx(large, rel=1e-5)
+    assert values["off_policy/rejected"] == values["off_policy/staleness/rejected_1"] == pytest.approx(1 / num)
+    assert values["off_policy/staleness/mismatch_kl_1"] == values["off_policy/versions/mismatch_kl_2"]
+    assert values["off_policy/ess_trained"] == pytest.approx((num - 1) / num)
+    assert values["policy/behaviour_gap"] == pytest.approx(0.1 + 2 / num, rel=1e-4)
+    behaviour = estimated(batch, AlgorithmConfig(old_log_probs="behaviour"), np.zeros(num, np.float32))
+    of_behaviour = step_metrics(batch, behaviour, stats, {"step": 1.0}, has_critic=False)
+    assert not [name for name in of_behaviour if name.startswith("off_policy/")]  # unknown, not 0
+
+
+def test_weights_are_normalised_over_what_is_trained(batch: Batch) -> None:
+    proximal = batch.behaviour_log_probs + np.linspace(-1, 1, batch.num_actions, dtype=np.float32)
+    algorithm = AlgorithmConfig(importance_normalised=True, rejection="token", importance_truncation=1.5)
+    found = estimated(batch, algorithm, np.zeros(len(proximal), np.float32), proximal)
+    kept = [math.exp(d) for d in np.linspace(-1, 1, batch.num_actions) if 0.5 <= math.exp(d) <= 2]
+    mean = sum(min(r, 1.5) for r in kept) / len(kept)
+    assert found.importance_weights[found.actor_mask].mean() == pytest.approx(1.0, rel=1e-5)
+    assert found.importance_weights.max() == pytest.approx(1.5 / mean, rel=1e-4)

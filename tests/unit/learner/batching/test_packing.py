@@ -103,11 +103,11 @@ def test_a_pack_goes_to_cuda_from_pinned_memory(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
     monkeypatch.setattr(torch.Tensor, "to", to)
     there = packed.to("cuda:0")
-    assert moved == [(True, "cuda:0", True)] * 6
+    assert moved == [(True, "cuda:0", True)] * 7
     assert torch.equal(there.token_ids, packed.token_ids) and there.lengths == packed.lengths
     moved.clear()
     packed.to("cpu")
-    assert moved == [(False, "cpu", False)] * 6
+    assert moved == [(False, "cpu", False)] * 7
 
 
 def test_slots_read_and_write_the_batchs_flat_arrays() -> None:

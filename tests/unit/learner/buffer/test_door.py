@@ -10,7 +10,8 @@ import pytest
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.records.trajectory import Trajectory, VersionSpan
-from vcppo.common.records.wire import WireError
+from vcppo.common.records.wire import WireError, decode_trajectory, encode_trajectory
+from vcppo.common.rewards.reward_rule import RewardRule
 from vcppo.learner.buffer.door import MIN_LOG_PROB, Door
 
 NUM = 6
@@ -31,7 +32,14 @@ GOOD = Trajectory(
     generator_id="generator-0",
     issue_version=0,
 )
-DOOR = Door(reward_correct=1.0, reward_wrong=-0.25, max_response_tokens=NUM)
+RULE = RewardRule(correct=1.0, wrong=-0.25, low=-0.25, high=1.0, max_response_tokens=NUM)
+DOOR = Door(rewards=RULE, max_response_tokens=NUM, max_staleness=2)
+GRADED = RewardRule(
+    low=-2.5, high=2.0, weights={"brevity": 0.5, "format": 0.2}, expected=frozenset({"brevity", "format"}),
+    max_response_tokens=NUM, soft_overlong_cache=2, length_cost=0.0625,
+)  # fmt: skip
+SHAPING = {"soft_overlong": -1.0, "length_cost": -0.375}
+ALL = {"base": 0.5, "brevity": 1.0, "format": 0.0, "effort": 7.0, **SHAPING}
 
 
 def log_probs(least: float) -> dict[str, Any]:
@@ -58,10 +66,10 @@ def test_what_the_run_can_make_passes(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"reward": 1e5}, r"^reward: 100000 for outcome 'correct', task.reward_correct = 1$"),
-        ({"reward": -0.25}, r"^reward: -0.25 for outcome 'correct', task.reward_correct = 1$"),
-        ({"outcome": "wrong"}, r"^reward: 1 for outcome 'wrong', task.reward_wrong = -0.25$"),
-        ({"outcome": "timeout", "reward": 0.0}, r"^reward: 0 for outcome 'timeout', task.reward_wrong = -0.25$"),
+        ({"reward": 1e5}, r"^reward: 100000.0 for outcome 'correct', task.reward_correct = 1.0$"),
+        ({"reward": -0.25}, r"^reward: -0.25 for outcome 'correct', task.reward_correct = 1.0$"),
+        ({"outcome": "wrong"}, r"^reward: 1.0 for outcome 'wrong', task.reward_wrong = -0.25$"),
+        ({"outcome": "timeout", "reward": 0.0}, r"^reward: 0.0 for outcome 'timeout', task.reward_wrong = -0.25$"),
         ({"finish_reason": "abort"}, r"^finish_reason: 'abort'"),
         (log_probs(-1e9), r"^behaviour_log_probs: -1e\+09: nobody samples"),
         (log_probs(MIN_LOG_PROB - 1), r"^behaviour_log_probs: -111"),
@@ -70,6 +78,37 @@ def test_what_the_run_can_make_passes(changes: dict[str, Any]) -> None:
 def test_what_it_can_not_make_is_refused_by_field_value_and_setting(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(WireError, match=text):
         DOOR.check(replace(GOOD, **changes))
+
+
+@pytest.mark.parametrize("oldest", [3, 5, 9])
+def test_versions_that_the_run_has_had_pass(oldest: int) -> None:
+    spans = (VersionSpan(oldest, 2), VersionSpan(9, NUM - 2))
+    found = replace(GOOD, issue_version=5, version_spans=spans)
+    DOOR.check(found)
+    DOOR.check_newest(found, 9)
+    DOOR.check_newest(found, 8)  # a broadcast is under way: generators go on before the learner has said so
+
+
+def test_the_first_version_passes_before_it_is_announced() -> None:
+    DOOR.check_newest(GOOD, None)
+
+
+def test_a_token_too_old_for_its_prompt_is_refused() -> None:
+    spans = (VersionSpan(6, 3), VersionSpan(2, NUM - 3))
+    with pytest.raises(WireError, match=r"^version_spans: a token of version 2, for a prompt issued at 5: rl.max_st"):
+        DOOR.check(replace(GOOD, issue_version=5, version_spans=spans))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"version_spans": (VersionSpan(0, 1), VersionSpan(7, NUM - 1))}, r"^version_spans: version 7 does not exist"),
+        ({"issue_version": 2**40}, r"^issue_version: version 1099511627776 does not exist yet: the newest is 6$"),
+    ],
+)
+def test_versions_that_do_not_exist_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(WireError, match=text):
+        DOOR.check_newest(replace(GOOD, **changes), 5)
 
 
 def test_a_response_past_the_limit_is_refused() -> None:
@@ -85,4 +124,48 @@ def test_the_bounds_are_the_configs() -> None:
             "sampling": {"max_response_tokens": 77},
         }
     )
-    assert Door.of(config) == Door(2.0, 0.5, 77)
+    assert Door.of(config) == Door(RewardRule(2.0, 0.5, 0.5, 2.0, max_response_tokens=77), 77, config.rl.max_staleness)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reward", "components"),
+    [
+        ("wrong", -0.375, ALL),
+        ("correct", -0.375, ALL),  # the outcome is for accuracy: the number is the verdict's
+        ("correct", 0.325, {"brevity": 1.0, "format": 1.0, **SHAPING}),
+        ("timeout", -1.0 - 1.375, SHAPING),
+        ("crash", -1.0 - 1.375, SHAPING),
+    ],
+)
+def test_graded_rewards_that_the_rule_can_make_pass(outcome: str, reward: float, components: dict[str, float]) -> None:
+    found = replace(GOOD, outcome=outcome, reward=reward, components=components)  # type: ignore[arg-type]
+    replace(DOOR, rewards=GRADED).check(decode_trajectory(encode_trajectory(found)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"reward": -0.374}, r"^reward: -0.374 for outcome 'wrong', its components and the settings under task make "),
+        (
+            {"components": {**ALL, "base": 9.0}, "reward": 8.125},
+            r"^reward: 8.125 is beyond task.reward_range = \[-2.5, 2",
+        ),
+        ({"components": {**ALL, "base": 0.6}}, r"^reward: -0.375 for outcome 'wrong'"),
+        ({"components": {**ALL, "length_cost": 0.0}}, r"^components.length_cost: 0.0 for 6 tokens, .* make -0.375$"),
+        ({"components": {"brevity": 1.0, "format": 1.0}}, r"^components.soft_overlong: None for 6 tokens"),
+        ({"components": {"base": 0.5, **SHAPING}}, r"^components: brevity, format missing with outcome 'wrong'$"),
+        ({"components": {**ALL, "accuracy": 1.0}}, r"^components: 'accuracy' is a name of vcppo's own"),
+        ({"components": {**ALL, "a/b": 1.0}}, r"^components: 'a/b' is no name"),
+    ],
+)
+def test_graded_rewards_that_it_can_not_make_are_refused(changes: dict[str, Any], text: str) -> None:
+    found = replace(GOOD, outcome="wrong", reward=-0.375, components=ALL)
+    replace(DOOR, rewards=GRADED).check(found)
+    with pytest.raises(WireError, match=text):
+        replace(DOOR, rewards=GRADED).check(replace(found, **changes))
+
+
+def test_a_run_without_graded_settings_takes_a_graded_verdict_within_its_range() -> None:
+    DOOR.check(replace(GOOD, outcome="wrong", reward=0.75, components={"base": 0.75, "steps": 3.0}))
+    with pytest.raises(WireError, match=r"^components.length_cost: -1.0 for 6 tokens, the settings .* make None$"):
+        DOOR.check(replace(GOOD, reward=0.0, components={"length_cost": -1.0}))

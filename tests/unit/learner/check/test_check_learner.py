@@ -65,6 +65,32 @@ def test_a_critic_that_is_none(folder: Path) -> None:
     assert group[0].status == "skipped"
 
 
+def test_the_head_and_what_is_frozen(folder: Path) -> None:
+    given = ["critic.head=two_hot", "critic.freeze=[mlp]", "rl.actor_freeze=[embed_tokens, mlp]"]
+    found = look(config_of(folder, *given), "loads", "critic")
+    assert {each.status for lines in found.values() for each in lines} == {"passed"}, found
+    assert "critic.head = two_hot" in found["critic"][0].text and "M of them trained" in found["critic"][0].text
+    assert "M of them trained" in found["loads"][0].text
+    found = look(config_of(folder, "critic.freeze=[mpl]", "rl.actor_freeze=['model']"), "loads", "critic")
+    assert [found[name][0].status for name in ("loads", "critic")] == ["failed", "failed"]
+    assert "leaves nothing to train" in found["loads"][0].text
+    assert "'mpl' is found in no parameter's name" in found["critic"][0].text
+    found = look(config_of(folder, "rl.critic_freeze=[self_atn]"), "critic")
+    assert "rl.critic_freeze: 'self_atn' is found in no parameter's name" in found["critic"][0].text
+    assert look(config_of(folder, "rl.critic_freeze=[score]"), "critic")["critic"][0].status == "passed"
+
+
+def test_a_critic_of_another_model(folder: Path) -> None:
+    save_model(folder / "wide", hidden_size=128)
+    found = look(config_of(folder, f"critic.model={folder / 'wide'}"), "critic")["critic"]
+    assert found[0].status == "passed", found
+    tree = json.loads((folder / "wide" / "tokenizer.json").read_text())
+    tree["model"]["vocab"] |= {"A": tree["model"]["vocab"]["B"], "B": tree["model"]["vocab"]["A"]}
+    (folder / "wide" / "tokenizer.json").write_text(json.dumps(tree))
+    found = look(config_of(folder, f"critic.model={folder / 'wide'}"), "critic")["critic"]
+    assert found[0].status == "failed" and "is 'A' of the policy and 'B' of the critic" in found[0].text
+
+
 def test_cuda_on_a_machine_without(folder: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vcppo.common.evaluation.over_prompts import Sums
 from vcppo.learner.critic_quality.explained_variance import explained
 from vcppo.learner.critic_quality.explained_variance_interval import (
-    Sums,
     choose_and_measure,
     explained_by,
     measure,

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from vcppo.common.errors import VcppoError
+from vcppo.common.files.whole_folder import replace_folder
+from vcppo.learner.engine import checkpoint
 from vcppo.learner.engine.checkpoint import (
     MANIFEST,
     CheckpointError,
@@ -154,3 +157,59 @@ def test_zero_shards_need_the_same_ranks(tmp_path: Path) -> None:
 
 def test_hash_ignores_order() -> None:
     assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
+
+
+# Two learners on one folder: the earlier one was frozen in the middle of a checkpoint
+
+
+def learner(folder: Path, incarnation: int, confirm: Callable[[], None] = lambda: None) -> CheckpointStore:
+    return CheckpointStore(folder / "checkpoints", keep=2, incarnation=incarnation, confirm=confirm)
+
+
+def superseded() -> None:
+    raise VcppoError("superseded")
+
+
+def test_an_earlier_learner_publishes_nothing_once_the_later_one_has_begun(tmp_path: Path) -> None:
+    old, new = learner(tmp_path, 1), learner(tmp_path, 2)
+    (old.begin(4) / "weights").write_bytes(b"old")
+    new.remove_leftovers()  # as it resumes
+    (new.begin(4) / "weights").write_bytes(b"new")
+    new.publish(state(4))
+    with pytest.raises(FileNotFoundError):
+        old.publish(state(4))
+    assert new.newest() == (new.root / folder_name(4), state(4))
+    assert (new.root / folder_name(4) / "weights").read_bytes() == b"new"
+
+
+def test_nor_when_it_was_frozen_right_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = learner(tmp_path, 1), learner(tmp_path, 2)
+    (old.begin(4) / "weights").write_bytes(b"old")
+
+    def meanwhile(final: Path, staging: Path) -> None:
+        monkeypatch.setattr(checkpoint, "replace_folder", replace_folder)
+        (new.begin(4) / "weights").write_bytes(b"new")
+        new.publish(state(4))
+        replace_folder(final, staging)
+
+    monkeypatch.setattr(checkpoint, "replace_folder", meanwhile)
+    with pytest.raises(FileNotFoundError):
+        old.publish(state(4))
+    assert [path.name for path in new.root.iterdir()] == [folder_name(4)]
+    assert (new.root / folder_name(4) / "weights").read_bytes() == b"new"
+
+
+def test_an_earlier_learner_removes_nothing_of_the_later_one(tmp_path: Path) -> None:
+    staging = learner(tmp_path, 12).begin(4)
+    learner(tmp_path, 9).begin(4)
+    assert staging.is_dir()
+
+
+def test_before_each_change_it_is_asked_whether_this_is_still_the_learner(tmp_path: Path) -> None:
+    with pytest.raises(VcppoError, match="superseded"):
+        learner(tmp_path, 1, superseded).begin(4)
+    assert not (tmp_path / "checkpoints").exists()
+    (learner(tmp_path, 1).begin(4) / "weights").touch()
+    with pytest.raises(VcppoError, match="superseded"):
+        learner(tmp_path, 1, superseded).publish(state(4))
+    assert learner(tmp_path, 1).folders() == []

@@ -45,6 +45,36 @@ def test_values_and_gradients_match_log_softmax(chunk_tokens, chunk_vocab, tempe
         torch.testing.assert_close(g, w.float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("chunk_tokens", "chunk_vocab"), [(256, 8192), (5, 7), (1, 100)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("with_log_probs", [True, False])
+def test_the_entropy_has_its_gradient_where_it_is_asked_for(chunk_tokens, chunk_vocab, temperature, with_log_probs):
+    hidden, weight, bias, targets = inputs()
+    got = chunked_log_probs(
+        hidden, weight, targets, temperature=temperature, bias=bias, entropy_gradient=True,
+        chunk_tokens=chunk_tokens, chunk_vocab=chunk_vocab,
+    )  # fmt: skip
+    expected, expected_entropy = reference(hidden, weight, targets, temperature, bias)
+    of_log_probs, of_entropy = torch.randn(2, len(targets)) * torch.tensor([[float(with_log_probs)], [1.0]])
+    objective = (got.entropy * of_entropy).sum() + (got.log_probs * of_log_probs).sum()
+    wanted = (expected_entropy * of_entropy.double()).sum() + (expected * of_log_probs.double()).sum()
+    for g, w in zip(
+        torch.autograd.grad(objective, (hidden, weight, bias)),
+        torch.autograd.grad(wanted, (hidden, weight, bias)),
+        strict=True,
+    ):
+        assert w.abs().max() > 1e-2
+        torch.testing.assert_close(g, w.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_that_can_not_be_drawn_adds_nothing_to_the_entropys_gradient() -> None:
+    hidden, weight, bias, targets = inputs()
+    bias = bias.detach().clone()
+    bias[5] = -1e30
+    chunked_log_probs(hidden, weight, targets % 5, bias=bias, entropy_gradient=True).entropy.sum().backward()
+    assert torch.isfinite(hidden.grad).all() and not weight.grad[5].any()
+
+
 def test_bfloat16_weights_give_float32_log_probs() -> None:
     hidden, weight, _, targets = inputs(torch.bfloat16)
     log_probs, _ = chunked_log_probs(hidden, weight, targets, chunk_tokens=8, chunk_vocab=16)

@@ -15,6 +15,7 @@ from vcppo.common.errors import EXIT_USAGE
 from vcppo.common.records.trajectory import FinishReason, Int32Array
 from vcppo.common.tasks import Problem, Split, Task, Text, Verdict, load_task
 from vcppo.common.tasks.lengths import measure_prompts, prompt_room
+from vcppo.common.tasks.prompts.chat import own_texts
 from vcppo.learner.supply.prompts import PromptSource, PromptTooLong
 
 NUM_ROWS, LONG_ROWS = 200, (60, 150)
@@ -23,7 +24,7 @@ ROOM = 192  # tokens of a prompt: 256 less 64
 
 def encode(prompt: Text) -> Int32Array:
     """A token a word, and one in front."""
-    text = prompt if isinstance(prompt, str) else " ".join(message["content"] for message in prompt)
+    text = prompt if isinstance(prompt, str) else " ".join(own_texts(prompt))
     return np.zeros(len(text.split()) + 1, np.int32)
 
 
@@ -83,6 +84,18 @@ def test_skip_leaves_them_out_and_says_so(tmp_path: Path) -> None:
     assert max(len(prompt.token_ids) for prompt in prompts) <= ROOM
     assert source.num_passed_over == 4
     assert [line["passed_over"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_rows_that_filters_leave_out_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "q{i}", "answer": {i}}}\n' for i in range(NUM_ROWS)))
+    config = make_config(
+        tmp_path, f"task.options.path={tmp_path / 'rows.jsonl'}", "task.options.keep_where={answer: {min: 5}}",
+        "task.options.held_out_path=null",
+    )  # fmt: skip
+    with structlog.testing.capture_logs() as lines:
+        PromptSource(config, load_task(config.task), encode)
+    (line,) = (each for each in lines if each["event"] == "rows_left_out_by_filters")
+    assert (line["count"], line["by"]) == (5, {"keep_where.answer": 5})
 
 
 def test_a_substitute_is_a_function_of_the_group_alone(tmp_path: Path) -> None:

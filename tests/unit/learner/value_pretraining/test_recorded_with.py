@@ -115,6 +115,35 @@ def test_a_task_of_ones_own_is_known_by_its_source(
     del sys.modules["my_sums"]
 
 
+def test_a_verifier_of_ones_own_is_known_by_its_source(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows, judge = tmp_path / "rows.jsonl", tmp_path / "my_judge.py"
+    rows.write_text("".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(40)))
+    judge.write_text("def judge(answer, response, finish_reason): ...\n")
+    options = {"path": str(rows), "verifier": "my_judge:judge"}
+    config = config_of(tmp_path, model, task={"name": "dataset", "options": options})
+    check(config, 0)
+    check(config, 8)
+    judge.write_text(judge.read_text() + "# longer\n")
+    with pytest.raises(RecordingOutdated, match="the source of the task"):
+        check(config, 8)
+    del sys.modules["my_judge"]
+
+
+def test_variables_of_the_chat_template_make_another_recording(tmp_path: Path, model: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(40)))
+    plain, thinks = ({"path": str(rows)} | more for more in ({}, {"chat_template_kwargs": {"enable_thinking": False}}))
+    configs = [config_of(tmp_path, model, task={"name": "dataset", "options": each}) for each in (plain, thinks)]
+    digests = [source_of(config).problems_digest(4) for config in configs]
+    assert digests[0] != digests[1]
+    check(configs[0], 0)
+    with pytest.raises(RecordingOutdated, match=r"task\.options\.chat_template_kwargs\.enable_thinking is None"):
+        check(configs[1], 8)
+
+
 def test_model_files_count_notes_of_ours_do_not(model: Path) -> None:
     before = model_digest(str(model))
     (model / "cold_start.json").write_text('{"seconds": 3}')

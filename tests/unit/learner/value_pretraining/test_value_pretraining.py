@@ -10,10 +10,10 @@ import pytest
 
 from vcppo.common.config import ValuePretrainingConfig, VcppoConfig
 from vcppo.common.errors import VcppoError
+from vcppo.common.evaluation.over_prompts import Figure, Interval
 from vcppo.common.records.trajectory import Trajectory, VersionSpan
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.learner.batching.trajectory_file import TrajectoryFile
-from vcppo.learner.critic_quality.explained_variance_interval import Figure, Interval
 from vcppo.learner.value_pretraining.gate import Gate, Measurement
 from vcppo.learner.value_pretraining.gate_remedies import NEEDED_OF_EACH
 from vcppo.learner.value_pretraining.recording_stats import count_responses
@@ -58,6 +58,17 @@ def test_file_records_each_prompt_once_and_is_read_again(path: Path) -> None:
     assert [t.prompt_id for t in again.trajectories] == ["vp-0", "vp-1", "vp-2"]
     assert again.append(payloads(0)) == 0
     assert np.array_equal(again.trajectories[2].response_token_ids, np.arange(5))
+
+
+def test_a_learner_that_was_replaced_overwrites_nothing_and_doubles_nothing(path: Path) -> None:
+    """It was frozen right before it wrote; what it writes when it wakes up, its successor has written too."""
+    old = TrajectoryFile(path)
+    old.append(payloads(0))
+    new = TrajectoryFile(path)
+    new.append(payloads(1, 2))
+    old.append(payloads(1))
+    new.append(payloads(3))
+    assert [t.prompt_id for t in TrajectoryFile(path).trajectories] == ["vp-0", "vp-1", "vp-2", "vp-3"]
 
 
 @pytest.mark.parametrize("torn", [1, 7, 60])
@@ -121,6 +132,25 @@ def test_gate_does_not_pass_on_undefined_or_low_explained_variance() -> None:
     gate.add(measure(5, 0.29))
     assert not gate.decision()["passed"]
     assert "max_steps" in gate.decision()["stopped_because"]
+
+
+@pytest.mark.parametrize(("threshold", "passed"), [(-10.0, True), (0.0, True), (0.01, False)])
+def test_returns_that_do_not_vary_pass_only_a_gate_that_asks_for_nothing(threshold: float, passed: bool) -> None:
+    """By chance none of few held-out responses is right: no critic can be measured."""
+    gate = Gate(ValuePretrainingConfig(min_explained_variance=threshold))
+    saved = [gate.add(measure(step, None, loss)) for step, loss in enumerate([0.5, 0.2, 0.21, 0.1])]
+    assert saved == [True, True, False, True]  # there is a critic to go on with: the one of the lowest loss
+    decision = gate.decision(Figure(None, None))
+    assert decision["passed"] == passed
+    assert (decision["best_step"], decision["best_explained_variance"]) == (3, None)
+
+
+def test_a_figure_is_better_than_none() -> None:
+    gate = Gate(ValuePretrainingConfig())
+    assert [gate.add(measure(0, None, 0.1)), gate.add(measure(1, -0.5, 0.3)), gate.add(measure(2, None, 0.01))] == [
+        True, True, False,
+    ]  # fmt: skip
+    assert gate.decision()["best_step"] == 1
 
 
 def test_gate_goes_by_the_judged_figure_not_by_the_best_one() -> None:

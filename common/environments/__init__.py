@@ -1,0 +1,6 @@
+"""Environments: tasks of several turns. Docs: docs/environments.md.
+
+environment.py  what a user writes: `Environment`, `Observation`
+episode.py      one rollout as a state machine, tokens in and tokens out. Pure
+turn_text.py    what an environment says, as tokens that stand behind the policy's
+"""

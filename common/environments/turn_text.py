@@ -1,0 +1,137 @@
+"""What an environment says, as tokens that stand behind the policy's own.
+
+Plain text: its tokens. Chat messages: what the model's chat template writes behind an assistant's message when these
+follow, up to the beginning of the next assistant's turn. The policy's message itself is not rendered: a stand-in is, so
+that what the policy sampled stays as it is. Thinking in earlier turns, which some templates take out, stays too.
+
+What an environment says is anybody's text. A ``<|im_end|>`` in it becomes the plain letters, never the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vcppo.common.tasks.interface import ChatMessages, TaskError
+from vcppo.common.text.yaml_text import one_line
+
+_ACTION = "vcppoactionvcppo"  # stands for the policy's message
+_SAID = "vcppomessage{}vcppo"  # stands for what the environment says
+
+
+class TurnText:
+    """Encodes for one model. Make it at the start: it refuses a template that has no such delta.
+
+    Args:
+        tokenizer: transformers', of the policy.
+        is_chat: whether the task's prompts are chats: then an observation's text is a message of role ``user``.
+
+    Raises:
+        TaskError: the chat template does not write turns one behind the other.
+    """
+
+    def __init__(self, tokenizer: Any, *, is_chat: bool) -> None:
+        self._tokenizer, self._is_chat = tokenizer, is_chat
+        self._controls = _control_ids(tokenizer)
+        if is_chat:
+            self._behind([{"role": "user", "content": "x"}])
+
+    def encode(self, content: str | ChatMessages, last_token: int) -> list[int]:
+        """Token ids of `content` behind a turn that ended with `last_token`.
+
+        Raises:
+            TaskError: the chat template can't render these messages.
+        """
+        if isinstance(content, str):
+            if not self._is_chat:
+                return self._plain(content)
+            content = [{"role": "user", "content": content}]
+        ids = self._messages(content)
+        # The policy's own end token is there already. Another one than the template's is not the end of its turn.
+        return ids[1:] if ids and ids[0] == last_token and last_token in self._controls else ids
+
+    def _messages(self, messages: ChatMessages) -> list[int]:
+        marks = [_SAID.format(number) for number in range(len(messages))]
+        frame = self._behind([{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
+        pieces, rest = list[str](), frame
+        for mark in marks:
+            before, found, rest = rest.partition(mark)
+            if not found or mark in rest:
+                raise TaskError(
+                    f"the model's chat template does not write the environment's message of role "
+                    f"{messages[len(pieces)]['role']!r} once, as it is: use another role, or mend the template"
+                )
+            pieces.append(before)
+        texts = [each["content"] for each in messages]
+        whole = "".join(before + text for before, text in zip(pieces, texts, strict=True)) + rest
+        expected = [token for piece in (*pieces, rest) for token in self._ids(piece) if token in self._controls]
+        if self._controls_in(ids := self._ids(whole)) == expected:
+            return ids
+        found_ids: list[int] = []
+        for piece, text in zip(pieces, texts, strict=True):
+            found_ids += self._ids(piece) + self._plain(text)
+        return found_ids + self._ids(rest)
+
+    def _behind(self, messages: ChatMessages) -> str:
+        """What the template writes behind an assistant's message when these follow it."""
+        base = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _ACTION}]
+        alone = self._render(base, opens=False).partition(_ACTION)
+        followed = self._render([*base, *messages], opens=True).partition(_ACTION)
+        closing = alone[2].rstrip()
+        if not alone[1] or not followed[1] or _ACTION in followed[2] or not followed[2].startswith(closing):
+            raise TaskError(
+                "the model's chat template writes an assistant's message otherwise when messages follow it, so there "
+                "is no text to put behind it: use a template that writes one message behind the other, or prompts of "
+                "plain text"
+            )
+        return followed[2]
+
+    def _render(self, messages: ChatMessages, *, opens: bool) -> str:
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=opens, tokenize=False))
+        except Exception as error:  # a template is a program of the model's: it raises whatever it likes
+            raise TaskError(
+                f"the model's chat template can't render what the environment says ({one_line(error)}): use other "
+                f"roles than {', '.join(each['role'] for each in messages[2:]) or 'user'}, or mend the template"
+            ) from error
+
+    def _plain(self, text: str) -> list[int]:
+        """Tokens of a text, no control token among them."""
+        if not self._controls_in(ids := self._ids(text)):
+            return ids
+        for cut in (self._cut_names(text), list(text)):
+            ids = [token for piece in cut for token in self._ids(piece)]
+            if not self._controls_in(ids):
+                return ids
+        return [token for token in ids if token not in self._controls]
+
+    def _cut_names(self, text: str) -> list[str]:
+        """The text in pieces none of which holds the name of a control token."""
+        pieces = [text]
+        for name in self._controls.values():
+            cut: list[str] = []
+            for piece in pieces:
+                while len(name) > 1 and (place := piece.find(name)) >= 0:
+                    cut.append(piece[: place + 1])
+                    piece = piece[place + 1 :]
+                cut.append(piece)
+            pieces = cut
+        return [piece for piece in pieces if piece]
+
+    def _controls_in(self, ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in self._controls]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _control_ids(tokenizer: Any) -> dict[int, str]:
+    """Tokens that are more than text, and their names: special ones, and those that look like tags. A tokenizer may
+    write what it doesn't know as one of them: that one is text here."""
+    found = {}
+    for number, token in tokenizer.added_tokens_decoder.items():
+        name = token.content
+        if token.special or (name[:1] in "<[" and name[-1:] in ">]"):
+            found[int(number)] = name
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return {number: name for number, name in found.items() if number != unknown}

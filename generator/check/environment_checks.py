@@ -1,0 +1,96 @@
+"""An environment, in a real child with its deadline: it begins, it answers, and its words become tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.environments.environment import Observation
+from vcppo.common.environments.turn_text import TurnText
+from vcppo.common.tasks import Problem, TaskError
+from vcppo.generator.check.data_context import Context
+from vcppo.generator.turns.environment_lines import Answer
+from vcppo.generator.turns.environment_pool import EnvironmentPool, RolloutLost
+
+_ACTIONS = ("", "an action that means nothing", "\\boxed{" * 1000, "{" * 10_000)
+
+
+class _Tried(NamedTuple):
+    begun: Answer
+    answers: list[Answer]
+    seconds: list[float]
+
+
+def answers(context: Context, problems: list[Problem]) -> Iterator[Result]:
+    """All of it, in one child started once, as generators do."""
+    pool = EnvironmentPool(context.config.task.model_copy(update={"verifier_processes": 1}))
+    with asyncio.Runner() as runner:
+        try:
+            runner.run(pool.start())
+            yield passed("a child of the environment is up")
+            encoder = TurnText(context.tokenizer, is_chat=pool.is_chat)
+            tried = [runner.run(_try(pool, problem)) for problem in problems]
+            yield _begun(context, tried)
+            yield _answered(context, encoder, tried)
+        except TaskError as error:
+            yield failed(str(error), "")
+        finally:
+            runner.run(pool.close())
+
+
+async def _try(pool: EnvironmentPool, problem: Problem) -> _Tried:
+    """A rollout whose actions mean nothing, until the environment ends it."""
+    found = _Tried(Answer(Observation(), "crash", "its child was lost"), [], [])
+    try:
+        async with pool.open() as session:
+            found = found._replace(begun=await session.reset(dict(problem.answer)))
+            for action in _ACTIONS:
+                if found.begun.fault is not None:
+                    break
+                began = time.monotonic()
+                found.answers.append(await session.step(action))
+                found.seconds.append(time.monotonic() - began)
+                if found.answers[-1].fault is not None or found.answers[-1].observation.done:
+                    break
+    except RolloutLost:
+        return found
+    return found
+
+
+def _begun(context: Context, tried: list[_Tried]) -> Result:
+    wrong = [f"{_place(context, i)} ({each.begun.detail})" for i, each in enumerate(tried) if each.begun.fault]
+    text = f"reset: {len(tried) - len(wrong)} of {len(tried)} problems begin"
+    if wrong:
+        return failed(
+            f"{text}; not: {', '.join(wrong[:3])}", "prompts of such problems would be rejected: mend reset()"
+        )
+    return passed(text)
+
+
+def _answered(context: Context, encoder: TurnText, tried: list[_Tried]) -> Result:
+    steps = [(answer, seconds) for each in tried for answer, seconds in zip(each.answers, each.seconds, strict=True)]
+    if not steps:
+        return failed("step: no problem begins, so none was asked", "mend reset()")
+    faults = [answer.detail for answer, _ in steps if answer.fault is not None]
+    lengths = [
+        len(encoder.encode(answer.observation.content, -1))
+        for answer, _ in steps
+        if answer.fault is None and not answer.observation.done
+    ]
+    mean = 1000 * sum(seconds for _, seconds in steps) / len(steps)
+    text = f"step: {len(steps)} actions that mean nothing, {mean:.0f} ms on average"
+    text += f", {max(lengths)} tokens at most" if lengths else ", none goes on"
+    if faults:
+        return failed(f"{text}; {len(faults)} end in a fault: {faults[0]}", "any text may come: mend step()")
+    if lengths and max(lengths) >= (most := context.config.sampling.max_response_tokens):
+        return warned(text, f"that leaves no room for another turn: raise sampling.max_response_tokens = {most}")
+    if any(answer.observation.reward > 0 for answer, _ in steps):
+        return warned(f"{text}; one of them has a reward above 0", "is it meant to be? else mend step()")
+    return passed(text)
+
+
+def _place(context: Context, number: int) -> str:
+    return context.task.where(context.split, 0, number)

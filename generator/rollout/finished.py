@@ -1,0 +1,56 @@
+"""A rollout that is over and judged, of one turn or of several, and the trajectory that is sent of it. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vcppo.common.environments.episode import Transcript
+from vcppo.common.records.trajectory import Prompt, Trajectory
+from vcppo.common.rewards.reward_rule import Score
+from vcppo.generator.vllm_engine.engine import Rollout
+
+
+class Finished(NamedTuple):
+    """What is sent but for names.
+
+    Attributes:
+        timings: seconds by phase: ``generate``, and ``verify`` or ``environment``.
+    """
+
+    transcript: Transcript
+    score: Score
+    timings: dict[str, float]
+
+    def trajectory(self, prompt: Prompt, trajectory_id: str, generator_id: str) -> Trajectory:
+        """Of the prompt that was rolled out."""
+        made, score = self.transcript, self.score
+        return Trajectory(
+            id=trajectory_id,
+            prompt_id=prompt.id,
+            group_id=prompt.group_id,
+            sample_index=prompt.sample_index,
+            task=prompt.task,
+            prompt_token_ids=prompt.token_ids,
+            response_token_ids=made.token_ids,
+            action_mask=made.action_mask,
+            behaviour_log_probs=made.log_probs,
+            version_spans=made.version_spans,
+            finish_reason=made.finish_reason,
+            reward=score.reward,
+            outcome=score.outcome,
+            generator_id=generator_id,
+            issue_version=prompt.issue_version,
+            timings=self.timings,
+            components=score.components,
+        )
+
+
+def one_turn(rollout: Rollout) -> Transcript:
+    """All of it is the policy's."""
+    count = len(rollout.token_ids)
+    return Transcript(
+        rollout.token_ids, np.ones(count, np.bool_), rollout.log_probs, rollout.version_spans,
+        np.zeros(count, np.float32), rollout.finish_reason,
+    )  # fmt: skip

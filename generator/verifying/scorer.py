@@ -1,0 +1,76 @@
+"""From a response to what is trained of it: the verdict of a verifier's child, then the rule of the run's rewards.
+
+    response ─▶ VerifierPool.verify ─▶ Verdict (outcome, number, components) ─▶ RewardRule.score ─▶ Score
+
+A number from elsewhere (`vcppo.generator.reward_sources`) comes between the two: it is the verdict's reward, and the
+rule, the wire, the buffer's check and the metrics treat it as any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from vcppo.common.config import VcppoConfig
+from vcppo.common.records.trajectory import FinishReason
+from vcppo.common.rewards.reward_rule import Score
+from vcppo.common.tasks import Verdict
+from vcppo.generator.reward_sources.items import Asked
+from vcppo.generator.reward_sources.source import RewardSource
+from vcppo.generator.verifying.verifier_pool import VerifierPool
+
+log = structlog.get_logger(__name__)
+
+
+class Scorer:
+    """Judges responses and scores them.
+
+    Args:
+        verifiers: None: an environment judges, and its verdicts come by `score_verdict`.
+        source: of the rewards; None: the verdicts give them.
+    """
+
+    def __init__(self, config: VcppoConfig, verifiers: VerifierPool | None, source: RewardSource | None = None) -> None:
+        self._rule, self._verifiers, self._task = config.reward_rule, verifiers, config.task.name
+        self._source = source
+
+    async def score(
+        self,
+        answer: Mapping[str, object],
+        response: str,
+        finish_reason: FinishReason,
+        num_tokens: int,
+        prompt: Callable[[], tuple[str, str]] = lambda: ("", ""),
+    ) -> Score:
+        """Judge one response of `num_tokens` tokens.
+
+        Args:
+            prompt: (id, text) of its prompt, which a source of rewards is told.
+
+        Raises:
+            VerifierError: see `VerifierPool.verify`.
+            SourceAway, NoReward: see `RewardSource.score`.
+        """
+        assert self._verifiers is not None  # an environment's verdicts come by `score_verdict`
+        verdict = await self._verifiers.verify(answer, response, finish_reason)
+        if self._source is not None:
+            return await self._source.score(Asked(*prompt(), answer, response, finish_reason, num_tokens, verdict))
+        return self.score_verdict(verdict, num_tokens)
+
+    def score_verdict(self, verdict: Verdict, num_tokens: int) -> Score:
+        """What a verdict on a response of `num_tokens` tokens is worth. A number out of range is logged."""
+        score = self._rule.score(verdict.outcome, verdict.reward, verdict.components, num_tokens)
+        if score.fault is not None:
+            log.warning(
+                "reward_out_of_range", task=self._task, detail=score.fault, outcome=verdict.outcome,
+                base=verdict.reward, components=dict(verdict.components),
+                effect="outcome crash, the number is not trained",
+                remedy="mend the rewards; a wider task.reward_range is for a new run",
+            )  # fmt: skip
+        return score
+
+    async def until_reachable(self) -> None:
+        """Wait while the source of rewards is away: what is leased then could not be scored."""
+        if self._source is not None:
+            await self._source.until_reachable()

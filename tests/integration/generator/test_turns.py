@@ -1,0 +1,234 @@
+"""Rollouts of several turns through the worker, on a real store and transport, with a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tests.integration.conftest import RedisServer
+from tests.integration.generator.test_generator import Bench, ScriptedEngine
+from vcppo.common.environments.environment import Environment, Observation
+from vcppo.common.environments.look_up import LookUp
+from vcppo.common.records.trajectory import Prompt, VersionSpan
+from vcppo.common.tasks import Problem, encode_prompt
+from vcppo.generator.turns.environment_pool import EnvironmentPool
+from vcppo.generator.turns.play import Player
+from vcppo.generator.vllm_engine.engine import Rollout
+from vcppo.learner.buffer.door import Door
+
+HERE = "tests.integration.generator.test_turns"
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=LookUp().tokenizer(), eos_token="<eos>", pad_token="<pad>")
+EOS = int(TOKENIZER.eos_token_id)
+
+
+class Tools(Environment):
+    """Two turns; its answer to the first takes as long as the problem says, or ends as it says."""
+
+    def problems(self, split: str, seed: int, start: int, count: int) -> list[Problem]:
+        return [Problem("000?A", {})] * count
+
+    async def reset(self, answer: Mapping[str, Any]) -> None:
+        self.says = answer
+        if answer.get("reset"):
+            raise ValueError("no such problem")
+
+    async def step(self, action: str) -> Observation:
+        await asyncio.sleep(self.says.get("seconds", 0))
+        if self.says.get("raises"):
+            raise ValueError("no such tool")
+        return Observation(self.says.get("text", "7"), 0.25, done=action != "A")
+
+
+class Copying(ScriptedEngine):
+    """Says the last token of the prompt once more, then EOS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts: list[Prompt] = []
+        self.renews = False  # the weights become a newer version before each turn
+
+    async def generate(self, prompt: Prompt) -> Rollout:
+        self.prompts.append(prompt)
+        made = await super().generate(prompt)
+        tokens = np.asarray([prompt.token_ids[-1], EOS], np.int32)
+        spans = (VersionSpan(len(self.prompts) - 1 if self.renews else 0, 2),)
+        reason = made.finish_reason if prompt.max_response_tokens > 2 else "length"
+        return Rollout(tokens, np.full(2, -0.5, np.float32), spans, reason, 0.005, end_ids=(EOS,))
+
+
+class TurnsBench(Bench):
+    """With `Copying` in place of vLLM."""
+
+    def __init__(self, folder: Path, redis: RedisServer, task: dict[str, Any]) -> None:
+        super().__init__(folder, redis)
+        self.config = self.config.model_copy(update={"task": type(self.config.task).model_validate(task)})
+        self.engine = self.worker._engine = Copying()
+        self.pool = EnvironmentPool(self.config.task)
+
+    async def start(self) -> None:
+        await self.pool.start()
+        self.worker._player = self.worker._heartbeat._player = Player(self.config, self.pool, TOKENIZER)
+        self.control.loaded(0)
+
+
+def prompts(*answers: dict[str, object], text: str = "000?A", room: int = 16) -> list[Prompt]:
+    return [
+        Prompt(f"rl-{i:08d}-0", f"rl-{i:08d}", 0, "t", encode_prompt(TOKENIZER, text), answer, i + 5, 0, "rl", room)
+        for i, answer in enumerate(answers)
+    ]
+
+
+def run(
+    folder: Path, redis: RedisServer, body: Callable[[TurnsBench], Awaitable[None]], name: str = "Tools", **task: Any
+) -> TurnsBench:
+    async def main() -> TurnsBench:
+        bench = TurnsBench(folder, redis, {"name": f"{HERE}:{name}" if name == "Tools" else name, **task})
+        await bench.start()
+        working = asyncio.create_task(bench.worker.run())
+        try:
+            await body(bench)
+        finally:
+            bench.worker.stop()
+            async with asyncio.timeout(30):
+                await working
+            await bench.pool.close()
+        return bench
+
+    return asyncio.run(main())
+
+
+def test_two_turns_of_the_built_in_example_arrive_as_one_trajectory(tmp_path: Path, shared_redis: RedisServer) -> None:
+    problem = LookUp().problems("train", 0, 0, 1)[0]
+
+    async def body(bench: TurnsBench) -> None:
+        bench.engine.renews = True
+        bench.store.issue(prompts(problem.answer, text=str(problem.prompt)))
+        (found,) = await bench.receive(1)
+        letter = str(problem.answer["letter"])
+        digit = str(problem.answer["digits"])["ABCDEF".index(letter)]
+        assert TOKENIZER.decode(found.response_token_ids) == f"{letter}<eos>{digit}{digit}<eos>"
+        assert found.action_mask.tolist() == [True, True, False, True, True]
+        assert found.behaviour_log_probs.tolist() == [-0.5, -0.5, 0.0, -0.5, -0.5]
+        assert found.version_spans == (VersionSpan(0, 3), VersionSpan(1, 2))
+        assert (found.outcome, found.reward, found.finish_reason) == ("correct", 1.0, "stop")
+        assert found.components == {"base": 1.0}
+        assert set(found.timings) == {"generate", "environment"}
+        Door.of(bench.config).check(found)
+        first, second = bench.engine.prompts
+        assert second.token_ids.tolist() == [*first.token_ids, *found.response_token_ids[:3]]
+        assert (first.seed, second.max_response_tokens) == (5, 13) and second.seed != 5
+
+    run(tmp_path, shared_redis, body, "look_up").close()
+
+
+def test_while_a_tool_runs_its_place_is_another_sequences(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts(*({"seconds": 3} for _ in range(4)), *({} for _ in range(8))))
+        began = time.monotonic()
+        found = await bench.receive(8)
+        assert time.monotonic() - began < 2.5 and all(len(t.response_token_ids) == 5 for t in found)
+        assert bench.engine.most_in_flight <= 4
+        assert len(await bench.receive(4)) == 4
+
+    bench = run(tmp_path, shared_redis, body)
+    assert bench.store.ledger().is_exact
+    bench.close()
+
+
+def test_stopping_in_the_middle_of_a_call_hands_the_prompt_back(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts({"seconds": 4}))
+        await bench.until(lambda: bench.engine.num_finished == 1, "no first turn")
+        await asyncio.sleep(0.1)
+
+    bench = run(tmp_path, shared_redis, body)
+    assert bench.store.ledger().as_dict()["queued"] == 1
+    assert bench.receiver.poll(0.3) == []
+    bench.close()
+
+
+def test_weights_that_are_wrong_drop_a_rollout_whose_tool_runs(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts({"seconds": 1}))
+        await bench.until(lambda: bench.engine.num_finished == 1, "no first turn")
+        await bench.worker.drop_in_flight()
+        assert bench.receiver.poll(0.1) == []
+        (found,) = await bench.receive(1)  # once more from the beginning
+        assert bench.engine.num_finished == 3 and found.action_mask.sum() == 4
+
+    run(tmp_path, shared_redis, body).close()
+
+
+def test_a_turn_that_is_broken_off_hands_the_prompt_back(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: TurnsBench) -> None:
+        (prompt,) = prompts({"seconds": 0.5})
+        bench.store.issue([prompt])
+        await bench.until(lambda: bench.engine.num_finished == 1, "no first turn")
+        bench.engine.abort = {prompt.id}
+        await bench.receive(1)
+        assert bench.engine.num_finished == 4  # two turns, the second for nothing, and two
+
+    run(tmp_path, shared_redis, body).close()
+
+
+def test_a_child_that_dies_hands_its_other_rollouts_back(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts({"seconds": 0.5}))
+        await bench.until(lambda: bench.engine.num_finished == 1, "no first turn")
+        (child,) = bench.pool._children
+        child._family.kill_soon()
+        (found,) = await bench.receive(1)
+        assert found.outcome in ("crash", "wrong", "correct")
+
+    bench = run(tmp_path, shared_redis, body)
+    assert bench.store.ledger().is_exact
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome", "reward"),
+    [({"raises": True}, "crash", -1.0), ({"seconds": 9}, "timeout", -1.0)], ids=["raises", "late"],
+)  # fmt: skip
+def test_a_fault_of_the_environment_is_an_outcome(
+    tmp_path: Path, shared_redis: RedisServer, answer: dict[str, object], outcome: str, reward: float
+) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts(answer))
+        (found,) = await bench.receive(1)
+        assert (found.outcome, found.reward, len(found.response_token_ids)) == (outcome, reward, 2)
+        Door.of(bench.config).check(found)
+
+    run(tmp_path, shared_redis, body, verifier_timeout_seconds=1.0).close()
+
+
+def test_a_problem_whose_state_can_not_be_made_is_rejected(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts({"reset": True}, {}))
+        await bench.receive(1)
+        await bench.until(lambda: bench.store.ledger().as_dict()["rejected"] == 1, "not rejected")
+
+    run(tmp_path, shared_redis, body).close()
+
+
+@pytest.mark.parametrize(
+    ("task", "room", "answer"),
+    [({"max_turns": 1}, 16, {}), ({}, 6, {"text": "1234"}), ({"max_rollout_seconds": 0.2}, 16, {"seconds": 0.4})],
+    ids=["turns", "tokens", "time"],
+)  # fmt: skip
+def test_a_rollout_is_cut_by_turns_tokens_and_time(
+    tmp_path: Path, shared_redis: RedisServer, task: dict[str, Any], room: int, answer: dict[str, object]
+) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts(answer, room=room))
+        (found,) = await bench.receive(1)
+        assert (found.finish_reason, found.outcome, found.reward) == ("length", "wrong", 0.25)
+        assert found.action_mask.tolist() == [True, True]
+
+    run(tmp_path, shared_redis, body, **task).close()
