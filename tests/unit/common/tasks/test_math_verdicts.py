@@ -128,7 +128,7 @@ def test_hostile_answers_take_bounded_time(reference: str) -> None:
         began = time.process_time()
         outcome = judge(reference, text).outcome
         assert outcome in ("wrong", "unparsable"), name
-        assert time.process_time() - began < 3, name
+        assert time.process_time() - began < 20, name
 
 
 def test_what_was_read_is_told_in_bounded_length() -> None:
@@ -191,7 +191,7 @@ def test_ten_thousand_references_are_tried_in_a_minute(tmp_path: Path) -> None:
     task = DatasetTask(path=str(tmp_path / "a.jsonl"))
     began = time.process_time()
     assert [finding for finding in task.findings() if finding.level == "error"] == []
-    assert time.process_time() - began < 3
+    assert time.process_time() - began < 20
 
 
 def test_the_table_of_the_docs_is_true() -> None:

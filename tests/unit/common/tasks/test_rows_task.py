@@ -332,4 +332,4 @@ class TestWhatACheckAsks:
         path = write(tmp_path / "a.jsonl", *numbered(20_000))
         began = time.process_time()
         DatasetTask(path=path)
-        assert time.process_time() - began < 5
+        assert time.process_time() - began < 30
