@@ -131,9 +131,17 @@ class AlgorithmConfig(Section):
     of the group's others. reinforce_plus_plus is the return, KL in the reward included, whitened over the batch;
     its baseline variant takes the group's mean away first."""
 
-    advantage_level: Literal["token", "turn"] = "token"
-    """With gae, what one step is. turn: a run of action tokens without other text between; all its tokens have one
-    advantage, and V is asked where turns begin."""
+    advantage_level: Literal["token", "turn", "segment"] = "token"
+    """With gae, what one step is. turn: a run of action tokens without other text between. segment: a piece of a turn,
+    with so many tokens that the policy found unlikely. All tokens of one have one advantage, and V is asked where it
+    begins."""
+
+    segment_cutpoints: int = Field(default=5, ge=1)
+    """With advantage_level segment: a segment ends behind so many cutpoints (SPO: 5)."""
+
+    segment_probability: float = Field(default=0.9, gt=0, le=1)
+    """With advantage_level segment: a token that had at most this probability when it was sampled is a cutpoint (SPO:
+    0.9). 1: each is, so segments have a fixed number of tokens."""
 
     gamma: Lambda = 1.0
     """Discount (paper: 1)."""

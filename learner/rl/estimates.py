@@ -31,7 +31,7 @@ from vcppo.learner.algorithm.aggregation import loss_weights
 from vcppo.learner.algorithm.gae import AdvantagesAndTargets, decoupled_gae, monte_carlo_returns
 from vcppo.learner.algorithm.losses import kl_estimate
 from vcppo.learner.algorithm.off_policy import importance_weights, log_ratios, normalised, within_band
-from vcppo.learner.algorithm.turns import turn_gae
+from vcppo.learner.algorithm.turns import Turns, cut_into_segments, turn_gae
 from vcppo.learner.batching.batch import Batch, MicroBatch
 
 Float32Array = NDArray[np.float32]
@@ -215,16 +215,30 @@ def _gae(
     lambda_actor: float,
     lambda_critic: float,
 ) -> AdvantagesAndTargets:
-    """Of each action, with tokens or turns as steps."""
-    by_turn, alpha = algorithm.advantage_level == "turn", algorithm.length_adaptive_alpha
-    steps = batch.turns.of_sequence if by_turn else batch.action_cu_seqlens
+    """Of each action, with tokens, turns or segments as steps."""
+    turns, alpha = _turns(batch, algorithm), algorithm.length_adaptive_alpha
+    steps = batch.action_cu_seqlens if turns is None else turns.of_sequence
     decay = lambda_actor if alpha is None else length_adaptive_lambda(steps, alpha)
-    if by_turn:
-        return turn_gae(rewards, values, bootstrap_values, batch.turns, lambda_actor=decay, lambda_critic=lambda_critic)
+    if turns is not None:
+        return turn_gae(rewards, values, bootstrap_values, turns, lambda_actor=decay, lambda_critic=lambda_critic)
     return decoupled_gae(
         rewards, values, bootstrap_values, steps, gamma=algorithm.gamma, lambda_actor=decay,
         lambda_critic=lambda_critic,
     )  # fmt: skip
+
+
+def _turns(batch: Batch, algorithm: AlgorithmConfig) -> Turns | None:
+    """The steps of GAE where they are not tokens."""
+    match algorithm.advantage_level:
+        case "token":
+            return None
+        case "turn":
+            return batch.turns
+        case "segment":
+            return cut_into_segments(
+                batch.turns, batch.behaviour_log_probs, num_cutpoints=algorithm.segment_cutpoints,
+                probability=algorithm.segment_probability,
+            )  # fmt: skip
 
 
 def _without_critic(

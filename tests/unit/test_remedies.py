@@ -91,6 +91,11 @@ CONFIG = [
         [["algorithm.gamma=1"], ["algorithm.advantage_level=token"]],
     ),
     Refusal(
+        ["algorithm.segment_cutpoints=3"],
+        "set that to segment, or leave",
+        [["algorithm.advantage_level=segment"], ["algorithm.segment_cutpoints=5"]],
+    ),
+    Refusal(
         ["algorithm.advantage_estimator=group_mean", "algorithm.advantage_level=turn"],
         "set it to token",
         [["algorithm.advantage_level=token"]],

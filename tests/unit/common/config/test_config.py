@@ -253,6 +253,8 @@ GRPO = "algorithm.advantage_estimator=group_mean"
             ["algorithm.entropy_step = 0.2", "algorithm.entropy_limit = 0.1", "0.005"],
         ),
         (["algorithm.advantage_level=turn", "algorithm.gamma=0.99"], ["algorithm.gamma = 0.99", "turn"]),
+        (["algorithm.advantage_level=segment", "algorithm.gamma=0.99"], ["algorithm.gamma = 0.99", "a segment"]),
+        (["algorithm.segment_cutpoints=3"], ["algorithm.segment_cutpoints = 3", "no effect", "token"]),
         ([GRPO, "algorithm.advantage_level=turn"], ["algorithm.advantage_level = turn", "no critic", "token"]),
         (
             ["algorithm.advantage_estimator=reinforce_plus_plus", "algorithm.whiten_advantages=false"],
