@@ -78,7 +78,10 @@ def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: WeightE
 
 @dataclass(frozen=True)
 class Session:
-    """One learner process: everything both stages need. ``store``, ``source`` and ``metrics`` are rank 0's."""
+    """One learner process: everything both stages need.
+
+    ``store``, ``source``, ``metrics`` and ``tokenizer`` are rank 0's.
+    """
 
     config: VcppoConfig
     share: Share
@@ -87,6 +90,7 @@ class Session:
     metrics: MetricsWriter | None
     stop: StopRequest
     make_broadcaster: MakeBroadcaster
+    tokenizer: Any = None
 
     @property
     def folder(self) -> RunFolder:
@@ -160,11 +164,11 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     store = connect_store(config, patience_seconds=config.redis.patience_seconds, enter=LEARNER)
     facts.VOCABULARY_SIZE.write(store, vocabulary)
     metrics = open_metrics(config, "learner")
-    return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
-
-
-def _prompt_source(config: VcppoConfig) -> PromptSource:
     tokenizer = load_tokenizer(config)
+    return Session(config, share, store, _prompt_source(config, tokenizer), metrics, stop, make_broadcaster, tokenizer)
+
+
+def _prompt_source(config: VcppoConfig, tokenizer: Any) -> PromptSource:
     return PromptSource(
         config,
         load_task(config.task),
@@ -243,7 +247,7 @@ def _rank_zero(session: Session) -> RankZero | None:
     collector = BatchCollector(session.config, session.store, issuer)
     trained, samples = (
         TrainedLog(session.folder.trained_log, session.stop),
-        SampleWriter(session.folder.samples, session.config.metrics),
+        SampleWriter(session.folder.samples, session.config.metrics, session.tokenizer),
     )
     return RankZero(session.store, issuer, collector, session.metrics, trained, samples)
 

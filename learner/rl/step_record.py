@@ -62,7 +62,7 @@ class StepRecord:
         ledger = rank_zero.store.ledger()
         values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
         rank_zero.metrics.write(version, values)
-        rank_zero.samples.write(version, batch.trajectories)
+        rank_zero.samples.write(version, batch, estimates, has_critic=self._has_critic)
         log.info("step", policy_version=version, **{name: _rounded(values.get(key)) for name, key in _SHOWN.items()})
         if not ledger.is_exact:
             log.error("ledger_not_exact", ledger=str(ledger))
