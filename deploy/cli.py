@@ -253,6 +253,7 @@ examples:
   vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
+  vcppo ui                                     pages of all runs in a browser
   vcppo samples runs/first --outcome correct   read its responses
   vcppo logs -f --level warning                follow warnings of all processes
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
@@ -289,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.evaluation.explainable_command import add_explainable
     from vcppo.deploy.experiment.experiment_command import add_experiment
     from vcppo.deploy.samples.samples_command import add_samples
+    from vcppo.deploy.ui.ui_command import add_ui
 
     parser = argparse.ArgumentParser(
         prog="vcppo",
@@ -308,6 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_reject(commands)
     _add_logs(commands)
     add_samples(partial(_add, commands))
+    add_ui(partial(_add, commands))
     _add_keys(commands)
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))

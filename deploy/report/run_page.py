@@ -88,7 +88,7 @@ def render_page(
         times=_times(run.stage_seconds()),
         machine=Grid(("", ""), list(machine().items())),
         versions=Grid(("", ""), list(versions().items())),
-        settings=list(_settings(run.config)),
+        settings=list(all_settings(run.config)),
     )
     return render("run.html.j2", page=page)
 
@@ -215,7 +215,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _settings(config: VcppoConfig) -> Iterator[tuple[str, str, str]]:
+def all_settings(config: VcppoConfig) -> Iterator[tuple[str, str, str]]:
     """Name, value and description of every setting."""
     tree = config.model_dump(mode="json")
     for each in config_fields():
