@@ -37,13 +37,18 @@ def _belief(colour: float) -> str:
     return f"rgba({red_green_blue},{0.6 * abs(colour):.2f})"
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-    undefined=StrictUndefined,
-)
+def templates_in(folder: Path) -> Environment:
+    """Templates of a folder, escaping as `render` says."""
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+
+
+_ENVIRONMENT = templates_in(Path(__file__).with_name("templates"))
 _ENVIRONMENT.filters["data_uri"] = _data_uri
 _ENVIRONMENT.filters["belief"] = _belief

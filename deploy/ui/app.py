@@ -12,12 +12,12 @@ import structlog
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from vcppo.common.errors import VcppoError
 from vcppo.common.telemetry.log_render import printable
 from vcppo.deploy.logs.log_lines import LEVELS
 from vcppo.deploy.logs.logs_command import LogFilter, from_folder
+from vcppo.deploy.report.markup import templates_in
 from vcppo.deploy.report.responses import LINE_HEIGHT, LINE_WIDTH, turning_point, value_line
 from vcppo.deploy.report.run_page import all_settings
 from vcppo.deploy.report.write import read_evals
@@ -288,11 +288,5 @@ def _figure(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(_HERE / "templates"),
-    autoescape=select_autoescape(default=True, enabled_extensions=("html.j2",)),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
+_ENVIRONMENT = templates_in(_HERE / "templates")
 _ENVIRONMENT.filters |= {"printable": lambda text: printable(str(text)), "figure": _figure}

@@ -13,8 +13,8 @@ import re
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlencode
 
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from fastapi import Request, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
 
 COOKIE = "vcppo_ui_token"
 HEADERS = {

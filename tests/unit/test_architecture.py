@@ -45,7 +45,7 @@ FLOORS = {
     ),
     "deploy": (
         {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"},
-        {"report"}, {"container", "demo"}, {"chaos", "experiment"}, {"cli"},
+        {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment"}, {"cli"},
     ),
 }  # fmt: skip
 # Two ends of one thing may have one name.
