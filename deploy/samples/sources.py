@@ -33,6 +33,7 @@ class Sample:
         length: in tokens; of a trajectory its actions.
         reward: None where a stage has none (evaluations).
         components: parts of the reward by name, unweighted.
+        turn_rewards: of an environment's turns; empty where the reward is the last one's.
         versions: (policy version, tokens) in turn; empty where unknown.
         extracted: the answer the verifier took out, where it was kept.
         prompt, response: token ids, or text where it was kept as text.
@@ -53,6 +54,7 @@ class Sample:
     generator: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
     components: dict[str, float] = field(default_factory=dict)
+    turn_rewards: tuple[float, ...] = ()
 
 
 def steps_of(folder: RunFolder) -> dict[int, Path]:
@@ -130,6 +132,7 @@ def _of_trajectory(trajectory: Trajectory, stage: Stage, place: str, step: int |
         versions=tuple((span.version, span.count) for span in trajectory.version_spans),
         generator=trajectory.generator_id,
         components=trajectory.components,
+        turn_rewards=trajectory.turn_rewards,
         more={"prompt_id": trajectory.prompt_id, "group_id": trajectory.group_id, "turns": trajectory.num_turns},
     )
 

@@ -177,10 +177,11 @@ class TestCommand:
         assert late["prompt"] is None  # the evaluation is not complete yet
 
     def test_parts_of_a_graded_reward_are_shown(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-        graded = replace(trajectory(1), reward=0.75, components={"base": 0.5, "brevity": 0.25})
+        graded = replace(trajectory(1), reward=0.75, components={"base": 0.5, "brevity": 0.25}, turn_rewards=(0.5,))
         SampleWriter(run.samples, MetricsConfig()).write(13, [graded])
-        assert "reward 0.75 (base 0.5, brevity 0.25) · 3 tokens" in samples(capsys)
-        assert rows(capsys)[0]["components"] == {"base": 0.5, "brevity": 0.25}
+        assert "reward 0.75 (base 0.5, brevity 0.25) · by turn 0.5 · 3 tokens" in samples(capsys)
+        found = rows(capsys)[0]
+        assert found["components"] == {"base": 0.5, "brevity": 0.25} and found["turn_rewards"] == [0.5]
 
     def test_a_response_does_not_steer_the_terminal(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
         steering = replace(trajectory(1), response_token_ids=np.array([6, 6, 0], np.int32))
