@@ -39,6 +39,10 @@ RESPONSE_COLUMNS = {
     "finish_reason": ("string", "`stop` or `length`"),
     "reward": ("float64", "trained on"),
     "components": ("map<string, float64>", "parts of the reward by name, unweighted"),
+    "turn_rewards": (
+        "list<float64>",
+        "of the turns that an environment answered; empty: the reward is the last turn's",
+    ),
     "length": ("int32", "actions: tokens that the policy chose"),
     "turns": ("int32", "turns of the policy"),
     "last_value": ("float32", "V after the last token; null without a critic"),
@@ -144,6 +148,7 @@ def _head(row: SampleRow) -> dict[str, Any]:
         "finish_reason": made.finish_reason,
         "reward": made.reward,
         "components": list(made.components.items()),
+        "turn_rewards": list(made.turn_rewards),
         "length": int(made.action_mask.sum()),
         "turns": made.num_turns,
         "last_value": row.last_value,
@@ -203,9 +208,12 @@ def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[A
 def _type_of(kind: str) -> Any:
     import pyarrow as pa
 
-    return {"list<int32>": pa.list_(pa.int32()), "map<string, float64>": pa.map_(pa.string(), pa.float64())}.get(
-        kind
-    ) or pa.type_for_alias(kind)
+    nested = {
+        "list<int32>": pa.list_(pa.int32()),
+        "list<float64>": pa.list_(pa.float64()),
+        "map<string, float64>": pa.map_(pa.string(), pa.float64()),
+    }
+    return nested.get(kind) or pa.type_for_alias(kind)
 
 
 class SampleTable:

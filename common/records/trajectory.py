@@ -81,6 +81,8 @@ class Trajectory:
         timings: seconds by phase, e.g. ``generate``, ``verify``.
         components: parts of the reward by name, unweighted (`vcppo.common.rewards.reward_rule`); empty where the
             outcome alone makes it.
+        turn_rewards: of each turn that an environment answered, in turn; they sum to the part ``base`` of the reward.
+            All of them, or all but the last one's where the response was cut. Empty: the reward is the last turn's.
     """
 
     id: str
@@ -100,6 +102,7 @@ class Trajectory:
     issue_version: int
     timings: dict[str, float] = field(default_factory=dict)
     components: dict[str, float] = field(default_factory=dict)
+    turn_rewards: tuple[float, ...] = ()
 
     @property
     def oldest_version(self) -> int:
@@ -145,6 +148,7 @@ class TrajectoryLimits:
         max_reward: its absolute value, and its components': what is finite here may be infinite in float32, or
             squared.
         max_components: parts of a reward.
+        max_turns: turns with a reward of their own.
     """
 
     max_tokens: int = 1 << 22
@@ -154,6 +158,7 @@ class TrajectoryLimits:
     max_token_id: int = 2**31 - 1
     max_reward: float = 1e6
     max_components: int = 48
+    max_turns: int = 4096
 
     def with_vocabulary(self, size: Callable[[], int | None]) -> TrajectoryLimits:
         """These, with the model's last token once `size` says how many there are; it is asked until it does."""
@@ -195,6 +200,21 @@ def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMI
         raise InvalidTrajectory("timings: a duration is not finite")
     if trajectory.components:
         _check_components(trajectory.components, limits)
+    if trajectory.turn_rewards:
+        _check_turn_rewards(trajectory, limits)
+
+
+def _check_turn_rewards(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
+    count, turns = len(trajectory.turn_rewards), trajectory.num_turns
+    unanswered = 1 if trajectory.finish_reason == "length" else 0
+    if not turns - unanswered <= count <= min(turns, limits.max_turns):
+        raise InvalidTrajectory(
+            f"turn_rewards: {count} of them for the {turns} turns of action_mask, finish reason"
+            f" {trajectory.finish_reason!r}; at most {limits.max_turns}"
+        )
+    for reward in trajectory.turn_rewards:
+        if not abs(reward) <= limits.max_reward:
+            raise InvalidTrajectory(f"turn_rewards: {reward} is not finite, or beyond {limits.max_reward:g}")
 
 
 def _check_components(components: Mapping[str, float], limits: TrajectoryLimits) -> None:

@@ -51,6 +51,7 @@ LEARNER = (
     Metric("turns/max", "most turns of one of them"),
     Metric("turns/masked_fraction", "share of their response tokens that the environment said"),
     Metric("turns/environment_seconds", "mean seconds that one of them waited for its environment"),
+    Metric("turns/reward_by_turn", "mean reward of the first turn, the second, …, over the rollouts that have it"),
     Metric("length/mean", "mean response length, action tokens"),
     Metric("length/max", "longest response, action tokens"),
     Metric("length/truncated_fraction", "share of responses that met the length limit"),

@@ -119,6 +119,19 @@ def reward_components(ax: Axes, data: FigureData) -> bool:
     return bool(names)
 
 
+def reward_by_turn(ax: Axes, data: FigureData) -> bool:
+    """Mean reward of each turn of an environment's rollouts, by step."""
+    found = [(row["step"], row["turns/reward_by_turn"]) for row in data.run.rl if row.get("turns/reward_by_turn")]
+    most = max((len(means) for _, means in found), default=0)
+    for turn, (colour, style) in zip(range(most), cycle(COMPONENT_LOOKS), strict=False):
+        points = [(step, means[turn]) for step, means in found if len(means) > turn]
+        ax.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=f"turn {turn + 1}")
+    ax.set_title("Reward by turn")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return bool(found)
+
+
 def _is_component(name: str) -> bool:
     return name.startswith("reward/") and series_of(name).metric.label == "component"
 
@@ -389,7 +402,7 @@ def evaluation(ax: Axes, data: FigureData) -> bool:
 Draw = Callable[[Axes, FigureData], bool]
 FIGURES: dict[str, Draw] = {
     "accuracy": accuracy, "evaluation": evaluation, "length": length, "reward": reward,
-    "reward_components": reward_components,
+    "reward_components": reward_components, "reward_by_turn": reward_by_turn,
     "value_pretraining": value_pretraining, "explained_variance": explained_variance,
     "explainable_by_position": explainable_by_position,
     "critic_worth": critic_worth, "critic_worth_by_position": critic_worth_by_position,

@@ -42,6 +42,8 @@ def heading(sample: Sample) -> str:
     if sample.reward is not None:
         named = ", ".join(f"{name} {value:g}" for name, value in sample.components.items())
         parts.append(f"reward {sample.reward:g}" + (f" ({named})" if named else ""))
+    if sample.turn_rewards:
+        parts.append("by turn " + ", ".join(f"{reward:g}" for reward in sample.turn_rewards))
     parts += [f"{sample.length} tokens", "cut by length" if sample.finish_reason == "length" else sample.finish_reason]
     if versions := versions_of(sample):
         spans = [f"v{version}" for version, _ in versions]
@@ -80,9 +82,9 @@ def show_json(samples: Sequence[Sample], decode: Decode, stream: IO[str], *, wit
     for sample in samples:
         line = {
             "stage": sample.stage, "step": sample.step, "id": sample.id, **sample.more, "outcome": sample.outcome,
-            "reward": sample.reward, "components": sample.components, "length": sample.length,
-            "finish_reason": sample.finish_reason, "versions": versions_of(sample), "generator": sample.generator,
-            "extracted": sample.extracted,
+            "reward": sample.reward, "components": sample.components, "turn_rewards": sample.turn_rewards,
+            "length": sample.length, "finish_reason": sample.finish_reason, "versions": versions_of(sample),
+            "generator": sample.generator, "extracted": sample.extracted,
             "prompt": None if sample.prompt is None else _text(sample.prompt, decode),
             "response": _text(sample.response, decode),
         }  # fmt: skip

@@ -24,7 +24,7 @@ Stage = Literal["value_pretraining", "rl", "eval"]
 STAGES: tuple[Stage, ...] = ("value_pretraining", "rl", "eval")
 _SHARED = (
     "step", "id", "outcome", "finish_reason", "length", "reward", "prompt", "response", "generator", "components",
-    "largest_advantage", "largest_mismatch",
+    "turn_rewards", "largest_advantage", "largest_mismatch",
 )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ class Sample:
         length: in tokens; of a trajectory its actions.
         reward: None where a stage has none (evaluations).
         components: parts of the reward by name, unweighted.
+        turn_rewards: of an environment's turns; empty where the reward is the last one's.
         versions: (policy version, tokens) in turn; empty where unknown.
         extracted: the answer the verifier took out, where it was kept.
         prompt, response: token ids, or text where it was kept as text.
@@ -61,6 +62,7 @@ class Sample:
     generator: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
     components: dict[str, float] = field(default_factory=dict)
+    turn_rewards: tuple[float, ...] = ()
     tokens: Callable[[], dict[str, list[Any]]] | None = None
     largest_advantage: float | None = None
     largest_mismatch: float | None = None
@@ -152,6 +154,7 @@ def _of_trajectory(trajectory: Trajectory) -> Sample:
         versions=tuple((span.version, span.count) for span in trajectory.version_spans),
         generator=trajectory.generator_id,
         components=trajectory.components,
+        turn_rewards=trajectory.turn_rewards,
         more={"prompt_id": trajectory.prompt_id, "group_id": trajectory.group_id, "turns": trajectory.num_turns},
     )
 

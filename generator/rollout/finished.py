@@ -8,6 +8,7 @@ import numpy as np
 
 from vcppo.common.environments.episode import Transcript
 from vcppo.common.records.trajectory import Prompt, Trajectory
+from vcppo.common.rewards.reward_parts import BASE
 from vcppo.common.rewards.reward_rule import Score
 from vcppo.generator.vllm_engine.engine import Rollout
 
@@ -44,6 +45,7 @@ class Finished(NamedTuple):
             issue_version=prompt.issue_version,
             timings=self.timings,
             components=score.components,
+            turn_rewards=made.turn_rewards if BASE in score.components else (),
         )
 
 
@@ -52,5 +54,5 @@ def one_turn(rollout: Rollout) -> Transcript:
     count = len(rollout.token_ids)
     return Transcript(
         rollout.token_ids, np.ones(count, np.bool_), rollout.log_probs, rollout.version_spans,
-        np.zeros(count, np.float32), rollout.finish_reason,
+        (), rollout.finish_reason,
     )  # fmt: skip

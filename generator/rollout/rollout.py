@@ -269,9 +269,10 @@ class RolloutWorker:
         played = await player.play(prompt, sample)
         if played is None:
             return None
-        score = self._scorer.score_verdict(played.verdict, len(played.transcript.token_ids))
+        made = played.transcript
+        score = self._scorer.score_verdict(played.verdict, len(made.token_ids), made.turn_rewards)
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
-        return Finished(played.transcript, score, timings)
+        return Finished(made, score, timings)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)

@@ -43,14 +43,12 @@ class Played(NamedTuple):
 
     Attributes:
         verdict: its outcome, and as its number the sum of the turns' rewards; no number after a fault.
-        turn_rewards: of each turn that was answered.
         end_ids: the end token of the last turn, if it has one.
         generate_seconds, environment_seconds: spent in vLLM, and in the environment, waiting for a turn there included.
     """
 
     transcript: Transcript
     verdict: Verdict
-    turn_rewards: list[float]
     end_ids: tuple[int, ...]
     generate_seconds: float
     environment_seconds: float
@@ -159,9 +157,8 @@ class _Game:
             last = answer.observation if answer is not None and answer.observation.done else None
             verdict = Verdict(outcome_of(rewards, last), None, math.fsum(rewards))
         return Played(
-            self._episode.transcript(), verdict, rewards, turn.end_ids, self._generate_seconds,
-            self._environment_seconds,
-        )  # fmt: skip
+            self._episode.transcript(), verdict, turn.end_ids, self._generate_seconds, self._environment_seconds
+        )
 
     def _next_prompt(self) -> Prompt:
         """All tokens so far; the first turn's seed is the prompt's, each later one's its own."""

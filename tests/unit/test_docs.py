@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,6 +155,27 @@ def test_the_example_of_an_environment_works(tmp_path: Path, monkeypatch: pytest
     asked, ended = asyncio.run(play())
     assert asked == Observation(f"calculator: {int(left) * int(right)}")
     assert ended == Observation("", 1.0, True)
+
+
+def test_the_example_of_a_graded_environment_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/environments.md: the nearer the second try, the more it is worth."""
+    page = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    _, module, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    _, config, *_ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in module.splitlines() if line.strip()]) <= 30
+    (tmp_path / "my_sums.py").write_text(module, encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_sums", raising=False)
+    task: Any = load_task(load_config(Path("my.yaml")).task)
+    total = int(task.problems("train", 0, 0, 1)[0].answer["total"])
+    task.reset({"total": total})
+    assert (task.step("No idea.").reward, task.step(f"It is {total + 1}.")) == (
+        -0.25, Observation("", 0.5, True, "wrong")
+    )  # fmt: skip
+    task.reset({"total": total})
+    assert task.step(f"{total}") == Observation("", 1.0, True, "correct")
 
 
 def test_the_example_of_graded_rewards_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

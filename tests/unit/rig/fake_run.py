@@ -161,6 +161,7 @@ def rl_row(step: int) -> dict[str, object]:
         **{f"critic_worth/{who}/within_prompt": height - 0.2 for who, height in WORTH},
         **{f"critic_worth/{who}/by_position": [height * i / 9 for i in range(10)] for who, height in WORTH},
         **{f"critic_worth/{who}/by_staleness": [height, height if step > 1 else None] for who, height in WORTH},
+        "turns/reward_by_turn": [0.1 * share, share],
         "advantages/by_position": [0.1 * math.sin(i + step / 5) for i in range(10)],
         "values/by_position": [share * i / 10 for i in range(10)],
         "policy/loss": 0.01,

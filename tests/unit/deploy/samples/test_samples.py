@@ -127,9 +127,9 @@ class TestWriter:
             "step": 6, "id": "rl-00000005-0@generator-0.0", "prompt_id": "rl-00000005-0", "group_id": "rl-00000005",
             "sample_index": 0, "task": "t", "generator": "generator-0", "issue_version": 2, "staleness": 3,
             "outcome": "correct", "finish_reason": "stop", "reward": 0.75, "components": {"base": 0.5, "brevity": 0.25},
-            "length": 3, "turns": 2, "last_value": 0.5, "largest_advantage": pytest.approx(max(advantages)),
-            "largest_mismatch": 0.25, "prompt": "two plus two is", "response": "four four four four <eos>",
-            "prompt_token_ids": [1, 2, 1, 3],
+            "turn_rewards": [], "length": 3, "turns": 2, "last_value": 0.5, "largest_mismatch": 0.25,
+            "largest_advantage": pytest.approx(max(advantages)), "prompt": "two plus two is",
+            "response": "four four four four <eos>", "prompt_token_ids": [1, 2, 1, 3],
         }  # fmt: skip
         assert list(head) == list(RESPONSE_COLUMNS)
 
@@ -258,10 +258,11 @@ class TestCommand:
         assert late["prompt"] is None  # the evaluation is not complete yet
 
     def test_parts_of_a_graded_reward_are_shown(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-        graded = replace(trajectory(1), reward=0.75, components={"base": 0.5, "brevity": 0.25})
+        graded = replace(trajectory(1), reward=0.75, components={"base": 0.5, "brevity": 0.25}, turn_rewards=(0.5,))
         write(run.samples, 13, [graded])
-        assert "reward 0.75 (base 0.5, brevity 0.25) · 3 tokens" in samples(capsys)
-        assert rows(capsys)[0]["components"] == {"base": 0.5, "brevity": 0.25}
+        assert "reward 0.75 (base 0.5, brevity 0.25) · by turn 0.5 · 3 tokens" in samples(capsys)
+        found = rows(capsys)[0]
+        assert found["components"] == {"base": 0.5, "brevity": 0.25} and found["turn_rewards"] == [0.5]
 
     def test_a_response_does_not_steer_the_terminal(self, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
         steering = replace(trajectory(1), response_token_ids=np.array([6, 6, 0], np.int32))

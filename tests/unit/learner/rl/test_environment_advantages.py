@@ -70,4 +70,5 @@ def test_the_turns_of_a_batch_are_counted() -> None:
         trajectory.timings["environment"] = seconds
     assert _turns(batch) == {
         "turns/mean": 2.0, "turns/max": 2, "turns/masked_fraction": 0.5, "turns/environment_seconds": 1.5,
+        "turns/reward_by_turn": [0.0, 1.0],
     }  # fmt: skip
