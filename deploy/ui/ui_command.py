@@ -16,6 +16,7 @@ from vcppo.deploy.run.run_config import RunError
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 TOKEN_VARIABLE = "VCPPO_UI_TOKEN"  # noqa: S105  (the variable's name)
 DEFAULT_PORT = 8117
+_ANY = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 
 
 def add_ui(add: Add) -> None:
@@ -46,7 +47,8 @@ def _ui(arguments: argparse.Namespace) -> int:
     token = None if is_loopback(arguments.host) else os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(24)
     listening = _listening(arguments.host, arguments.port)
     port = listening.getsockname()[1]
-    shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    host = "localhost" if arguments.host in _ANY else arguments.host
+    shown = f"[{host}]" if ":" in host else host
     sys.stdout.write(f"http://{shown}:{port}/{'' if token is None else f'?token={token}'}\n")
     sys.stdout.flush()
     server = uvicorn.Server(uvicorn.Config(make_app(root, token), log_level="warning", timeout_graceful_shutdown=2))
