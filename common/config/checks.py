@@ -80,6 +80,12 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
         )
     if rl.straggler == "drop" and rl.max_staleness == 0:
         yield "rl.straggler = drop has no effect with rl.max_staleness = 0: nothing is ever too old"
+    if rl.dynamic_sampling is not None and config.algorithm.has_critic:
+        yield (
+            f"rl.dynamic_sampling = {rl.dynamic_sampling} with algorithm.advantage_estimator ="
+            f" {config.algorithm.advantage_estimator}: the critic learns from no problem that is always right or always"
+            " wrong, so its values lean to the middle; it is made for the group estimators"
+        )
     corrections = (config.algorithm.importance_truncation, config.algorithm.rejection)
     if rl.max_staleness > 0 and corrections == (None, None) and config.algorithm.old_log_probs == "proximal":
         yield (
@@ -125,6 +131,7 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f"rl.batch_size = {rl.batch_size}: not a multiple of rl.group_size = {rl.group_size}:"
             f" set rl.batch_size to {_multiples(rl.batch_size, rl.group_size)}"
         )
+    yield from _dynamic_sampling_problems(config)
     if rl.batch_size < algorithm.num_mini_batches:
         yield (
             f"algorithm.num_mini_batches = {algorithm.num_mini_batches}: more mini-batches than the rl.batch_size ="
@@ -135,6 +142,21 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f"learner.batch_deadline_seconds = {config.learner.batch_deadline_seconds:g}: must be above"
             f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
             f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
+        )
+
+
+def _dynamic_sampling_problems(config: VcppoConfig) -> Iterator[str]:
+    rl = config.rl
+    if rl.dynamic_sampling is not None and rl.group_size < 2:
+        yield (
+            f"rl.dynamic_sampling = {rl.dynamic_sampling}: compares responses of a prompt, and rl.group_size ="
+            f" {rl.group_size}: set that to 2 or more, or rl.dynamic_sampling to null"
+        )
+    cap = rl.dynamic_sampling_max_batches
+    if rl.dynamic_sampling is None and cap != type(rl)().dynamic_sampling_max_batches:
+        yield (
+            f"rl.dynamic_sampling_max_batches = {cap}: has no effect with rl.dynamic_sampling = null: set that to"
+            " rewards or outcomes, or leave rl.dynamic_sampling_max_batches out"
         )
 
 

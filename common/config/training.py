@@ -404,6 +404,14 @@ class RlConfig(Section):
     """wait: train in order of issue, however long the slowest of a batch takes. drop: train whoever has arrived and
     give up what would exceed max_staleness; that starves long, hard prompts, and drops are counted."""
 
+    dynamic_sampling: Literal["rewards", "outcomes"] | None = None
+    """Leave finished groups out of training that teach nothing, and fill the batch with others (DAPO). rewards: those
+    whose rewards are all the same. outcomes: besides, those that are all correct or all not. null: off."""
+
+    dynamic_sampling_max_batches: Positive = 4
+    """At most so many batches of groups are left out before a step; then it is trained with what there is. So a task
+    that is solved, or hopeless, never waits for ever."""
+
     actor_learning_rate: float = Field(default=3e-5, gt=0)
     """Policy step size (paper, 32B: 1e-6)."""
 

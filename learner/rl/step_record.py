@@ -59,6 +59,8 @@ class StepRecord:
         log.debug("trajectories_trained", policy_version=version, trajectory_ids=ids)
         values: dict[str, Any] = step_metrics(batch, estimates, stats, seconds, has_critic=self._has_critic)
         values |= figures
+        if (dynamic := rank_zero.collector.dynamic_sampling) is not None:
+            values |= dynamic.figures(version, batch.trajectories)
         ledger = rank_zero.store.ledger()
         values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
         rank_zero.metrics.write(version, values)

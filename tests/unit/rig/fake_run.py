@@ -180,6 +180,8 @@ def rl_row(step: int) -> dict[str, object]:
         "time/broadcast": 0.3,
         "time/pause": 0.05,
         "time/step": 7.0,
+        **{f"dynamic_sampling/{kind}": float(step % 4) for kind in ("all_correct", "all_wrong", "same_reward")},
+        "dynamic_sampling/trained_without_signal": 0.0,
         "tokens/step": 25000.0,
         "tokens/per_second": 3500 + 300 * math.sin(step),
         **{f"ledger/{state}": float(count) for state, count in LEDGER.items()},
