@@ -132,6 +132,7 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f" set rl.batch_size to {_multiples(rl.batch_size, rl.group_size)}"
         )
     yield from _dynamic_sampling_problems(config)
+    yield from _difficulty_problems(config)
     if rl.batch_size < algorithm.num_mini_batches:
         yield (
             f"algorithm.num_mini_batches = {algorithm.num_mini_batches}: more mini-batches than the rl.batch_size ="
@@ -158,6 +159,23 @@ def _dynamic_sampling_problems(config: VcppoConfig) -> Iterator[str]:
             f"rl.dynamic_sampling_max_batches = {cap}: has no effect with rl.dynamic_sampling = null: set that to"
             " rewards or outcomes, or leave rl.dynamic_sampling_max_batches out"
         )
+
+
+def _difficulty_problems(config: VcppoConfig) -> Iterator[str]:
+    difficulty = config.rl.difficulty
+    for name, value in difficulty:
+        if not difficulty.enabled and name != "enabled" and value != getattr(type(difficulty)(), name):
+            yield (
+                f"rl.difficulty.{name} = {value}: has no effect with rl.difficulty.enabled = false: set that to true,"
+                f" or leave rl.difficulty.{name} out"
+            )
+    if difficulty.hard_to >= difficulty.easy_from:
+        yield (
+            f"rl.difficulty.hard_to = {difficulty.hard_to:g}: not below rl.difficulty.easy_from ="
+            f" {difficulty.easy_from:g}, so no problem is between: set it to {difficulty.easy_from / 4:g}"
+        )
+    if difficulty.easy_share + difficulty.edge_share + difficulty.hard_share == 0:
+        yield "rl.difficulty.edge_share = 0: so are the shares of easy and hard: set it to 1"
 
 
 def _schedule_problems(config: VcppoConfig) -> Iterator[str]:

@@ -120,6 +120,10 @@ LEARNER = (
            " spared"),
     Metric("dynamic_sampling/trained_without_signal", "groups of the step's batch that have no signal: only where"
            " rl.dynamic_sampling_max_batches was reached"),
+    Metric("difficulty/problems/*", "problems of the data set by pool, after the step (rl.difficulty)", label="pool"),
+    Metric("difficulty/drawn/*", "share of the step's groups, those left out included, by the pool their problem was"
+           " drawn from", label="pool"),
+    Metric("difficulty/accuracy/*", "share of their responses that were correct, by the same", label="pool"),
     Metric("tokens/step", "tokens trained in the step, prompts included"),
     Metric("tokens/per_second", "the same by the whole step's seconds"),
     Metric("ledger/*", "prompts by state when the step was trained, before its commit; `without_signal` is of the"

@@ -138,6 +138,19 @@ def dynamic_sampling(ax: Axes, data: FigureData) -> bool:
     return drawn
 
 
+def difficulty(ax: Axes, data: FigureData) -> bool:
+    """Problems of the data set by how often they were answered right so far."""
+    drawn = False
+    for pool, colour in (("new", GREY), ("easy", GREEN), ("edge", BLUE), ("hard", RED)):
+        drawn |= _line(ax, data.run.rl, f"difficulty/problems/{pool}", pool, colour)
+    ax.set_ylim(bottom=0)
+    ax.set_title("Difficulty of the problems")
+    ax.set_ylabel("problems")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return drawn
+
+
 def _is_component(name: str) -> bool:
     return name.startswith("reward/") and series_of(name).metric.label == "component"
 
@@ -409,6 +422,7 @@ Draw = Callable[[Axes, FigureData], bool]
 FIGURES: dict[str, Draw] = {
     "accuracy": accuracy, "evaluation": evaluation, "length": length, "reward": reward,
     "reward_components": reward_components, "dynamic_sampling": dynamic_sampling,
+    "difficulty": difficulty,
     "value_pretraining": value_pretraining, "explained_variance": explained_variance,
     "explainable_by_position": explainable_by_position,
     "critic_worth": critic_worth, "critic_worth_by_position": critic_worth_by_position,

@@ -117,9 +117,13 @@ class DynamicSampling:
             log.info("group_left_out", group_id=each.group_id, reason=each.reason, step=step, tokens=each.num_response)
         return len(groups)
 
+    def left_out(self, step: int) -> list[LeftOut]:
+        """What was left out before this step; of a committed one it may be forgotten."""
+        return self._account().steps.get(step, [])
+
     def figures(self, version: int, trained: Sequence[Trajectory]) -> dict[str, float | int]:
         """Of the step that made ``version`` of these trajectories; the same when it is done again."""
-        left_out = self._account().steps.get(version, [])
+        left_out = self.left_out(version)
         sums, kinds = sums_of(left_out), {kind: sum(each.kind == kind for each in left_out) for kind in KINDS}
         groups: dict[str, list[tuple[float, bool]]] = {}
         for each in trained:

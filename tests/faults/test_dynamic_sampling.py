@@ -1,11 +1,13 @@
-"""A learner with dynamic sampling, killed around the rejection of groups and at boundaries of a step: it ends like one
-that was not, and every group is trained once or left out once."""
+"""A learner with dynamic sampling, and one that draws by difficulty besides, killed around the rejection of groups and
+at boundaries of a step: it ends like one that was not, and every group is trained once or left out once."""
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,17 +26,35 @@ NUM_STEPS = 6
 DEATHS = [("leaving_out", 1), ("left_out", 2), ("claimed", 3), ("published", 4), ("left_out", 5), ("logged", 5)]
 
 
-@pytest.fixture
-def runs(tmp_path: Path, redis_process: RedisServer) -> Iterator[tuple[Run, Run]]:
+NUM_PROBLEMS = 20
+
+
+def by_difficulty(folder: Path) -> dict[str, dict[str, Any]]:
+    """Of a data set that is asked more than once."""
+    rows = [{"question": f"{number}+{number}=", "answer": str(2 * number)} for number in range(10, 10 + NUM_PROBLEMS)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "held_out.jsonl").write_text('{"question": "7*9=", "answer": "63"}\n')
+    options = {
+        "path": str(folder / "train.jsonl"), "held_out_path": str(folder / "held_out.jsonl"),
+        "prompt_template": "{question}",
+    }  # fmt: skip
+    return {"task": {"name": "dataset", "options": options}, "rl": {"difficulty": {"enabled": True, "new_share": 0.5}}}
+
+
+@pytest.fixture(params=["own_order", "by_difficulty"])
+def runs(tmp_path: Path, redis_process: RedisServer, request: pytest.FixtureRequest) -> Iterator[tuple[Run, Run]]:
     """Groups of two, answered the same for the same prompt: about half of them have no signal."""
     make_tiny_model(tmp_path / "model")
     generators = []
     made = []
+    drawn = by_difficulty(tmp_path) if request.param == "by_difficulty" else {}
     for name in ("calm", "stormy"):
         run = Run(
             tmp_path, name, redis_process.url, tmp_path / "model",
             algorithm={"advantage_estimator": "group_mean"}, value_pretraining={"num_trajectories": 0},
-            rl={"num_steps": NUM_STEPS, "dynamic_sampling": "rewards", "dynamic_sampling_max_batches": 8},
+            rl={"num_steps": NUM_STEPS, "dynamic_sampling": "rewards", "dynamic_sampling_max_batches": 8,
+                **drawn.get("rl", {})},
+            **({"task": drawn["task"]} if drawn else {}),
         )  # fmt: skip
         generators.append(ScriptedGenerator(run.url, run.name, seed=len(generators)))
         generators[-1].start()
@@ -73,4 +93,29 @@ def test_every_group_is_trained_once_or_left_out_once_whenever_the_learner_dies(
     for step in range(1, NUM_STEPS + 1):
         assert {name: again[step][name] for name in names} == {name: drawn[step][name] for name in names}, step
         assert drawn[step]["dynamic_sampling/trained_without_signal"] == 0
+    if calm.folder.difficulty.exists():
+        check_drawn(calm, stormy, drawn, again)
     assert sum(row["dynamic_sampling/groups_left_out"] for row in drawn.values()) * 2 == calm.store().ledger().rejected
+
+
+def check_drawn(calm: Run, stormy: Run, *curves: dict[int, dict[str, float]]) -> None:
+    """The same problems for the same groups, outcomes of the same steps, and more than one pool was drawn from."""
+    asked: list[dict[int, tuple[int, str]]] = []
+    for run in (calm, stormy):
+        lines = [json.loads(line) for line in run.folder.difficulty.read_text().splitlines()]
+        asked.append(
+            {
+                line["first_group"] + place: pair
+                for line in lines
+                if "version" in line
+                for place, pair in enumerate(zip(line["problems"], line["pools"], strict=True))
+            }
+        )
+        assert {line["step"] for line in lines if "step" in line} == set(range(1, NUM_STEPS + 1))
+    assert asked[0] == asked[1]
+    assert len({pool for _, pool in asked[0].values()}) > 1
+    for step in range(1, NUM_STEPS + 1):
+        first, second = ({name: row for name, row in each[step].items() if "difficulty/" in name} for each in curves)
+        assert first.keys() == second.keys() and len(first) == 12
+        assert [*first.values()] == pytest.approx([*second.values()], nan_ok=True), step
+        assert sum(value for name, value in first.items() if "/problems/" in name) == NUM_PROBLEMS

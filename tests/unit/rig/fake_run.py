@@ -182,6 +182,7 @@ def rl_row(step: int) -> dict[str, object]:
         "time/step": 7.0,
         **{f"dynamic_sampling/{kind}": float(step % 4) for kind in ("all_correct", "all_wrong", "same_reward")},
         "dynamic_sampling/trained_without_signal": 0.0,
+        **{f"difficulty/problems/{pool}": 10.0 + step for pool in ("new", "easy", "edge", "hard")},
         "tokens/step": 25000.0,
         "tokens/per_second": 3500 + 300 * math.sin(step),
         **{f"ledger/{state}": float(count) for state, count in LEDGER.items()},
