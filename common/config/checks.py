@@ -80,11 +80,13 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
         )
     if rl.straggler == "drop" and rl.max_staleness == 0:
         yield "rl.straggler = drop has no effect with rl.max_staleness = 0: nothing is ever too old"
-    if rl.dynamic_sampling is not None and config.algorithm.has_critic:
+    if rl.dynamic_sampling is not None and config.algorithm.centres:
+        consequence = "so a group of one reward does have a signal"
+        if config.algorithm.has_critic:
+            consequence += ", and the critic's values lean to the middle: it learns from mixed groups only"
         yield (
             f"rl.dynamic_sampling = {rl.dynamic_sampling} with algorithm.advantage_estimator ="
-            f" {config.algorithm.advantage_estimator}: the critic learns from no problem that is always right or always"
-            " wrong, so its values lean to the middle; it is made for the group estimators"
+            f" {config.algorithm.advantage_estimator}: that compares a reward with more than its group's, {consequence}"
         )
     corrections = (config.algorithm.importance_truncation, config.algorithm.rejection)
     if rl.max_staleness > 0 and corrections == (None, None) and config.algorithm.old_log_probs == "proximal":
