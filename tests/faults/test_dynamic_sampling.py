@@ -45,7 +45,7 @@ def by_difficulty(folder: Path) -> dict[str, dict[str, Any]]:
 def runs(tmp_path: Path, redis_process: RedisServer, request: pytest.FixtureRequest) -> Iterator[tuple[Run, Run]]:
     """Groups of two, answered the same for the same prompt: about half of them have no signal."""
     make_tiny_model(tmp_path / "model")
-    generators = []
+    generators: list[ScriptedGenerator] = []
     made = []
     drawn = by_difficulty(tmp_path) if request.param == "by_difficulty" else {}
     for name in ("calm", "stormy"):
