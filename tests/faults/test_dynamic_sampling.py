@@ -16,6 +16,7 @@ from tests.faults.test_learner import curve, start
 from tests.integration.conftest import RedisServer
 from tests.integration.learner.test_learner import BATCH, Run
 from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
+from vcppo.common.config import load_config
 from vcppo.common.records.trained_log import check_trained_once, read_trained_log, replays_differ
 from vcppo.common.store import facts
 from vcppo.common.store.left_out import Account
@@ -93,7 +94,7 @@ def test_every_group_is_trained_once_or_left_out_once_whenever_the_learner_dies(
     for step in range(1, NUM_STEPS + 1):
         assert {name: again[step][name] for name in names} == {name: drawn[step][name] for name in names}, step
         assert drawn[step]["dynamic_sampling/trained_without_signal"] == 0
-    if calm.folder.difficulty.exists():
+    if load_config(calm.folder.config).rl.difficulty.enabled:
         check_drawn(calm, stormy, drawn, again)
     assert sum(row["dynamic_sampling/groups_left_out"] for row in drawn.values()) * 2 == calm.store().ledger().rejected
 

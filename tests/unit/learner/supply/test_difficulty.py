@@ -232,3 +232,28 @@ def test_a_line_that_is_none_is_passed_over(tmp_path: Path, line: str) -> None:
     path = tmp_path / "difficulty.jsonl"
     path.write_text(line + '\n{"version": 0, "first_group": 3, "problems": [5], "pools": ["new"]}\n')
     assert DrawnProblems(make_config(tmp_path), 12, path).problem_of(3) == 5
+
+
+def with_signal(sampler: DifficultySampler | None, rates: np.ndarray[Any, Any], steps: int, groups: int = 16) -> float:
+    """Share of groups of 8 with right and wrong responses, after each problem was asked once. Nothing is learned."""
+    chance, asked, mixed = np.random.default_rng(3), 0, 0
+    order = np.random.default_rng(4)
+    for step in range(1, steps + 1):
+        outcomes = []
+        for place in range(groups):
+            number = (step - 1) * groups + place
+            problem = sampler.draw(number, step - 1).problem if sampler else int(order.integers(len(rates)))
+            correct = int(chance.binomial(8, rates[problem]))
+            outcomes.append(Outcome(problem, correct, 8))
+            if number >= len(rates):
+                asked, mixed = asked + 1, mixed + (0 < correct < 8)
+        if sampler:
+            sampler.record(step, outcomes)
+    return mixed / asked
+
+
+def test_it_asks_what_has_a_signal() -> None:
+    """Most problems are nearly always or nearly never answered right, as of a real data set."""
+    rates = np.random.default_rng(0).beta(0.15, 0.15, 512)
+    assert with_signal(None, rates, 128) == pytest.approx(0.306, abs=0.01)  # docs/sampling.md has both figures
+    assert with_signal(DifficultySampler(ON, 0, 512, 1), rates, 128) == pytest.approx(0.735, abs=0.01)
