@@ -52,6 +52,7 @@ from vcppo.learner.rl.samples import SampleWriter
 from vcppo.learner.rl.stop import StopRequest
 from vcppo.learner.rl.trained_log import TrainedLog, check_trained_once
 from vcppo.learner.supply.collect import BatchCollector, PromptIssuer, give_up_outdated
+from vcppo.learner.supply.drawn_problems import DrawnProblems
 from vcppo.learner.supply.prompts import PromptSource
 from vcppo.learner.value_pretraining.frozen_policy import FrozenPolicy, VersionZero
 from vcppo.learner.value_pretraining.recorded_with import digest, made_with
@@ -243,13 +244,24 @@ def _rank_zero(session: Session) -> RankZero | None:
         return None
     if not session.folder.has_trained:
         give_up_outdated(session.store, digest(made_with(session.config, session.source.task)))
+    drawn = _drawn_problems(session, session.store, session.source)
     issuer = PromptIssuer(session.store, session.source, "rl")
     collector = BatchCollector(session.config, session.store, issuer)
     trained, samples = (
         TrainedLog(session.folder.trained_log, session.stop),
         SampleWriter(session.folder.samples, session.config.metrics, session.tokenizer),
     )
-    return RankZero(session.store, issuer, collector, session.metrics, trained, samples)
+    return RankZero(session.store, issuer, collector, session.metrics, trained, samples, drawn)
+
+
+def _drawn_problems(session: Session, store: RunStore, source: PromptSource) -> DrawnProblems | None:
+    """Where RL draws its problems by difficulty."""
+    config, size = session.config, source.task.size("train")
+    if not config.rl.difficulty.enabled or size is None:
+        return None
+    drawn = DrawnProblems(config, size, session.folder.difficulty, store.confirm, session.stop)
+    source.draw_by(drawn)
+    return drawn
 
 
 def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:

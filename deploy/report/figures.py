@@ -42,6 +42,12 @@ PHASES = (  # metric, label, colour: in the order of a step
     ("time/checkpoint", "checkpoint", PURPLE),
     ("time/broadcast", "broadcast", RED),
 )
+LEFT_OUT_KINDS = (  # of dynamic sampling: metric, label, colour
+    ("all_correct", "left out: all correct", GREEN),
+    ("all_wrong", "left out: all wrong", RED),
+    ("same_reward", "left out: one reward", PURPLE),
+    ("trained_without_signal", "trained all the same", GREY),
+)
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.titlepad": 10, "axes.edgecolor": GRID, "axes.labelcolor": MUTED,
@@ -130,6 +136,32 @@ def reward_by_turn(ax: Axes, data: FigureData) -> bool:
     _legend(ax, loc="best")
     _steps(ax)
     return bool(found)
+
+
+def dynamic_sampling(ax: Axes, data: FigureData) -> bool:
+    """Groups left out for want of signal before each step, by kind, and the groups that were trained without any."""
+    drawn = False
+    for kind, label, colour in LEFT_OUT_KINDS:
+        drawn |= _line(ax, data.run.rl, f"dynamic_sampling/{kind}", label, colour)
+    ax.set_ylim(bottom=0)
+    ax.set_title("Groups without signal")
+    ax.set_ylabel("groups")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return drawn
+
+
+def difficulty(ax: Axes, data: FigureData) -> bool:
+    """Problems of the data set by how often they were answered right so far."""
+    drawn = False
+    for pool, colour in (("new", GREY), ("easy", GREEN), ("edge", BLUE), ("hard", RED)):
+        drawn |= _line(ax, data.run.rl, f"difficulty/problems/{pool}", pool, colour)
+    ax.set_ylim(bottom=0)
+    ax.set_title("Difficulty of the problems")
+    ax.set_ylabel("problems")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return drawn
 
 
 def _is_component(name: str) -> bool:
@@ -402,7 +434,8 @@ def evaluation(ax: Axes, data: FigureData) -> bool:
 Draw = Callable[[Axes, FigureData], bool]
 FIGURES: dict[str, Draw] = {
     "accuracy": accuracy, "evaluation": evaluation, "length": length, "reward": reward,
-    "reward_components": reward_components, "reward_by_turn": reward_by_turn,
+    "reward_components": reward_components, "reward_by_turn": reward_by_turn, "dynamic_sampling": dynamic_sampling,
+    "difficulty": difficulty,
     "value_pretraining": value_pretraining, "explained_variance": explained_variance,
     "explainable_by_position": explainable_by_position,
     "critic_worth": critic_worth, "critic_worth_by_position": critic_worth_by_position,

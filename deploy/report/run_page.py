@@ -83,7 +83,7 @@ def render_page(
         outcomes=_outcomes(run) if run.rl else None,
         evaluation=_evaluation(data.evals) if data.evals else None,
         responses=responses,
-        ledger=Grid(("prompts", "count"), [[n, f"{run.ledger[n]:,}"] for n in LEDGER_STATES]) if run.ledger else None,
+        ledger=_ledger(run.ledger) if run.ledger else None,
         ledger_is_exact=run.ledger is not None and is_exact(run.ledger),
         times=_times(run.stage_seconds()),
         machine=Grid(("", ""), list(machine().items())),
@@ -125,6 +125,12 @@ def _tiles(data: FigureData) -> Iterator[Tile]:
     if run.ledger:
         exact = is_exact(run.ledger)
         yield Tile("exact" if exact else "NOT exact", f"ledger, {run.ledger['issued']:,} prompts issued", exact)
+
+
+def _ledger(counts: Mapping[str, int]) -> Grid:
+    names = LEDGER_STATES if not counts["without_signal"] else (*LEDGER_STATES, "without_signal")
+    labels = {"without_signal": "of the rejected: left out without signal"}
+    return Grid(("prompts", "count"), [[labels.get(name, name), f"{counts[name]:,}"] for name in names])
 
 
 def _value_pretraining(run: RunData) -> ValuePretraining:

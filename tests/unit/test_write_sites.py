@@ -54,6 +54,7 @@ SITES = {
     "learner/rl/resume.py": WAITS,
     "common/records/sample_table.py": COSTS,
     "learner/rl/trained_log.py": WAITS,
+    "learner/supply/drawn_problems.py": WAITS,
     "learner/value_pretraining/recorded_with.py": ENDS,
     "learner/value_pretraining/stage.py": ENDS,
 }

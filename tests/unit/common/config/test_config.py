@@ -343,6 +343,25 @@ def test_warnings_for_what_is_probably_not_meant(run_yaml: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("estimator", "warned"),
+    [
+        ("gae", "the critic's values lean to the middle"),
+        ("reinforce_plus_plus", "so a group of one reward does have a signal"),
+        ("reinforce_plus_plus_baseline", "so a group of one reward does have a signal"),
+        ("group_mean", ""),
+        ("leave_one_out", ""),
+    ],
+)
+def test_dynamic_sampling_is_warned_of_where_what_it_leaves_out_has_a_signal(
+    run_yaml: Path, estimator: str, warned: str
+) -> None:
+    without_critic = [] if estimator == "gae" else [GRPO, f"algorithm.advantage_estimator={estimator}"]
+    text = "\n".join(config_warnings(load_config(run_yaml, ["rl.dynamic_sampling=rewards", *without_critic])))
+    assert ("rl.dynamic_sampling = rewards with" in text) == bool(warned)
+    assert warned in text
+
+
+@pytest.mark.parametrize(
     ("where", "estimator", "warned"),
     [("loss", None, ""), ("loss", "k1", "k2 or k3 hold pi back"), ("loss", "k2", ""), ("reward", None, ""),
      ("reward", "k1", ""), ("reward", "k3", "k1 does")],
