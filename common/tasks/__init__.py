@@ -64,6 +64,8 @@ BUILT_IN_TASKS = {
     "look_up": "vcppo.common.environments.look_up:LookUp",
     "mix": "vcppo.common.tasks.mix:MixTask",
     "reasoning_gym": "vcppo.common.tasks.reasoning_gym.gym_task:ReasoningGymTask",
+    "products": "vcppo.common.tools.products:Products",
+    "tools": "vcppo.common.tools.tool_task:ToolTask",
 }
 
 _TURN_ENDS = frozenset(

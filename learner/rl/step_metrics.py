@@ -70,6 +70,18 @@ def _turns(batch: Batch) -> dict[str, MetricValue]:
         "turns/max": int(turns.max()),
         "turns/masked_fraction": 1.0 - batch.num_actions / num_tokens,
         "turns/environment_seconds": float(np.mean(seconds)),
+        **_tools(batch),
+    }
+
+
+def _tools(batch: Batch) -> dict[str, MetricValue]:
+    """A rollout's, where any of the batch called one: those that called none count."""
+    if not any("tool_calls" in each.timings for each in batch.trajectories):
+        return {}
+    names = {"tool_calls": "tool_calls", "tool_errors": "tool_errors", "tool_seconds": "tools"}
+    return {
+        f"turns/{name}": sum(each.timings.get(timing, 0.0) for each in batch.trajectories) / len(batch)
+        for name, timing in names.items()
     }
 
 

@@ -23,6 +23,11 @@ THINKING = (  # as Qwen3: the last assistant's message gets an empty thought, ea
     "\n\n{% endif %}{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+TOLD = "{% for t in tools or [] %}{{ t.function.name }}|{% endfor %}" + CHATML
+WITHOUT_TOOLS = "{% if not tools %}{{ raise_exception('which tools?') }}{% endif %}" + TOLD
+ONE_TOOL = "{% for m in messages %}{% if m.role == 'tool' and not loop.last %}{{ raise_exception('one') }}{% endif %}"
+ONE_TOOL += "{% endfor %}" + TOLD
+SCHEMAS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 LAST_ONLY = "{{ messages[-1].content }}<|im_end|>"
 OTHERWISE = "{% for m in messages %}{{ m.content }}{{ '<|im_end|>' if loop.last else '|' }}{% endfor %}"
 NO_TOOLS = (
@@ -108,3 +113,25 @@ def test_a_role_that_the_template_refuses_is_named() -> None:
     encoder = TurnText(tokenizer(NO_TOOLS), is_chat=True)
     with pytest.raises(TaskError, match="roles than tool"):
         encoder.encode([{"role": "tool", "content": "x"}], END)
+
+
+def test_the_template_gets_the_variables_of_the_prompts() -> None:
+    for template in (TOLD, WITHOUT_TOOLS):
+        encoder = TurnText(tokenizer(template), is_chat=True, template={"tools": SCHEMAS, "enable_thinking": False})
+        said = decoded(CHAT, encoder.encode([{"role": "tool", "content": "42", "name": "add"}], END))
+        assert said.startswith("\n<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (CHATML, "takes no notice of the task's tools: use a model whose chat template knows tools"),
+        (NO_TOOLS.replace(CHATML, TOLD), "can't render what the environment says"),
+        (ONE_TOOL, "can't render what the environment says"),
+    ],
+)
+def test_a_template_that_knows_no_tools_is_refused_where_there_are_some(template: str, said: str) -> None:
+    model = tokenizer(template)
+    TurnText(model, is_chat=True)
+    with pytest.raises(TaskError, match=said):
+        TurnText(model, is_chat=True, template={"tools": SCHEMAS})
