@@ -123,18 +123,28 @@ def _checked_use(use: Any) -> ToolUse:
 
 def _fault_of(content: Any) -> str:
     if isinstance(content, str):
-        size = len(content)
+        texts = [content]
     elif isinstance(content, list) and content:
         for message in content:
             keys = ("role", "content")
             if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in keys):
                 return f"has a message without a role and a content of text: {str(message)[:80]!r}"
-            if message.keys() - {"role", "content", "name"}:
-                return f"has a message with other keys than role, content and name: {str(message)[:80]!r}"
-        size = sum(len(text) for message in content for text in message.values())
+            if message.keys() - {"role", "content", "name"} or not isinstance(message.get("name", ""), str):
+                return f"has a message with more than role, content and name as text: {str(message)[:80]!r}"
+        texts = [text for message in content for text in message.values()]
     else:
         return f"is a {type(content).__name__}, not text or chat messages"
-    return f"has {size:,} characters: at most {MAX_OBSERVATION:,}" if size > MAX_OBSERVATION else ""
+    if (size := sum(map(len, texts))) > MAX_OBSERVATION:
+        return f"has {size:,} characters: at most {MAX_OBSERVATION:,}"
+    return "has half a character (a lone surrogate), which no tokenizer takes" if any(map(_is_torn, texts)) else ""
+
+
+def _is_torn(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def outcome_of(rewards: list[float], last: Observation | None) -> Outcome:
