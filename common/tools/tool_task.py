@@ -100,7 +100,8 @@ class ToolTask(Environment):
     def __init__(self, **options: object) -> None:
         self.options = given = parse_options(ToolTaskOptions, options, "task.options")
         self._inner = _questions(given.task)
-        self.judged_by = self._inner.judged_by
+        own = [name for name in (given.task.name, *(each.get("use") for each in given.tools)) if ":" in str(name)]
+        self.judged_by = [*self._inner.judged_by, *map(str, own)]
         tools = make_tools(given.tools)
         self._toolbox = Toolbox(tools, ToolLimits(given.call_seconds, given.max_output))
         blocks = any(tool.blocks for tool in tools) or given.task.name == "code"

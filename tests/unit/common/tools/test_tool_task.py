@@ -135,6 +135,12 @@ def test_questions_that_tools_can_not_be_told_to_are_refused(name: str, said: st
         task(task={"name": f"{HERE}:{name}"}).problems("train", 0, 0, 1)
 
 
+def test_code_of_the_users_is_part_of_what_a_recording_is_known_by() -> None:
+    tools = [{"use": "calculator"}, {"use": "tests.unit.common.tools.test_built_in_tools:weather"}]
+    assert task(task={"name": f"{HERE}:Graded"}, tools=tools).judged_by == [f"{HERE}:Graded", tools[1]["use"]]
+    assert task().judged_by == []
+
+
 def test_what_waits_without_being_async_is_asked_one_thing_at_a_time() -> None:
     assert not task(tools=[{"use": "python"}]).may_overlap
     assert task(tools=[{"use": "python"}], overlap=True).may_overlap
