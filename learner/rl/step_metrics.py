@@ -78,10 +78,14 @@ def _tools(batch: Batch) -> dict[str, MetricValue]:
     """A rollout's, where any of the batch called one: those that called none count."""
     if not any("tool_calls" in each.timings for each in batch.trajectories):
         return {}
-    names = {"tool_calls": "tool_calls", "tool_errors": "tool_errors", "tool_seconds": "tools"}
+
+    def mean(name: str) -> float:
+        return sum(each.timings.get(name, 0.0) for each in batch.trajectories) / len(batch)
+
     return {
-        f"turns/{name}": sum(each.timings.get(timing, 0.0) for each in batch.trajectories) / len(batch)
-        for name, timing in names.items()
+        "turns/tool_calls": mean("tool_calls"),
+        "turns/tool_errors": mean("tool_errors"),
+        "turns/tool_seconds": mean("tools"),
     }
 
 
