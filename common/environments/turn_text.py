@@ -9,6 +9,7 @@ What an environment says is anybody's text. A ``<|im_end|>`` in it becomes the p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from vcppo.common.tasks.prompts.chat import ignored
 from vcppo.common.text.yaml_text import one_line
 
 _ACTION = "vcppoactionvcppo"  # stands for the policy's message
-_SAID = "vcppomessage{}vcppo"  # stands for what the environment says
+_SAID = 'vcppo"message{}"vcppo'  # stands for what the environment says; its quotes show whether it becomes JSON
 
 
 class TurnText:
@@ -66,17 +67,21 @@ class TurnText:
 
     def _messages(self, messages: ChatMessages) -> list[int]:
         marks = [_SAID.format(number) for number in range(len(messages))]
-        frame = self._behind([{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
-        pieces, rest = list[str](), frame
-        for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found or mark in rest:
+        rest = self._behind([{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
+        pieces, texts = list[str](), list[str]()
+        for mark, message in zip(marks, messages, strict=True):
+            # Llama's and Hermes' templates write what a tool says as a string of JSON.
+            written = _in_json if _in_json(mark) in rest else str
+            before, found, rest = rest.partition(written(mark))
+            if not found or written(mark) in rest:
                 raise TaskError(
                     f"the model's chat template does not write the environment's message of role "
-                    f"{messages[len(pieces)]['role']!r} once, as it is: use another role, or mend the template"
+                    f"{message['role']!r} once, as it is: use another role, or mend the template"
                 )
+            if self._controls_in(self._ids(message.get("name", ""))):
+                raise TaskError(f"a message's name holds a control token ({message['name']!r}): use another name")
             pieces.append(before)
-        texts = [each["content"] for each in messages]
+            texts.append(written(message["content"]))
         whole = "".join(before + text for before, text in zip(pieces, texts, strict=True)) + rest
         expected = [token for piece in (*pieces, rest) for token in self._ids(piece) if token in self._controls]
         if self._controls_in(ids := self._ids(whole)) == expected:
@@ -141,6 +146,11 @@ class TurnText:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _in_json(text: str) -> str:
+    """As `tojson` of chat templates writes it, without the quotes around it."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _control_ids(tokenizer: Any) -> dict[int, str]:

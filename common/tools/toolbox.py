@@ -72,10 +72,9 @@ class Toolbox:
             except ToolError as error:
                 num_errors += 1
                 text = f"error: {one_line(error, _MAX_ERROR)}"
-            message = {"role": "tool", "content": cut(text, self._limits.output)}
-            if isinstance(call, Call) and call.name in self._tools:
-                message["name"] = call.name
-            messages.append(message)
+            # Some templates want a name, and what the policy made up is none.
+            name = call.name if isinstance(call, Call) and call.name in self._tools else "unknown"
+            messages.append({"role": "tool", "content": cut(text, self._limits.output), "name": name})
         return messages, ToolUse(len(calls), num_errors, time.monotonic() - began)
 
     async def _text(self, call: Call | BadCall, seconds: float) -> str:
