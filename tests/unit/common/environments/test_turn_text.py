@@ -31,7 +31,8 @@ ONE_TOOL += "{% endfor %}" + TOLD
 SCHEMAS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 IN_JSON = (  # as Llama 3.1 and Hermes: what a tool says is a string of JSON
     "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>tool\n"
-    "{{ {'name': m.name, 'output': m.content} | tojson }}<|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{{ {'name': m.name, 'output': m.content} | tojson }}<|im_end|>\n"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LAST_ONLY = "{{ messages[-1].content }}<|im_end|>"
