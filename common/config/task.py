@@ -31,8 +31,8 @@ class TaskConfig(Section):
     """Where prompts come from and how responses are verified."""
 
     name: str = "chain_arithmetic"
-    """A built-in task (aime, chain_arithmetic, code, dataset, gpqa, hidden_choices, look_up, mix, reasoning_gym), or
-    module:Class of your own."""
+    """A built-in task (aime, chain_arithmetic, code, dataset, gpqa, hidden_choices, look_up, mix, products,
+    reasoning_gym, tools), or module:Class of your own."""
 
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""

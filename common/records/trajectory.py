@@ -78,7 +78,8 @@ class Trajectory:
         outcome: what the verifier said.
         generator_id: who made it.
         issue_version: the learner's version when the prompt was issued.
-        timings: seconds by phase, e.g. ``generate``, ``verify``.
+        timings: seconds by phase, e.g. ``generate``, ``verify``, ``tools``; and the counts ``tool_calls`` and
+            ``tool_errors`` of a rollout that called some.
         components: parts of the reward by name, unweighted (`vcppo.common.rewards.reward_rule`); empty where the
             outcome alone makes it.
         turn_rewards: of each turn that an environment answered, in turn; they sum to the part ``base`` of the reward.

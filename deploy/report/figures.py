@@ -181,6 +181,18 @@ def length(ax: Axes, data: FigureData) -> bool:
     return drawn
 
 
+def turns(ax: Axes, data: FigureData) -> bool:
+    """Mean turns of an environment's rollouts by step, and their calls of tools."""
+    drawn = _line(ax, data.run.rl, "turns/mean", "turns", BLUE)
+    _line(ax, data.run.rl, "turns/tool_calls", "calls of tools", ORANGE)
+    _line(ax, data.run.rl, "turns/tool_errors", "calls that came to nothing", RED)
+    ax.set_ylim(bottom=0)
+    ax.set_title("Turns and calls of tools a rollout")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return drawn
+
+
 def value_pretraining(ax: Axes, data: FigureData) -> bool:
     """Held-out explained variance of value pretraining, with its 90 % interval over prompts, against its gate."""
     rows, gate = data.run.value_pretraining, data.run.config.value_pretraining.min_explained_variance
@@ -440,7 +452,7 @@ FIGURES: dict[str, Draw] = {
     "explainable_by_position": explainable_by_position,
     "critic_worth": critic_worth, "critic_worth_by_position": critic_worth_by_position,
     "critic_worth_by_staleness": critic_worth_by_staleness, "values": values, "advantages": advantages,
-    "staleness": staleness, "phases": phases, "throughput": throughput,
+    "turns": turns, "staleness": staleness, "phases": phases, "throughput": throughput,
 }  # fmt: skip
 SUMMARY = ("accuracy", "value_pretraining", "explained_variance", "length", "staleness", "phases")
 

@@ -31,7 +31,7 @@ def answers(context: Context, problems: list[Problem]) -> Iterator[Result]:
         try:
             runner.run(pool.start())
             yield passed("a child of the environment is up")
-            encoder = TurnText(context.tokenizer, is_chat=pool.is_chat)
+            encoder = TurnText(context.tokenizer, is_chat=pool.is_chat, template=pool.template)
             tried = [runner.run(_try(pool, problem)) for problem in problems]
             yield _begun(context, tried)
             yield _answered(context, encoder, tried)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vcppo.common.environments.environment import ToolUse
 from vcppo.common.environments.episode import Transcript
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.rewards.reward_parts import BASE
@@ -17,7 +18,7 @@ class Finished(NamedTuple):
     """What is sent but for names.
 
     Attributes:
-        timings: seconds by phase: ``generate``, and ``verify`` or ``environment``.
+        timings: seconds by phase: ``generate``, and ``verify`` or ``environment``; and `tool_figures`.
     """
 
     transcript: Transcript
@@ -47,6 +48,13 @@ class Finished(NamedTuple):
             components=score.components,
             turn_rewards=made.turn_rewards if BASE in score.components else (),
         )
+
+
+def tool_figures(use: ToolUse) -> dict[str, float]:
+    """For the timings of a rollout: ``tools`` is seconds, the others are counts. Empty without a call."""
+    if not use.calls:
+        return {}
+    return {"tools": use.seconds, "tool_calls": float(use.calls), "tool_errors": float(use.errors)}
 
 
 def one_turn(rollout: Rollout) -> Transcript:

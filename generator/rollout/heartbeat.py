@@ -145,6 +145,9 @@ class Heartbeat:
                 "generator/environment_calls": float(taken.calls),
                 "generator/environment_errors": float(taken.errors),
                 "generator/environment_seconds": taken.seconds,
+                "generator/tool_calls": float(taken.tools.calls),
+                "generator/tool_errors": float(taken.tools.errors),
+                "generator/tool_seconds": taken.tools.seconds,
             }
         if self._rewards is not None:
             values |= self._rewards.take_figures()

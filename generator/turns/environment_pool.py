@@ -18,12 +18,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.environments.environment import Observation
+from vcppo.common.environments.environment import Observation, ToolUse
 from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.process.family import Family
 from vcppo.common.tasks import TaskError
@@ -77,6 +78,7 @@ class CallCounts:
     calls: int = 0
     errors: int = 0
     seconds: float = 0.0
+    tools: ToolUse = field(default_factory=ToolUse)
 
 
 class EnvironmentPool:
@@ -84,12 +86,14 @@ class EnvironmentPool:
 
     Attributes:
         is_chat: whether the task's prompts are chats; known after `start`.
+        template: variables that they give the chat template beside messages, likewise.
         counts: of calls and faults.
     """
 
     def __init__(self, config: TaskConfig) -> None:
         refuse_what_has_no_meaning(config)
         self.is_chat = False
+        self.template: dict[str, Any] = {}
         self.counts = CallCounts()
         self._config = config
         self._calls = asyncio.Semaphore(config.environment_calls)
@@ -163,6 +167,7 @@ class EnvironmentPool:
                 answer = Answer(Observation(), "crash", str(error))
         self.counts.calls += 1
         self.counts.seconds += time.monotonic() - began
+        self.counts.tools = self.counts.tools.and_(answer.observation.tools)
         if answer.fault is not None:
             self.counts.errors += 1
             log.warning("environment_fault", outcome=answer.fault, detail=answer.detail, task=self._config.name)
@@ -203,7 +208,7 @@ class EnvironmentPool:
                 f"the environment of task {self._config.name} did not start ({type(error).__name__}): its own error is"
                 " in the lines above; mend the task (or its options), then start again"
             ) from error
-        self.is_chat = ready.is_chat
+        self.is_chat, self.template = ready.is_chat, ready.template
         self._children.add(_Child(family, ready, self._replace))
         self._changed.set()
 

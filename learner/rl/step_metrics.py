@@ -72,6 +72,22 @@ def _turns(batch: Batch) -> dict[str, MetricValue]:
         "turns/masked_fraction": 1.0 - batch.num_actions / num_tokens,
         "turns/environment_seconds": float(np.mean(seconds)),
         "turns/reward_by_turn": mean_by_turn(batch.trajectories),
+        **_tools(batch),
+    }
+
+
+def _tools(batch: Batch) -> dict[str, MetricValue]:
+    """A rollout's, where any of the batch called one: those that called none count."""
+    if not any("tool_calls" in each.timings for each in batch.trajectories):
+        return {}
+
+    def mean(name: str) -> float:
+        return sum(each.timings.get(name, 0.0) for each in batch.trajectories) / len(batch)
+
+    return {
+        "turns/tool_calls": mean("tool_calls"),
+        "turns/tool_errors": mean("tool_errors"),
+        "turns/tool_seconds": mean("tools"),
     }
 
 

@@ -33,7 +33,7 @@ FLOORS = {
     "common": (
         {"errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
         {"model_folder", "records", "sandbox", "telemetry"}, {"rewards"}, {"config"},
-        {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation"},
+        {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation", "tools"},
     ),
     "generator": (
         {"reward_sources", "vllm_engine"}, {"verifying"}, {"turns"}, {"check", "evaluation", "rollout"}, {"__main__"},
@@ -57,6 +57,7 @@ TWO_ENDS = {
 CONFINED = {
     "aiohttp": ("generator/reward_sources/http_post.py",),
     "redis": ("common/store/redis_connection.py",),
+    "mcp": ("common/tools/mcp_tool.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine/deepspeed_engine.py",),
     "jinja2": ("deploy/report/markup.py",),

@@ -341,6 +341,24 @@ class TestEnvironment:
         assert lines[-1].status == ("failed" if breaks else "warned")
         assert any(words in line.text + line.remedy for line in lines if line.status != "passed")
 
+    @pytest.mark.parametrize(
+        ("knows_tools", "tools", "words"),
+        [
+            (True, "{use: calculator}", ""),
+            (False, "{use: calculator}", "takes no notice of the task's tools"),
+            (True, "{use: hammer}", "neither built in (calculator, python, search, mcp)"),
+            (True, "{use: search, path: nowhere}", "no folder 'nowhere'"),
+            (True, "{use: mcp, command: ['false'], allow: [x]}", "'false' gives no MCP server"),
+        ],
+    )
+    def test_tools_are_tried(self, tmp_path: Path, knows_tools: bool, tools: str, words: str) -> None:
+        make(tmp_path)
+        save_tokenizer(tmp_path / "model", template=("{{ tools }}" if knows_tools else "") + TEMPLATE)
+        options = f"{{task: {{name: products}}, tools: [{tools}]}}"
+        lines = look(load_config(tmp_path / "run.yaml", [f"task={{name: tools, options: {options}}}"]), "verdicts")
+        assert [line.status for line in lines if words in line.text][:1] == ["failed" if words else "passed"]
+        assert words or [line.status for line in lines] == ["passed"] * 3
+
 
 class Answering(Environment):
     def __init__(self, breaks: str) -> None:
