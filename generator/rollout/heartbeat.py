@@ -142,12 +142,12 @@ class Heartbeat:
         if self._player is not None:
             taken = self._player.take_counts()
             values |= {
-                "generator/environment_calls": float(taken.calls),
-                "generator/environment_errors": float(taken.errors),
-                "generator/environment_seconds": taken.seconds,
                 "generator/tool_calls": float(taken.tools.calls),
                 "generator/tool_errors": float(taken.tools.errors),
                 "generator/tool_seconds": taken.tools.seconds,
+                "generator/environment_calls": float(taken.calls),
+                "generator/environment_errors": float(taken.errors),
+                "generator/environment_seconds": taken.seconds,
             }
         if self._rewards is not None:
             values |= self._rewards.take_figures()
