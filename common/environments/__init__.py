@@ -1,6 +1,7 @@
 """Environments: tasks of several turns. Docs: docs/environments.md.
 
 environment.py  what a user writes: `Environment`, `Observation`
+agent.py        what a user writes for an agent: `Agent`, `Endpoint`
 episode.py      one rollout as a state machine, tokens in and tokens out. Pure
 turn_text.py    what an environment says, as tokens that stand behind the policy's
 """

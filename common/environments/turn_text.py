@@ -9,10 +9,11 @@ What an environment says is anybody's text. A ``<|im_end|>`` in it becomes the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vcppo.common.tasks.interface import ChatMessages, TaskError
+from vcppo.common.tasks import encode_prompt, prompt_text
+from vcppo.common.tasks.interface import Chat, ChatMessages, TaskError
 from vcppo.common.text.yaml_text import one_line
 
 _ACTION = "vcppoactionvcppo"  # stands for the policy's message
@@ -50,9 +51,33 @@ class TurnText:
         # The policy's own end token is there already. Another one than the template's is not the end of its turn.
         return ids[1:] if ids and ids[0] == last_token and last_token in self._controls else ids
 
+    def begin(self, chat: Chat) -> list[int]:
+        """Token ids of a conversation up to the first turn that follows; only an assistant's words in it may hold
+        control tokens.
+
+        Raises:
+            TaskError: the chat template can't render it.
+        """
+        ids: list[int] = encode_prompt(self._tokenizer, chat).tolist()
+        said = {
+            number: each
+            for number, each in enumerate(chat.messages)
+            if each["role"] != "assistant" and self._controls_in(self._ids(each["content"]))
+        }
+        if not said:
+            return ids
+        marks = {number: _SAID.format(number) for number in said}
+        marked = [{**each, "content": marks.get(place, each["content"])} for place, each in enumerate(chat.messages)]
+        return self._filled(prompt_text(self._tokenizer, chat._replace(messages=marked)), marks.values(), said.values())
+
     def _messages(self, messages: ChatMessages) -> list[int]:
         marks = [_SAID.format(number) for number in range(len(messages))]
         frame = self._behind([{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
+        return self._filled(frame, marks, messages)
+
+    def _filled(self, frame: str, marks: Iterable[str], messages: Iterable[dict[str, Any]]) -> list[int]:
+        """The tokens of `frame` with the messages' words in place of their marks, no control token in them."""
+        messages = list(messages)
         pieces, rest = list[str](), frame
         for mark in marks:
             before, found, rest = rest.partition(mark)

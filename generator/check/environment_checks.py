@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.common.environments.environment import Observation
 from vcppo.common.environments.turn_text import TurnText
 from vcppo.common.tasks import Problem, TaskError
@@ -26,6 +26,9 @@ class _Tried(NamedTuple):
 
 def answers(context: Context, problems: list[Problem]) -> Iterator[Result]:
     """All of it, in one child started once, as generators do."""
+    if context.task.is_agent:
+        yield skipped("an agent has no turns to be tried without a policy: `vcppo check --generate 4` runs it")
+        return
     pool = EnvironmentPool(context.config.task.model_copy(update={"verifier_processes": 1}))
     with asyncio.Runner() as runner:
         try:

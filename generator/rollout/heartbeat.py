@@ -145,6 +145,8 @@ class Heartbeat:
                 "generator/environment_calls": float(taken.calls),
                 "generator/environment_errors": float(taken.errors),
                 "generator/environment_seconds": taken.seconds,
+                "generator/agent_requests": float(taken.requests),
+                "generator/segments_not_trained": float(taken.not_trained),
             }
         if self._rewards is not None:
             values |= self._rewards.take_figures()

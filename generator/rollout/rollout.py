@@ -271,7 +271,7 @@ class RolloutWorker:
             return None
         score = self._scorer.score_verdict(played.verdict, len(played.transcript.token_ids))
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
-        return Finished(played.transcript, score, timings)
+        return Finished(played.transcript, score, timings, played.prompt_token_ids)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)

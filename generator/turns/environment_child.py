@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Environment, Observation, checked
-from vcppo.common.tasks import Split, load_task
+from vcppo.common.tasks import Split, Task, load_task
 from vcppo.common.tasks.asking import problems_of
 from vcppo.common.telemetry.log import inherit_logging
 from vcppo.generator.turns.environment_lines import MAX_REQUEST_BYTES, Answer, Ready, answer_line, ready_line
@@ -36,7 +36,12 @@ def main() -> None:
     assert isinstance(task, Environment)  # the parent has looked at its class
     task.warm_up()
     answers.write(ready_line(Ready(is_async(task), is_chat(task))))
-    asyncio.run(Child(task, config.verifier_timeout_seconds, answers).serve())
+    asyncio.run(Child(task, call_seconds(config, task), answers).serve())
+
+
+def call_seconds(config: TaskConfig, kind: Environment | type[Task]) -> float:
+    """The deadline of one call: an agent's call is its whole rollout."""
+    return config.max_rollout_seconds if kind.is_agent else config.verifier_timeout_seconds
 
 
 def is_async(task: Environment) -> bool:

@@ -26,8 +26,9 @@ from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Observation
 from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.process.family import Family
-from vcppo.common.tasks import TaskError
+from vcppo.common.tasks import TaskError, task_class
 from vcppo.common.user_modules import SAFE_PATH
+from vcppo.generator.turns.environment_child import call_seconds
 from vcppo.generator.turns.environment_lines import (
     MAX_REPLY_BYTES,
     READY,
@@ -72,11 +73,18 @@ def refuse_what_has_no_meaning(config: TaskConfig) -> None:
 
 @dataclass
 class CallCounts:
-    """Since they were last taken."""
+    """Since they were last taken.
+
+    Attributes:
+        requests: of agents, that the policy has answered.
+        not_trained: segments of agents' rollouts that are no trajectory.
+    """
 
     calls: int = 0
     errors: int = 0
     seconds: float = 0.0
+    requests: int = 0
+    not_trained: int = 0
 
 
 class EnvironmentPool:
@@ -92,6 +100,7 @@ class EnvironmentPool:
         self.is_chat = False
         self.counts = CallCounts()
         self._config = config
+        self._seconds = call_seconds(config, task_class(config.name))
         self._calls = asyncio.Semaphore(config.environment_calls)
         self._children: set[_Child] = set()
         self._ending: set[_Child] = set()  # of them
@@ -136,7 +145,7 @@ class EnvironmentPool:
         await asyncio.gather(*self._asking, return_exceptions=True)
 
     async def ask(self, child: _Child, rollout: int, call: Call, given: object) -> Answer:
-        """One call; returns within ``task.verifier_timeout_seconds`` of its turn, whatever the environment does.
+        """One call; returns within its deadline (`call_seconds`) of its turn, whatever the environment does.
 
         Raises:
             RolloutLost: the child ended for another reason.
@@ -148,7 +157,7 @@ class EnvironmentPool:
         return await asyncio.shield(asking)
 
     async def _ask(self, child: _Child, rollout: int, call: Call, given: object) -> Answer:
-        seconds = self._config.verifier_timeout_seconds + (_GRACE_SECONDS if child.ready.is_async else 0.0)
+        seconds = self._seconds + (_GRACE_SECONDS if child.ready.is_async else 0.0)
         async with self._calls if child.ready.is_async else child.turn:
             if child.is_over:
                 raise RolloutLost
