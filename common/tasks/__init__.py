@@ -59,6 +59,7 @@ BUILT_IN_TASKS = {
     "aime": "vcppo.common.tasks.benchmarks:AimeTask",
     "chain_arithmetic": "vcppo.common.tasks.chain_arithmetic:ChainArithmetic",
     "code": "vcppo.common.tasks.code:CodeTask",
+    "command_agent": "vcppo.common.environments.command_agent:CommandAgent",
     "dataset": "vcppo.common.tasks.dataset:DatasetTask",
     "gpqa": "vcppo.common.tasks.benchmarks:GpqaTask",
     "hidden_choices": "vcppo.common.tasks.hidden_choices:HiddenChoices",

@@ -7,8 +7,8 @@ from typing import Any
 
 from vcppo.common.environments.turn_text import TurnText
 from vcppo.common.tasks.interface import Chat, ChatMessages, TaskError
+from vcppo.generator.endpoint.chat_messages import for_template
 from vcppo.generator.endpoint.conversation import Tools
-from vcppo.generator.endpoint.messages import for_template
 from vcppo.generator.endpoint.refusal import invalid
 
 

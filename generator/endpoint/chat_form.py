@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.tasks.interface import ChatMessages
+from vcppo.generator.endpoint.chat_messages import read_messages, read_tools
 from vcppo.generator.endpoint.conversation import Tools
-from vcppo.generator.endpoint.messages import read_messages, read_tools
 from vcppo.generator.endpoint.refusal import invalid
 
 MODEL = "policy"

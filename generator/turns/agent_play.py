@@ -22,8 +22,8 @@ from vcppo.common.records.trajectory import Prompt
 from vcppo.common.tasks import Verdict
 from vcppo.generator.endpoint.chat_encoder import ChatEncoder
 from vcppo.generator.endpoint.chat_form import FinishedBy, Reply
+from vcppo.generator.endpoint.chat_messages import assistant_message
 from vcppo.generator.endpoint.conversation import Conversation, Limits, Plan
-from vcppo.generator.endpoint.messages import assistant_message
 from vcppo.generator.endpoint.refusal import Refusal
 from vcppo.generator.endpoint.server import Call, EndpointServer
 from vcppo.generator.endpoint.server import Session as EndpointSession

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from vcppo.common.records.trajectory import FinishReason, VersionSpan
 from vcppo.common.tasks.interface import ChatMessages
+from vcppo.generator.endpoint.chat_messages import assistant_message
 from vcppo.generator.endpoint.conversation import Conversation, Limits, Plan, Tools
-from vcppo.generator.endpoint.messages import assistant_message
 from vcppo.generator.endpoint.refusal import Refusal
 
 END = 1

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from vcppo.generator.endpoint.chat_form import Reply
-from vcppo.generator.endpoint.messages import assistant_message
+from vcppo.generator.endpoint.chat_messages import assistant_message
 from vcppo.generator.endpoint.refusal import Refusal
 from vcppo.generator.endpoint.server import EndpointServer, Session
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vcppo.generator.endpoint.messages import assistant_message, for_template
+from vcppo.generator.endpoint.chat_messages import assistant_message, for_template
 from vcppo.generator.endpoint.tool_calls import read_tool_calls
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 
+from tests.paths import ROOT
 from tests.unit.common.environments.test_turn_text import CHAT, END, decoded
-from vcppo.common.config import VcppoConfig
+from vcppo.common.config import TaskConfig, VcppoConfig
 from vcppo.common.environments.agent import Agent, Endpoint
+from vcppo.common.environments.command_agent import read_reward
 from vcppo.common.records.trajectory import Prompt, VersionSpan
-from vcppo.common.tasks import Problem, TaskError, Verdict, encode_prompt
+from vcppo.common.tasks import Problem, TaskError, Verdict, encode_prompt, load_task
 from vcppo.generator.turns.agent_play import AgentPlayer, make_player
 from vcppo.generator.turns.judges import Respondent, make_judges
 from vcppo.generator.turns.play import NotBegun, Played
@@ -54,16 +58,17 @@ class Asking(Agent):
 
 
 class Saying:
-    """An engine that says `text` in each turn."""
+    """An engine that says these texts one after the other, and the last of them from then on."""
 
-    def __init__(self, text: str = "yes") -> None:
-        self.text, self.prompts = text, list[Prompt]()
+    def __init__(self, *texts: str) -> None:
+        self.texts, self.prompts = texts or ("yes",), list[Prompt]()
         self.sampled = asyncio.Event()
 
     async def generate(self, prompt: Prompt) -> Rollout:
         self.prompts.append(prompt)
         self.sampled.set()
-        tokens = np.asarray([*CHAT(self.text)["input_ids"], END], np.int32)
+        text = self.texts[min(len(self.prompts), len(self.texts)) - 1]
+        tokens = np.asarray([*CHAT(text)["input_ids"], END], np.int32)
         spans = (VersionSpan(len(self.prompts), len(tokens)),)
         return Rollout(tokens, np.full(len(tokens), -0.5, np.float32), spans, "stop", 0.01, end_ids=(END,))
 
@@ -138,31 +143,34 @@ def test_calls_of_tools_go_on_in_their_segment() -> None:
     assert text_of(made)[1].count(call) == 2 and "<tool_response>\n42\n</tool_response>" in text_of(made)[1]
 
 
-@pytest.mark.parametrize(
-    ("answer", "verdict"),
-    [
-        ({"raises": True}, Verdict("crash", None)), ({"seconds": 600}, Verdict("timeout", None)),
-        ({"reward": "much"}, Verdict("crash", None)), ({"reward": float("nan")}, Verdict("crash", None)),
-        ({"outcome": "correct"}, Verdict("correct", None, 1.0)), ({"outcome": "wrong"}, Verdict("wrong", None, 0.0)),
-        ({"outcome": "unparsable", "number": 0.5}, Verdict("unparsable", None, 0.5)),
-    ],
-)  # fmt: skip
-def test_what_an_agent_comes_to(answer: dict[str, Any], verdict: Verdict) -> None:
-    async def body(player: AgentPlayer, engine: Saying) -> None:
-        made = await player.play(a_prompt(**answer), engine.generate)
-        assert made is not None and made.verdict == verdict
-        assert text_of(made)[1] == "yes<|im_end|>"
-        again = await player.play(a_prompt(), engine.generate)  # in the same child: an agent costs itself only
-        assert again is not None and again.verdict == Verdict("correct", None, 0.5)
+WHAT_IT_COMES_TO: list[tuple[dict[str, Any], Verdict]] = [
+    ({"raises": True}, Verdict("crash", None)), ({"seconds": 600}, Verdict("timeout", None)),
+    ({"reward": "much"}, Verdict("crash", None)), ({"reward": float("nan")}, Verdict("crash", None)),
+    ({"outcome": "correct"}, Verdict("correct", None, 1.0)), ({"outcome": "wrong"}, Verdict("wrong", None, 0.0)),
+    ({"outcome": "unparsable", "number": 0.5}, Verdict("unparsable", None, 0.5)), ({}, Verdict("correct", None, 0.5)),
+]  # fmt: skip
 
-    run(body, max_rollout_seconds=2.0)
+
+def test_what_an_agent_comes_to() -> None:
+    """One after the other in one child: an agent costs itself only."""
+
+    async def body(player: AgentPlayer, engine: Saying) -> None:
+        for answer, verdict in WHAT_IT_COMES_TO:
+            made = await player.play(a_prompt(**answer), engine.generate)
+            assert made is not None and made.verdict == verdict, answer
+            assert text_of(made)[1] == "yes<|im_end|>"
+
+    run(body, max_rollout_seconds=8.0)
 
 
 def test_an_agent_that_asks_nothing_is_no_rollout() -> None:
-    with pytest.raises(NotBegun, match="the agent ended before it had asked the policy"):
-        played(asks=False)
-    with pytest.raises(NotBegun, match="no such tool"):
-        played(asks=False, raises=True)
+    async def body(player: AgentPlayer, engine: Saying) -> None:
+        with pytest.raises(NotBegun, match="the agent ended before it had asked the policy"):
+            await player.play(a_prompt(asks=False), engine.generate)
+        with pytest.raises(NotBegun, match="no such tool"):
+            await player.play(a_prompt(asks=False, raises=True), engine.generate)
+
+    run(body)
 
 
 def test_a_request_beyond_the_limits_is_told_to_the_agent() -> None:
@@ -207,3 +215,89 @@ def test_a_run_that_is_not_async_is_refused() -> None:
         class Blocking(Asking):
             def run(self, answer: Any, endpoint: Any) -> float:  # type: ignore[override]
                 return 0.0
+
+
+PROGRAM = """
+import json
+import os
+
+import openai
+problem = json.loads(input())
+client = openai.OpenAI(timeout=20)
+made = client.chat.completions.create(model=os.environ["OPENAI_MODEL"], messages=problem["prompt"])
+print("it says", made.choices[0].message.content)
+print(problem["answer"]["prints"])
+"""
+
+
+class Given(Asking):
+    """Problems for a program."""
+
+    is_agent = False
+
+
+@pytest.mark.parametrize(
+    ("prints", "verdict"),
+    [("0.25", Verdict("correct", None, 0.25)), ("nothing", Verdict("crash", None))],
+)  # fmt: skip
+def test_an_agent_may_be_a_program(tmp_path: Path, prints: str, verdict: Verdict) -> None:
+    (tmp_path / "agent.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "agent.py")]
+    options = {"command": command, "problems": f"{HERE}:Given"}
+    (problem,) = load_task(TaskConfig(name="command_agent", options=options)).problems("train", 0, 0, 1)
+    assert problem.answer == {"prompt": [{"role": "user", "content": "issued"}], "answer": {}}
+
+    async def body(player: AgentPlayer, engine: Saying) -> None:
+        prompt = a_prompt(**{**problem.answer, "answer": {"prints": prints}})
+        made = await player.play(prompt, engine.generate)
+        assert made is not None and made.verdict == verdict
+        assert text_of(made) == (decoded(CHAT, ISSUED.tolist()), "yes<|im_end|>")
+
+    run(body, name="command_agent", options=options)
+
+
+@pytest.mark.parametrize(
+    ("line", "reward"),
+    [(b"1\n", 1), (b'{"reward": 0.5}', 0.5), (b'{"reward": -1, "outcome": "wrong"}', Verdict("wrong", None, -1))],
+)  # fmt: skip
+def test_a_programs_last_line_is_its_reward(line: bytes, reward: object) -> None:
+    assert read_reward(line) == reward
+
+
+@pytest.mark.parametrize("line", [b"", b"done", b'{"outcome": "wrong"}', b'{"reward": 1, "more": 1}', b'"1"', b"[1]"])
+def test_another_last_line_is_none(line: bytes) -> None:
+    with pytest.raises(ValueError, match="the program's last line is no reward"):
+        read_reward(line)
+
+
+def test_an_agent_of_agents_is_refused() -> None:
+    with pytest.raises(TaskError, match="an agent itself"):
+        load_task(TaskConfig(name="command_agent", options={"command": ["true"], "problems": f"{HERE}:Asking"}))
+
+
+FOREVER = """
+import os
+import subprocess
+import sys
+import time
+
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open("pids", "w").write(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""
+
+
+def test_a_program_is_ended_with_all_that_it_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    options = {"command": [sys.executable, "-c", FOREVER], "problems": f"{HERE}:Given"}
+
+    async def body(player: AgentPlayer, engine: Saying) -> None:
+        with pytest.raises(NotBegun, match="took more than 3 s"):
+            await player.play(a_prompt(prompt="x", answer={}), engine.generate)
+        pids = (tmp_path / "pids").read_text().split()
+        async with asyncio.timeout(20):
+            while any(Path(f"/proc/{pid}").exists() for pid in pids):
+                await asyncio.sleep(0.05)
+
+    run(body, name="command_agent", options=options, max_rollout_seconds=3.0)
