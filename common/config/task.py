@@ -53,8 +53,8 @@ class TaskConfig(Section):
     """Children per generator in which the task runs: verifiers, or environments."""
 
     max_turns: Positive = 8
-    """Turns of the policy in a rollout of an environment (docs/environments.md) or agent (docs/agents.md). A rollout cut
-    here has finish reason `length`."""
+    """Turns of the policy in an environment (docs/environments.md) or by an agent (docs/agents.md). A rollout cut here
+    has finish reason `length`."""
 
     max_rollout_seconds: Seconds = 3600.0
     """An environment's rollout begins no further turn after so long; it then has finish reason `length`. An agent is

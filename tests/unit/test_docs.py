@@ -35,7 +35,8 @@ PAGES = (
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
     "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/value_pretraining.md", "docs/weights.md",
     "docs/index.md", "docs/own_task.md", "docs/environments.md", "docs/agents.md", "docs/rewards.md",
-    "docs/formulas.md", "docs/comparison.md", "docs/glossary.md", "docs/built_in_tasks.md", "docs/threats.md", "CONTRIBUTING.md",
+    "docs/formulas.md", "docs/comparison.md", "docs/glossary.md", "docs/built_in_tasks.md", "docs/threats.md",
+    "CONTRIBUTING.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
