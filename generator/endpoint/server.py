@@ -28,7 +28,6 @@ from vcppo.generator.endpoint.session_keys import SessionKeys
 
 log = structlog.get_logger(__name__)
 
-_HOST = "127.0.0.1"
 _MAX_BODY = 2 << 20
 _BODY_SECONDS = 30.0
 _MOST_WAITING = 16  # requests of one session
@@ -75,9 +74,14 @@ class Session:
 
 
 class EndpointServer:
-    """Make it, ``await start()``, ``open()`` sessions, ``await close()``."""
+    """Make it, ``await start()``, ``open()`` sessions, ``await close()``.
+
+    Attributes:
+        host: that it listens on.
+    """
 
     def __init__(self) -> None:
+        self.host = "127.0.0.1"
         self._keys = SessionKeys()
         self._numbers = itertools.count(1)
         self._sessions: dict[int, Session] = {}
@@ -92,8 +96,8 @@ class EndpointServer:
         # A client that has gone ends its handler: what it asked is then sampled for nobody, or not at all.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, _HOST, 0).start()
-        self._base_url = f"http://{_HOST}:{self._runner.addresses[0][1]}/v1"
+        await web.TCPSite(self._runner, self.host, 0).start()
+        self._base_url = f"http://{self.host}:{self._runner.addresses[0][1]}/v1"
         log.info("endpoint_ready", address=self._base_url)
 
     async def close(self) -> None:

@@ -110,6 +110,10 @@ class EnvironmentPool:
         self._changed = asyncio.Event()  # a child is up, or none can be
         self._failure: Exception | None = None
 
+    def child_environment(self) -> dict[str, str]:
+        """Variables that its children have, and this process has not."""
+        return {}
+
     async def start(self) -> None:
         """Raises EnvironmentNotStarted when a child does not come up; the child's own error is on stderr."""
         try:
@@ -194,7 +198,7 @@ class EnvironmentPool:
 
     async def _spawn(self) -> None:
         command = [sys.executable, "-m", "vcppo.generator.turns.environment_child"]
-        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"} | self.child_environment()
         family = await Family.start(command, environment, MAX_REPLY_BYTES)
         try:
             async with asyncio.timeout(_START_SECONDS):

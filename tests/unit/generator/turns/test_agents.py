@@ -199,6 +199,13 @@ def test_settings_of_sampling_are_the_runs() -> None:
     assert engine.prompts[0].max_response_tokens == 5 and made.verdict.outcome == "correct"
 
 
+def test_a_proxy_does_not_stand_before_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    assert played()[0].verdict.outcome == "correct"
+
+
 def test_an_evaluation_asks_agents_too() -> None:
     async def body(player: AgentPlayer, engine: Any) -> None:
         config = player._config
