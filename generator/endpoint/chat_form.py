@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.tasks.interface import ChatMessages
+from vcppo.common.text.yaml_text import one_line
 from vcppo.generator.endpoint.chat_messages import read_messages, read_tools
 from vcppo.generator.endpoint.conversation import Tools
 from vcppo.generator.endpoint.refusal import invalid
@@ -68,7 +69,7 @@ def read_request(body: bytes) -> ChatRequest:
             raise invalid(f"{name}: {shown} is not supported, only {json.dumps(accepted[0])}")
     known = _KNOWN | _FIXED.keys() | _SAMPLING | _OF_NO_MEANING
     if unknown := sorted(name for name, value in found.items() if value is not None and name not in known):
-        raise invalid(f"{unknown[0][:80]}: not supported")
+        raise invalid(f"{one_line(unknown[0], 80)}: not supported")
     options = found.get("stream_options") or {}
     if not isinstance(options, dict):
         raise invalid("stream_options: an object")

@@ -11,6 +11,7 @@ from typing import Any
 
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.tasks.interface import ChatMessages
+from vcppo.common.text.yaml_text import one_line
 from vcppo.generator.endpoint.refusal import invalid
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -75,7 +76,7 @@ def _message(where: str, found: Any) -> dict[str, Any]:
     if "tool_calls" in given and message["role"] == "assistant":
         message["tool_calls"] = _calls(where, given.pop("tool_calls"))
     if given:
-        raise invalid(f"{where}.{min(given)}: not supported in a message of role {message['role']}")
+        raise invalid(f"{where}.{one_line(min(given), 80)}: not supported in a message of role {message['role']}")
     return message
 
 
