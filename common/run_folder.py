@@ -120,6 +120,11 @@ class RunFolder:
         return self.path / "trained.jsonl"
 
     @property
+    def difficulty(self) -> Path:
+        """JSON lines: which problem each group asks, and what each step has shown of them (rl.difficulty)."""
+        return self.path / "difficulty.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Some responses of each RL step, one file a step (`vcppo samples`)."""
         return self.path / "samples"

@@ -218,11 +218,11 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from vcppo.deploy.demo import CONFIG, Demo, demo_config
+    from vcppo.deploy.demo import TASKS, Demo, demo_config
 
     config = demo_config(
         arguments.overrides,
-        path=arguments.config or CONFIG,
+        path=arguments.config or TASKS[arguments.task],
         seed=arguments.seed,
         name=arguments.name,
         fresh=arguments.fresh,
@@ -253,6 +253,7 @@ examples:
   vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
+  vcppo ui                                     pages of all runs in a browser
   vcppo samples runs/first --outcome correct   read its responses
   vcppo logs -f --level warning                follow warnings of all processes
   vcppo eval -c my.yaml --model runs/first/export --model runs/first/cold_start
@@ -289,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.evaluation.explainable_command import add_explainable
     from vcppo.deploy.experiment.experiment_command import add_experiment
     from vcppo.deploy.samples.samples_command import add_samples
+    from vcppo.deploy.ui.ui_command import add_ui
 
     parser = argparse.ArgumentParser(
         prog="vcppo",
@@ -308,6 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_reject(commands)
     _add_logs(commands)
     add_samples(partial(_add, commands))
+    add_ui(partial(_add, commands))
     _add_keys(commands)
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
@@ -459,9 +462,17 @@ def _add_demo(commands: Commands) -> None:
     demo = _add(commands, "demo", _demo, "the whole pipeline: cold start, value pretraining, RL, evaluation, report",
                 "vcppo demo                    starts runs/demo, or continues it where it stopped\n"
                 "vcppo demo --fresh            a new one: runs/demo-2\n"
+                "vcppo demo --task tools       a model learns to ask a calculator: runs/demo-tools\n"
                 "vcppo demo --seed 7           runs/demo-seed7")  # fmt: skip
     demo.add_argument("overrides", nargs="*", metavar="section.field=value", help="change a setting")
-    demo.add_argument(
+    recipe = demo.add_mutually_exclusive_group()
+    recipe.add_argument(
+        "--task",
+        choices=("arithmetic", "tools"),
+        default="arithmetic",
+        help="what is learnt: careful arithmetic (the default), or asking a calculator in two turns",
+    )
+    recipe.add_argument(
         "-c", "--config", type=Path, metavar="CONFIG", help="another recipe than deploy/configs/demo.yaml"
     )
     demo.add_argument("--seed", type=int, help="run.seed, and a run folder of its own")

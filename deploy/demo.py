@@ -38,17 +38,21 @@ from vcppo.deploy.terminal.session import Mode, Session, open_session, write_led
 log = structlog.get_logger(__name__)
 
 _UNNAMED = "name-to-be-chosen"  # a run of this name is not named by the user's overrides
-CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+_CONFIGS = Path(__file__).parent / "configs"
+CONFIG = _CONFIGS / "demo.yaml"
+TASKS = {"arithmetic": CONFIG, "tools": _CONFIGS / "demo_tools.yaml"}
+"""``--task`` → the recipe."""
+_BASE = {TASKS["tools"]: "demo-tools"}
 
 
-def demo_name(folder: Path, seed: int | None, fresh: bool, name: str | None = None) -> str:
-    """The run to work on: `name`, else the last demo of that seed there is; the next number with `fresh`.
+def demo_name(folder: Path, seed: int | None, fresh: bool, name: str | None = None, kind: str = "demo") -> str:
+    """The run to work on: `name`, else the last demo of that kind and seed; the next number with `fresh`.
 
     ``demo``, ``demo-2``, …; with a seed ``demo-seed7``, ``demo-seed7-2``, …; with a name ``x``, ``x-2``, ….
     """
     if name is not None and not fresh:
         return name
-    base = name or ("demo" if seed is None else f"demo-seed{seed}")
+    base = name or (kind if seed is None else f"{kind}-seed{seed}")
     numbers = [
         int(m[1] or 1)
         for path in folder.glob(f"{base}*/config.yaml")
@@ -80,7 +84,7 @@ def demo_config(
         if name not in (None, given.run.name):
             raise RunError(f"--run {name} and run.name={given.run.name} name two runs: give one of them")
         name = given.run.name
-    run = demo_name(given.run.folder, seed, fresh, name)
+    run = demo_name(given.run.folder, seed, fresh, name, _BASE.get(path, "demo"))
     policy = given.sft.output or RunFolder(given.run.folder / run).cold_start
     own = [f"model.path={policy}", *([f"run.seed={seed}"] if seed is not None else [])]
     return load_config(path, [*own, *overrides, f"run.name={run}"])
@@ -228,7 +232,8 @@ class Demo:
             self.console.print(f"[red]not as it should be:[/] {escape(problem)}", highlight=False)
         if not problems:
             self.console.print(
-                "[green]All as it should be.[/] Once more from the start: vcppo demo --fresh", highlight=False
+                "[green]All as it should be.[/] Once more from the start: the same command with --fresh",
+                highlight=False,
             )
         return EXIT_FAILURE if problems else EXIT_OK
 

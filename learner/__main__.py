@@ -52,6 +52,7 @@ from vcppo.learner.rl.samples import SampleWriter
 from vcppo.learner.rl.stop import StopRequest
 from vcppo.learner.rl.trained_log import TrainedLog, check_trained_once
 from vcppo.learner.supply.collect import BatchCollector, PromptIssuer, give_up_outdated
+from vcppo.learner.supply.drawn_problems import DrawnProblems
 from vcppo.learner.supply.prompts import PromptSource
 from vcppo.learner.value_pretraining.frozen_policy import FrozenPolicy, VersionZero
 from vcppo.learner.value_pretraining.recorded_with import digest, made_with
@@ -78,7 +79,10 @@ def make_broadcaster(config: VcppoConfig, store: RunStore | None, actor: WeightE
 
 @dataclass(frozen=True)
 class Session:
-    """One learner process: everything both stages need. ``store``, ``source`` and ``metrics`` are rank 0's."""
+    """One learner process: everything both stages need.
+
+    ``store``, ``source``, ``metrics`` and ``tokenizer`` are rank 0's.
+    """
 
     config: VcppoConfig
     share: Share
@@ -87,6 +91,7 @@ class Session:
     metrics: MetricsWriter | None
     stop: StopRequest
     make_broadcaster: MakeBroadcaster
+    tokenizer: Any = None
 
     @property
     def folder(self) -> RunFolder:
@@ -160,11 +165,11 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     store = connect_store(config, patience_seconds=config.redis.patience_seconds, enter=LEARNER)
     facts.VOCABULARY_SIZE.write(store, vocabulary)
     metrics = open_metrics(config, "learner")
-    return Session(config, share, store, _prompt_source(config), metrics, stop, make_broadcaster)
-
-
-def _prompt_source(config: VcppoConfig) -> PromptSource:
     tokenizer = load_tokenizer(config)
+    return Session(config, share, store, _prompt_source(config, tokenizer), metrics, stop, make_broadcaster, tokenizer)
+
+
+def _prompt_source(config: VcppoConfig, tokenizer: Any) -> PromptSource:
     return PromptSource(
         config,
         load_task(config.task),
@@ -239,13 +244,24 @@ def _rank_zero(session: Session) -> RankZero | None:
         return None
     if not session.folder.has_trained:
         give_up_outdated(session.store, digest(made_with(session.config, session.source.task)))
+    drawn = _drawn_problems(session, session.store, session.source)
     issuer = PromptIssuer(session.store, session.source, "rl")
     collector = BatchCollector(session.config, session.store, issuer)
     trained, samples = (
         TrainedLog(session.folder.trained_log, session.stop),
-        SampleWriter(session.folder.samples, session.config.metrics),
+        SampleWriter(session.folder.samples, session.config.metrics, session.tokenizer),
     )
-    return RankZero(session.store, issuer, collector, session.metrics, trained, samples)
+    return RankZero(session.store, issuer, collector, session.metrics, trained, samples, drawn)
+
+
+def _drawn_problems(session: Session, store: RunStore, source: PromptSource) -> DrawnProblems | None:
+    """Where RL draws its problems by difficulty."""
+    config, size = session.config, source.task.size("train")
+    if not config.rl.difficulty.enabled or size is None:
+        return None
+    drawn = DrawnProblems(config, size, session.folder.difficulty, store.confirm, session.stop)
+    source.draw_by(drawn)
+    return drawn
 
 
 def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:

@@ -15,6 +15,9 @@ import structlog
 
 TESTS = Path(__file__).parent
 
+# No test asks the model hub: without a network its library tries again for more than a minute.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 # Pure functions and records of arrays. In this process each of their calls is checked against its annotations; the
 # processes that tests start, and production, run them as they are.
 SHAPE_CHECKED = (

@@ -21,6 +21,7 @@ A task of your own, in a file beside your run.yaml (``task.name: my_task:Double`
 | `Problem`, `Verdict`, `Demonstration`, `Finding` | what its methods return |
 | `TaskOptions`, `parse_options` | typed options of a task; a wrong one is refused with its name |
 | `Chat` | a prompt of chat messages with tools, or with variables for the chat template |
+| `Tool`, `ToolError`, `ToolUse` | a tool of your own, what its call raises, and the figures of calls |
 | `Split`, `Text`, `ChatMessages`, `FinishReason`, `Outcome` | the types in its signatures |
 | `load_task` | the task that a config names |
 | `load_config`, `VcppoConfig` | a run's settings from YAML and overrides, checked |
@@ -35,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vcppo.common.config import VcppoConfig, load_config
     from vcppo.common.environments.agent import Agent, Endpoint
-    from vcppo.common.environments.environment import Environment, Observation
+    from vcppo.common.environments.environment import Environment, Observation, ToolUse
     from vcppo.common.errors import VcppoError
     from vcppo.common.records.trajectory import FinishReason, Outcome
     from vcppo.common.tasks import load_task
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         Verdict,
         parse_options,
     )
+    from vcppo.common.tools.tool import Tool, ToolError
 
 __version__ = "0.2.0"
 __all__ = [
@@ -72,6 +74,9 @@ __all__ = [
     "TaskError",
     "TaskOptions",
     "Text",
+    "Tool",
+    "ToolError",
+    "ToolUse",
     "VcppoConfig",
     "VcppoError",
     "Verdict",
@@ -85,6 +90,9 @@ _HOMES = {
     "Endpoint": "vcppo.common.environments.agent",
     "Environment": "vcppo.common.environments.environment",
     "Observation": "vcppo.common.environments.environment",
+    "Tool": "vcppo.common.tools.tool",
+    "ToolError": "vcppo.common.tools.tool",
+    "ToolUse": "vcppo.common.environments.environment",
     "FinishReason": "vcppo.common.records.trajectory",
     "Outcome": "vcppo.common.records.trajectory",
     "VcppoConfig": "vcppo.common.config",

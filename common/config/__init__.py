@@ -31,6 +31,7 @@ from vcppo.common.config.task import RewardFunctionConfig, TaskConfig
 from vcppo.common.config.training import (
     AlgorithmConfig,
     CriticConfig,
+    DifficultyConfig,
     EvalConfig,
     ModelConfig,
     RlConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "ConfigError",
     "ConfigField",
     "CriticConfig",
+    "DifficultyConfig",
     "EvalConfig",
     "GeneratorConfig",
     "JudgeConfig",

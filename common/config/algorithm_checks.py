@@ -116,13 +116,21 @@ def _entropy_problems(config: VcppoConfig) -> Iterator[str]:
 
 
 def turn_problems(config: VcppoConfig) -> Iterator[str]:
-    """Turns as steps of GAE."""
-    algorithm = config.algorithm
-    if algorithm.advantage_level == "turn" and algorithm.gamma != 1:
+    """Turns or segments as steps of GAE."""
+    algorithm, defaults = config.algorithm, type(config.algorithm)()
+    level = algorithm.advantage_level
+    if level != "token" and algorithm.gamma != 1:
         yield (
             f"algorithm.gamma = {algorithm.gamma:g}: discounts by the token, also in value pretraining, and with"
-            " algorithm.advantage_level = turn a step is a turn: set it to 1, or algorithm.advantage_level to token"
+            f" algorithm.advantage_level = {level} a step is a {level}: set it to 1, or algorithm.advantage_level to"
+            " token"
         )
+    for name in ("segment_cutpoints", "segment_probability"):
+        if level != "segment" and (value := getattr(algorithm, name)) != getattr(defaults, name):
+            yield (
+                f"algorithm.{name} = {value:g}: has no effect with algorithm.advantage_level = {level}: set that to"
+                f" segment, or leave algorithm.{name} out"
+            )
 
 
 def no_critic_problems(config: VcppoConfig) -> Iterator[str]:

@@ -80,6 +80,14 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
         )
     if rl.straggler == "drop" and rl.max_staleness == 0:
         yield "rl.straggler = drop has no effect with rl.max_staleness = 0: nothing is ever too old"
+    if rl.dynamic_sampling is not None and config.algorithm.centres:
+        consequence = "so a group of one reward does have a signal"
+        if config.algorithm.has_critic:
+            consequence += ", and the critic's values lean to the middle: it learns from mixed groups only"
+        yield (
+            f"rl.dynamic_sampling = {rl.dynamic_sampling} with algorithm.advantage_estimator ="
+            f" {config.algorithm.advantage_estimator}: that compares a reward with more than its group's, {consequence}"
+        )
     corrections = (config.algorithm.importance_truncation, config.algorithm.rejection)
     if rl.max_staleness > 0 and corrections == (None, None) and config.algorithm.old_log_probs == "proximal":
         yield (
@@ -125,6 +133,8 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f"rl.batch_size = {rl.batch_size}: not a multiple of rl.group_size = {rl.group_size}:"
             f" set rl.batch_size to {_multiples(rl.batch_size, rl.group_size)}"
         )
+    yield from _dynamic_sampling_problems(config)
+    yield from _difficulty_problems(config)
     if rl.batch_size < algorithm.num_mini_batches:
         yield (
             f"algorithm.num_mini_batches = {algorithm.num_mini_batches}: more mini-batches than the rl.batch_size ="
@@ -136,6 +146,38 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
             f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
         )
+
+
+def _dynamic_sampling_problems(config: VcppoConfig) -> Iterator[str]:
+    rl = config.rl
+    if rl.dynamic_sampling is not None and rl.group_size < 2:
+        yield (
+            f"rl.dynamic_sampling = {rl.dynamic_sampling}: compares responses of a prompt, and rl.group_size ="
+            f" {rl.group_size}: set that to 2 or more, or rl.dynamic_sampling to null"
+        )
+    cap = rl.dynamic_sampling_max_batches
+    if rl.dynamic_sampling is None and cap != type(rl)().dynamic_sampling_max_batches:
+        yield (
+            f"rl.dynamic_sampling_max_batches = {cap}: has no effect with rl.dynamic_sampling = null: set that to"
+            " rewards or outcomes, or leave rl.dynamic_sampling_max_batches out"
+        )
+
+
+def _difficulty_problems(config: VcppoConfig) -> Iterator[str]:
+    difficulty = config.rl.difficulty
+    for name, value in difficulty:
+        if not difficulty.enabled and name != "enabled" and value != getattr(type(difficulty)(), name):
+            yield (
+                f"rl.difficulty.{name} = {value}: has no effect with rl.difficulty.enabled = false: set that to true,"
+                f" or leave rl.difficulty.{name} out"
+            )
+    if difficulty.hard_to >= difficulty.easy_from:
+        yield (
+            f"rl.difficulty.hard_to = {difficulty.hard_to:g}: not below rl.difficulty.easy_from ="
+            f" {difficulty.easy_from:g}, so no problem is between: set it to {difficulty.easy_from / 4:g}"
+        )
+    if difficulty.easy_share + difficulty.edge_share + difficulty.hard_share == 0:
+        yield "rl.difficulty.edge_share = 0: so are the shares of easy and hard: set it to 1"
 
 
 def _schedule_problems(config: VcppoConfig) -> Iterator[str]:

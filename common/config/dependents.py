@@ -112,6 +112,7 @@ DEPENDENTS: Mapping[str, Dependents] = {
     "rl.": _GOES_ON,
     "rl.actor_freeze": _BEGINS,  # which weights the optimizer has a state of
     "rl.critic_freeze": _BEGINS,
+    "rl.difficulty.enabled": _BEGINS,  # which problem a group asks
     "rl.group_size": _EVERYTHING,  # which prompt is whose sample
     "rl.weight_decay": _CRITIC_AND_RL,
     "rl.adam_beta2": _CRITIC_AND_RL,

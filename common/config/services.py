@@ -239,11 +239,15 @@ class MetricsConfig(Section):
     wandb_project: str | None = None
     """Metrics also go to this project of Weights & Biases (pip install vcppo[wandb])."""
 
-    samples_per_step: int = Field(default=32, ge=0)
-    """Responses of each RL step kept for `vcppo samples`, of every outcome some; 0: none."""
+    samples_per_step: int = Field(default=256, ge=0)
+    """Responses of each RL step that are kept, with the critic's values of each token: all of a smaller batch, of a
+    larger one some of every outcome; 0: none."""
+
+    samples_tokens: int = Field(default=262_144, gt=0)
+    """Tokens of the kept responses of a step, prompts included. A token takes some 25 bytes on disk."""
 
     samples_mib: float = Field(default=256.0, gt=0)
-    """All kept responses of a run together; beyond it those of the oldest steps go."""
+    """All kept responses of a run together; beyond it the oldest steps but the first go."""
 
 
 class WatchdogConfig(Section):

@@ -131,9 +131,17 @@ class AlgorithmConfig(Section):
     of the group's others. reinforce_plus_plus is the return, KL in the reward included, whitened over the batch;
     its baseline variant takes the group's mean away first."""
 
-    advantage_level: Literal["token", "turn"] = "token"
-    """With gae, what one step is. turn: a run of action tokens without other text between; all its tokens have one
-    advantage, and V is asked where turns begin."""
+    advantage_level: Literal["token", "turn", "segment"] = "token"
+    """With gae, what one step is. turn: a run of action tokens without other text between. segment: a piece of a turn,
+    with so many tokens that the policy found unlikely. All tokens of one have one advantage, and V is asked where it
+    begins."""
+
+    segment_cutpoints: int = Field(default=5, ge=1)
+    """With advantage_level segment: a segment ends behind so many cutpoints (SPO: 5)."""
+
+    segment_probability: float = Field(default=0.9, gt=0, le=1)
+    """With advantage_level segment: a token that had at most this probability when it was sampled is a cutpoint (SPO:
+    0.9). 1: each is, so segments have a fixed number of tokens."""
 
     gamma: Lambda = 1.0
     """Discount (paper: 1)."""
@@ -385,6 +393,35 @@ class ValuePretrainingConfig(Section):
         return round((self.num_trajectories // group_size + num_taken) * self.held_out_fraction)
 
 
+class DifficultyConfig(Section):
+    """Which problems of a finite data set RL asks, by how often each was answered right (docs/sampling.md)."""
+
+    enabled: bool = False
+    """Draw by difficulty. false: in the task's own order, each problem once before any comes again."""
+
+    new_share: float = Field(default=1.0, ge=0, le=1)
+    """Share of groups that ask a problem never answered yet, while there is one. 1: all others wait until then."""
+
+    easy_share: float = Field(default=0.1, ge=0)
+    """Of the other groups, how many ask an easy problem; the three shares are taken in proportion to their sum. A pool
+    without a free problem gives its share to the others."""
+
+    edge_share: float = Field(default=0.8, ge=0)
+    """How many ask one that is sometimes answered right."""
+
+    hard_share: float = Field(default=0.1, ge=0)
+    """How many ask a hard one. Above 0, so that it is seen when it no longer is."""
+
+    easy_from: float = Field(default=0.8, gt=0, le=1)
+    """Easy: at least this share of responses were correct."""
+
+    hard_to: float = Field(default=0.2, ge=0, lt=1)
+    """Hard: at most this share were."""
+
+    window: Positive = 2
+    """How many of its newest groups count."""
+
+
 class RlConfig(Section):
     """The asynchronous loop: batch, credits and optimizers' step sizes."""
 
@@ -403,6 +440,17 @@ class RlConfig(Section):
     straggler: Literal["wait", "drop"] = "wait"
     """wait: train in order of issue, however long the slowest of a batch takes. drop: train whoever has arrived and
     give up what would exceed max_staleness; that starves long, hard prompts, and drops are counted."""
+
+    dynamic_sampling: Literal["rewards", "outcomes"] | None = None
+    """Leave finished groups out of training that teach nothing, and fill the batch with others (DAPO). rewards: those
+    whose rewards are all the same. outcomes: besides, those that are all correct or all not. null: off."""
+
+    dynamic_sampling_max_batches: Positive = 4
+    """At most so many batches of groups are left out before a step; then it is trained with what there is. So a task
+    that is solved, or hopeless, never waits for ever."""
+
+    difficulty: DifficultyConfig = DifficultyConfig()
+    """Which problems are asked."""
 
     actor_learning_rate: float = Field(default=3e-5, gt=0)
     """Policy step size (paper, 32B: 1e-6)."""

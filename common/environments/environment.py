@@ -16,6 +16,23 @@ MAX_OBSERVATION = 1 << 18
 _OUTCOMES = get_args(Outcome)
 
 
+class ToolUse(NamedTuple):
+    """Tools that were called in one turn, or one rollout.
+
+    Attributes:
+        errors: calls that came to nothing.
+        seconds: in all of them.
+    """
+
+    calls: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+
+    def and_(self, other: ToolUse) -> ToolUse:
+        """Both together."""
+        return ToolUse(self.calls + other.calls, self.errors + other.errors, self.seconds + other.seconds)
+
+
 class Observation(NamedTuple):
     """What an environment answers to one action.
 
@@ -26,12 +43,14 @@ class Observation(NamedTuple):
         done: the rollout ends.
         outcome: what the rollout came to, for accuracy; only with `done`. None: ``correct`` when the rewards sum to
             more than 0, else ``wrong``.
+        tools: which the action called, for the figures.
     """
 
     content: str | ChatMessages = ""
     reward: float = 0.0
     done: bool = False
     outcome: Outcome | None = None
+    tools: ToolUse = ToolUse()
 
 
 class Environment(Task):
@@ -46,6 +65,8 @@ class Environment(Task):
     """
 
     is_environment: ClassVar[bool] = True
+    may_overlap: bool = True
+    """Whether calls of one that is async run side by side. False: it waits without being async."""
 
     @abstractmethod
     def reset(self, answer: Mapping[str, object]) -> Awaitable[None] | None:
@@ -63,6 +84,9 @@ class Environment(Task):
             action: the text of the policy's turn, without the end-of-sequence token or stop string that ended it. A
                 turn that was cut by its length is not shown: the rollout has ended.
         """
+
+    async def prepare(self) -> None:
+        """Called once in each child, in its event loop, before the first rollout: connect to what rollouts share."""
 
     def close(self) -> Awaitable[None] | None:
         """The rollout is over, whatever the reason. Not called when the child process was ended."""
@@ -83,23 +107,44 @@ def checked(found: Any) -> Observation:
         raise ValueError(f"Observation.done is a {type(found.done).__name__}, no bool")
     if found.outcome is not None and (found.outcome not in _OUTCOMES or not found.done):
         raise ValueError(f"Observation.outcome = {found.outcome!r}: one of {', '.join(_OUTCOMES)}, and only with done")
-    return found._replace(reward=reward)
+    return found._replace(reward=reward, tools=_checked_use(found.tools))
+
+
+def _checked_use(use: Any) -> ToolUse:
+    if not isinstance(use, tuple) or len(use) != len(ToolUse._fields):
+        raise ValueError(f"Observation.tools is a {type(use).__name__}, no ToolUse")
+    calls, errors, seconds = (
+        number_of(f"Observation.tools.{name}", each) for name, each in zip(ToolUse._fields, use, strict=True)
+    )
+    if not 0 <= errors <= calls or calls % 1 or errors % 1 or seconds < 0:
+        raise ValueError(f"Observation.tools = {use}: calls and errors are counts, no more errors than calls")
+    return ToolUse(int(calls), int(errors), seconds)
 
 
 def _fault_of(content: Any) -> str:
     if isinstance(content, str):
-        size = len(content)
+        texts = [content]
     elif isinstance(content, list) and content:
         for message in content:
             keys = ("role", "content")
             if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in keys):
                 return f"has a message without a role and a content of text: {str(message)[:80]!r}"
-            if message.keys() - {"role", "content", "name"}:
-                return f"has a message with other keys than role, content and name: {str(message)[:80]!r}"
-        size = sum(len(text) for message in content for text in message.values())
+            if message.keys() - {"role", "content", "name"} or not isinstance(message.get("name", ""), str):
+                return f"has a message with more than role, content and name as text: {str(message)[:80]!r}"
+        texts = [text for message in content for text in message.values()]
     else:
         return f"is a {type(content).__name__}, not text or chat messages"
-    return f"has {size:,} characters: at most {MAX_OBSERVATION:,}" if size > MAX_OBSERVATION else ""
+    if (size := sum(map(len, texts))) > MAX_OBSERVATION:
+        return f"has {size:,} characters: at most {MAX_OBSERVATION:,}"
+    return "has half a character (a lone surrogate), which no tokenizer takes" if any(map(_is_torn, texts)) else ""
+
+
+def _is_torn(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def outcome_of(rewards: list[float], last: Observation | None) -> Outcome:

@@ -39,7 +39,7 @@ class Transcript(NamedTuple):
         action_mask: ``[T]`` bool, what the policy chose.
         log_probs: ``[T]`` float32, nats; 0 where the mask is False.
         version_spans: run-length policy versions; counts sum to T.
-        rewards: ``[T]`` float32, a turn's on its last action, else 0.
+        turn_rewards: of each turn that was answered. Turns with nothing said between them are one.
         finish_reason: ``stop``: the environment was done; ``length``: it was cut.
     """
 
@@ -47,7 +47,7 @@ class Transcript(NamedTuple):
     action_mask: BoolArray
     log_probs: Float32Array
     version_spans: tuple[VersionSpan, ...]
-    rewards: Float32Array
+    turn_rewards: tuple[float, ...]
     finish_reason: FinishReason
 
 
@@ -59,7 +59,7 @@ class Episode:
         max_turns: of the policy.
 
     Attributes:
-        turn_rewards: of each turn that was answered.
+        turn_rewards: of each turn that was answered; turns with nothing said between them are one.
         num_turns: that the policy has taken.
         finish_reason: None while it goes on.
     """
@@ -73,8 +73,8 @@ class Episode:
         self._masks: list[BoolArray] = []
         self._log_probs: list[Float32Array] = []
         self._spans: list[VersionSpan] = []
-        self._ends: list[int] = []  # the place of each turn's last action
         self._length = 0
+        self._is_joined = False  # to the turn before: nothing was said between them
         self._awaits_answer = False
 
     @property
@@ -103,7 +103,6 @@ class Episode:
         self._append(turn.token_ids, turn.log_probs, is_action=True)
         for span in turn.version_spans:
             self._cover(span.version, span.count)
-        self._ends.append(self._length - 1)
         self.num_turns += 1
         if turn.finish_reason == "length":
             self.finish_reason = "length"
@@ -123,7 +122,11 @@ class Episode:
         if not self._awaits_answer:
             raise ValueError("no answer was awaited")
         self._awaits_answer = False
-        self.turn_rewards.append(reward)
+        if self._is_joined:
+            self.turn_rewards[-1] += reward
+        else:
+            self.turn_rewards.append(reward)
+        self._is_joined = not len(token_ids)
         if done:
             self.finish_reason = "stop"
         elif is_late or self.num_turns == self._max_turns or len(token_ids) >= self.room:
@@ -137,11 +140,9 @@ class Episode:
         """All of it. ValueError while it goes on."""
         if self.finish_reason is None:
             raise ValueError("the rollout has not ended")
-        rewards = np.zeros(self._length, np.float32)
-        rewards[self._ends[: len(self.turn_rewards)]] = self.turn_rewards
         return Transcript(
-            self.token_ids, np.concatenate(self._masks), np.concatenate(self._log_probs), tuple(self._spans), rewards,
-            self.finish_reason,
+            self.token_ids, np.concatenate(self._masks), np.concatenate(self._log_probs), tuple(self._spans),
+            tuple(self.turn_rewards), self.finish_reason,
         )  # fmt: skip
 
     def _append(self, tokens: Int32Array, log_probs: Float32Array, *, is_action: bool) -> None:

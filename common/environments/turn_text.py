@@ -9,15 +9,17 @@ What an environment says is anybody's text. A ``<|im_end|>`` in it becomes the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vcppo.common.tasks import encode_prompt, prompt_text
 from vcppo.common.tasks.interface import Chat, ChatMessages, TaskError
+from vcppo.common.tasks.prompts.chat import ignored
 from vcppo.common.text.yaml_text import one_line
 
 _ACTION = "vcppoactionvcppo"  # stands for the policy's message
-_SAID = "vcppomessage{}vcppo"  # stands for what the environment says
+_SAID = 'vcppo"message{}"vcppo'  # stands for what the environment says; its quotes show whether it becomes JSON
 
 
 class TurnText:
@@ -26,16 +28,21 @@ class TurnText:
     Args:
         tokenizer: transformers', of the policy.
         is_chat: whether the task's prompts are chats: then an observation's text is a message of role ``user``.
+        template: variables that the prompts give the chat template, such as ``tools``: it gets them here too.
 
     Raises:
-        TaskError: the chat template does not write turns one behind the other.
+        TaskError: the chat template does not write turns one behind the other, or knows nothing of tools where there
+            are some.
     """
 
-    def __init__(self, tokenizer: Any, *, is_chat: bool) -> None:
+    def __init__(self, tokenizer: Any, *, is_chat: bool, template: Mapping[str, Any] | None = None) -> None:
         self._tokenizer, self._is_chat = tokenizer, is_chat
+        self._template = template or {}
         self._controls = _control_ids(tokenizer)
         if is_chat:
             self._behind([{"role": "user", "content": "x"}])
+        if self._template.get("tools"):
+            self._refuse_without_tools()
 
     def encode(self, content: str | ChatMessages, last_token: int) -> list[int]:
         """Token ids of `content` behind a turn that ended with `last_token`.
@@ -58,6 +65,8 @@ class TurnText:
         Raises:
             TaskError: the chat template can't render it.
         """
+        for each in chat.messages:
+            self._refuse_names(each)
         ids: list[int] = encode_prompt(self._tokenizer, chat).tolist()
         said = {
             number: each
@@ -70,6 +79,14 @@ class TurnText:
         marked = [{**each, "content": marks.get(place, each["content"])} for place, each in enumerate(chat.messages)]
         return self._filled(prompt_text(self._tokenizer, chat._replace(messages=marked)), marks.values(), said.values())
 
+    def _refuse_without_tools(self) -> None:
+        """TaskError where the template leaves the tools out, or what they say."""
+        remedy = "use a model whose chat template knows tools, or mend the template"
+        asked = Chat([{"role": "user", "content": "x"}], self._template["tools"])
+        if "tools" in ignored(self._tokenizer, asked):
+            raise TaskError(f"the model's chat template takes no notice of the task's tools: {remedy}")
+        self._messages([{"role": "tool", "content": "x", "name": "x"}] * 2)
+
     def _messages(self, messages: ChatMessages) -> list[int]:
         marks = [_SAID.format(number) for number in range(len(messages))]
         frame = self._behind([{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
@@ -77,17 +94,19 @@ class TurnText:
 
     def _filled(self, frame: str, marks: Iterable[str], messages: Iterable[dict[str, Any]]) -> list[int]:
         """The tokens of `frame` with the messages' words in place of their marks, no control token in them."""
-        messages = list(messages)
-        pieces, rest = list[str](), frame
-        for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found or mark in rest:
+        pieces, texts, rest = list[str](), list[str](), frame
+        for mark, message in zip(marks, messages, strict=True):
+            # Llama's and Hermes' templates write what a tool says as a string of JSON.
+            written = _in_json if _in_json(mark) in rest else str
+            before, found, rest = rest.partition(written(mark))
+            if not found or written(mark) in rest:
                 raise TaskError(
                     f"the model's chat template does not write the environment's message of role "
-                    f"{messages[len(pieces)]['role']!r} once, as it is: use another role, or mend the template"
+                    f"{message['role']!r} once, as it is: use another role, or mend the template"
                 )
+            self._refuse_names(message)
             pieces.append(before)
-        texts = [each["content"] for each in messages]
+            texts.append(written(message["content"]))
         whole = "".join(before + text for before, text in zip(pieces, texts, strict=True)) + rest
         expected = [token for piece in (*pieces, rest) for token in self._ids(piece) if token in self._controls]
         if self._controls_in(ids := self._ids(whole)) == expected:
@@ -96,6 +115,12 @@ class TurnText:
         for piece, text in zip(pieces, texts, strict=True):
             found_ids += self._ids(piece) + self._plain(text)
         return found_ids + self._ids(rest)
+
+    def _refuse_names(self, message: Mapping[str, Any]) -> None:
+        """TaskError where a control token stands in what names a message, or the call that it answers."""
+        for key in ("name", "tool_call_id"):
+            if self._controls_in(self._ids(message.get(key, ""))):
+                raise TaskError(f"a message's {key} holds a control token ({message[key]!r}): use another {key}")
 
     def _behind(self, messages: ChatMessages) -> str:
         """What the template writes behind an assistant's message when these follow it."""
@@ -113,7 +138,11 @@ class TurnText:
 
     def _render(self, messages: ChatMessages, *, opens: bool) -> str:
         try:
-            return str(self._tokenizer.apply_chat_template(messages, add_generation_prompt=opens, tokenize=False))
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=opens, tokenize=False, **self._template
+                )
+            )
         except Exception as error:  # a template is a program of the model's: it raises whatever it likes
             raise TaskError(
                 f"the model's chat template can't render what the environment says ({one_line(error)}): use other "
@@ -148,6 +177,11 @@ class TurnText:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _in_json(text: str) -> str:
+    """As `tojson` of chat templates writes it, without the quotes around it."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _control_ids(tokenizer: Any) -> dict[int, str]:

@@ -80,9 +80,12 @@ class Trajectory:
         outcome: what the verifier said.
         generator_id: who made it.
         issue_version: the learner's version when the prompt was issued.
-        timings: seconds by phase, e.g. ``generate``, ``verify``.
+        timings: seconds by phase, e.g. ``generate``, ``verify``, ``tools``; and the counts ``tool_calls`` and
+            ``tool_errors`` of a rollout that called some.
         components: parts of the reward by name, unweighted (`vcppo.common.rewards.reward_rule`); empty where the
             outcome alone makes it.
+        turn_rewards: of each turn that an environment answered, in turn; they sum to the part ``base`` of the reward.
+            All of them, or all but the last one's where the response was cut. Empty: the reward is the last turn's.
     """
 
     id: str
@@ -102,6 +105,7 @@ class Trajectory:
     issue_version: int
     timings: dict[str, float] = field(default_factory=dict)
     components: dict[str, float] = field(default_factory=dict)
+    turn_rewards: tuple[float, ...] = ()
 
     @property
     def oldest_version(self) -> int:
@@ -147,6 +151,7 @@ class TrajectoryLimits:
         max_reward: its absolute value, and its components': what is finite here may be infinite in float32, or
             squared.
         max_components: parts of a reward.
+        max_turns: turns with a reward of their own.
     """
 
     max_tokens: int = 1 << 22
@@ -156,6 +161,7 @@ class TrajectoryLimits:
     max_token_id: int = 2**31 - 1
     max_reward: float = 1e6
     max_components: int = 48
+    max_turns: int = 4096
 
     def with_vocabulary(self, size: Callable[[], int | None]) -> TrajectoryLimits:
         """These, with the model's last token once `size` says how many there are; it is asked until it does."""
@@ -197,6 +203,21 @@ def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMI
         raise InvalidTrajectory("timings: a duration is not finite")
     if trajectory.components:
         _check_components(trajectory.components, limits)
+    if trajectory.turn_rewards:
+        _check_turn_rewards(trajectory, limits)
+
+
+def _check_turn_rewards(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
+    count, turns = len(trajectory.turn_rewards), trajectory.num_turns
+    unanswered = 1 if trajectory.finish_reason == "length" else 0
+    if not turns - unanswered <= count <= min(turns, limits.max_turns):
+        raise InvalidTrajectory(
+            f"turn_rewards: {count} of them for the {turns} turns of action_mask, finish reason"
+            f" {trajectory.finish_reason!r}; at most {limits.max_turns}"
+        )
+    for reward in trajectory.turn_rewards:
+        if not abs(reward) <= limits.max_reward:
+            raise InvalidTrajectory(f"turn_rewards: {reward} is not finite, or beyond {limits.max_reward:g}")
 
 
 def _check_components(components: Mapping[str, float], limits: TrajectoryLimits) -> None:

@@ -71,7 +71,7 @@ _PROMPT_KEYS_1 = {
 # The header's keys by the schema's digit.
 _TRAJECTORY_KEYS = {b"1": _TRAJECTORY_KEYS_1, b"2": _TRAJECTORY_KEYS_1}
 _PROMPT_KEYS = {b"1": _PROMPT_KEYS_1, b"2": _PROMPT_KEYS_1}
-_OPTIONAL_TRAJECTORY_KEYS = {b"2": {"components"}}
+_OPTIONAL_TRAJECTORY_KEYS = {b"2": {"components", "turn_rewards"}}
 
 _LITTLE_ENDIAN = {np.dtype(kind): np.dtype(kind).newbyteorder("<") for kind in (np.int32, np.float32, np.bool_)}
 _UNUSABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
@@ -113,6 +113,8 @@ def encode_trajectory(trajectory: Trajectory) -> bytes:
     }
     if t.components:
         header["components"] = t.components
+    if t.turn_rewards:
+        header["turn_rewards"] = t.turn_rewards
     arrays = (t.prompt_token_ids, t.response_token_ids, t.behaviour_log_probs, t.action_mask)
     return _join(_TRAJECTORY, header, arrays)
 
@@ -147,6 +149,7 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
         issue_version=_integer(header, "issue_version", 0),
         timings=_numbers(header, "timings", _MAX_TIMINGS, limits),
         components=_numbers(header, "components", limits.max_components, limits) if "components" in header else {},
+        turn_rewards=_turn_rewards(header, limits) if "turn_rewards" in header else (),
     )
     try:
         check_values(trajectory, limits)  # the shapes are right: they were made here
@@ -303,6 +306,14 @@ def _spans(header: Header, limits: TrajectoryLimits) -> tuple[VersionSpan, ...]:
     if not all(type(number) is int and 0 <= number < 2**62 for number in flat):
         raise WireError("version_spans: a version or count is no integer >= 0")
     return tuple(map(VersionSpan, flat[::2], flat[1::2]))
+
+
+def _turn_rewards(header: Header, limits: TrajectoryLimits) -> tuple[float, ...]:
+    """How many there must be is checked by `check_values`."""
+    found = header["turn_rewards"]
+    if type(found) is not list or not 1 <= len(found) <= limits.max_turns:
+        raise WireError(f"turn_rewards: no list of 1 to {limits.max_turns} numbers")
+    return tuple(_number(reward, "turn_rewards") for reward in found)
 
 
 def _numbers(header: Header, field: str, most: int, limits: TrajectoryLimits) -> dict[str, float]:

@@ -12,13 +12,15 @@
     T              tokens of the response
 
 A sum beyond ``task.reward_range`` is no reward: the outcome is then ``crash``, with the reward of a crash, and the
-number is trained nowhere.
+number is trained nowhere. The base of an environment's rollout is the sum of its turns' rewards. What is still to be
+earned at the beginning of a turn is a return that the critic has to predict: it must lie within the range too, or
+between it and 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -70,20 +72,28 @@ class RewardRule:
     soft_overlong_penalty: float = 1.0
     length_cost: float = 0.0
 
-    def score(self, outcome: Outcome, number: float | None, components: Mapping[str, float], num_tokens: int) -> Score:
+    def score(
+        self,
+        outcome: Outcome,
+        number: float | None,
+        components: Mapping[str, float],
+        num_tokens: int,
+        turn_rewards: Sequence[float] = (),
+    ) -> Score:
         """The reward of a response.
 
         Args:
             number: the verdict's reward; None: by outcome.
             components: the verdict's, the reward functions' among them; finite.
             num_tokens: T.
+            turn_rewards: what `number` is the sum of; empty with one turn.
         """
         shaping = self.shaping(num_tokens)
         parts = dict(components) | ({} if number is None else {BASE: number}) | shaping
         reward = self.sum(outcome, parts)
-        if self.low <= reward <= self.high:
+        fault = self._beyond(reward, () if number is None else turn_rewards)
+        if fault is None:
             return Score(outcome, reward, parts)
-        fault = f"reward {reward:g} is beyond task.reward_range = [{self.low:g}, {self.high:g}]"
         return Score("crash", self.sum("crash", shaping), shaping, fault)
 
     def sum(self, outcome: Outcome, parts: Mapping[str, float]) -> float:
@@ -107,7 +117,28 @@ class RewardRule:
             parts[LENGTH_COST] = 0.0 - self.length_cost * num_tokens
         return parts
 
-    def check(self, outcome: Outcome, reward: float, components: Mapping[str, float], num_tokens: int) -> None:
+    def _beyond(self, reward: float, turn_rewards: Sequence[float]) -> str | None:
+        """What is out of range: the reward, or the part of it that is left before a turn."""
+        if not self.low <= reward <= self.high:
+            return f"reward {reward:g} is beyond task.reward_range = [{self.low:g}, {self.high:g}]"
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        for turn in range(1, len(turn_rewards)):
+            left = math.fsum((reward, *(-each for each in turn_rewards[:turn])))
+            if not low <= left <= high:
+                return (
+                    f"reward {left:g} from turn {turn + 1} on is beyond task.reward_range ="
+                    f" [{self.low:g}, {self.high:g}]"
+                )
+        return None
+
+    def check(
+        self,
+        outcome: Outcome,
+        reward: float,
+        components: Mapping[str, float],
+        num_tokens: int,
+        turn_rewards: Sequence[float] = (),
+    ) -> None:
         """Let a reward pass that `score` can have made.
 
         Raises:
@@ -128,8 +159,10 @@ class RewardRule:
             raise ValueError(
                 f"reward: {reward!r} for outcome {outcome!r}, {self._made_of(outcome, components)} {made!r}"
             )
-        if not self.low <= reward <= self.high:
-            raise ValueError(f"reward: {reward:g} is beyond task.reward_range = [{self.low:g}, {self.high:g}]")
+        if turn_rewards and (total := math.fsum(turn_rewards)) != components.get(BASE):
+            raise ValueError(f"turn_rewards: they sum to {total!r}, the reward's base is {components.get(BASE)!r}")
+        if (fault := self._beyond(reward, turn_rewards)) is not None:
+            raise ValueError(fault.replace("reward", "reward:", 1))
 
     @staticmethod
     def _made_of(outcome: Outcome, components: Mapping[str, float]) -> str:

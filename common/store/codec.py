@@ -29,7 +29,7 @@ KEYS = [
 ]
 SCRIPTS = [
     *("issue", "lease", "renew", "return", "expire_leases", "append", "await"),
-    *("reject", "expire", "claim", "commit", "ledger", "dead_letter"),
+    *("reject", "leave_out", "expire", "claim", "commit", "ledger", "dead_letter"),
     *("register_member", "members", "set_value", "enter"),
 ]
 STATE_KEYS: dict[PromptState, str] = {
@@ -62,7 +62,8 @@ def issue_args(prompt: Prompt) -> tuple[str, bytes, bytes]:
 def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes, bytes, bytes, bytes]:
     """(prompt id, payload, arrival facts, what its prompt must have been issued as, the same of an open prompt, the
     same in the form of a version that did not know samples, tasks and digests) of a trajectory to buffer."""
-    facts = msgpack.packb([entry.trajectory_id, entry.oldest_version, entry.num_tokens])
+    made = [entry.trajectory_id, entry.oldest_version, entry.num_tokens]
+    facts = msgpack.packb([*made, entry.num_response, float(entry.reward), entry.is_correct])
     issued = [entry.group_id, entry.issue_version]
     told = [*issued, entry.sample_index, entry.task]
     forms = ([*told, entry.prompt_digest], [*told, _OPEN], issued)
@@ -114,11 +115,17 @@ def outstanding_from(ids_by_state: list[list[bytes]], facts_by_kind: list[dict[b
         for state, ids in zip(STATE_KEYS, ids_by_state, strict=True):
             for raw in ids:
                 group_id, issue_version = msgpack.unpackb(facts[raw])[:2]
-                trajectory_id, oldest, num_tokens = msgpack.unpackb(arrivals[raw]) if raw in arrivals else (None,) * 3
+                arrival = msgpack.unpackb(arrivals[raw]) if raw in arrivals else (None,) * 3
+                trajectory_id, oldest, num_tokens, *verdict = arrival
                 step = int(steps[raw]) if raw in steps else None
                 entry = Outstanding(
                     raw.decode(), group_id, issue_version, state, oldest, num_tokens, step, trajectory_id
                 )
+                if verdict:  # an older version noted none
+                    num_response, reward, is_correct = verdict
+                    entry = entry._replace(
+                        num_response=int(num_response), reward=float(reward), is_correct=bool(is_correct)
+                    )
                 found.append((int(order[raw]), entry))
     return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
 

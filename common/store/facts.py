@@ -90,6 +90,10 @@ Writer and reader: the learner (`vcppo.learner.rl.suspects`)."""
 PROMPTS_MADE_WITH: Final = Fact("prompts_made_with", str)
 """Digest of the settings that the open prompts were made with. Writer and reader: the learner when RL begins."""
 
+LEFT_OUT: Final = Fact("left_out_groups", str)
+"""Groups that dynamic sampling left out, as `vcppo.common.store.left_out` writes them. Writer: the learner, in one
+script with their rejection. Readers: the learner, also after a crash, and `vcppo ledger`."""
+
 STAGE: Final[Fact[str]] = Fact("stage", str)
 """What the learner is at (`RunStage`). Writer: the learner. No process reads it: it is for people who look at Redis."""
 

@@ -34,6 +34,8 @@ class Ledger:
     trained: int = 0
     rejected: int = 0
     expired: int = 0
+    without_signal: int = 0
+    """Of the rejected: in groups that dynamic sampling left out. No fault, and no dead letter."""
 
     @property
     def outstanding(self) -> int:
@@ -62,11 +64,14 @@ class Ledger:
         return ", ".join(f"{name} was {then}, is {now}" for name, then, now in pairs if now < then)
 
     def as_dict(self) -> dict[str, int]:
-        """Counts by state, in the order of a prompt's life."""
+        """Counts by state, in the order of a prompt's life; the last is of ``rejected``, and no state of its own."""
         return asdict(self)
 
     def __str__(self) -> str:
-        states = " + ".join(f"{count} {name}" for name, count in self.as_dict().items() if name != "issued")
+        others = ("issued", "without_signal")
+        states = " + ".join(f"{count} {name}" for name, count in self.as_dict().items() if name not in others)
+        if self.without_signal:
+            states = states.replace(" rejected", f" rejected ({self.without_signal} without signal)")
         verdict = "exact" if self.is_exact else f"NOT exact: off by {self.difference}"
         return f"{self.issued} issued = {states} ({verdict})"
 
@@ -76,6 +81,7 @@ class BufferEntry(NamedTuple):
 
     Its group, version, sample, task and `tokens_digest` of the prompt must be those that the prompt was issued with.
     Of an open prompt the tokens may be others.
+    The last three are what dynamic sampling looks at, so that it reads no payload.
     """
 
     prompt_id: str
@@ -88,6 +94,9 @@ class BufferEntry(NamedTuple):
     sample_index: int
     task: str
     prompt_digest: bytes
+    num_response: int
+    reward: float
+    is_correct: bool
 
     @classmethod
     def of(cls, trajectory: Trajectory, payload: bytes) -> BufferEntry:
@@ -103,11 +112,18 @@ class BufferEntry(NamedTuple):
             trajectory.sample_index,
             trajectory.task,
             tokens_digest(trajectory.prompt_token_ids),
+            len(trajectory.response_token_ids),
+            trajectory.reward,
+            trajectory.outcome == "correct",
         )
 
 
 class Outstanding(NamedTuple):
-    """A prompt that is issued and not settled. The last four fields are None before they apply."""
+    """A prompt that is issued and not settled.
+
+    The fields from ``oldest_version`` on are None before they apply. So are the last three of a trajectory that was
+    buffered by a version of this program that did not note them.
+    """
 
     prompt_id: str
     group_id: str
@@ -117,6 +133,9 @@ class Outstanding(NamedTuple):
     num_tokens: int | None = None
     claimed_step: int | None = None
     trajectory_id: str | None = None
+    num_response: int | None = None
+    reward: float | None = None
+    is_correct: bool | None = None
 
 
 class DeadLetter(NamedTuple):

@@ -6,6 +6,7 @@ The life of a prompt; each arrow is one atomic, repeatable Lua script (``common/
                 ▲ └───────────│──│──── append (a late trajectory of an expired lease)
                 └─ returned, expired lease
     queued|leased ─expire─▶ expired          queued|leased|buffered|claimed ─reject─▶ rejected
+                                             buffered ─leave_out─▶ rejected (a group without signal)
 
 A trajectory is accepted exactly when its prompt is queued or leased: so each prompt is trained once,
 whoever resends what. Settled prompts leave nothing behind but their id: the newest 8,192 of them, or four times the
@@ -297,6 +298,17 @@ class RunStore:
         return int(self._redis.call("num_dead_letters", lambda client: client.xlen(key)))
 
     # ------------------------------------------------------------------ learner: batches
+
+    def leave_out(self, prompt_ids: Sequence[str], fact: tuple[str, str]) -> bool:
+        """Reject buffered trajectories for want of signal, all or none, without dead letters: the ledger counts them
+        apart.
+
+        Args:
+            fact: name and text of a value (`set_value`) that is written in the same instant.
+
+        Returns False, with nothing done, when one of them is not buffered: also where this was done before.
+        """
+        return bool(prompt_ids) and bool(self._run("leave_out", *fact, *prompt_ids))
 
     def expire(self, prompt_ids: Sequence[str], reason: str) -> list[str]:
         """Drop queued or leased prompts; returns those that were. Their late trajectories are duplicates."""

@@ -65,7 +65,9 @@ BUILT_IN_TASKS = {
     "hidden_choices": "vcppo.common.tasks.hidden_choices:HiddenChoices",
     "look_up": "vcppo.common.environments.look_up:LookUp",
     "mix": "vcppo.common.tasks.mix:MixTask",
+    "products": "vcppo.common.tools.products:Products",
     "reasoning_gym": "vcppo.common.tasks.reasoning_gym.gym_task:ReasoningGymTask",
+    "tools": "vcppo.common.tools.tool_task:ToolTask",
 }
 
 _TURN_ENDS = frozenset(

@@ -26,7 +26,6 @@ Outputs are compared, so a problem with several right ones must not be among the
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from functools import cached_property
@@ -39,6 +38,7 @@ from pydantic import Field
 
 from vcppo.common.records.trajectory import FinishReason, Outcome
 from vcppo.common.sandbox import Isolation, Job, Limits, Result, SandboxError, probe, run_program
+from vcppo.common.sandbox.python_job import python_job
 from vcppo.common.tasks.code_answers import Case, cases_of, last_code_block, same_output
 from vcppo.common.tasks.interface import TaskError, Verdict, parse_options
 from vcppo.common.tasks.prompts.columns import text_of
@@ -47,14 +47,6 @@ from vcppo.common.tasks.rows_task import RowsOptions, RowsTask
 
 log = structlog.get_logger(__name__)
 
-_PROGRAM = "program"
-# Without the site module a program sees no installed package, on no machine; it is what brings exit and quit, though.
-_START = f"""
-import builtins, sys
-builtins.exit = builtins.quit = sys.exit
-del builtins, sys
-exec(compile(open("{_PROGRAM}", encoding="utf-8").read(), "{_PROGRAM}", "exec"))
-"""
 _LONGEST_FINDING = 200  # characters
 
 
@@ -171,16 +163,8 @@ class CodeTask(RowsTask):
         return run_program(self._job(source, test, limits), self._isolation.layers)
 
     def _job(self, source: str, test: Case, limits: Limits) -> Job:
-        # The interpreter beneath the virtual environment.
-        python = getattr(sys, "_base_executable", sys.executable)
-        return Job(
-            argv=tuple(self.options.command or (python, "-S", "-B", "-X", "utf8", "-c", _START)),
-            readable=(sys.base_prefix, *self.options.readable),
-            files={_PROGRAM: source.encode(errors="replace")},
-            env={"PYTHONHASHSEED": "0"},  # the same program gets the same verdict
-            stdin=test.input.encode(errors="replace"),
-            limits=limits,
-        )
+        options = self.options
+        return python_job(source, limits, stdin=test.input, command=options.command, readable=options.readable)
 
     def _judge(self, test: Case, result: Result) -> Outcome:
         if result.ending == "timeout":

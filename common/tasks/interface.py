@@ -231,6 +231,10 @@ class Task(ABC):
         """
         return None
 
+    def chat_template(self) -> str | None:
+        """The chat template of such a model, in Jinja; None: the task's prompts are plain text."""
+        return None
+
 
 Options = TypeVar("Options", bound="TaskOptions")
 

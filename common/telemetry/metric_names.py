@@ -51,6 +51,10 @@ LEARNER = (
     Metric("turns/max", "most turns of one of them"),
     Metric("turns/masked_fraction", "share of their response tokens that the environment said"),
     Metric("turns/environment_seconds", "mean seconds that one of them waited for its environment"),
+    Metric("turns/reward_by_turn", "mean reward of the first turn, the second, …, over the rollouts that have it"),
+    Metric("turns/tool_calls", "mean calls of tools in one of them (docs/tools.md)"),
+    Metric("turns/tool_errors", "mean of those that came to nothing"),
+    Metric("turns/tool_seconds", "mean seconds that one of them spent in tools"),
     Metric("length/mean", "mean response length, action tokens"),
     Metric("length/max", "longest response, action tokens"),
     Metric("length/truncated_fraction", "share of responses that met the length limit"),
@@ -107,9 +111,27 @@ LEARNER = (
     Metric("time/*", "seconds by phase: `checkpoint`, `broadcast` and `critic_passes` are of the step before, `claim`,"
            " `values`, `old_log_probs` and `update` of this one; `pause`: the longest a generator stood still for"
            " weights; `step`: all of it", family="vcppo_phase_seconds", label="phase"),
+    Metric("dynamic_sampling/groups_left_out", "groups without signal that were left out before this step"
+           " (rl.dynamic_sampling)"),
+    Metric("dynamic_sampling/all_correct", "of these, those of which every response was correct"),
+    Metric("dynamic_sampling/all_wrong", "those of which none was"),
+    Metric("dynamic_sampling/same_reward", "those of which some were, and all had the same reward"),
+    Metric("dynamic_sampling/share_left_out", "groups left out, as a share of them and the step's own"),
+    Metric("dynamic_sampling/accuracy", "share of correct responses, groups left out included; reward/accuracy is of"
+           " those trained"),
+    Metric("dynamic_sampling/response_tokens_left_out", "response tokens generated for groups that were left out"),
+    Metric("dynamic_sampling/tokens_not_trained", "tokens of groups left out, prompts included: what training was"
+           " spared"),
+    Metric("dynamic_sampling/trained_without_signal", "groups of the step's batch that have no signal: only where"
+           " rl.dynamic_sampling_max_batches was reached"),
+    Metric("difficulty/problems/*", "problems of the data set by pool, after the step (rl.difficulty)", label="pool"),
+    Metric("difficulty/drawn/*", "share of the step's groups, those left out included, by the pool their problem was"
+           " drawn from", label="pool"),
+    Metric("difficulty/accuracy/*", "share of their responses that were correct, by the same", label="pool"),
     Metric("tokens/step", "tokens trained in the step, prompts included"),
     Metric("tokens/per_second", "the same by the whole step's seconds"),
-    Metric("ledger/*", "prompts by state when the step was trained, before its commit",
+    Metric("ledger/*", "prompts by state when the step was trained, before its commit; `without_signal` is of the"
+           " rejected",
            family="vcppo_ledger_prompts", label="state"),
     Metric("vp/recorded", "trajectories recorded for value pretraining"),
     Metric("vp/reward", "value pretraining: mean reward of what is recorded"),
@@ -156,6 +178,9 @@ GENERATOR = (
     Metric("generator/environment_seconds", "seconds in them, summed over calls side by side", kind="since"),
     Metric("generator/agent_requests", "requests of agents that the policy has answered", kind="since"),
     Metric("generator/segments_not_trained", "conversations of agents but the last of each rollout", kind="since"),
+    Metric("generator/tool_calls", "calls of tools in them (docs/tools.md)", kind="since"),
+    Metric("generator/tool_errors", "those that came to nothing", kind="since"),
+    Metric("generator/tool_seconds", "seconds in tools, summed over rollouts side by side", kind="since"),
     Metric("generator/unacked", "trajectories sent and not yet acknowledged"),
     Metric("generator/policy_version", "of the weights in vLLM; none while they are half loaded"),
     Metric("reward_source/waiting", "responses that wait for a reward service or a judge (docs/rewards.md)"),
@@ -174,7 +199,8 @@ BUFFER = (
     Metric("buffer/bytes", "bytes received", kind="running"),
     Metric("store/up", "whether Redis answers the buffer"),
     Metric("store/queue/*", "prompts by state, now", family="vcppo_store_prompts", label="state"),
-    Metric("store/settled/*", "prompts settled since the run began, by how", family="vcppo_store_settled", label="how"),
+    Metric("store/settled/*", "prompts settled since the run began, by how; `without_signal` is of the rejected",
+           family="vcppo_store_settled", label="how"),
     Metric("store/ledger_difference", "issued prompts that are in no state; anything but 0 is a bug"),
     Metric("store/credits_used", "prompts issued and not yet claimed"),
     Metric("store/credits", "as many as the staleness bound allows: (max_staleness + 1) * batch_size"),

@@ -30,7 +30,7 @@ class Watch:
         ends: (process, exit code, what it said) of every process that ended.
         errors: lines of level error or above, by process and event.
         tracebacks: process and event of lines that carry an exception: ours to mend.
-        verifier_ends: (time of the line in seconds since the epoch, generator) of verifiers that were given up.
+        verifier_ends: (time of the line in seconds since the epoch, generator) of verifiers given up, or environments.
         num_shortages: lines that say that something has run out.
         sieges: name of a hostile peer -> what its siege came to.
     """
@@ -63,7 +63,7 @@ class Watch:
             self.members = frozenset(map(str, record.get("members", ())))
         elif event == "spool_full":
             self.num_spool_full += 1
-        elif event == "verifier_killed":
+        elif event in ("verifier_killed", "environment_killed"):
             self.verifier_ends.append((datetime.fromisoformat(str(record["time"])).timestamp(), process))
         elif event in SHORTAGES:
             self.num_shortages += 1

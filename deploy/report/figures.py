@@ -42,6 +42,12 @@ PHASES = (  # metric, label, colour: in the order of a step
     ("time/checkpoint", "checkpoint", PURPLE),
     ("time/broadcast", "broadcast", RED),
 )
+LEFT_OUT_KINDS = (  # of dynamic sampling: metric, label, colour
+    ("all_correct", "left out: all correct", GREEN),
+    ("all_wrong", "left out: all wrong", RED),
+    ("same_reward", "left out: one reward", PURPLE),
+    ("trained_without_signal", "trained all the same", GREY),
+)
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.titlepad": 10, "axes.edgecolor": GRID, "axes.labelcolor": MUTED,
@@ -119,6 +125,45 @@ def reward_components(ax: Axes, data: FigureData) -> bool:
     return bool(names)
 
 
+def reward_by_turn(ax: Axes, data: FigureData) -> bool:
+    """Mean reward of each turn of an environment's rollouts, by step."""
+    found = [(row["step"], row["turns/reward_by_turn"]) for row in data.run.rl if row.get("turns/reward_by_turn")]
+    most = max((len(means) for _, means in found), default=0)
+    for turn, (colour, style) in zip(range(most), cycle(COMPONENT_LOOKS), strict=False):
+        points = [(step, means[turn]) for step, means in found if len(means) > turn]
+        ax.plot(*zip(*points, strict=True), color=colour, linestyle=style, label=f"turn {turn + 1}")
+    ax.set_title("Reward by turn")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return bool(found)
+
+
+def dynamic_sampling(ax: Axes, data: FigureData) -> bool:
+    """Groups left out for want of signal before each step, by kind, and the groups that were trained without any."""
+    drawn = False
+    for kind, label, colour in LEFT_OUT_KINDS:
+        drawn |= _line(ax, data.run.rl, f"dynamic_sampling/{kind}", label, colour)
+    ax.set_ylim(bottom=0)
+    ax.set_title("Groups without signal")
+    ax.set_ylabel("groups")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return drawn
+
+
+def difficulty(ax: Axes, data: FigureData) -> bool:
+    """Problems of the data set by how often they were answered right so far."""
+    drawn = False
+    for pool, colour in (("new", GREY), ("easy", GREEN), ("edge", BLUE), ("hard", RED)):
+        drawn |= _line(ax, data.run.rl, f"difficulty/problems/{pool}", pool, colour)
+    ax.set_ylim(bottom=0)
+    ax.set_title("Difficulty of the problems")
+    ax.set_ylabel("problems")
+    _legend(ax, loc="best")
+    _steps(ax)
+    return drawn
+
+
 def _is_component(name: str) -> bool:
     return name.startswith("reward/") and series_of(name).metric.label == "component"
 
@@ -132,6 +177,18 @@ def length(ax: Axes, data: FigureData) -> bool:
     ax.set_title("Response length")
     ax.set_ylabel("tokens")
     _legend(ax, loc="lower right")
+    _steps(ax)
+    return drawn
+
+
+def turns(ax: Axes, data: FigureData) -> bool:
+    """Mean turns of an environment's rollouts by step, and their calls of tools."""
+    drawn = _line(ax, data.run.rl, "turns/mean", "turns", BLUE)
+    _line(ax, data.run.rl, "turns/tool_calls", "calls of tools", ORANGE)
+    _line(ax, data.run.rl, "turns/tool_errors", "calls that came to nothing", RED)
+    ax.set_ylim(bottom=0)
+    ax.set_title("Turns and calls of tools a rollout")
+    _legend(ax, loc="best")
     _steps(ax)
     return drawn
 
@@ -389,12 +446,13 @@ def evaluation(ax: Axes, data: FigureData) -> bool:
 Draw = Callable[[Axes, FigureData], bool]
 FIGURES: dict[str, Draw] = {
     "accuracy": accuracy, "evaluation": evaluation, "length": length, "reward": reward,
-    "reward_components": reward_components,
+    "reward_components": reward_components, "reward_by_turn": reward_by_turn, "dynamic_sampling": dynamic_sampling,
+    "difficulty": difficulty,
     "value_pretraining": value_pretraining, "explained_variance": explained_variance,
     "explainable_by_position": explainable_by_position,
     "critic_worth": critic_worth, "critic_worth_by_position": critic_worth_by_position,
     "critic_worth_by_staleness": critic_worth_by_staleness, "values": values, "advantages": advantages,
-    "staleness": staleness, "phases": phases, "throughput": throughput,
+    "turns": turns, "staleness": staleness, "phases": phases, "throughput": throughput,
 }  # fmt: skip
 SUMMARY = ("accuracy", "value_pretraining", "explained_variance", "length", "staleness", "phases")
 

@@ -31,12 +31,24 @@ def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-    undefined=StrictUndefined,
-)
+def _belief(colour: float) -> str:
+    """-1 to 1 as red to green, faint in the middle."""
+    red_green_blue = "31,138,76" if colour > 0 else "201,58,58"
+    return f"rgba({red_green_blue},{0.6 * abs(colour):.2f})"
+
+
+def templates_in(folder: Path) -> Environment:
+    """Templates of a folder, escaping as `render` says."""
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=select_autoescape(disabled_extensions=("md.j2",), default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+
+
+_ENVIRONMENT = templates_in(Path(__file__).with_name("templates"))
 _ENVIRONMENT.filters["data_uri"] = _data_uri
+_ENVIRONMENT.filters["belief"] = _belief

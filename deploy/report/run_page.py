@@ -14,6 +14,7 @@ from vcppo.common.config import VcppoConfig, config_fields
 from vcppo.deploy.evaluation.workers import EvalResult, gain
 from vcppo.deploy.report.figures import FigureData
 from vcppo.deploy.report.markup import Picture, render
+from vcppo.deploy.report.responses import Response
 from vcppo.deploy.run.run_data import LEDGER_STATES, RunData, is_exact
 from vcppo.deploy.terminal import outcomes_view, recorded_view
 from vcppo.deploy.terminal.display import clock, number
@@ -59,6 +60,7 @@ class RunPage:
     value_pretraining: ValuePretraining | None
     outcomes: Grid | None
     evaluation: Grid | None
+    responses: Sequence[Response]
     ledger: Grid | None
     ledger_is_exact: bool
     times: Grid | None
@@ -67,7 +69,9 @@ class RunPage:
     settings: Sequence[tuple[str, str, str]]  # name, value, description
 
 
-def render_page(data: FigureData, headline: str, pictures: Sequence[Picture]) -> str:
+def render_page(
+    data: FigureData, headline: str, pictures: Sequence[Picture], responses: Sequence[Response] = ()
+) -> str:
     """The whole document."""
     run = data.run
     page = RunPage(
@@ -78,12 +82,13 @@ def render_page(data: FigureData, headline: str, pictures: Sequence[Picture]) ->
         value_pretraining=_value_pretraining(run) if run.recorded or run.decision else None,
         outcomes=_outcomes(run) if run.rl else None,
         evaluation=_evaluation(data.evals) if data.evals else None,
-        ledger=Grid(("prompts", "count"), [[n, f"{run.ledger[n]:,}"] for n in LEDGER_STATES]) if run.ledger else None,
+        responses=responses,
+        ledger=_ledger(run.ledger) if run.ledger else None,
         ledger_is_exact=run.ledger is not None and is_exact(run.ledger),
         times=_times(run.stage_seconds()),
         machine=Grid(("", ""), list(machine().items())),
         versions=Grid(("", ""), list(versions().items())),
-        settings=list(_settings(run.config)),
+        settings=list(all_settings(run.config)),
     )
     return render("run.html.j2", page=page)
 
@@ -120,6 +125,12 @@ def _tiles(data: FigureData) -> Iterator[Tile]:
     if run.ledger:
         exact = is_exact(run.ledger)
         yield Tile("exact" if exact else "NOT exact", f"ledger, {run.ledger['issued']:,} prompts issued", exact)
+
+
+def _ledger(counts: Mapping[str, int]) -> Grid:
+    names = LEDGER_STATES if not counts["without_signal"] else (*LEDGER_STATES, "without_signal")
+    labels = {"without_signal": "of the rejected: left out without signal"}
+    return Grid(("prompts", "count"), [[labels.get(name, name), f"{counts[name]:,}"] for name in names])
 
 
 def _value_pretraining(run: RunData) -> ValuePretraining:
@@ -210,7 +221,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _settings(config: VcppoConfig) -> Iterator[tuple[str, str, str]]:
+def all_settings(config: VcppoConfig) -> Iterator[tuple[str, str, str]]:
     """Name, value and description of every setting."""
     tree = config.model_dump(mode="json")
     for each in config_fields():

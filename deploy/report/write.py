@@ -15,6 +15,7 @@ from vcppo.deploy.evaluation.explainable_results import read_rows
 from vcppo.deploy.evaluation.workers import EvalResult, gain, read_result
 from vcppo.deploy.report.figures import FIGURES, FigureData, draw, draw_summary
 from vcppo.deploy.report.markup import Picture
+from vcppo.deploy.report.responses import read_responses
 from vcppo.deploy.report.run_page import render_page
 from vcppo.deploy.run.run_data import Row, RunData
 from vcppo.deploy.terminal.display import number
@@ -51,7 +52,9 @@ def write_report(folder: RunFolder) -> Path:
     title, subtitle = f"VC-PPO: {data.run.config.run.name}", headline(data)
     _save(draw_summary(data, title, subtitle), folder.report / "summary.png")
     path = folder.report / "report.html"
-    path.write_text(render_page(data, subtitle, pictures), encoding="utf-8")
+    rule = data.run.config.task.reward_rule(data.run.config.sampling.max_response_tokens)
+    responses = read_responses(folder, rule.low, rule.high)
+    path.write_text(render_page(data, subtitle, pictures, responses), encoding="utf-8")
     log.info("report_written", path=str(path))
     return path
 

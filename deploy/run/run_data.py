@@ -112,13 +112,15 @@ class RunData:
 
     @property
     def ledger(self) -> dict[str, int] | None:
-        """The ledger as last written down: at the end of a run, else at its last step."""
+        """The ledger as last written down: at the end of a run, else at its last step. ``without_signal`` is of the
+        rejected."""
         counts = read_json(self.folder.path / "ledger.json")
         if counts is None and self.rl:
-            counts = {name: self.rl[-1].get(f"ledger/{name}") for name in LEDGER_STATES}
+            counts = {name: self.rl[-1].get(f"ledger/{name}") for name in (*LEDGER_STATES, "without_signal")}
         if counts is None or any(counts.get(name) is None for name in LEDGER_STATES):
             return None
-        return {name: int(counts[name]) for name in LEDGER_STATES}
+        left_out = int(counts.get("without_signal") or 0)  # runs of an older version have none
+        return {**{name: int(counts[name]) for name in LEDGER_STATES}, "without_signal": left_out}
 
     def stage_seconds(self) -> dict[str, float]:
         """Wall time by stage, from the launcher's notes."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
@@ -30,6 +31,12 @@ from vcppo.deploy.samples.sources import (
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 DEFAULT_LIMIT = 5
+_SORTS: dict[str, Callable[[Sample], float | None]] = {
+    "advantage": lambda sample: sample.largest_advantage,
+    "mismatch": lambda sample: sample.largest_mismatch,
+    "reward": lambda sample: sample.reward,
+    "length": lambda sample: sample.length,
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ def add_samples(add: Add) -> None:
     command = add("samples", _samples, "read responses of a run: RL steps, value pretraining, evaluations",
                   "vcppo samples runs/run                             of the newest RL step, five a page\n"
                   "vcppo samples runs/run --step 3-7 --outcome correct --limit 20\n"
+                  "vcppo samples runs/run --sort advantage --limit 1 --tokens   what the critic believed\n"
                   "vcppo samples runs/run --stage value_pretraining --finish length --page 2\n"
                   "vcppo samples runs/run --stage eval --model export --outcome unparsable\n"
                   "vcppo samples runs/run --step all --json --limit 0 | jq .response")  # fmt: skip
@@ -75,6 +83,8 @@ def add_samples(add: Add) -> None:
         command.add_argument(f"--min-{name}", type=kind, metavar="N", help=f"least {text}")
         command.add_argument(f"--max-{name}", type=kind, metavar="N", help=f"largest {text}")
     command.add_argument("--prompt", metavar="ID", help="one prompt, or all samples of one group")
+    command.add_argument("--sort", choices=list(_SORTS), help="largest first; advantage and mismatch are of its tokens")
+    command.add_argument("--tokens", action="store_true", help="of RL: what the critic believed, token by token")
     command.add_argument("--limit", type=_count, default=DEFAULT_LIMIT, metavar="N", help="a page (5); 0: all")
     command.add_argument("--page", type=_page, default=1, metavar="N", help="which page, from 1")
     command.add_argument("--tokenizer", metavar="DIR", help="decode with this one; default: that of model.path")
@@ -95,7 +105,7 @@ def _samples(arguments: argparse.Namespace) -> int:
     last = first + arguments.limit if arguments.limit else sys.maxsize
     page: list[Sample] = []
     outcomes, num_matching = Counter[str](), 0
-    for sample in _of_stage(stage, folder, arguments):
+    for sample in _sorted(_of_stage(stage, folder, arguments), arguments.sort):
         outcomes[sample.outcome] += 1
         if wanted(sample):
             if first <= num_matching < last:
@@ -103,11 +113,19 @@ def _samples(arguments: argparse.Namespace) -> int:
             num_matching += 1
     decode = Decoder(config, arguments.tokenizer)
     if arguments.json:
-        show_json(page, decode, sys.stdout)
+        show_json(page, decode, sys.stdout, with_tokens=arguments.tokens)
         return EXIT_OK
-    show(page, decode, sys.stdout, colour=sys.stdout.isatty())
+    show(page, decode, sys.stdout, colour=sys.stdout.isatty(), with_tokens=arguments.tokens)
     sys.stdout.write(_summary(stage, outcomes, num_matching, first, len(page), arguments) + "\n")
     return EXIT_OK
+
+
+def _sorted(samples: Iterator[Sample], by: str | None) -> Iterable[Sample]:
+    """Largest first; those without the number last."""
+    if by is None:
+        return samples
+    number = _SORTS[by]
+    return sorted(samples, key=lambda sample: -math.inf if (found := number(sample)) is None else found, reverse=True)
 
 
 def _of_stage(stage: Stage, folder: RunFolder, arguments: argparse.Namespace) -> Iterator[Sample]:

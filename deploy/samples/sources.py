@@ -6,20 +6,26 @@ Each is read while its writer goes on; what it is in the middle of writing is le
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from vcppo.common.files.json_lines import Row, read_json_lines
 from vcppo.common.records.ids import make_prompt_id
+from vcppo.common.records.sample_table import SampleTable
 from vcppo.common.records.trajectory import Int32Array, Trajectory
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
 
 Stage = Literal["value_pretraining", "rl", "eval"]
 STAGES: tuple[Stage, ...] = ("value_pretraining", "rl", "eval")
+_SHARED = (
+    "step", "id", "outcome", "finish_reason", "length", "reward", "prompt", "response", "generator", "components",
+    "turn_rewards", "largest_advantage", "largest_mismatch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,12 @@ class Sample:
         length: in tokens; of a trajectory its actions.
         reward: None where a stage has none (evaluations).
         components: parts of the reward by name, unweighted.
+        turn_rewards: of an environment's turns; empty where the reward is the last one's.
         versions: (policy version, tokens) in turn; empty where unknown.
         extracted: the answer the verifier took out, where it was kept.
         prompt, response: token ids, or text where it was kept as text.
+        tokens: of an RL step, what is known of each token (`vcppo.common.records.sample_table.TOKEN_COLUMNS`).
+        largest_advantage, largest_mismatch: of its tokens, absolute; of an RL step.
     """
 
     stage: Stage
@@ -53,11 +62,15 @@ class Sample:
     generator: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
     components: dict[str, float] = field(default_factory=dict)
+    turn_rewards: tuple[float, ...] = ()
+    tokens: Callable[[], dict[str, list[Any]]] | None = None
+    largest_advantage: float | None = None
+    largest_mismatch: float | None = None
 
 
 def steps_of(folder: RunFolder) -> dict[int, Path]:
     """RL steps whose samples are kept, in order."""
-    found = ((re.fullmatch(r"step-(\d+)\.msgpack", path.name), path) for path in folder.samples.glob("step-*.msgpack"))
+    found = ((re.fullmatch(r"step-(\d+)\.parquet", path.name), path) for path in folder.samples.glob("step-*.parquet"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
@@ -74,14 +87,15 @@ def samples_of_rl(folder: RunFolder, first: int, last: int) -> Iterator[Sample]:
     """Of steps `first` to `last`."""
     for step, path in steps_of(folder).items():
         if first <= step <= last:
-            for trajectory in read_trajectories(path):
-                yield _of_trajectory(trajectory, "rl", f"rl step {step}", step)
+            table = SampleTable(path)
+            for number, head in enumerate(table.heads()):
+                yield _of_table(head, partial(table.tokens, number))
 
 
 def samples_of_value_pretraining(folder: RunFolder) -> Iterator[Sample]:
     """All responses of the recording, in its order."""
     for trajectory in read_trajectories(folder.value_pretraining / RECORD_FILE):
-        yield _of_trajectory(trajectory, "value_pretraining", "value pretraining", None)
+        yield _of_trajectory(trajectory)
 
 
 def samples_of_evaluations(folder: RunFolder, name: str | None) -> Iterator[Sample]:
@@ -115,11 +129,21 @@ def _results(samples: Path) -> Path:
     return samples.parent.with_suffix(".jsonl")
 
 
-def _of_trajectory(trajectory: Trajectory, stage: Stage, place: str, step: int | None) -> Sample:
+def _of_table(head: Mapping[str, Any], tokens: Callable[[], dict[str, list[Any]]]) -> Sample:
     return Sample(
-        stage=stage,
-        place=place,
-        step=step,
+        stage="rl",
+        place=f"rl step {head['step']}",
+        tokens=tokens,
+        more={name: head[name] for name in ("prompt_id", "group_id", "turns", "staleness")},
+        **{name: head[name] for name in _SHARED},
+    )
+
+
+def _of_trajectory(trajectory: Trajectory) -> Sample:
+    return Sample(
+        stage="value_pretraining",
+        place="value pretraining",
+        step=None,
         id=trajectory.id,
         outcome=trajectory.outcome,
         finish_reason=trajectory.finish_reason,
@@ -130,6 +154,7 @@ def _of_trajectory(trajectory: Trajectory, stage: Stage, place: str, step: int |
         versions=tuple((span.version, span.count) for span in trajectory.version_spans),
         generator=trajectory.generator_id,
         components=trajectory.components,
+        turn_rewards=trajectory.turn_rewards,
         more={"prompt_id": trajectory.prompt_id, "group_id": trajectory.group_id, "turns": trajectory.num_turns},
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from vcppo.common.store import facts
 from vcppo.common.store.ledger import Ledger
+from vcppo.common.store.left_out import Account, Kind
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.text.yaml_text import one_line
 
@@ -16,8 +18,16 @@ MEANING = {
     "buffered": "waiting for the learner",
     "claimed": "trained on, not yet in a durable checkpoint",
     "trained": "in a durable checkpoint",
-    "rejected": "refused as invalid (dead letters)",
+    "rejected": "refused as invalid (dead letters), or without signal",
     "expired": "dropped as stragglers",
+    "without_signal": "of the rejected: left out by dynamic sampling, no fault",
+}
+
+
+KIND_NAMES: dict[Kind, str] = {
+    "all_correct": "all correct",
+    "all_wrong": "all wrong",
+    "same_reward": "of one reward",
 }
 
 
@@ -28,6 +38,8 @@ def ledger_table(ledger: Ledger) -> Table:
     table.add_column("count", justify="right")
     table.add_column("", style="bright_black")
     for state, count in ledger.as_dict().items():
+        if state == "without_signal" and not count:
+            continue
         table.add_row(state, f"{count:,}", MEANING[state])
     return table
 
@@ -42,7 +54,19 @@ def print_ledger(store: RunStore, console: Console) -> bool:
         else f"[red]NOT exact: issued differs from the sum by {ledger.difference:+d}[/]"
     )
     console.print(f"\nissued = sum of the other seven: {verdict}")
+    if account := left_out_line(Account.loads(facts.LEFT_OUT.read(store))):
+        console.print(account, markup=False, highlight=False)
     if letters:
         newest = one_line(f"{letters[0].reason}: {letters[0].detail}", 1000)  # a peer's words: no markup, no escapes
         console.print(f"{len(letters)} dead letters; the newest: {newest}", markup=False, highlight=False)
     return ledger.is_exact
+
+
+def left_out_line(account: Account) -> str:
+    """What dynamic sampling left out since the run began; empty: nothing."""
+    total = account.total
+    if not total.groups:
+        return ""
+    kinds = ", ".join(f"{sums.groups:,} {KIND_NAMES[kind]}" for kind, sums in account.totals.items())
+    spent = f"{total.response_tokens:,} response tokens generated, {total.tokens:,} tokens not trained"
+    return f"without signal: {total.groups:,} groups ({kinds}); {spent}; the newest: {one_line(account.newest, 200)}"

@@ -80,7 +80,10 @@ def trajectories_panel(ledger: Ledger | None, bound: int) -> Panel:
         if ledger.is_exact
         else Text(f"NOT EXACT, off by {ledger.difference}", style="bold red")
     )
-    lost = Text.assemble(f"{counts['rejected']} rejected, {counts['expired']} expired")
+    faulty = counts["rejected"] - counts["without_signal"]
+    lost = Text.assemble(f"{faulty} rejected, {counts['expired']} expired")
+    if counts["without_signal"]:
+        lost.append(f", {counts['without_signal']} left out without signal", style="bright_black")
     body = Group(
         flow,
         Text.assemble(bar, f"  {ledger.credits_used} of {bound} credits"),

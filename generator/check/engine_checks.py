@@ -86,7 +86,9 @@ async def _respond(context: Context, respondent: Respondent, number: int, proble
     )
     made = await respondent.respond(prompt)
     text, verdict = made.text, made.verdict
-    score = config.reward_rule.score(verdict.outcome, verdict.reward, verdict.components, made.length)
+    score = config.reward_rule.score(
+        verdict.outcome, verdict.reward, verdict.components, made.length, made.turn_rewards
+    )
     line = f"{score.outcome}, {made.num_tokens} tokens, {made.finish_reason}"
     if score.components and config.task.reward_source is None:
         line += f", reward {score.reward:g}{by_parts(score)}"

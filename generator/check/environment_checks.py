@@ -33,7 +33,7 @@ def answers(context: Context, problems: list[Problem]) -> Iterator[Result]:
         try:
             runner.run(pool.start())
             yield passed(f"a child of the {'agent' if is_agent else 'environment'} is up")
-            encoder = TurnText(context.tokenizer, is_chat=is_agent or pool.is_chat)
+            encoder = TurnText(context.tokenizer, is_chat=is_agent or pool.is_chat, template=pool.template)
             tried = [runner.run(_try(pool, problem, () if is_agent else _ACTIONS)) for problem in problems]
             yield _begun(context, tried)
             if is_agent:

@@ -23,6 +23,7 @@ def read_messages(found: Any) -> ChatMessages:
     if not isinstance(found, list) or not found:
         raise invalid("messages: a list of at least one message")
     messages = [_message(f"messages[{number}]", each) for number, each in enumerate(found)]
+    _name_tools(messages)
     if messages[-1]["role"] == "assistant":
         raise invalid(
             f"messages[{len(messages) - 1}]: the last one is the assistant's: the policy has nothing to answer"
@@ -51,6 +52,15 @@ def assistant_message(content: str, calls: list[dict[str, Any]]) -> dict[str, An
 def for_template(messages: ChatMessages) -> ChatMessages:
     """As chat templates want them: the arguments of a call as what their JSON says."""
     return [_for_template(each) for each in messages]
+
+
+def _name_tools(messages: ChatMessages) -> None:
+    """What a tool says gets the tool's name, which some chat templates want and most clients leave out."""
+    names: dict[str, str] = {}
+    for each in messages:
+        names |= {call["id"]: call["function"]["name"] for call in each.get("tool_calls", [])}
+        if each["role"] == "tool" and each.get("tool_call_id") in names:
+            each.setdefault("name", names[each["tool_call_id"]])
 
 
 def _for_template(message: dict[str, Any]) -> dict[str, Any]:

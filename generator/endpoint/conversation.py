@@ -32,7 +32,7 @@ class Encoder(Protocol):
     def prompt(self, messages: ChatMessages, tools: Tools) -> Sequence[int]:
         """All of a conversation, up to the beginning of the assistant's turn."""
 
-    def behind(self, messages: ChatMessages, last_token: int) -> Sequence[int]:
+    def behind(self, messages: ChatMessages, tools: Tools, last_token: int) -> Sequence[int]:
         """What stands behind a turn of the policy that ended with `last_token`, up to the beginning of its next."""
 
 
@@ -171,7 +171,7 @@ class Conversation:
 
     def _next(self, segment: Segment, messages: ChatMessages) -> Plan:
         before = segment.token_ids
-        said = self._encoder.behind(messages[len(segment.said) :], int(before[-1]))
+        said = self._encoder.behind(messages[len(segment.said) :], segment.tools, int(before[-1]))
         room = segment.episode.room - len(said)
         if room < 1:
             segment.is_cut = True

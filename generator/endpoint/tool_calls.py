@@ -1,17 +1,14 @@
-"""Calls of tools in the policy's text, as Hermes and Qwen write them:
-
-<tool_call>{"name": "search", "arguments": {"for": "words"}}</tool_call>
-"""
+"""Calls of tools in the policy's text, as a reply has them. The forms: `vcppo.common.tools.call_formats`."""
 
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
-from vcppo.common.files.json_file import JsonError, parse_json
+from vcppo.common.tools.call_formats import Call, calls_in
 
-_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_HERMES = "<tool_call>"
+_MOST = 64
 
 
 def read_tool_calls(text: str, number: int) -> tuple[str, list[dict[str, Any]]]:
@@ -20,15 +17,15 @@ def read_tool_calls(text: str, number: int) -> tuple[str, list[dict[str, Any]]]:
     Args:
         number: of the turn: it makes the ids of calls differ within a session.
     """
-    calls = []
-    for place, found in enumerate(_CALL.findall(text)):
-        try:
-            call = parse_json(found)
-            arguments = json.dumps(call.get("arguments", {}), ensure_ascii=False)
-        except (JsonError, AttributeError, RecursionError):
-            return text, []
-        if not isinstance(call.get("name"), str):
-            return text, []
-        function = {"name": call["name"], "arguments": arguments}
-        calls.append({"id": f"call_{number}_{place}", "type": "function", "function": function})
-    return (text[: text.find("<tool_call>")], calls) if calls else (text, [])
+    is_hermes = _HERMES in text
+    found = calls_in(text, "hermes" if is_hermes else "llama", _MOST)
+    calls = [each for each in found if isinstance(each, Call)]
+    if not calls or len(calls) < len(found):
+        return text, []
+    said = text[: text.find(_HERMES)] if is_hermes else ""
+    return said, [_shown(call, f"call_{number}_{place}") for place, call in enumerate(calls)]
+
+
+def _shown(call: Call, name: str) -> dict[str, Any]:
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    return {"id": name, "type": "function", "function": {"name": call.name, "arguments": arguments}}

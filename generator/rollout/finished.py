@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vcppo.common.environments.environment import ToolUse
 from vcppo.common.environments.episode import Transcript
 from vcppo.common.records.trajectory import Int32Array, Prompt, Trajectory
+from vcppo.common.rewards.reward_parts import BASE
 from vcppo.common.rewards.reward_rule import Score
 from vcppo.generator.vllm_engine.engine import Rollout
 
@@ -16,7 +18,7 @@ class Finished(NamedTuple):
     """What is sent but for names.
 
     Attributes:
-        timings: seconds by phase: ``generate``, and ``verify`` or ``environment``.
+        timings: seconds by phase: ``generate``, and ``verify`` or ``environment``; and `tool_figures`.
         prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
     """
 
@@ -46,7 +48,15 @@ class Finished(NamedTuple):
             issue_version=prompt.issue_version,
             timings=self.timings,
             components=score.components,
+            turn_rewards=made.turn_rewards if BASE in score.components else (),
         )
+
+
+def tool_figures(use: ToolUse) -> dict[str, float]:
+    """For the timings of a rollout: ``tools`` is seconds, the others are counts. Empty without a call."""
+    if not use.calls:
+        return {}
+    return {"tools": use.seconds, "tool_calls": float(use.calls), "tool_errors": float(use.errors)}
 
 
 def one_turn(rollout: Rollout) -> Transcript:
@@ -54,5 +64,5 @@ def one_turn(rollout: Rollout) -> Transcript:
     count = len(rollout.token_ids)
     return Transcript(
         rollout.token_ids, np.ones(count, np.bool_), rollout.log_probs, rollout.version_spans,
-        np.zeros(count, np.float32), rollout.finish_reason,
+        (), rollout.finish_reason,
     )  # fmt: skip

@@ -147,6 +147,9 @@ class Heartbeat:
                 "generator/environment_seconds": taken.seconds,
                 "generator/agent_requests": float(taken.requests),
                 "generator/segments_not_trained": float(taken.not_trained),
+                "generator/tool_calls": float(taken.tools.calls),
+                "generator/tool_errors": float(taken.tools.errors),
+                "generator/tool_seconds": taken.tools.seconds,
             }
         if self._rewards is not None:
             values |= self._rewards.take_figures()

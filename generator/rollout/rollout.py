@@ -32,7 +32,7 @@ from vcppo.common.transport import ControlServer
 from vcppo.generator.reward_sources.items import NoReward, SourceAway
 from vcppo.generator.rollout.call_limits import CallLimits
 from vcppo.generator.rollout.control import WeightControl
-from vcppo.generator.rollout.finished import Finished, one_turn
+from vcppo.generator.rollout.finished import Finished, one_turn, tool_figures
 from vcppo.generator.rollout.heartbeat import Heartbeat
 from vcppo.generator.rollout.in_flight import InFlight
 from vcppo.generator.rollout.liveness import Liveness
@@ -269,9 +269,10 @@ class RolloutWorker:
         played = await player.play(prompt, sample)
         if played is None:
             return None
-        score = self._scorer.score_verdict(played.verdict, len(played.transcript.token_ids))
+        made = played.transcript
+        score = self._scorer.score_verdict(played.verdict, len(made.token_ids), made.turn_rewards)
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
-        return Finished(played.transcript, score, timings, played.prompt_token_ids)
+        return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)

@@ -159,9 +159,14 @@ class _AgentRollout:
             rewards = [seen.reward]
             verdict = Verdict(outcome_of(rewards, seen), None, math.fsum(rewards))
         return Played(
-            made, verdict, [seen.reward], self._end_ids, self._generate_seconds, seconds - self._generate_seconds,
-            prompt,
-        )  # fmt: skip
+            transcript=made,
+            verdict=verdict,
+            end_ids=self._end_ids,
+            tools=seen.tools,
+            generate_seconds=self._generate_seconds,
+            environment_seconds=seconds - self._generate_seconds,
+            prompt_token_ids=prompt,
+        )
 
 
 async def _next(opened: EndpointSession, working: asyncio.Future[Answer]) -> Call | None:

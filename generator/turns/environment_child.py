@@ -20,6 +20,7 @@ from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Environment, Observation, checked
 from vcppo.common.tasks import Split, Task, load_task
 from vcppo.common.tasks.asking import problems_of
+from vcppo.common.tasks.prompts.chat import as_chat, template_variables
 from vcppo.common.telemetry.log import inherit_logging
 from vcppo.generator.turns.environment_lines import MAX_REQUEST_BYTES, Answer, Ready, answer_line, ready_line
 from vcppo.generator.verifying.verifier_child import limit_memory
@@ -35,8 +36,8 @@ def main() -> None:
     task = load_task(config)
     assert isinstance(task, Environment)  # the parent has looked at its class
     task.warm_up()
-    answers.write(ready_line(Ready(is_async(task), is_chat(task))))
-    asyncio.run(Child(task, call_seconds(config, task), answers).serve())
+    ready = Ready(is_async(task), *prompts_of(task))
+    asyncio.run(Child(task, call_seconds(config, task), answers).serve(ready))
 
 
 def call_seconds(config: TaskConfig, kind: Environment | type[Task]) -> float:
@@ -45,15 +46,16 @@ def call_seconds(config: TaskConfig, kind: Environment | type[Task]) -> float:
 
 
 def is_async(task: Environment) -> bool:
-    """Whether all its calls may overlap: `reset` and `step` are coroutine functions."""
-    return all(inspect.iscoroutinefunction(method) for method in (task.reset, task.step))
+    """Whether its calls may overlap: `reset` and `step` are coroutine functions, and it does not say otherwise."""
+    return task.may_overlap and all(inspect.iscoroutinefunction(method) for method in (task.reset, task.step))
 
 
-def is_chat(task: Environment) -> bool:
-    """Whether prompts are chats, by the first problem there is."""
+def prompts_of(task: Environment) -> tuple[bool, dict[str, Any]]:
+    """Whether prompts are chats, and what they give the chat template beside messages: by the first problem."""
     splits: tuple[Split, ...] = ("train", "held_out")
     split = next((each for each in splits if task.size(each) != 0), splits[0])
-    return not isinstance(problems_of(task, split, 0, 0, 1)[0].prompt, str)
+    prompt = problems_of(task, split, 0, 0, 1)[0].prompt
+    return (False, {}) if isinstance(prompt, str) else (True, template_variables(as_chat(prompt)))
 
 
 class Child:
@@ -64,8 +66,10 @@ class Child:
         self._rollouts: dict[int, Environment] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def serve(self) -> None:
-        """Until stdin ends."""
+    async def serve(self, ready: Ready) -> None:
+        """Say that it is up, then until stdin ends."""
+        await self._task.prepare()
+        self._answers.write(ready_line(ready))
         reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES)
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := await reader.readline():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, NamedTuple, cast
 
-from vcppo.common.environments.environment import Observation, checked
+from vcppo.common.environments.environment import Observation, ToolUse, checked
 from vcppo.common.files.json_file import parse_json
 
 MAX_REPLY_BYTES = 1 << 22
@@ -28,10 +28,12 @@ class Ready(NamedTuple):
     Attributes:
         is_async: its calls may overlap.
         is_chat: the task's prompts are chats.
+        template: variables that they give the chat template beside messages: ``tools`` and others.
     """
 
     is_async: bool
     is_chat: bool
+    template: dict[str, Any]
 
 
 class Answer(NamedTuple):
@@ -49,7 +51,7 @@ def request_line(number: int, rollout: int, call: Call, given: object = None) ->
 
 def ready_line(ready: Ready) -> str:
     """The child's first line."""
-    return json.dumps({"number": READY, "is_async": ready.is_async, "is_chat": ready.is_chat}) + "\n"
+    return json.dumps({"number": READY, **ready._asdict()}) + "\n"
 
 
 def answer_line(number: int, answer: Answer) -> str:
@@ -57,22 +59,25 @@ def answer_line(number: int, answer: Answer) -> str:
     seen = answer.observation
     reply = {
         "number": number, "content": seen.content, "reward": seen.reward, "done": seen.done, "outcome": seen.outcome,
-        "fault": answer.fault, "detail": None if answer.detail is None else answer.detail[:_MAX_TEXT],
+        "tools": seen.tools, "fault": answer.fault,
+        "detail": None if answer.detail is None else answer.detail[:_MAX_TEXT],
     }  # fmt: skip
     return json.dumps(reply) + "\n"
 
 
 def parse_ready(line: bytes) -> Ready:
     """ValueError for anything else."""
-    reply = _parse(line, {"number", "is_async", "is_chat"})
-    if reply["number"] != READY or not all(type(reply[name]) is bool for name in ("is_async", "is_chat")):
+    reply = _parse(line, {"number", *Ready._fields})
+    ready = Ready(*(reply[name] for name in Ready._fields))
+    kinds = (type(ready.is_async), type(ready.is_chat), type(ready.template))
+    if reply["number"] != READY or kinds != (bool, bool, dict):
         raise ValueError(f"no first reply: {line[:80]!r}")
-    return Ready(reply["is_async"], reply["is_chat"])
+    return ready
 
 
 def parse_answer(line: bytes) -> tuple[int, Answer]:
     """(number, answer). ValueError for anything else."""
-    reply = _parse(line, {"number", "content", "reward", "done", "outcome", "fault", "detail"})
+    reply = _parse(line, {"number", "content", "reward", "done", "outcome", "tools", "fault", "detail"})
     fault, detail = reply["fault"], reply["detail"]
     if type(reply["number"]) is not int or fault not in (None, "timeout", "crash"):
         raise ValueError(f"no reply: {line[:80]!r}")
@@ -80,7 +85,8 @@ def parse_answer(line: bytes) -> tuple[int, Answer]:
         raise ValueError(f"a {type(detail).__name__} where text should be")
     if type(reply["reward"]) is not float:
         raise ValueError(f"a {type(reply['reward']).__name__} where a reward should be")
-    seen = checked(Observation(reply["content"], reply["reward"], reply["done"], reply["outcome"]))
+    use = ToolUse(*reply["tools"]) if isinstance(reply["tools"], list) and len(reply["tools"]) == 3 else reply["tools"]
+    seen = checked(Observation(reply["content"], reply["reward"], reply["done"], reply["outcome"], use))
     return reply["number"], Answer(seen, cast(Fault | None, fault), detail)
 
 

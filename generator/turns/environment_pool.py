@@ -18,12 +18,13 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.environments.environment import Observation
+from vcppo.common.environments.environment import Observation, ToolUse
 from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.process.family import Family
 from vcppo.common.tasks import TaskError, task_class
@@ -85,6 +86,7 @@ class CallCounts:
     seconds: float = 0.0
     requests: int = 0
     not_trained: int = 0
+    tools: ToolUse = field(default_factory=ToolUse)
 
 
 class EnvironmentPool:
@@ -92,12 +94,14 @@ class EnvironmentPool:
 
     Attributes:
         is_chat: whether the task's prompts are chats; known after `start`.
+        template: variables that they give the chat template beside messages, likewise.
         counts: of calls and faults.
     """
 
     def __init__(self, config: TaskConfig) -> None:
         refuse_what_has_no_meaning(config)
         self.is_chat = False
+        self.template: dict[str, Any] = {}
         self.counts = CallCounts()
         self._config = config
         self._seconds = call_seconds(config, task_class(config.name))
@@ -176,6 +180,7 @@ class EnvironmentPool:
                 answer = Answer(Observation(), "crash", str(error))
         self.counts.calls += 1
         self.counts.seconds += time.monotonic() - began
+        self.counts.tools = self.counts.tools.and_(answer.observation.tools)
         if answer.fault is not None:
             self.counts.errors += 1
             log.warning("environment_fault", outcome=answer.fault, detail=answer.detail, task=self._config.name)
@@ -216,7 +221,7 @@ class EnvironmentPool:
                 f"the environment of task {self._config.name} did not start ({type(error).__name__}): its own error is"
                 " in the lines above; mend the task (or its options), then start again"
             ) from error
-        self.is_chat = ready.is_chat
+        self.is_chat, self.template = ready.is_chat, ready.template
         self._children.add(_Child(family, ready, self._replace))
         self._changed.set()
 

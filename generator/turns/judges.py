@@ -31,6 +31,7 @@ class Judged(NamedTuple):
         num_tokens: that the policy wrote.
         length: tokens of all of it.
         seconds: in vLLM.
+        turn_rewards: of an environment's turns.
     """
 
     text: str
@@ -39,6 +40,7 @@ class Judged(NamedTuple):
     num_tokens: int
     length: int
     seconds: float
+    turn_rewards: tuple[float, ...] = ()
 
 
 def make_judges(config: TaskConfig) -> Judges:
@@ -93,5 +95,5 @@ class Respondent:
             text = decode_response(self._tokenizer, made.token_ids, played.end_ids)
             count = int(made.action_mask.sum())
             length, seconds = len(made.token_ids), played.generate_seconds
-            return Judged(text, played.verdict, made.finish_reason, count, length, seconds)
+            return Judged(text, played.verdict, made.finish_reason, count, length, seconds, made.turn_rewards)
         raise VcppoError(f"{prompt.id}: its environment's child was lost {_MOST_TRIES} times: see the lines above")

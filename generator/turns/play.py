@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.environments.environment import Observation, outcome_of
+from vcppo.common.environments.environment import Observation, ToolUse, outcome_of
 from vcppo.common.environments.episode import Episode, Transcript
 from vcppo.common.environments.turn_text import TurnText
 from vcppo.common.errors import VcppoError
@@ -43,16 +43,16 @@ class Played(NamedTuple):
 
     Attributes:
         verdict: its outcome, and as its number the sum of the turns' rewards; no number after a fault.
-        turn_rewards: of each turn that was answered.
         end_ids: the end token of the last turn, if it has one.
+        tools: that were called.
         generate_seconds, environment_seconds: spent in vLLM, and in the environment, waiting for a turn there included.
         prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
     """
 
     transcript: Transcript
     verdict: Verdict
-    turn_rewards: list[float]
     end_ids: tuple[int, ...]
+    tools: ToolUse
     generate_seconds: float
     environment_seconds: float
     prompt_token_ids: Int32Array | None = None
@@ -68,7 +68,7 @@ class Player:
     def __init__(self, config: VcppoConfig, pool: EnvironmentPool, tokenizer: Any) -> None:
         self._task, self._stop_in_text = config.task, config.sampling.stop_in_text
         self._pool, self._tokenizer = pool, tokenizer
-        self._turn_text = TurnText(tokenizer, is_chat=pool.is_chat)
+        self._turn_text = TurnText(tokenizer, is_chat=pool.is_chat, template=pool.template)
 
     async def play(self, prompt: Prompt, sample: Sample) -> Played | None:
         """One rollout; None when `sample` refused a turn.
@@ -113,6 +113,7 @@ class _Game:
         self._episode = player.new_episode(prompt)
         self._began = time.monotonic()
         self._generate_seconds = self._environment_seconds = 0.0
+        self._tools = ToolUse()
 
     async def play(self, sample: Sample) -> Played | None:
         begun = await self._ask(self._session.reset(dict(self._prompt.answer)))
@@ -142,6 +143,7 @@ class _Game:
     def _take(self, answer: Answer, turn: Rollout) -> Answer:
         """The answer to a turn into the episode; as a fault when what it says can't be encoded."""
         seen, said = answer.observation, list[int]()
+        self._tools = self._tools.and_(seen.tools)
         if answer.fault is None and not seen.done:
             try:
                 said = self._player.encode(seen, int(turn.token_ids[-1]))
@@ -161,7 +163,7 @@ class _Game:
             last = answer.observation if answer is not None and answer.observation.done else None
             verdict = Verdict(outcome_of(rewards, last), None, math.fsum(rewards))
         return Played(
-            self._episode.transcript(), verdict, rewards, turn.end_ids, self._generate_seconds,
+            self._episode.transcript(), verdict, turn.end_ids, self._tools, self._generate_seconds,
             self._environment_seconds,
         )  # fmt: skip
 

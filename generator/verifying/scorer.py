@@ -8,7 +8,7 @@ rule, the wire, the buffer's check and the metrics treat it as any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -58,9 +58,9 @@ class Scorer:
             return await self._source.score(Asked(*prompt(), answer, response, finish_reason, num_tokens, verdict))
         return self.score_verdict(verdict, num_tokens)
 
-    def score_verdict(self, verdict: Verdict, num_tokens: int) -> Score:
+    def score_verdict(self, verdict: Verdict, num_tokens: int, turn_rewards: Sequence[float] = ()) -> Score:
         """What a verdict on a response of `num_tokens` tokens is worth. A number out of range is logged."""
-        score = self._rule.score(verdict.outcome, verdict.reward, verdict.components, num_tokens)
+        score = self._rule.score(verdict.outcome, verdict.reward, verdict.components, num_tokens, turn_rewards)
         if score.fault is not None:
             log.warning(
                 "reward_out_of_range", task=self._task, detail=score.fault, outcome=verdict.outcome,

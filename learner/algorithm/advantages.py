@@ -24,7 +24,7 @@ class Ends(NamedTuple):
     """How sequences end, ready for `vcppo.learner.algorithm.gae.decoupled_gae`.
 
     Attributes:
-        rewards: ``[A]`` float32, the outcome on each sequence's last action, 0 elsewhere.
+        rewards: ``[A]`` float32, the outcome on each sequence's last action, elsewhere what earlier turns got.
         bootstrap_values: ``[S]`` float32, V(s_T) as the estimator takes it: 0 after a true end.
         mask: ``[A]`` bool, actions that are trained on (and whitened, and counted).
     """
@@ -40,23 +40,26 @@ def place_ends(
     truncated: Bool[BoolArray, "S"],
     action_cu_seqlens: Int64[Int64Array, "S+1"],
     truncation: Truncation,
+    earlier_rewards: Float32[Float32Array, "A"] | None = None,
 ) -> Ends:
     """Put each outcome on the last action token and decide V(s_T).
 
     Args:
-        outcome_rewards: ``[S]``, the verifier's reward.
+        outcome_rewards: ``[S]``, the verifier's reward; with `earlier_rewards` what they leave of it.
         last_values: ``[S]``, the critic's value at each sequence's last token.
         truncated: ``[S]`` bool, finish reason ``length`` (said by the generator, never inferred from padding).
         truncation: ``terminal``: a cut is an end like EOS, with the verifier's reward, V(s_T) = 0. ``bootstrap``:
             the outcome of a cut response was not seen, so its reward is left out and V(s_T) stands in.
             ``mask``: none of its tokens is trained on.
+        earlier_rewards: ``[A]``, of turns before the last, on the last action of each: they were seen, so a cut leaves
+            them. None: there are none.
 
     Tool text after the last action doesn't move the reward: it belongs to the last *action*.
     """
     lengths = np.diff(action_cu_seqlens)
     cut = truncated.astype(bool)
     bootstrapped = cut if truncation == "bootstrap" else np.zeros_like(cut)
-    rewards = np.zeros(int(action_cu_seqlens[-1]), np.float32)
+    rewards = np.zeros(int(action_cu_seqlens[-1]), np.float32) if earlier_rewards is None else earlier_rewards.copy()
     has_actions = lengths > 0
     ends = action_cu_seqlens[1:][has_actions] - 1
     rewards[ends] = np.where(bootstrapped, 0.0, outcome_rewards)[has_actions]

@@ -1,4 +1,4 @@
-"""Generalized advantage estimation with a turn as one step, for responses of many turns. Numpy only.
+"""Generalized advantage estimation with a turn, or a segment of one, as one step. Numpy only.
 
 A turn is a run of action tokens with no other text between them. With turns k = 0 ... K - 1 of one response, R_k the
 sum of its tokens' rewards and V_k the critic's value before its first token::
@@ -14,11 +14,16 @@ It is the upper level of VAGEN's Bi-Level GAE (arXiv 2510.16907), which asks V a
 level spreads G_k over the tokens of the turn by GAE once more. With one turn a response, A_0 is the outcome less V_0;
 with turns of one token this is GAE.
 
+A segment is a piece of a turn, of so many cutpoints: tokens that the policy found unlikely, where a response may go one
+way or another (SPO, arXiv 2505.23564). It takes a turn's place above. Its end comes after the token that decides it, so
+it is a stopping time, and V where it begins stays an unbiased baseline for all its tokens.
+
 Per-action arrays are flat ``[A]`` over the actions of S sequences; ``action_cu_seqlens [S+1]`` int64 says whose.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +37,7 @@ Int64Array = NDArray[np.int64]
 
 
 class Turns(NamedTuple):
-    """Borders of K turns.
+    """Borders of K turns, or segments.
 
     Attributes:
         actions: ``[K+1]`` turn k owns ``flat[actions[k]:actions[k+1]]``, one action at least.
@@ -56,6 +61,26 @@ def find_turns(positions: Int64[Int64Array, "A"], action_cu_seqlens: Int64[Int64
     starts = np.flatnonzero(begins).astype(np.int64)
     of_sequence = np.searchsorted(starts, action_cu_seqlens).astype(np.int64)
     return Turns(np.append(starts, np.int64(len(positions))), of_sequence)
+
+
+def cut_into_segments(
+    turns: Turns, log_probs: Float32[Float32Array, "A"], *, num_cutpoints: int, probability: float
+) -> Turns:
+    """Borders of segments: each ends behind its `num_cutpoints`-th token of at most `probability`, or with its turn.
+
+    Args:
+        log_probs: ``[A]`` of the tokens when they were sampled.
+    """
+    is_cutpoint = log_probs.astype(np.float64) <= math.log(probability)
+    before: Int64Array = np.cumsum(is_cutpoint) - is_cutpoint
+    starts, lengths = turns.actions[:-1], np.diff(turns.actions)
+    number: Int64Array = (before - np.repeat(before[starts], lengths)) // num_cutpoints  # of the segment in its turn
+    begins = np.ones(len(log_probs), np.bool_)
+    begins[1:] = np.diff(number) != 0
+    begins[starts] = True
+    found = np.flatnonzero(begins).astype(np.int64)
+    of_sequence = np.searchsorted(found, turns.actions[turns.of_sequence]).astype(np.int64)
+    return Turns(np.append(found, np.int64(len(log_probs))), of_sequence)
 
 
 def turn_gae(

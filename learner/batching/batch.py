@@ -32,6 +32,7 @@ from vcppo.learner.batching.packing import (
     plan_micro_batches,
     split_mini_batches,
 )
+from vcppo.learner.batching.turn_rewards import PlacedRewards, place_rewards
 
 Float64Array = NDArray[np.float64]
 
@@ -87,6 +88,11 @@ class Batch:
     def outcome_rewards(self) -> NDArray[np.float32]:
         """``[S]`` the verifier's rewards."""
         return np.array([trajectory.reward for trajectory in self.trajectories], np.float32)
+
+    @cached_property
+    def placed_rewards(self) -> PlacedRewards:
+        """The same, turn by turn."""
+        return place_rewards(self.trajectories, self.action_cu_seqlens)
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:

@@ -84,7 +84,9 @@ class Door:
                 f"response_token_ids: {num_tokens} tokens, sampling.max_response_tokens = {self.max_response_tokens}"
             )
         try:
-            self.rewards.check(trajectory.outcome, trajectory.reward, trajectory.components, num_tokens)
+            self.rewards.check(
+                trajectory.outcome, trajectory.reward, trajectory.components, num_tokens, trajectory.turn_rewards
+            )
         except ValueError as error:
             raise WireError(str(error)) from error
         least = float(np.minimum.reduce(trajectory.behaviour_log_probs))

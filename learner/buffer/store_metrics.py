@@ -26,6 +26,7 @@ def store_metrics(state: StoreState, num_credits: int) -> Mapping[str, float | N
         "store/up": 1.0,
         **{f"store/queue/{name}": float(getattr(ledger, name)) for name in ("queued", "leased", "buffered", "claimed")},
         **{f"store/settled/{name}": float(getattr(ledger, name)) for name in ("trained", "rejected", "expired")},
+        "store/settled/without_signal": float(ledger.without_signal),
         "store/ledger_difference": float(ledger.difference),
         "store/credits_used": float(ledger.credits_used),
         "store/credits": float(num_credits),

@@ -55,9 +55,11 @@ def _task_tokenizer(config: VcppoConfig, task: Task) -> PreTrainedTokenizerFast:
             f"sft.init = scratch needs a task that brings a tokenizer, and {config.task.name} does not: "
             "name a model in sft.init"
         )
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
     )
+    made.chat_template = task.chat_template()
+    return made
 
 
 def _load_tokenizer(path: str, config: VcppoConfig) -> Any:

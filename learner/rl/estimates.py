@@ -31,7 +31,7 @@ from vcppo.learner.algorithm.aggregation import loss_weights
 from vcppo.learner.algorithm.gae import AdvantagesAndTargets, decoupled_gae, monte_carlo_returns
 from vcppo.learner.algorithm.losses import kl_estimate
 from vcppo.learner.algorithm.off_policy import importance_weights, log_ratios, normalised, within_band
-from vcppo.learner.algorithm.turns import turn_gae
+from vcppo.learner.algorithm.turns import Turns, cut_into_segments, turn_gae
 from vcppo.learner.batching.batch import Batch, MicroBatch
 
 Float32Array = NDArray[np.float32]
@@ -51,7 +51,7 @@ class Estimates:
         kl_rewards: what the KL adds to each token's reward, -beta k(d_t); None without a KL in the reward.
         raw_advantages: before whitening.
         advantages, value_targets: with lambda_actor and lambda_critic.
-        returns: Monte-Carlo, with the verifier's reward for cut responses too and with `kl_rewards`: explained
+        returns: Monte-Carlo, with the rewards of cut responses too and with `kl_rewards`: explained
             variance is measured on them.
         importance_weights: w_t of the objective; 1 without a correction.
         mask: bool, actions that may be trained on.
@@ -140,9 +140,10 @@ def estimate(
     in_reward = None
     if reference_log_probs is not None and algorithm.kl_in == "reward":
         in_reward, reference_log_probs = _kl_rewards(old_log_probs, reference_log_probs, algorithm), None
-    ends = place_ends(batch.outcome_rewards, last_values, batch.truncated, cu, algorithm.truncation)
-    outcomes = place_ends(batch.outcome_rewards, last_values, batch.truncated, cu, "terminal").rewards
-    returns = monte_carlo_returns(_with(outcomes, in_reward), cu, gamma=algorithm.gamma)
+    placed = batch.placed_rewards
+    ends = place_ends(placed.last, last_values, batch.truncated, cu, algorithm.truncation, placed.earlier)
+    as_given = place_ends(placed.last, last_values, batch.truncated, cu, "terminal", placed.earlier).rewards
+    returns = monte_carlo_returns(_with(as_given, in_reward), cu, gamma=algorithm.gamma)
     if algorithm.has_critic:
         rewards = _with(ends.rewards, in_reward)
         advantages, targets = _gae(
@@ -150,7 +151,7 @@ def estimate(
             lambda_critic=lambda_critic,
         )  # fmt: skip
     else:
-        advantages, targets = _without_critic(batch, returns, in_reward, algorithm), np.zeros_like(values)
+        advantages, targets = _without_critic(batch, in_reward, algorithm), np.zeros_like(values)
     weights, actor_mask = _off_policy(old_log_probs, ends.mask, batch, algorithm)
     return Estimates(
         values=values,
@@ -215,32 +216,45 @@ def _gae(
     lambda_actor: float,
     lambda_critic: float,
 ) -> AdvantagesAndTargets:
-    """Of each action, with tokens or turns as steps."""
-    by_turn, alpha = algorithm.advantage_level == "turn", algorithm.length_adaptive_alpha
-    steps = batch.turns.of_sequence if by_turn else batch.action_cu_seqlens
+    """Of each action, with tokens, turns or segments as steps."""
+    turns, alpha = _turns(batch, algorithm), algorithm.length_adaptive_alpha
+    steps = batch.action_cu_seqlens if turns is None else turns.of_sequence
     decay = lambda_actor if alpha is None else length_adaptive_lambda(steps, alpha)
-    if by_turn:
-        return turn_gae(rewards, values, bootstrap_values, batch.turns, lambda_actor=decay, lambda_critic=lambda_critic)
+    if turns is not None:
+        return turn_gae(rewards, values, bootstrap_values, turns, lambda_actor=decay, lambda_critic=lambda_critic)
     return decoupled_gae(
         rewards, values, bootstrap_values, steps, gamma=algorithm.gamma, lambda_actor=decay,
         lambda_critic=lambda_critic,
     )  # fmt: skip
 
 
+def _turns(batch: Batch, algorithm: AlgorithmConfig) -> Turns | None:
+    """The steps of GAE where they are not tokens."""
+    match algorithm.advantage_level:
+        case "token":
+            return None
+        case "turn":
+            return batch.turns
+        case "segment":
+            return cut_into_segments(
+                batch.turns, batch.behaviour_log_probs, num_cutpoints=algorithm.segment_cutpoints,
+                probability=algorithm.segment_probability,
+            )  # fmt: skip
+
+
 def _without_critic(
     batch: Batch,
-    returns: Float32[Float32Array, "A"],
     kl_rewards: Float32[Float32Array, "A"] | None,
     algorithm: AlgorithmConfig,
 ) -> Float32[Float32Array, "A"]:
     """``[A]`` of REINFORCE++ (arXiv 2501.03262, eq. 8), outcome - beta sum_{i >= t} KL_i, of its variant whose outcome
-    is less the group's mean; else of a group estimator, whose rewards are of whole responses, their KL included."""
-    if algorithm.advantage_estimator == "reinforce_plus_plus":
-        return returns
+    is less the group's mean; else of a group estimator, whose rewards are of whole responses, their KL included. All of
+    them know an outcome only: the rewards of turns are summed."""
     cu, rewards, groups = batch.action_cu_seqlens, batch.outcome_rewards, batch.group_ids
-    if algorithm.advantage_estimator == "reinforce_plus_plus_baseline":
-        centred = group_centred_advantages(rewards, groups)
-        outcomes = place_ends(centred, np.zeros_like(centred), batch.truncated, cu, "terminal").rewards
+    if algorithm.advantage_estimator in ("reinforce_plus_plus", "reinforce_plus_plus_baseline"):
+        if algorithm.advantage_estimator == "reinforce_plus_plus_baseline":
+            rewards = group_centred_advantages(rewards, groups)
+        outcomes = place_ends(rewards, np.zeros_like(rewards), batch.truncated, cu, "terminal").rewards
         return monte_carlo_returns(_with(outcomes, kl_rewards), cu, gamma=algorithm.gamma)
     grouped = {
         "group_mean": group_mean_advantages,

@@ -12,6 +12,7 @@ from vcppo.learner.engine.deepspeed_engine import broadcast_object
 from vcppo.learner.rl.samples import SampleWriter
 from vcppo.learner.rl.trained_log import TrainedLog
 from vcppo.learner.supply.collect import BatchCollector, PromptIssuer
+from vcppo.learner.supply.drawn_problems import DrawnProblems
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class RankZero:
     metrics: MetricsWriter
     trained_log: TrainedLog
     samples: SampleWriter
+    drawn_problems: DrawnProblems | None = None
 
 
 def agree(rank_zero: RankZero | None, decide: Callable[[RankZero], Any]) -> Any:

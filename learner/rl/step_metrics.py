@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vcppo.common.records.trajectory import Outcome, mean_components
 from vcppo.learner.algorithm.off_policy import effective_share, log_ratios, mismatch
 from vcppo.learner.batching.batch import Batch
+from vcppo.learner.batching.turn_rewards import mean_by_turn
 from vcppo.learner.critic_quality.explained_variance import explained_variance, mean_by_position
 from vcppo.learner.critic_quality.signal_by_distance import reward_signal
 from vcppo.learner.critic_quality.vs_prompt_mean import critic_worth
@@ -70,6 +71,23 @@ def _turns(batch: Batch) -> dict[str, MetricValue]:
         "turns/max": int(turns.max()),
         "turns/masked_fraction": 1.0 - batch.num_actions / num_tokens,
         "turns/environment_seconds": float(np.mean(seconds)),
+        "turns/reward_by_turn": mean_by_turn(batch.trajectories),
+        **_tools(batch),
+    }
+
+
+def _tools(batch: Batch) -> dict[str, MetricValue]:
+    """A rollout's, where any of the batch called one: those that called none count."""
+    if not any("tool_calls" in each.timings for each in batch.trajectories):
+        return {}
+
+    def mean(name: str) -> float:
+        return sum(each.timings.get(name, 0.0) for each in batch.trajectories) / len(batch)
+
+    return {
+        "turns/tool_calls": mean("tool_calls"),
+        "turns/tool_errors": mean("tool_errors"),
+        "turns/tool_seconds": mean("tools"),
     }
 
 

@@ -54,15 +54,22 @@ class StepRecord:
         if rank_zero is None:
             return
         rank_zero.store.confirm()  # before each file: another learner may have taken our place
+        values: dict[str, Any] = {}
+        dynamic, drawn = rank_zero.collector.dynamic_sampling, rank_zero.drawn_problems
+        if drawn is not None:
+            left_out = [] if dynamic is None else dynamic.left_out(version)
+            values |= drawn.record(version, batch.trajectories, left_out)
         rank_zero.trained_log.append(version, batch)
         ids = [trajectory.id for trajectory in batch.trajectories]
         log.debug("trajectories_trained", policy_version=version, trajectory_ids=ids)
-        values: dict[str, Any] = step_metrics(batch, estimates, stats, seconds, has_critic=self._has_critic)
+        values |= step_metrics(batch, estimates, stats, seconds, has_critic=self._has_critic)
         values |= figures
+        if dynamic is not None:
+            values |= dynamic.figures(version, batch.trajectories)
         ledger = rank_zero.store.ledger()
         values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
         rank_zero.metrics.write(version, values)
-        rank_zero.samples.write(version, batch.trajectories)
+        rank_zero.samples.write(version, batch, estimates, has_critic=self._has_critic)
         log.info("step", policy_version=version, **{name: _rounded(values.get(key)) for name, key in _SHOWN.items()})
         if not ledger.is_exact:
             log.error("ledger_not_exact", ledger=str(ledger))

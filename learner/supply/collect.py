@@ -3,6 +3,8 @@
 consumes     trajectories the buffer appended
 waits for    the batch `vcppo.learner.supply.credits.select_batch` asks for, at most learner.batch_deadline_seconds
 unblocked by an append (notification stream), a rejection (its replacement is issued here), a stop request
+
+Groups without signal are left out before a batch is chosen (`vcppo.learner.supply.dynamic_sampling`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from vcppo.common.store.run_store import RunStore, StoreFull
 from vcppo.learner.supply.credits import (
     Entry,
     Ready,
+    Unit,
     Wait,
     make_units,
     num_units_to_issue,
@@ -29,6 +32,7 @@ from vcppo.learner.supply.credits import (
     shrunk_groups,
     too_stale,
 )
+from vcppo.learner.supply.dynamic_sampling import DynamicSampling
 from vcppo.learner.supply.prompts import PromptSource
 from vcppo.learner.supply.quarantine import Quarantine
 
@@ -105,14 +109,16 @@ class BatchCollector:
         self._deadline_seconds = config.learner.batch_deadline_seconds
         self._store = store
         self._issuer = issuer
-        self._group_size = config.rl.group_size if config.algorithm.has_group_baseline else 1
+        self.dynamic_sampling = DynamicSampling(config, store) if config.rl.dynamic_sampling is not None else None
+        in_groups = config.algorithm.has_group_baseline or self.dynamic_sampling is not None
+        self._group_size = config.rl.group_size if in_groups else 1
         self._units_per_step = config.rl.batch_size // self._group_size
         self._watch = WaitWatch("batch", self._deadline_seconds)
         self.quarantine = Quarantine(config, store)
 
     def issue(self, version: int) -> int:
         """Issue as much as the credits allow at ``version``; returns how many prompts."""
-        return self._issue(version, self._store.outstanding())
+        return self._issue(version, self._with_signal(version, self._store.outstanding()))
 
     def _issue(self, version: int, outstanding: Iterable[Outstanding]) -> int:
         entries = to_entries(outstanding)
@@ -120,7 +126,7 @@ class BatchCollector:
             for group_id, lost in shrunk_groups(entries, self._group_size).items():
                 log.info("group_topped_up", group_id=group_id, num_prompts=lost, policy_version=version)
                 self._issuer.top_up(group_id, lost, version)
-        units = make_units(entries, self._group_size, self._rl.max_staleness)
+        units = self._units(entries)
         steps_left = self._rl.num_steps - version
         count = num_units_to_issue(len(units), self._units_per_step, self._rl.max_staleness, steps_left)
         return self._issuer.issue(count * self._group_size, version)
@@ -134,9 +140,12 @@ class BatchCollector:
         outstanding = self._store.outstanding()
         if self._give_up_stale(outstanding, version) or self._give_up_impossible(outstanding, version):
             outstanding = self._store.outstanding()
-        units = make_units(to_entries(outstanding), self._group_size, self._rl.max_staleness)
+        kept = self._with_signal(version, outstanding)
+        if kept is not outstanding:  # whatever comes of the batch, generators go on
+            self._issue(version, kept)
+            outstanding = self._store.outstanding()
         decision = select_batch(
-            units,
+            self._units(to_entries(outstanding)),
             version=version,
             units_per_step=self._units_per_step,
             max_staleness=self._rl.max_staleness,
@@ -159,6 +168,16 @@ class BatchCollector:
             log.warning("batch_changed", prompt_id=refused, reason="it is not buffered any more", effect="polled again")
             return None
         return list(payloads.values())
+
+    def _units(self, entries: Iterable[Entry]) -> list[Unit]:
+        return make_units(entries, self._group_size, self._rl.max_staleness)
+
+    def _with_signal(self, version: int, outstanding: list[Outstanding]) -> list[Outstanding]:
+        """What is outstanding once groups without signal are left out; the same list where none was."""
+        dynamic = self.dynamic_sampling
+        if dynamic is None or not dynamic.leave_out(self._units(to_entries(outstanding)), outstanding, version):
+            return outstanding
+        return self._store.outstanding()
 
     def _wait(self, decision: Wait, outstanding: Sequence[Outstanding], version: int) -> None:
         self._issue(version, outstanding)  # rejections free credits while we wait

@@ -6,6 +6,9 @@ the prompts are) is recognised by the store: the ids are the same.
     index i  →  group i // group_size, sample i % group_size  →  id ``rl-00000012-3``
     problem  =  task.problems("train", seed of the purpose, group, 1)
 
+With ``rl.difficulty.enabled`` the problem of an RL group is drawn from the data set instead, by how often each was
+answered right (`vcppo.learner.supply.drawn_problems`).
+
 A prompt may leave no room for the response. `PromptSource` looks at all prompts of a finite task when it is made, and
 refuses them by name (``task.overlong: refuse``) or says how many are left out (``skip``). Where one comes up all the
 same, a substitute takes its place: a problem so far on in the task's sequence that no group has it as its own. Which
@@ -29,9 +32,10 @@ from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.records.ids import make_group_id, make_prompt_id, parse_group_id
 from vcppo.common.records.seeds import derive_seed
 from vcppo.common.records.trajectory import Int32Array, Prompt, Purpose
-from vcppo.common.tasks import Problem, Task, Text
+from vcppo.common.tasks import Problem, Task, TaskError, Text
 from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.lengths import LengthsOf, measure_prompts, prompt_room
+from vcppo.learner.supply.drawn_problems import DrawnProblems
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +58,7 @@ class PromptEncoder(Protocol):
 
 
 class _Chosen(NamedTuple):
-    """A group's problem, and its prompt as tokens."""
+    """A problem, and its prompt as tokens."""
 
     problem: Problem
     token_ids: Int32Array
@@ -69,6 +73,7 @@ class PromptSource:
 
     Raises:
         PromptTooLong: some prompts leave no room for a response, and ``task.overlong`` is ``refuse``; or all do.
+        TaskError: RL is to draw by difficulty, and there is no end to the task's problems.
     """
 
     def __init__(
@@ -81,7 +86,17 @@ class PromptSource:
         self._group_size = config.rl.group_size
         self._room = prompt_room(config)
         self._chosen = lru_cache(maxsize=256)(self._choose)
+        self._drawn: DrawnProblems | None = None
+        if config.rl.difficulty.enabled and not task.size("train"):
+            raise TaskError(
+                f"rl.difficulty.enabled = true: task {config.task.name} has no finite set of problems that come again:"
+                " set rl.difficulty.enabled to false, or use a task of rows, such as dataset"
+            )
         self._look_through(lengths or self._lengths)
+
+    def draw_by(self, drawn: DrawnProblems) -> None:
+        """RL groups ask what `drawn` draws, from here on."""
+        self._drawn = drawn
 
     @property
     def task(self) -> Task:
@@ -103,6 +118,8 @@ class PromptSource:
 
     def prompts(self, purpose: Purpose, start: int, count: int, issue_version: int) -> list[Prompt]:
         """Prompts number ``start … start + count - 1``."""
+        if self._drawn is not None and purpose == "rl" and count:
+            self._drawn.draw(range(start // self._group_size, -(-(start + count) // self._group_size)), issue_version)
         return [
             self._make(purpose, index // self._group_size, index % self._group_size, issue_version)
             for index in range(start, start + count)
@@ -118,8 +135,17 @@ class PromptSource:
         purpose, group = parse_group_id(group_id)
         return self._make(purpose, group, self._group_size + attempt, issue_version)
 
+    def tokens_of(self, purpose: Purpose, number: int) -> Int32Array:
+        """``[P]`` the prompt of problem `number` of the stage's own sequence, whatever its groups are drawn to ask.
+
+        Raises:
+            PromptTooLong: it has no room, and neither have its substitutes.
+        """
+        return self._chosen(purpose, number).token_ids
+
     def _make(self, purpose: Purpose, group: int, sample: int, issue_version: int) -> Prompt:
-        problem, token_ids = self._chosen(purpose, group)
+        own = group if self._drawn is None or purpose != "rl" else self._drawn.problem_of(group)
+        problem, token_ids = self._chosen(purpose, own)
         group_id = make_group_id(purpose, group)
         return Prompt(
             id=make_prompt_id(group_id, sample),
@@ -135,20 +161,18 @@ class PromptSource:
             is_open=self._task.is_agent,
         )
 
-    def _choose(self, purpose: Purpose, group: int) -> _Chosen:
-        """The group's own problem, or the first of its substitutes that has room."""
+    def _choose(self, purpose: Purpose, own: int) -> _Chosen:
+        """Problem `own` of the stage's sequence, or the first of its substitutes that has room."""
         seed = derive_seed(self._config.run.seed, purpose)
-        substitutes = range(
-            _FIRST_SUBSTITUTE + group * MAX_SUBSTITUTES, _FIRST_SUBSTITUTE + (group + 1) * MAX_SUBSTITUTES
-        )
+        substitutes = range(_FIRST_SUBSTITUTE + own * MAX_SUBSTITUTES, _FIRST_SUBSTITUTE + (own + 1) * MAX_SUBSTITUTES)
         shortest = None
-        for number in (group, *substitutes):
+        for number in (own, *substitutes):
             (problem,) = problems_of(self._task, "train", seed, number, 1)
             token_ids = self._encode(problem.prompt)
             if len(token_ids) <= self._room.tokens:
                 return _Chosen(problem, token_ids)
-            if number == group:
-                self._pass_over(seed, group, len(token_ids))
+            if number == own:
+                self._pass_over(seed, own, len(token_ids))
             shortest = min(len(token_ids), shortest or len(token_ids))
         needed = (shortest or 0) + self._room.response
         raise PromptTooLong(

@@ -50,7 +50,8 @@ class Part:
         batch = Batch(list(trajectories), version=0)
         truncation: Truncation = "terminal" if config.algorithm.truncation == "terminal" else "mask"
         cu = batch.action_cu_seqlens
-        ends = place_ends(batch.outcome_rewards, np.zeros(len(batch), np.float32), batch.truncated, cu, truncation)
+        (earlier, last), no_values = batch.placed_rewards, np.zeros(len(batch), np.float32)
+        ends = place_ends(last, no_values, batch.truncated, cu, truncation, earlier)
         return cls(batch, monte_carlo_returns(ends.rewards, cu, gamma=config.algorithm.gamma), ends.mask)
 
     @cached_property

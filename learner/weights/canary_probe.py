@@ -48,12 +48,11 @@ def probe_tokens(source: PromptSource, config: VcppoConfig) -> list[list[int]]:
     longest = min(LONGEST, config.generator.max_model_len - 1)
     found: list[list[int]] = []
     scored = 0
-    for group in range(MOST_SEQUENCES):
+    for number in range(MOST_SEQUENCES):
         try:
-            (prompt,) = source.prompts("rl", group * config.rl.group_size, 1, 0)
+            tokens = source.tokens_of("rl", number)[:longest]
         except PromptTooLong:  # whoever issues it says so
             continue
-        tokens = prompt.token_ids[:longest]
         if len(tokens) > PROMPT_LENGTH:
             found.append(tokens[: PROMPT_LENGTH + config.broadcast.canary_tokens - scored].tolist())
             scored += len(found[-1]) - PROMPT_LENGTH

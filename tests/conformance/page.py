@@ -21,7 +21,10 @@ Every estimator below gets the same arrays. Each is compared with a float64 tran
 - Check your own estimator with `python -m tests.conformance my_module:MyEstimator` (`tests/conformance/README.md`).
 
 **The rows about tool text test arrays, not environments.** They show what an estimator does with tokens that the policy
-did not write. [Environments](environments.md) has the tasks that make such rollouts.
+did not write. [Environments](environments.md) has the tasks that make such rollouts. One of these goes through the
+whole system in `tests/integration/test_turns_to_advantages.py`: environment, wire, buffer, packing and learner, on one
+rank and on two. At λ = 0.95 with V = 0.5 and reward 1, two actions before N tokens of a tool have the same advantages
+for N = 10, 50 and 500: the last of them 0.45125.
 
 | mark | meaning |
 |---|---|

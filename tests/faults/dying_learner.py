@@ -33,7 +33,10 @@ BOUNDARIES = (
     "sending",  # about to send the weights
     "broadcast",  # weights sent, nothing issued
 )
-
+OF_DYNAMIC_SAMPLING = (
+    "leaving_out",  # groups without signal are found, nothing is rejected
+    "left_out",  # they are rejected, nothing is issued in their place
+)
 
 BY = signal.Signals[os.environ.get("DYING_BY", "SIGKILL")]
 
@@ -92,6 +95,10 @@ def arm(boundary: str, step: int) -> None:
             die_after(progress, "commit", lambda _, store, ids, committed_step: committed_step == step)
         case "sending":
             die_before(NoMemberBroadcaster, "broadcast", lambda self, version, canary=None: version == step)
+        case "leaving_out":
+            die_before(RunStore, "leave_out", lambda self, ids, fact: f'"{step}":' in fact[1])
+        case "left_out":
+            die_after(RunStore, "leave_out", lambda _, self, ids, fact: f'"{step}":' in fact[1])
         case "broadcast":
             die_after(NoMemberBroadcaster, "broadcast", lambda _, self, version, canary=None: version == step)
         case _:

@@ -50,7 +50,7 @@ def _key(data: bytes) -> str:
 def _text(data: bytes) -> str:
     text = data.decode("utf-8", "replace")
     said, calls = read_tool_calls(text, 3)
-    assert said == (text[: text.find("<tool_call>")] if calls else text)
+    assert text.startswith(said) and (calls or said == text)
     message = assistant_message(said, calls)
     shown: Any = completion("x", Reply(message, "stop", 1, 1), 0)["choices"][0]["message"]
     asked = {"role": "user", "content": "x"}
@@ -72,8 +72,8 @@ _BODY: dict[str, Any] = {
 _PARTS = frozenset({*_BODY, "body"})
 _VALUES = (None, 0, 1, -1, True, 2.5, float("nan"), "", "x", "auto", "\ud800", "\x1b[2J", [], {}, [{}], ["x"], [None])
 _TEXTS = (
-    "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"x": 1}}', '{"name": "f"}', "[" * 5000, '"\\ud800"',
-    "NaN", "say", "\n", "1" * 5000, "{", "}",
+    "<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"x": 1}}', '{"name": "f", "parameters": {}}',
+    "[" * 5000, '"\\ud800"', "NaN", "say", "\n", "1" * 5000, "{", "}",
 )  # fmt: skip
 
 

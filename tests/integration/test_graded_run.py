@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -15,7 +16,8 @@ import yaml
 from tests.integration.rig.scripted import make_tiny_model
 from tests.paths import ROOT
 from vcppo.common.config import load_config
-from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.sample_table import SampleTable
+from vcppo.common.records.trajectory import Outcome
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
@@ -64,6 +66,15 @@ CONFIG = {
 }  # fmt: skip
 
 
+class Graded(NamedTuple):
+    """What `RewardRule.check` takes."""
+
+    outcome: Outcome
+    reward: float
+    components: dict[str, float]
+    num_tokens: int
+
+
 @dataclass
 class GradedRun:
     """Where it was started, and its folder."""
@@ -83,8 +94,12 @@ class GradedRun:
         assert done.returncode == exit_code, f"{done.stderr}\n{done.stdout[-4000:]}"
         return done.stdout + done.stderr
 
-    def trained(self) -> list[Trajectory]:
-        return [each for path in sorted(self.folder.samples.glob("step-*")) for each in read_trajectories(path)]
+    def trained(self) -> list[Graded]:
+        return [
+            Graded(head["outcome"], head["reward"], head["components"], len(table.tokens(number)["token_ids"]))
+            for table in map(SampleTable, sorted(self.folder.samples.glob("step-*")))
+            for number, head in enumerate(table.heads())
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +111,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GradedRun]:
     wrong = found.vcppo("up", "-c", "run.yaml", "task.rewards=[{name: 'my_graded:brevty'}]", exit_code=2)
     assert "task.rewards: my_graded:brevty can't be imported" in wrong
     assert not found.folder.path.exists()  # refused before anything started
-    found.vcppo("up", "-c", "run.yaml", "metrics.samples_per_step=16")
+    found.vcppo("up", "-c", "run.yaml")
     yield found
     redis_server.socket_path(found.folder.redis).unlink(missing_ok=True)
 
 
 def test_every_reward_that_was_trained_is_that_of_the_rule(run: GradedRun) -> None:
     rule = load_config(run.folder.config).reward_rule
-    recorded = list(read_trajectories(run.folder.value_pretraining / RECORD_FILE))
-    assert len(recorded) == 32 and len(run.trained()) == 32
-    for each in [*recorded, *run.trained()]:
-        rule.check(each.outcome, each.reward, each.components, len(each.response_token_ids))
+    recorded = [
+        Graded(each.outcome, each.reward, each.components, len(each.response_token_ids))
+        for each in read_trajectories(run.folder.value_pretraining / RECORD_FILE)
+    ]
+    trained = run.trained()
+    assert len(recorded) == 32 and len(trained) == 32
+    for each in [*recorded, *trained]:
+        rule.check(*each)
         shaping = {"soft_overlong", "length_cost"}
         parts = {"base", "digits", "brevity", "format"} | shaping
         assert each.components.keys() == (shaping if each.outcome == "crash" else parts)
@@ -118,11 +137,10 @@ def test_every_reward_that_was_trained_is_that_of_the_rule(run: GradedRun) -> No
 def test_each_part_has_its_curve_and_the_means_are_those_of_the_batch(run: GradedRun) -> None:
     rows = [row for row in read_metrics(run.folder.metrics_file("learner")) if row["stage"] == "rl"]
     for step, row in enumerate(rows, start=1):
-        (path,) = run.folder.samples.glob(f"step-{step:06d}.msgpack")
-        batch = list(read_trajectories(path))  # all of it is kept
-        assert row["reward/mean"] == pytest.approx(sum(each.reward for each in batch) / 16, abs=1e-6)
+        batch = SampleTable(run.folder.samples / f"step-{step:06d}.parquet").heads()  # all of it is kept
+        assert row["reward/mean"] == pytest.approx(sum(each["reward"] for each in batch) / 16, abs=1e-6)
         for name in ("brevity", "digits", "base", "format", "soft_overlong"):
-            values = [each.components[name] for each in batch if name in each.components]
+            values = [each["components"][name] for each in batch if name in each["components"]]
             assert row[f"reward/{name}"] == pytest.approx(sum(values) / len(values)), name
     recorded = [row for row in read_metrics(run.folder.metrics_file("learner")) if "vp/reward/brevity" in row]
     assert recorded

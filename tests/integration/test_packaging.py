@@ -139,7 +139,7 @@ def test_the_recipes_are_installed(hostile: Place) -> None:
         "for path in SUITES.glob('*.yaml'): load_suite(Path(path.stem))\n"
         "print(json.dumps(sorted(path.stem for path in SUITES.glob('*.yaml'))))"
     )
-    assert names == ["credit", "critic", "long_horizon", "paper", "quick"]
+    assert names == ["credit", "critic", "long_horizon", "paper", "quick", "sampling"]
 
 
 def test_a_program_of_the_user_uses_the_front_door(crowded: Place) -> None:

@@ -16,6 +16,7 @@ from tests.integration.rig.scripted import make_tiny_model
 from tests.integration.test_graded_run import CONFIG
 from tests.paths import ROOT
 from vcppo.common.config import load_config
+from vcppo.common.records.sample_table import SampleTable
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
@@ -34,7 +35,7 @@ def test_a_run_whose_service_goes_away_and_comes_back(tmp_path: Path) -> None:
     config = CONFIG | {"run": {"name": "serviced", "folder": "runs"}, "task": task}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     folder = RunFolder(tmp_path / "runs" / "serviced")
-    command = [sys.executable, "-m", "vcppo.deploy.cli", "up", "-c", "run.yaml", "metrics.samples_per_step=16"]
+    command = [sys.executable, "-m", "vcppo.deploy.cli", "up", "-c", "run.yaml"]
     with (tmp_path / "said.log").open("wb") as said:
         up = subprocess.Popen(
             command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=said, stderr=said
@@ -52,12 +53,14 @@ def test_a_run_whose_service_goes_away_and_comes_back(tmp_path: Path) -> None:
         server.close()
         redis_server.socket_path(folder.redis).unlink(missing_ok=True)
     rule = load_config(folder.config).reward_rule
-    trained = [each for path in sorted(folder.samples.glob("step-*")) for each in read_trajectories(path)]
     recorded = list(read_trajectories(folder.value_pretraining / RECORD_FILE))
-    assert (len(recorded), len(trained)) == (32, 32)
-    for each in [*recorded, *trained]:
+    for each in recorded:
         assert each.reward == reward_of(each.prompt_id) and each.outcome not in ("timeout", "crash")
         rule.check(each.outcome, each.reward, each.components, len(each.response_token_ids))
+    trained = [head for path in sorted(folder.samples.glob("step-*")) for head in SampleTable(path).heads()]
+    assert (len(recorded), len(trained)) == (32, 32)
+    for head in trained:
+        assert head["reward"] == reward_of(head["prompt_id"]) and head["outcome"] not in ("timeout", "crash")
     ledger = RunData.load(folder).ledger
     assert ledger is not None and ledger["rejected"] == 0
     rows = [row for row in read_metrics(folder.metrics_file("generator-0")) if "reward_source/away" in row]

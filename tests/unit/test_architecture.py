@@ -33,7 +33,7 @@ FLOORS = {
     "common": (
         {"errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
         {"model_folder", "records", "sandbox", "telemetry"}, {"rewards"}, {"config"},
-        {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation"},
+        {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation", "tools"},
     ),
     "generator": (
         {"endpoint", "reward_sources", "vllm_engine"}, {"verifying"}, {"turns"}, {"check", "evaluation", "rollout"},
@@ -46,7 +46,7 @@ FLOORS = {
     ),
     "deploy": (
         {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"},
-        {"report"}, {"container", "demo"}, {"chaos", "experiment"}, {"cli"},
+        {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment"}, {"cli"},
     ),
 }  # fmt: skip
 # Two ends of one thing may have one name.
@@ -58,6 +58,7 @@ TWO_ENDS = {
 CONFINED = {
     "aiohttp": ("generator/endpoint/server.py", "generator/reward_sources/http_post.py"),
     "redis": ("common/store/redis_connection.py",),
+    "mcp": ("common/tools/mcp_tool.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine/deepspeed_engine.py",),
     "jinja2": ("deploy/report/markup.py",),

@@ -33,8 +33,8 @@ from vcppo.generator.verifying.verifier_pool import VerifierPool
 PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
-    "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/value_pretraining.md", "docs/weights.md",
-    "docs/index.md", "docs/own_task.md", "docs/environments.md", "docs/agents.md", "docs/rewards.md",
+    "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/ui.md", "docs/value_pretraining.md",
+    "docs/weights.md", "docs/index.md", "docs/own_task.md", "docs/environments.md", "docs/agents.md", "docs/rewards.md",
     "docs/formulas.md", "docs/comparison.md", "docs/glossary.md", "docs/built_in_tasks.md", "docs/threats.md",
     "CONTRIBUTING.md",
 )  # fmt: skip
@@ -196,6 +196,27 @@ def test_the_example_of_an_agent_works(tmp_path: Path, monkeypatch: pytest.Monke
     played = asyncio.run(play())
     assert played is not None and (played.verdict.outcome, played.verdict.reward) == ("correct", 1.0)
     assert f"calculator: {product}" in decoded(CHAT, played.transcript.token_ids.tolist())
+
+
+def test_the_example_of_a_graded_environment_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/environments.md: the nearer the second try, the more it is worth."""
+    page = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    _, module, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    _, config, *_ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in module.splitlines() if line.strip()]) <= 30
+    (tmp_path / "my_sums.py").write_text(module, encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_sums", raising=False)
+    task: Any = load_task(load_config(Path("my.yaml")).task)
+    total = int(task.problems("train", 0, 0, 1)[0].answer["total"])
+    task.reset({"total": total})
+    assert (task.step("No idea.").reward, task.step(f"It is {total + 1}.")) == (
+        -0.25, Observation("", 0.5, True, "wrong")
+    )  # fmt: skip
+    task.reset({"total": total})
+    assert task.step(f"{total}") == Observation("", 1.0, True, "correct")
 
 
 def test_the_example_of_graded_rewards_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

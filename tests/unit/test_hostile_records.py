@@ -124,7 +124,7 @@ def test_a_dead_letter_is_read_whatever_it_holds() -> None:
 def test_what_a_peer_called_itself_is_text_and_neither_markup_nor_escape() -> None:
     """``[/x]`` as a message id ended `vcppo ledger`; an escape sequence cleared the terminal."""
     letter = DeadLetter("1-0", 0.0, "invalid trajectory", "[/x]\x1b[2J\u202e: not so", "g", 3, b"")
-    store: Any = SimpleNamespace(ledger=Ledger, dead_letters=lambda: [letter])
+    store: Any = SimpleNamespace(ledger=Ledger, dead_letters=lambda: [letter], get_value=lambda _: None)
     out = io.StringIO()
     assert print_ledger(store, Console(file=out, width=200))
     assert "invalid trajectory: [/x]\\x1b[2J" in out.getvalue() and "\x1b" not in out.getvalue()

@@ -60,7 +60,9 @@ def test_the_wheel_has_every_file_that_the_code_opens(wheel: Path) -> None:
     wanted = {f"vcppo/{name}" for name in ours if not name.startswith(NOT_INSTALLED)}
     wanted |= {"vcppo/__init__.py", "vcppo/py.typed"}
     assert {name for name in names_in(wheel) if name.startswith("vcppo/")} == wanted
-    assert {Path(name).suffix for name in wanted} == {".py", ".j2", ".json", ".lua", ".typed", ".yaml"}
+    assert {Path(name).suffix for name in wanted} == {
+        ".css", ".j2", ".js", ".json", ".lua", ".py", ".txt", ".typed", ".yaml",
+    }  # fmt: skip
 
 
 def test_the_distribution_has_the_version_of_the_package(wheel: Path) -> None:

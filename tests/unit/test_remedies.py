@@ -91,6 +91,11 @@ CONFIG = [
         [["algorithm.gamma=1"], ["algorithm.advantage_level=token"]],
     ),
     Refusal(
+        ["algorithm.segment_cutpoints=3"],
+        "set that to segment, or leave",
+        [["algorithm.advantage_level=segment"], ["algorithm.segment_cutpoints=5"]],
+    ),
+    Refusal(
         ["algorithm.advantage_estimator=group_mean", "algorithm.advantage_level=turn"],
         "set it to token",
         [["algorithm.advantage_level=token"]],
@@ -154,6 +159,25 @@ CONFIG = [
     Refusal(["task.length_cost=100000.0"], "use smaller rewards, weights and costs", [["task.length_cost=0.001"]]),
     Refusal(
         ["algorithm.advantage_estimator=group_mean", "rl.group_size=1"], "set it to 2 or more", [["rl.group_size=2"]]
+    ),
+    Refusal(
+        ["rl.dynamic_sampling=rewards", "rl.group_size=1"],
+        "set that to 2 or more, or rl.dynamic_sampling to null",
+        [["rl.group_size=2"], ["rl.dynamic_sampling=null"]],
+    ),
+    Refusal(["rl.difficulty.window=3"], "set that to true", [["rl.difficulty.enabled=true"]]),
+    Refusal(
+        ["rl.difficulty.enabled=true", "rl.difficulty.hard_to=0.9"], "set it to 0.2", [["rl.difficulty.hard_to=0.2"]]
+    ),
+    Refusal(
+        ["rl.difficulty.enabled=true", *(f"rl.difficulty.{pool}_share=0" for pool in ("easy", "edge", "hard"))],
+        "set it to 1",
+        [["rl.difficulty.edge_share=1"]],
+    ),
+    Refusal(
+        ["rl.dynamic_sampling_max_batches=9"],
+        "set that to rewards or outcomes",
+        [["rl.dynamic_sampling=rewards"], ["rl.dynamic_sampling=outcomes"]],
     ),
     Refusal(
         ["algorithm.advantage_estimator=group_mean", "algorithm.truncation=bootstrap"],
@@ -381,6 +405,10 @@ ON_A_RUN = [
     Text("learner/value_pretraining/stage.py", "change value_pretraining.held_out_fraction or num_trajectories",
          RECORDED,
          ["value_pretraining.held_out_fraction=0.25"]),
+    Text("learner/supply/prompts.py", "set rl.difficulty.enabled to false",
+         RECORDED, ["rl.difficulty.enabled=false"]),
+    Text("learner/supply/dynamic_sampling.py", "raise rl.dynamic_sampling_max_batches",
+         TRAINED, ["rl.dynamic_sampling=rewards", "rl.dynamic_sampling_max_batches=8"]),
     Text("learner/engine/deepspeed_engine.py", "training diverged; lower ",
          RECORDED, ["value_pretraining.learning_rate=1e-5"]),
     Text("learner/engine/deepspeed_engine.py", "training diverged; lower ", TRAINED,

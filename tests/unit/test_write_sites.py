@@ -52,8 +52,9 @@ SITES = {
     "learner/models/models.py": ENDS,
     "learner/models/saving.py": ENDS,
     "learner/rl/resume.py": WAITS,
-    "learner/rl/samples.py": COSTS,
+    "common/records/sample_table.py": COSTS,
     "learner/rl/trained_log.py": WAITS,
+    "learner/supply/drawn_problems.py": WAITS,
     "learner/value_pretraining/recorded_with.py": ENDS,
     "learner/value_pretraining/stage.py": ENDS,
 }

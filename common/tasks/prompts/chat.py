@@ -28,15 +28,15 @@ def render(tokenizer: Any, chat: Chat, *, add_generation_prompt: bool = True) ->
     Raises:
         Exception: whatever the template raises: it is a program of the model's.
     """
-    tools = {} if chat.tools is None else {"tools": chat.tools}
     text: str = tokenizer.apply_chat_template(
-        chat.messages,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=False,
-        **tools,
-        **(chat.template_kwargs or {}),
+        chat.messages, add_generation_prompt=add_generation_prompt, tokenize=False, **template_variables(chat)
     )
     return text
+
+
+def template_variables(chat: Chat) -> dict[str, Any]:
+    """What the template gets beside messages."""
+    return {**({} if chat.tools is None else {"tools": chat.tools}), **(chat.template_kwargs or {})}
 
 
 def own_texts(prompt: Text) -> list[str]:
@@ -81,6 +81,14 @@ def ignored(tokenizer: Any, chat: Chat) -> list[str]:
     template = tokenizer.get_chat_template(tools=chat.tools)
     words = set("".join(each if each.isalnum() or each == "_" else " " for each in template).split())
     found = [name for name in chat.template_kwargs or {} if name not in words]
-    if chat.tools and render(tokenizer, chat) == render(tokenizer, chat._replace(tools=None)):
+    if chat.tools and _is_same_without_tools(tokenizer, chat):
         found.insert(0, "tools")
     return found
+
+
+def _is_same_without_tools(tokenizer: Any, chat: Chat) -> bool:
+    shown = render(tokenizer, chat)
+    try:
+        return shown == render(tokenizer, chat._replace(tools=None))
+    except Exception:  # noqa: BLE001  (a template's own: one that can't do without tools takes notice of them)
+        return False

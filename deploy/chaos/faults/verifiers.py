@@ -1,4 +1,4 @@
-"""Faults of a generator's verifier children: killed, frozen, hanging with a family that hides.
+"""Faults of a generator's verifier or environment children: killed, frozen, hanging with a family that hides.
 
     generator ─▶ guardian ─▶ verifier ─▶ what a task starts        (`vcppo.common.process.guardian`)
 
@@ -22,7 +22,7 @@ from vcppo.deploy.processes.orphans import children_of
 
 VERDICT_SLACK_SECONDS = 1.0
 """A verdict is there so long after the deadline, whatever the verifier or its children do."""
-_MODULE = b"vcppo.generator.verifying.verifier_child"
+_MODULES = {b"vcppo.generator.verifying.verifier_child", b"vcppo.generator.turns.environment_child"}
 
 
 class Verifier(NamedTuple):
@@ -92,7 +92,7 @@ def _pick(scene: Scene, fault: Fault) -> Verifier | None:
         for guardian in children_of(child.pid)
         if GUARDIAN.encode() in _command(guardian)
         for pid in children_of(guardian)
-        if _MODULE in _command(pid) and pid not in scene.stopped
+        if not _MODULES.isdisjoint(_command(pid)) and pid not in scene.stopped
     ]
     return fault.pick(found) if found else None
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.integration.conftest import RedisServer
 from tests.integration.generator.test_generator import Bench, ScriptedEngine
-from vcppo.common.environments.environment import Environment, Observation
+from vcppo.common.environments.environment import Environment, Observation, ToolUse
 from vcppo.common.environments.look_up import LookUp
 from vcppo.common.records.trajectory import Prompt, VersionSpan
 from vcppo.common.tasks import Problem, encode_prompt
@@ -43,7 +43,8 @@ class Tools(Environment):
         await asyncio.sleep(self.says.get("seconds", 0))
         if self.says.get("raises"):
             raise ValueError("no such tool")
-        return Observation(self.says.get("text", "7"), 0.25, done=action != "A")
+        use = ToolUse(2, 1, 0.5) if self.says.get("calls") else ToolUse()
+        return Observation(self.says.get("text", "7"), 0.25, done=action != "A", tools=use)
 
 
 class Copying(ScriptedEngine):
@@ -232,3 +233,16 @@ def test_a_rollout_is_cut_by_turns_tokens_and_time(
         assert found.action_mask.tolist() == [True, True]
 
     run(tmp_path, shared_redis, body, **task).close()
+
+
+def test_calls_of_tools_are_counted_by_rollout_and_by_generator(tmp_path: Path, shared_redis: RedisServer) -> None:
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue(prompts({"calls": True}, {}))
+        found = {each.prompt_id: each.timings for each in await bench.receive(2)}
+        assert set(found["rl-00000001-0"]) == {"generate", "environment"}
+        assert {name: found["rl-00000000-0"][name] for name in ("tools", "tool_calls", "tool_errors")} == {
+            "tools": 1.0, "tool_calls": 4.0, "tool_errors": 2.0,
+        }  # fmt: skip
+        assert bench.pool.counts.tools == ToolUse(4, 2, 1.0)
+
+    run(tmp_path, shared_redis, body).close()

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
 from tests.paths import RIG, ROOT
 from vcppo.common.errors import EXIT_REFUSED
-from vcppo.common.records.trajectory_records import read_trajectories
+from vcppo.common.records.sample_table import SampleTable
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.metrics import read_metrics
@@ -235,10 +235,10 @@ def _check_artefacts(run: Run) -> None:
     assert len(rows[-1]["advantages/by_position"]) == 10
     trained = {step: set(line["trajectory_ids"]) for step, line in read_trained_log(run.folder.trained_log).items()}
     kept = {
-        step: {each.id for each in read_trajectories(run.folder.samples / f"step-{step:06d}.msgpack")}
+        step: {each["id"] for each in SampleTable(run.folder.samples / f"step-{step:06d}.parquet").heads()}
         for step in trained
     }
-    assert kept == trained  # 8 a step, of at most 32
+    assert kept == trained  # 8 a step, of at most 256
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert AutoModelForCausalLM.from_pretrained(run.folder.export).config.tie_word_embeddings

@@ -29,6 +29,11 @@ DIFFERS_IN: dict[str, dict[str, object]] = {
     "without_decoupled_gae": {"algorithm.lambda_critic": 0.95},
     "without_value_pretraining": FROM_POLICY,
     "grpo_group_mean": {"algorithm.advantage_estimator": "group_mean", **FROM_POLICY},
+    "grpo_dynamic_sampling": {
+        "algorithm.advantage_estimator": "group_mean",
+        "rl.dynamic_sampling": "rewards",
+        **FROM_POLICY,
+    },
     "grpo_leave_one_out": {"algorithm.advantage_estimator": "leave_one_out", **FROM_POLICY},
     "lambda_actor_0.90": {"algorithm.lambda_actor": 0.9},
     "lambda_actor_0.95": {},

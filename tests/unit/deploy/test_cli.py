@@ -21,7 +21,7 @@ from vcppo.common.errors import ConfigError
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.transport.ports import free_port
 from vcppo.deploy.cli import _parse, main
-from vcppo.deploy.demo import demo_config, demo_name, other_cold_start
+from vcppo.deploy.demo import TASKS, demo_config, demo_name, other_cold_start
 from vcppo.deploy.launch.start_over import start_over
 from vcppo.deploy.processes import redis_server
 from vcppo.deploy.run.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
@@ -364,6 +364,16 @@ class TestResume:
         assert demo_name(tmp_path, None, fresh=False, name="x") == "x"
         assert demo_name(tmp_path, None, fresh=True, name="demo-2") == "demo-2-2"
         assert demo_name(tmp_path, None, fresh=True, name="demonstration") == "demonstration-2"
+        assert demo_name(tmp_path, None, fresh=False, kind="demo-tools") == "demo-tools"
+        assert demo_name(tmp_path, 7, fresh=False, kind="demo-tools") == "demo-tools-seed7"
+
+    def test_each_task_of_the_demo_has_its_recipe_and_its_runs(self, tmp_path: Path) -> None:
+        for name, run in (("arithmetic", "demo"), ("tools", "demo-tools")):
+            config = demo_config([f"run.folder={tmp_path}"], path=TASKS[name])
+            assert (config.run.name, Path(config.model.path)) == (run, tmp_path / run / "cold_start")
+            assert _parse(["demo", "--task", name]).task == name
+        with pytest.raises(SystemExit):
+            _parse(["demo", "--task", "tools", "-c", "x.yaml"])
 
     @pytest.mark.parametrize(
         ("words", "name"),

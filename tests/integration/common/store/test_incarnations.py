@@ -62,6 +62,7 @@ CALLS: dict[str, Callable[[RunStore], Any]] = {
     "append": lambda store: store.append([an_entry("p0001")]),
     "await": lambda store: store.wait_for_all(["p0001"], 0),
     "reject": lambda store: store.reject("p0001", "broken"),
+    "leave_out": lambda store: store.leave_out(["p0009"], facts.LEFT_OUT.stored("{}")),
     "expire": lambda store: store.expire(["p0000"], "late"),
     "claim": lambda store: store.claim(["p0002"], 2),
     "commit": lambda store: store.commit(["p0003"]),

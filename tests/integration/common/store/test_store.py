@@ -37,7 +37,19 @@ def an_entry(prompt_id: str, attempt: int = 0, payload: bytes = b"payload") -> B
     number = int(prompt_id[1:])
     digest = tokens_digest(np.arange(4, dtype=np.int32))
     return BufferEntry(
-        prompt_id, f"{prompt_id}@g.{attempt}", f"g{number // 4}", 0, 0, 10, payload, number % 4, "t", digest
+        prompt_id,
+        f"{prompt_id}@g.{attempt}",
+        f"g{number // 4}",
+        0,
+        0,
+        10,
+        payload,
+        number % 4,
+        "t",
+        digest,
+        6,
+        1.0,
+        True,
     )
 
 
@@ -89,6 +101,23 @@ def test_repeating_a_call_changes_nothing_more(store: RunStore) -> None:
     assert (store.reject("p0001", "r"), store.reject("p0001", "r")) == (True, False)
     assert store.issue(prompts) == 0  # settled prompts are remembered
     assert store.ledger() == Ledger(issued=2, trained=1, rejected=1)
+
+
+def test_a_group_without_signal_is_left_out_whole_and_is_no_dead_letter(store: RunStore) -> None:
+    store.issue([a_prompt(number) for number in range(8)])
+    store.append([an_entry(f"p{number:04d}") for number in range(4)])
+    group = [f"p{number:04d}" for number in range(4)]
+    entry = store.outstanding()[0]
+    assert (entry.num_tokens, entry.num_response, entry.reward, entry.is_correct) == (10, 6, 1.0, True)
+    assert not store.leave_out([*group, "p0004"], ("left_out", "too much"))  # p0004 is queued: nothing is done
+    assert (store.ledger().rejected, store.get_value("left_out")) == (0, None)
+    assert store.leave_out(group, ("left_out", "four"))
+    assert not store.leave_out(group, ("left_out", "again"))  # a second call changes nothing
+    assert store.get_value("left_out") == "four"
+    assert store.ledger() == Ledger(issued=8, queued=4, rejected=4, without_signal=4)
+    assert store.num_dead_letters() == 0
+    assert store.append([an_entry("p0001")]) == ["duplicate"]
+    assert store.wait_for_all(["p0000"], 0)  # who waits for it is woken
 
 
 def settle(store: RunStore, numbers: range, at_once: int = 512) -> None:
@@ -393,8 +422,10 @@ class Model:
     def ids(self, *states: str) -> list[str]:
         return [name for name, state in self.states.items() if state in states]
 
+    left_out: int = 0
+
     def ledger(self) -> Ledger:
-        return Ledger(issued=len(self.states), **Counter(self.states.values()))
+        return Ledger(issued=len(self.states), **Counter(self.states.values()), without_signal=self.left_out)
 
     def move(self, names: list[str], state: str, *sources: str) -> list[str]:
         moved = [name for name in dict.fromkeys(names) if self.states.get(name) in sources]
@@ -420,7 +451,20 @@ def operate(rng: random.Random, model: Model, store: RunStore, step: int) -> Non
     """One random call on both sides; its result must agree."""
     some = [f"p{rng.randrange(60):04d}" for _ in range(rng.randrange(1, 6))]
     owner = f"g{rng.randrange(3)}"
-    match rng.choice(("issue", "lease", "lease", "append", "append", "return", "claim", "commit", "reject", "expire")):
+    calls = (
+        "issue",
+        "lease",
+        "lease",
+        "append",
+        "append",
+        "return",
+        "claim",
+        "commit",
+        "reject",
+        "leave out",
+        "expire",
+    )
+    match rng.choice(calls):
         case "issue":
             new = [name for name in dict.fromkeys(some) if name not in model.states]
             model.states |= dict.fromkeys(new, "queued")
@@ -448,6 +492,12 @@ def operate(rng: random.Random, model: Model, store: RunStore, step: int) -> Non
         case "reject":
             moved = model.move(some[:1], "rejected", "queued", "leased", "buffered", "claimed")
             assert store.reject(some[0], "r") == bool(moved)
+        case "leave out":
+            names = list(dict.fromkeys(some))
+            can = all(model.states.get(name) == "buffered" for name in names)
+            model.left_out += len(model.move(names, "rejected", "buffered")) if can else 0
+            assert store.leave_out(names, ("left_out", str(step))) == can
+            assert (store.get_value("left_out") == str(step)) == can
         case "expire":
             assert store.expire(some, "r") == model.move(some, "expired", "queued", "leased")
 

@@ -18,6 +18,7 @@ from vcppo.common.records.wire import decode_trajectory, encode_trajectory
 from vcppo.common.store import facts
 from vcppo.common.store.damage import damage_payload, flip_bit
 from vcppo.common.store.ledger import BufferEntry
+from vcppo.common.store.left_out import Account
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.tasks import load_task
 from vcppo.learner.supply.collect import BatchCollector, PromptIssuer, give_up_outdated
@@ -257,3 +258,131 @@ def test_a_prompt_that_is_rejected_between_the_choice_and_the_claim_costs_nothin
     monkeypatch.setattr(s.collector.quarantine, "reject", lambda *_: s.store.reject(ids[1], "by hand"))
     assert s.collector.claim(ids, 1) is None
     assert (s.store.ledger().claimed, s.store.ledger().buffered) == (0, 3)
+
+
+GROUPED: dict[str, dict[str, Any]] = {
+    "algorithm": {"advantage_estimator": "group_mean"},
+    "rl": {"dynamic_sampling": "rewards", "max_staleness": 0},
+}
+
+
+def answer_groups(s: Setup, right_of: Callable[[str], list[bool]]) -> list[str]:
+    """All that can be leased, by what `right_of` says of a group's samples; the groups, in order."""
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in s.lease():
+        groups.setdefault(prompt.group_id, []).append(prompt)
+    for name, prompts in groups.items():
+        for prompt, right in zip(prompts, right_of(name), strict=True):
+            made = replace(
+                fabricate(prompt, prompt.issue_version),
+                reward=1.0 if right else -1.0,
+                outcome="correct" if right else "wrong",
+            )
+            assert s.store.append([BufferEntry.of(made, encode_trajectory(made))]) == ["accepted"]
+    return list(groups)
+
+
+def batch_of(s: Setup, version: int, right_of: Callable[[str], list[bool]]) -> list[str]:
+    while (ids := s.collector.poll(version)) is None:
+        answer_groups(s, right_of)
+    assert s.collector.claim(ids, version + 1) is not None
+    return ids
+
+
+MIXED, RIGHT, WRONG = [True, False], [True, True], [False, False]
+
+
+def test_groups_without_signal_are_left_out_and_the_batch_is_filled_up(setup: Callable[..., Setup]) -> None:
+    s = setup(**GROUPED)
+    kinds = {"rl-00000000": RIGHT, "rl-00000002": WRONG, "rl-00000003": RIGHT}
+    s.collector.issue(0)
+    ids = batch_of(s, 0, lambda name: kinds.get(name, MIXED))
+    assert ids == ["rl-00000001-0", "rl-00000001-1", "rl-00000004-0", "rl-00000004-1"]
+    ledger = s.store.ledger()
+    assert (ledger.is_exact, ledger.rejected, ledger.without_signal, ledger.claimed) == (True, 6, 6, 4)
+    assert s.store.num_dead_letters() == 0
+    account = Account.loads(facts.LEFT_OUT.read(s.store))
+    assert [(each.group_id, each.reason) for each in account.steps[1]] == [
+        ("rl-00000000", "no signal: all 2 rewards are 1.0"),
+        ("rl-00000002", "no signal: all 2 rewards are -1.0"),
+        ("rl-00000003", "no signal: all 2 rewards are 1.0"),
+    ]
+    trained = [decode_trajectory(payload) for payload in s.store.payloads(ids)]
+    assert s.collector.dynamic_sampling is not None
+    figures = s.collector.dynamic_sampling.figures(1, trained)
+    assert figures["dynamic_sampling/groups_left_out"] == 3
+    assert (figures["dynamic_sampling/all_correct"], figures["dynamic_sampling/all_wrong"]) == (2, 1)
+    assert figures["dynamic_sampling/share_left_out"] == pytest.approx(3 / 5)
+    assert figures["dynamic_sampling/accuracy"] == pytest.approx((4 + 2) / 10)
+    assert figures["dynamic_sampling/trained_without_signal"] == 0
+    assert figures["dynamic_sampling/tokens_not_trained"] > figures["dynamic_sampling/response_tokens_left_out"] > 0
+
+
+@pytest.mark.parametrize("num_steps", [1, 10])
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_a_task_without_signal_is_trained_after_its_limit_and_never_waits_for_ever(
+    setup: Callable[..., Setup], max_staleness: int, num_steps: int
+) -> None:
+    """Also at the last step, where no more is issued than it trains."""
+    s = setup(
+        algorithm=GROUPED["algorithm"],
+        rl={"dynamic_sampling": "rewards", "dynamic_sampling_max_batches": 2, "max_staleness": max_staleness,
+            "num_steps": num_steps},
+    )  # fmt: skip
+    for version in range(min(2, num_steps)):
+        s.collector.issue(version)
+        ids = batch_of(s, version, lambda _: RIGHT)
+        account = Account.loads(facts.LEFT_OUT.read(s.store))
+        assert len(account.steps[version + 1]) == 4  # two batches of two groups
+        trained = [decode_trajectory(payload) for payload in s.store.payloads(ids)]
+        assert s.collector.dynamic_sampling is not None
+        figures = s.collector.dynamic_sampling.figures(version + 1, trained)
+        assert figures["dynamic_sampling/trained_without_signal"] == 2
+        assert all(version - each.oldest_version <= max_staleness for each in trained)
+    ledger = s.store.ledger()
+    assert ledger.is_exact
+    assert ledger.credits_used <= (max_staleness + 1) * 4
+
+
+def test_a_group_with_one_missing_is_not_looked_at_and_one_topped_up_is(setup: Callable[..., Setup]) -> None:
+    s = setup(**GROUPED)
+    s.collector.issue(0)
+    first, second, *others = s.lease()
+    for prompt in (second, *others):
+        made = replace(fabricate(prompt, 0), reward=1.0, outcome="correct")
+        s.store.append([BufferEntry.of(made, encode_trajectory(made))])
+    assert s.store.reject(first.id, "malformed")
+    assert s.collector.poll(0) is None  # the second group is left out, the first is topped up
+    assert s.store.ledger().without_signal == 2
+    ids = batch_of(s, 0, lambda name: [True] if name == first.group_id else MIXED)
+    assert not any(prompt_id.startswith(first.group_id) for prompt_id in ids)
+    assert (s.store.ledger().rejected, s.store.ledger().without_signal) == (5, 4)
+
+
+def test_with_a_critic_groups_are_trained_whole_too(setup: Callable[..., Setup]) -> None:
+    s = setup(rl={"dynamic_sampling": "outcomes"})
+    s.collector.issue(0)
+    ids = batch_of(s, 0, lambda name: WRONG if name == "rl-00000000" else MIXED)
+    assert ids == [f"rl-0000000{group}-{sample}" for group in (1, 2) for sample in (0, 1)]
+
+
+def test_one_that_is_rejected_by_hand_meanwhile_is_looked_at_again(
+    setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = setup(**GROUPED)
+    s.collector.issue(0)
+    answer_groups(s, lambda name: RIGHT if name == "rl-00000000" else MIXED)
+    leave_out = s.store.leave_out
+
+    def late(prompt_ids: list[str], fact: tuple[str, str]) -> bool:
+        s.store.reject("rl-00000000-1", "by hand")
+        return leave_out(prompt_ids, fact)
+
+    monkeypatch.setattr(s.store, "leave_out", late)
+    ids = s.collector.poll(0)
+    monkeypatch.undo()
+    assert ids is not None and s.collector.claim(ids, 1) is None
+    assert (s.store.ledger().rejected, s.store.ledger().without_signal) == (1, 0)
+    assert facts.LEFT_OUT.read(s.store) is None
+    batch_of(s, 0, lambda name: [True] if name == "rl-00000000" else MIXED)  # its replacement is right: left out
+    assert (s.store.ledger().rejected, s.store.ledger().without_signal, s.store.ledger().is_exact) == (3, 2, True)

@@ -253,6 +253,8 @@ GRPO = "algorithm.advantage_estimator=group_mean"
             ["algorithm.entropy_step = 0.2", "algorithm.entropy_limit = 0.1", "0.005"],
         ),
         (["algorithm.advantage_level=turn", "algorithm.gamma=0.99"], ["algorithm.gamma = 0.99", "turn"]),
+        (["algorithm.advantage_level=segment", "algorithm.gamma=0.99"], ["algorithm.gamma = 0.99", "a segment"]),
+        (["algorithm.segment_cutpoints=3"], ["algorithm.segment_cutpoints = 3", "no effect", "token"]),
         ([GRPO, "algorithm.advantage_level=turn"], ["algorithm.advantage_level = turn", "no critic", "token"]),
         (
             ["algorithm.advantage_estimator=reinforce_plus_plus", "algorithm.whiten_advantages=false"],
@@ -338,6 +340,25 @@ def test_warnings_for_what_is_probably_not_meant(run_yaml: Path) -> None:
     assert "double quotes" in text
     assert "'aQ' never ends a response: 'Q' is in it" in text
     assert "algorithm.clip_high = 0.1" in text
+
+
+@pytest.mark.parametrize(
+    ("estimator", "warned"),
+    [
+        ("gae", "the critic's values lean to the middle"),
+        ("reinforce_plus_plus", "so a group of one reward does have a signal"),
+        ("reinforce_plus_plus_baseline", "so a group of one reward does have a signal"),
+        ("group_mean", ""),
+        ("leave_one_out", ""),
+    ],
+)
+def test_dynamic_sampling_is_warned_of_where_what_it_leaves_out_has_a_signal(
+    run_yaml: Path, estimator: str, warned: str
+) -> None:
+    without_critic = [] if estimator == "gae" else [GRPO, f"algorithm.advantage_estimator={estimator}"]
+    text = "\n".join(config_warnings(load_config(run_yaml, ["rl.dynamic_sampling=rewards", *without_critic])))
+    assert ("rl.dynamic_sampling = rewards with" in text) == bool(warned)
+    assert warned in text
 
 
 @pytest.mark.parametrize(

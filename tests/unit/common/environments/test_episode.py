@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,20 +63,22 @@ def test_whatever_is_answered_the_policys_tokens_are_those_sampled(
     found = episode.transcript()
     length = len(found.token_ids)
     assert length <= max_tokens and episode.num_turns <= max_turns
-    assert len(found.action_mask) == len(found.log_probs) == len(found.rewards) == length
+    assert len(found.action_mask) == len(found.log_probs) == length
     assert sum(span.count for span in found.version_spans) == length
     assert found.token_ids[found.action_mask].tolist() == sampled
     assert found.log_probs[found.action_mask].tolist() == log_probs
-    assert not found.log_probs[~found.action_mask].any() and not found.rewards[~found.action_mask].any()
+    assert not found.log_probs[~found.action_mask].any()
     by_token = np.repeat([s.version for s in found.version_spans], [s.count for s in found.version_spans])
     assert by_token[found.action_mask].tolist() == versions
     assert set(by_token.tolist()) == set(versions)  # the environment adds no version of its own
     assert all(a.version != b.version for a, b in zip(found.version_spans, found.version_spans[1:], strict=False))
     assert found.action_mask[-1]
-    assert found.rewards.sum() == pytest.approx(sum(rewards), abs=1e-5)
+    runs = int(np.diff(found.action_mask, prepend=False).sum() + 1) // 2
+    assert len(found.turn_rewards) in ((runs,) if found.finish_reason == "stop" else (runs - 1, runs))
+    assert math.fsum(found.turn_rewards) == pytest.approx(sum(rewards), abs=1e-9)
 
 
-def test_rewards_stand_on_the_last_action_of_their_turn() -> None:
+def test_each_turn_has_the_reward_of_its_answer() -> None:
     episode = Episode(20, 3)
     episode.act(turn([1, 2]))
     episode.observe([9, 9, 9], 0.25, done=False)
@@ -83,9 +86,19 @@ def test_rewards_stand_on_the_last_action_of_their_turn() -> None:
     episode.observe([7], 1.0, done=True)
     found = episode.transcript()
     assert found.token_ids.tolist() == [1, 2, 9, 9, 9, 3, 4, 5]
-    assert found.rewards.tolist() == [0, 0.25, 0, 0, 0, 0, 0, 1.0]
+    assert found.turn_rewards == (0.25, 1.0)
     assert found.version_spans == (VersionSpan(0, 5), VersionSpan(1, 3))
     assert found.finish_reason == "stop"
+
+
+def test_turns_with_nothing_said_between_them_are_one_with_both_rewards() -> None:
+    episode = Episode(20, 4)
+    for said, reward, done in (([], 0.25, False), ([9], 0.5, False), ([], 1.0, False), ([], 2.0, True)):
+        episode.act(turn([1, 2]))
+        episode.observe(said, reward, done=done)
+    found = episode.transcript()
+    assert found.action_mask.tolist() == [True] * 4 + [False] + [True] * 4
+    assert (episode.num_turns, found.turn_rewards) == (4, (0.75, 3.0))
 
 
 @pytest.mark.parametrize(
@@ -96,14 +109,14 @@ def test_without_room_or_turns_it_is_cut_after_the_last_action(answer: list[int]
     episode.act(turn([1, 2]))
     episode.observe(answer, 0.5, done=False)
     found = episode.transcript()
-    assert (found.finish_reason, found.token_ids.tolist(), found.rewards.tolist()) == ("length", [1, 2], [0.0, 0.5])
+    assert (found.finish_reason, found.token_ids.tolist(), found.turn_rewards) == ("length", [1, 2], (0.5,))
 
 
 def test_a_turn_cut_by_its_length_ends_it_without_a_reward() -> None:
     episode = Episode(20, 3)
     episode.act(turn([1, 2], reason="length"))
     found = episode.transcript()
-    assert (found.finish_reason, found.rewards.tolist()) == ("length", [0.0, 0.0])
+    assert (found.finish_reason, found.turn_rewards) == ("length", ())
 
 
 def test_out_of_time_it_is_cut_with_the_reward_of_its_last_action() -> None:
@@ -113,7 +126,7 @@ def test_out_of_time_it_is_cut_with_the_reward_of_its_last_action() -> None:
         episode.observe([9], 1.0, done=done, is_late=True)
         found = episode.transcript()
         assert (found.finish_reason, found.token_ids.tolist()) == ("stop" if done else "length", [1, 2])
-        assert found.rewards.tolist() == [0.0, 1.0]
+        assert found.turn_rewards == (1.0,)
 
 
 def test_what_is_out_of_order_is_refused() -> None:

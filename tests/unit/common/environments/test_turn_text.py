@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -22,6 +23,17 @@ CHATML = (
 THINKING = (  # as Qwen3: the last assistant's message gets an empty thought, earlier ones lose theirs
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>"
     "\n\n{% endif %}{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOLD = "{% for t in tools or [] %}{{ t.function.name }}|{% endfor %}" + CHATML
+WITHOUT_TOOLS = "{% if not tools %}{{ raise_exception('which tools?') }}{% endif %}" + TOLD
+ONE_TOOL = "{% for m in messages %}{% if m.role == 'tool' and not loop.last %}{{ raise_exception('one') }}{% endif %}"
+ONE_TOOL += "{% endfor %}" + TOLD
+SCHEMAS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+IN_JSON = (  # as Llama 3.1 and Hermes: what a tool says is a string of JSON
+    "{% for m in messages %}{% if m.role == 'tool' %}<|im_start|>tool\n"
+    "{{ {'name': m.name, 'output': m.content} | tojson }}<|im_end|>\n"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 LAST_ONLY = "{{ messages[-1].content }}<|im_end|>"
@@ -138,3 +150,55 @@ def test_a_hostile_beginning_that_the_template_changes_is_refused() -> None:
     assert decoded(CHAT, encoder.begin(Chat([{"role": "user", "content": "abc"}]))).startswith("<|im_start|>user\nABC")
     with pytest.raises(TaskError, match="does not write the environment's message of role 'user' once, as it is"):
         encoder.begin(Chat([{"role": "user", "content": "a<|im_end|>"}]))
+
+
+def test_the_template_gets_the_variables_of_the_prompts() -> None:
+    for template in (TOLD, WITHOUT_TOOLS):
+        encoder = TurnText(tokenizer(template), is_chat=True, template={"tools": SCHEMAS, "enable_thinking": False})
+        said = decoded(CHAT, encoder.encode([{"role": "tool", "content": "42", "name": "add"}], END))
+        assert said.startswith("\n<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (CHATML, "takes no notice of the task's tools: use a model whose chat template knows tools"),
+        (NO_TOOLS.replace(CHATML, TOLD), "can't render what the environment says"),
+        (ONE_TOOL, "can't render what the environment says"),
+    ],
+)
+def test_a_template_that_knows_no_tools_is_refused_where_there_are_some(template: str, said: str) -> None:
+    model = tokenizer(template)
+    TurnText(model, is_chat=True)
+    with pytest.raises(TaskError, match=said):
+        TurnText(model, is_chat=True, template={"tools": SCHEMAS})
+
+
+@given(HOSTILE)
+def test_a_template_that_writes_json_gets_json(text: str) -> None:
+    model = tokenizer(IN_JSON)
+    messages = [{"role": "tool", "content": each, "name": "add"} for each in (text, 'a "b"\n\\ ü')]
+    ids = TurnText(model, is_chat=True).encode(messages, END)
+    said = decoded(model, ids)
+    last = said.rpartition("<|im_start|>tool\n")[2].partition("<|im_end|>")[0]
+    assert json.loads(last) == {"name": "add", "output": 'a "b"\n\\ ü'}
+    names = [name for name in model.convert_ids_to_tokens(ids) if name in CONTROLS]
+    assert names == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
+def test_json_is_what_the_template_itself_would_write() -> None:
+    model = tokenizer(IN_JSON)
+    said = [{"role": "tool", "content": 'a "b"\n\\ ü', "name": "add"}]
+    base = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    whole = model.apply_chat_template([*base, *said], add_generation_prompt=True, tokenize=False)
+    assert whole.endswith("y<|im_end|>" + decoded(model, TurnText(model, is_chat=True).encode(said, END)))
+
+
+def test_a_name_is_no_way_in_for_a_control_token() -> None:
+    encoder = TurnText(tokenizer(IN_JSON), is_chat=True)
+    for key in ("name", "tool_call_id"):
+        hostile = {"role": "tool", "content": "x", "name": "add", key: "add<|im_end|>"}
+        with pytest.raises(TaskError, match=f"a message's {key} holds a control token"):
+            encoder.encode([hostile], END)
+        with pytest.raises(TaskError, match=f"a message's {key} holds a control token"):
+            encoder.begin(Chat([{"role": "user", "content": "x"}, hostile]))

@@ -62,6 +62,8 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     cuts = sorted({0, num_response, *draw(st.lists(st.integers(1, num_response), max_size=3))})
     mask = rng.random(num_response) < 0.7
     mask[draw(st.integers(0, num_response - 1))] = True
+    turns = int(np.diff(mask, prepend=False, append=False).sum()) // 2
+    by_turn = draw(st.none() | st.lists(st.floats(-1e6, 1e6), min_size=turns, max_size=turns))
     return Trajectory(
         id=draw(NAMES),
         prompt_id=draw(NAMES),
@@ -80,6 +82,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         issue_version=draw(st.integers(0, 2**40)),
         timings=draw(st.dictionaries(NAMES, st.floats(0, 1e6), max_size=4)),
         components=draw(st.dictionaries(NAMES, st.floats(-1e6, 1e6), max_size=4)),
+        turn_rewards=tuple(by_turn or ()),
     )
 
 
@@ -151,6 +154,9 @@ NOT_FINITE = np.array([-1, -1, -1, -1, -1, np.nan], np.float32)
         ("components", {"format": float("nan")}),
         ("components", {"format": 1e7}),
         ("components", {f"c{i}": 0.0 for i in range(49)}),
+        ("turn_rewards", (float("nan"),)),
+        ("turn_rewards", (1e7,)),
+        ("turn_rewards", (0.5, 0.5)),  # for one turn
     ],
 )
 def test_what_can_not_be_trained_on_is_refused_by_name(field: str, value: object) -> None:
@@ -187,6 +193,36 @@ def test_a_message_without_components_is_that_of_before() -> None:
     assert decode_trajectory(plain).components == {}
     with pytest.raises(WireError, match=r"^components: field missing or unknown"):  # schema 1 never had it
         decode_trajectory(of_schema_1(graded))
+
+
+TWO_TURNS = np.array([True, True, False, False, True, True])
+
+
+@pytest.mark.parametrize(("reason", "fitting"), [("stop", [2]), ("length", [1, 2])])
+def test_there_is_a_reward_for_each_turn_that_was_answered(reason: str, fitting: list[int]) -> None:
+    """A response that was cut may end with a turn that nobody answered."""
+    for count in range(1, 4):
+        found = a_trajectory(action_mask=TWO_TURNS, finish_reason=reason, turn_rewards=(0.5,) * count)
+        if count in fitting:
+            assert_same(decode_trajectory(encode_trajectory(found)), found)
+        else:
+            with pytest.raises(WireError, match=f"^turn_rewards: {count} of them for the 2 turns of action_mask"):
+                decode_trajectory(encode_trajectory(found))
+
+
+def test_a_message_without_rewards_of_turns_is_that_of_before() -> None:
+    plain = encode_trajectory(a_trajectory(action_mask=TWO_TURNS))
+    of_turns = encode_trajectory(a_trajectory(action_mask=TWO_TURNS, turn_rewards=(0.25, 0.75)))
+    assert b"turn_rewards" not in plain and decode_trajectory(plain).turn_rewards == ()
+    assert decode_trajectory(of_turns).turn_rewards == (0.25, 0.75)
+    with pytest.raises(WireError, match=r"^turn_rewards: field missing or unknown"):  # schema 1 never had it
+        decode_trajectory(of_schema_1(of_turns))
+
+
+@pytest.mark.parametrize("value", [[], "1.0", {"a": 1.0}, ["1.0"], [True], [[1.0]], [0.0] * 5000])
+def test_rewards_of_turns_that_are_no_numbers_are_refused(value: object) -> None:
+    with pytest.raises(WireError, match=r"^turn_rewards: "):
+        decode_trajectory(with_header(turn_rewards=value))
 
 
 def test_every_flipped_bit_is_seen() -> None:

@@ -10,6 +10,12 @@ def test_exact_when_every_prompt_is_in_one_state() -> None:
     assert str(ledger).endswith("(exact)")
 
 
+def test_groups_without_signal_are_told_apart_from_faults() -> None:
+    ledger = Ledger(issued=12, trained=6, rejected=5, expired=1, without_signal=4)
+    assert ledger.is_exact
+    assert "+ 5 rejected (4 without signal) + 1 expired (exact)" in str(ledger)
+
+
 def test_a_lost_and_a_doubled_prompt_show() -> None:
     assert Ledger(issued=2, queued=1).difference == 1
     assert Ledger(issued=1, queued=1, trained=1).difference == -1

@@ -174,6 +174,8 @@ def test_the_watch_knows_verifiers_sieges_and_who_ended_by_itself(tmp_path: Path
         watch.see("launcher", {"event": "process_ended", "process": "generator-0", "exit_code": code})
     assert (watch.num_verifier_ends("generator-1"), watch.num_verifier_ends("generator-0")) == (1, 0)
     assert watch.verifier_ends[0][0] == pytest.approx(1767323045.678)
+    watch.see("generator-0", {"event": "environment_killed", "time": "2026-01-02T03:04:05.678Z"})
+    assert watch.num_verifier_ends("generator-0") == 1
     assert watch.sieges["chaos-1"]["unanswered"] == 0
     assert (watch.own_ends("generator-0", 0), watch.own_ends("generator-0", 3)) == ([1], [])
 

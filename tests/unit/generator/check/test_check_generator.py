@@ -352,6 +352,24 @@ class TestEnvironment:
         lines = look(load_config(tmp_path / "run.yaml", [f"task={{name: '{name}'}}"]), "verdicts")
         assert [line.status for line in lines] == ["passed", "failed"] and "chat template" in lines[1].text
 
+    @pytest.mark.parametrize(
+        ("knows_tools", "tools", "words"),
+        [
+            (True, "{use: calculator}", ""),
+            (False, "{use: calculator}", "takes no notice of the task's tools"),
+            (True, "{use: hammer}", "neither built in (calculator, python, search, mcp)"),
+            (True, "{use: search, path: nowhere}", "no folder 'nowhere'"),
+            (True, "{use: mcp, command: ['false'], allow: [x]}", "'false' gives no MCP server"),
+        ],
+    )
+    def test_tools_are_tried(self, tmp_path: Path, knows_tools: bool, tools: str, words: str) -> None:
+        make(tmp_path)
+        save_tokenizer(tmp_path / "model", template=("{{ tools }}" if knows_tools else "") + TEMPLATE)
+        options = f"{{task: {{name: products}}, tools: [{tools}]}}"
+        lines = look(load_config(tmp_path / "run.yaml", [f"task={{name: tools, options: {options}}}"]), "verdicts")
+        assert [line.status for line in lines if words in line.text][:1] == ["failed" if words else "passed"]
+        assert words or [line.status for line in lines] == ["passed"] * 3
+
 
 class Asking(Agent):
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:

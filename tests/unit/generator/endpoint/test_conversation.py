@@ -34,7 +34,7 @@ class Letters:
     def prompt(self, messages: ChatMessages, tools: Tools) -> list[int]:
         return [*([3] if tools else []), *(token for each in messages for token in self._of(each))]
 
-    def behind(self, messages: ChatMessages, last_token: int) -> list[int]:
+    def behind(self, messages: ChatMessages, tools: Tools, last_token: int) -> list[int]:
         return [*([] if last_token == END else [END]), *(token for each in messages for token in self._of(each))]
 
     def _of(self, message: dict[str, Any]) -> list[int]:

@@ -9,7 +9,8 @@ from vcppo.generator.endpoint.tool_calls import read_tool_calls
 
 
 def test_calls_are_read_in_their_order() -> None:
-    text = 'I ask.<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n<tool_call>{"name": "g"}</tool_call>'
+    text = 'I ask.<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+    text += '<tool_call>{"name": "g", "arguments": {}}</tool_call>'
     said, calls = read_tool_calls(text, 4)
     assert said == "I ask."
     assert [(each["id"], each["function"]) for each in calls] == [
@@ -21,14 +22,21 @@ def test_calls_are_read_in_their_order() -> None:
 
 
 def test_a_call_that_only_lacks_its_end_is_one() -> None:
-    assert [each["function"]["name"] for each in read_tool_calls('<tool_call>{"name": "f"}', 0)[1]] == ["f"]
+    text = '<tool_call>{"name": "f", "arguments": {}}'
+    assert [each["function"]["name"] for each in read_tool_calls(text, 0)[1]] == ["f"]
+
+
+def test_calls_of_llama_are_read() -> None:
+    said, calls = read_tool_calls('<|python_tag|>{"name": "f", "parameters": {"x": 1}}', 2)
+    assert said == "" and calls[0]["function"] == {"name": "f", "arguments": '{"x": 1}'}
 
 
 @pytest.mark.parametrize(
     "text",
     ["no call", "<tool_call>f(1)</tool_call>", "<tool_call>[1]</tool_call>", '<tool_call>{"name": 1}</tool_call>',
      "<tool_call></tool_call>", "<tool_call>" + '{"name": "f", "arguments": ' + "[" * 5000 + "</tool_call>",
-     '<tool_call>{"name": "f"}</tool_call><tool_call>{</tool_call>', "</tool_call>"],
+     '<tool_call>{"name": "f"}</tool_call><tool_call>{</tool_call>', "</tool_call>",
+     '<tool_call>{"name": "f"}</tool_call>', '{"answer": 1}'],
 )  # fmt: skip
 def test_what_is_no_call_stays_text(text: str) -> None:
     assert read_tool_calls(text, 0) == (text, [])

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.paths import ROOT
-from tests.unit.common.environments.test_turn_text import CHAT, END, decoded
+from tests.unit.common.environments.test_turn_text import CHAT, END, TOLD, decoded, tokenizer
 from vcppo.common.config import TaskConfig, VcppoConfig
 from vcppo.common.environments.agent import Agent, Endpoint
 from vcppo.common.environments.command_agent import read_reward
@@ -27,6 +27,7 @@ from vcppo.generator.vllm_engine.engine import Rollout
 
 HERE = "tests.unit.generator.turns.test_agents"
 ISSUED = encode_prompt(CHAT, [{"role": "user", "content": "issued"}])
+TOOLED = tokenizer(TOLD)
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
 
 
@@ -77,7 +78,9 @@ def a_prompt(**answer: Any) -> Prompt:
     return Prompt("rl-1-0", "rl-1", 0, "t", ISSUED, answer, 7, 0, "rl", 300)
 
 
-def run(body: Callable[[AgentPlayer, Saying], Awaitable[Any]], text: str = "yes", **task: Any) -> Any:
+def run(
+    body: Callable[[AgentPlayer, Saying], Awaitable[Any]], text: str = "yes", model: Any = CHAT, **task: Any
+) -> Any:
     settings = {"name": f"{HERE}:Asking", "verifier_timeout_seconds": 1.0, "max_rollout_seconds": 20.0, **task}
     config = VcppoConfig.model_validate({"model": {"path": "m"}, "task": settings})
 
@@ -85,7 +88,7 @@ def run(body: Callable[[AgentPlayer, Saying], Awaitable[Any]], text: str = "yes"
         pool: Any = make_judges(config.task)
         await pool.start()
         try:
-            player: Any = make_player(config, pool, CHAT)
+            player: Any = make_player(config, pool, model)
             async with asyncio.timeout(60):
                 return await body(player, Saying(text))
         finally:
@@ -94,11 +97,13 @@ def run(body: Callable[[AgentPlayer, Saying], Awaitable[Any]], text: str = "yes"
     return asyncio.run(main())
 
 
-def played(text: str = "yes", task: dict[str, Any] | None = None, **answer: Any) -> tuple[Played, Saying]:
+def played(
+    text: str = "yes", task: dict[str, Any] | None = None, model: Any = CHAT, **answer: Any
+) -> tuple[Played, Saying]:
     async def body(player: AgentPlayer, engine: Saying) -> tuple[Played | None, Saying]:
         return await player.play(a_prompt(**answer), engine.generate), engine
 
-    found: tuple[Played, Saying] = run(body, text, **task or {})
+    found: tuple[Played, Saying] = run(body, text, model, **task or {})
     return found
 
 
@@ -139,7 +144,7 @@ def test_a_conversation_begun_anew_is_counted_and_the_last_is_the_rollout() -> N
 def test_calls_of_tools_go_on_in_their_segment() -> None:
     call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
     then = [{"role": "tool", "tool_call_id": "call_0_0", "content": "42"}]
-    made, _ = played(call, then=then, **{"with": {"tools": TOOLS}})
+    made, _ = played(call, model=TOOLED, then=then, **{"with": {"tools": TOOLS}})
     assert text_of(made)[1].count(call) == 2 and "<tool_response>\n42\n</tool_response>" in text_of(made)[1]
 
 

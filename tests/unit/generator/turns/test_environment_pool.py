@@ -51,6 +51,10 @@ class Misbehaving(Environment):
             return None  # type: ignore[return-value]
         if action == "huge":
             return Observation("x" * 10**6)
+        if action == "half a character":
+            return Observation([{"role": "user", "content": "\ud800"}])
+        if action == "no tools":
+            return Observation("x", tools=(1, 2, 0.0))  # type: ignore[arg-type]
         if action == "early outcome":
             return Observation("x", outcome="correct")
         if action.startswith("family"):
@@ -108,7 +112,9 @@ def test_each_rollout_has_a_state_of_its_own() -> None:
     run("Misbehaving", body)
 
 
-@pytest.mark.parametrize("action", ["raise", "greedy", "nan", "none", "huge", "early outcome"])
+@pytest.mark.parametrize(
+    "action", ["raise", "greedy", "nan", "none", "huge", "half a character", "no tools", "early outcome"]
+)
 def test_what_raises_or_says_nonsense_is_a_crash_and_the_child_lives(action: str) -> None:
     async def body(pool: EnvironmentPool) -> None:
         async with pool.open() as a, pool.open() as b:

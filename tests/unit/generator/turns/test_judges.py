@@ -12,6 +12,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from vcppo.common.config import TaskConfig, VcppoConfig
+from vcppo.common.environments.environment import Observation
 from vcppo.common.environments.look_up import LookUp
 from vcppo.common.records.trajectory import Prompt, VersionSpan
 from vcppo.common.rewards.reward_rule import Score
@@ -102,7 +103,7 @@ def test_the_smallest_environment() -> None:
     task.reset({"letter": "B", "digits": "123"})
     assert task.step("C").content == "3" and task.step("3").reward == 0.0
     task.reset({"letter": "B", "digits": "123"})
-    assert task.step("B").content == "2" and task.step("2") == ("", 1.0, True, None)
+    assert task.step("B").content == "2" and task.step("2") == Observation(reward=1.0, done=True)
 
 
 def test_what_can_not_be_yet_is_refused_by_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.rig import oracle
 from vcppo.learner.algorithm.gae import decoupled_gae
-from vcppo.learner.algorithm.turns import Turns, find_turns, turn_gae
+from vcppo.learner.algorithm.turns import Turns, cut_into_segments, find_turns, turn_gae
 
 Responses = list[list[int]]  # per response the lengths of its turns
 
@@ -102,3 +103,37 @@ def test_a_value_that_is_not_finite_is_refused() -> None:
             np.zeros(4, np.float32), values, np.zeros(1, np.float32), find_turns(positions, cu), lambda_actor=1.0,
             lambda_critic=1.0,
         )  # fmt: skip
+
+
+def segments_of(turn: list[float], num_cutpoints: int, probability: float) -> list[int]:
+    """Lengths of a turn's segments, token by token."""
+    lengths, length, seen = list[int](), 0, 0
+    for log_prob in turn:
+        length += 1
+        seen += math.exp(log_prob) <= probability
+        if seen == num_cutpoints:
+            lengths.append(length)
+            length = seen = 0
+    return lengths + [length] * (length > 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(RESPONSES, st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([0.05, 0.35, 0.75, 1.0]))
+def test_a_segment_ends_behind_its_last_cutpoint_or_with_its_turn(responses, seed, num_cutpoints, probability):
+    positions, cu = layout(responses)
+    turns = find_turns(positions, cu)
+    log_probs = np.log(np.random.default_rng(seed).choice([0.1, 0.5, 0.9, 1.0], int(cu[-1]))).astype(np.float32)
+    got = cut_into_segments(turns, log_probs, num_cutpoints=num_cutpoints, probability=probability)
+    want, of_sequence = list[int](), [0]
+    for s, lengths in enumerate(responses):
+        for a, b in pairwise(cu[s] + np.cumsum([0, *lengths])):
+            want += segments_of(log_probs[a:b].tolist(), num_cutpoints, probability)
+        of_sequence.append(len(want))
+    assert np.diff(got.actions).tolist() == want
+    assert got.of_sequence.tolist() == of_sequence
+
+
+def test_segments_of_nothing() -> None:
+    turns = find_turns(np.zeros(0, np.int64), np.zeros(2, np.int64))
+    got = cut_into_segments(turns, np.zeros(0, np.float32), num_cutpoints=5, probability=0.9)
+    assert got.actions.tolist() == [0] and got.of_sequence.tolist() == [0, 0]

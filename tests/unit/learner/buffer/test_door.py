@@ -165,6 +165,32 @@ def test_graded_rewards_that_it_can_not_make_are_refused(changes: dict[str, Any]
         replace(DOOR, rewards=GRADED).check(replace(found, **changes))
 
 
+OF_TURNS = {
+    "action_mask": np.array([True, True, False, False, True, True]), "outcome": "wrong", "reward": 0.75,
+    "components": {"base": 0.75}, "turn_rewards": (-0.125, 0.875),
+}  # fmt: skip
+
+
+def test_rewards_of_turns_that_sum_to_the_base_pass() -> None:
+    found = replace(GOOD, **OF_TURNS)  # type: ignore[arg-type]
+    DOOR.check(decode_trajectory(encode_trajectory(found)))
+    DOOR.check(replace(found, turn_rewards=(0.5, 0.25)))
+    DOOR.check(replace(found, turn_rewards=(0.75,), finish_reason="length"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"turn_rewards": (0.125, 0.875)}, r"^turn_rewards: they sum to 1.0, the reward's base is 0.75$"),
+        ({"components": {}, "reward": -0.25}, r"^turn_rewards: they sum to 0.75, the reward's base is None$"),
+        ({"turn_rewards": (-2.0, 2.75)}, r"^reward: 2.75 from turn 2 on is beyond task.reward_range = \[-0.25, 1\]$"),
+    ],
+)
+def test_rewards_of_turns_that_the_run_can_not_make_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(WireError, match=text):
+        DOOR.check(replace(GOOD, **OF_TURNS | changes))
+
+
 def test_a_run_without_graded_settings_takes_a_graded_verdict_within_its_range() -> None:
     DOOR.check(replace(GOOD, outcome="wrong", reward=0.75, components={"base": 0.75, "steps": 3.0}))
     with pytest.raises(WireError, match=r"^components.length_cost: -1.0 for 6 tokens, the settings .* make None$"):

@@ -70,4 +70,10 @@ def test_the_turns_of_a_batch_are_counted() -> None:
         trajectory.timings["environment"] = seconds
     assert _turns(batch) == {
         "turns/mean": 2.0, "turns/max": 2, "turns/masked_fraction": 0.5, "turns/environment_seconds": 1.5,
+        "turns/reward_by_turn": [0.0, 1.0],
+    }  # fmt: skip
+    batch.trajectories[0].timings.update(tools=0.5, tool_calls=3.0, tool_errors=1.0)
+    found = _turns(batch)  # of all rollouts, those that called nothing too
+    assert {name: found[f"turns/tool_{name}"] for name in ("calls", "errors", "seconds")} == {
+        "calls": 1.5, "errors": 0.5, "seconds": 0.25,
     }  # fmt: skip

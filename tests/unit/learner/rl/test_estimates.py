@@ -195,3 +195,22 @@ def test_a_micro_batch_has_no_reference_when_the_kl_is_in_the_reward() -> None:
     micro_batches = Packer(batch, Share(0, 1, 64)).micro_batches(range(len(batch)))
     for micro in micro_batches:
         assert got.of(micro, torch.device("cpu")).reference_log_probs is None
+
+
+def test_segments_are_steps() -> None:
+    """With one cutpoint a segment and every token one, segments are tokens; of a number no response has, turns."""
+    batch = batch_of(10, tool_text=0.4)
+    given_numbers = numbers(batch, 10)
+    segment = {"advantage_level": "segment", "whiten_advantages": False}
+    tokens = estimates(batch, given_numbers, **segment, segment_cutpoints=1, segment_probability=1.0)
+    turns = estimates(batch, given_numbers, **segment, segment_cutpoints=10_000)
+    np.testing.assert_allclose(
+        tokens.raw_advantages, estimates(batch, given_numbers, whiten_advantages=False).raw_advantages, atol=1e-6
+    )
+    want = estimates(batch, given_numbers, advantage_level="turn", whiten_advantages=False)
+    assert turns.raw_advantages.tolist() == want.raw_advantages.tolist()
+    between = estimates(batch, given_numbers, **segment, segment_cutpoints=2, segment_probability=0.5)
+    assert np.abs(between.raw_advantages - want.raw_advantages).max() > 0.01
+    steps = np.split(between.raw_advantages, batch.turns.actions[1:-1])
+    pieces = [int((np.diff(turn) != 0).sum()) + 1 for turn in steps]
+    assert max(pieces) > 1 and sum(pieces) < batch.num_actions

@@ -23,10 +23,23 @@ from vcppo.learner.supply.credits import (
 class Simulation:
     """A learner and an adversarial fleet of generators that finish, and lose, prompts in random order."""
 
-    def __init__(self, *, batch: int, group: int, eta: int, steps: int, straggler: str, loss: float, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        batch: int,
+        group: int,
+        eta: int,
+        steps: int,
+        straggler: str,
+        loss: float,
+        seed: int,
+        without_signal: float = 0.0,
+    ) -> None:
         self.batch, self.group, self.eta, self.steps = batch, group, eta, steps
         self.straggler = straggler
         self.loss = loss
+        self.without_signal, self.left_out_of_step = without_signal, 0
+        self.kept: set[str] = set()  # finished groups that have a signal
         self.random = random.Random(seed)
         self.open: list[Entry] = []
         self.trained: list[tuple[str, int]] = []
@@ -60,10 +73,24 @@ class Simulation:
         else:
             self.open[position] = self.open[position]._replace(buffered=True)
 
+    def leave_out(self) -> None:
+        """Dynamic sampling: finished groups without signal, at most two batches of them a step."""
+        for unit in make_units(self.open, self.group, self.eta):
+            group = unit.entries[0].group_id
+            if not unit.ready or group in self.kept or self.left_out_of_step >= 2 * self.batch // self.group:
+                continue
+            if self.random.random() >= self.without_signal:
+                self.kept.add(group)
+                continue
+            self.left_out_of_step += 1
+            self.given_up.update(unit.ids)
+            self.open = [entry for entry in self.open if entry.group_id != group]
+
     def run(self) -> None:
         self.issue()
         while self.version < self.steps:
             assert too_stale(self.open, self.version, self.eta) == []
+            self.leave_out()
             units = make_units(self.open, self.group, self.eta)
             decision = select_batch(
                 units,
@@ -91,6 +118,7 @@ class Simulation:
         self.given_up.update(decision.dropped)
         self.open = [entry for entry in self.open if entry.prompt_id not in gone]
         self.version += 1
+        self.left_out_of_step = 0
         self.issue()
 
 
@@ -102,14 +130,16 @@ class Simulation:
     steps=st.integers(1, 12),
     straggler=st.sampled_from(["wait", "drop"]),
     loss=st.sampled_from([0.0, 0.2]),
+    without_signal=st.sampled_from([0.0, 0.4, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_bounded_exactly_once_and_live(
-    num_units: int, group: int, eta: int, steps: int, straggler: str, loss: float, seed: int
+    num_units: int, group: int, eta: int, steps: int, straggler: str, loss: float, without_signal: float, seed: int
 ) -> None:
     simulation = Simulation(
-        batch=num_units * group, group=group, eta=eta, steps=steps, straggler=straggler, loss=loss, seed=seed
-    )
+        batch=num_units * group, group=group, eta=eta, steps=steps, straggler=straggler, loss=loss, seed=seed,
+        without_signal=without_signal,
+    )  # fmt: skip
     simulation.run()
     ids = [prompt_id for prompt_id, _ in simulation.trained]
     assert len(ids) == len(set(ids)) == steps * num_units * group
@@ -117,7 +147,7 @@ def test_bounded_exactly_once_and_live(
     assert simulation.open == []
     assert set(ids) | simulation.given_up == simulation.issued
     if straggler == "wait" and loss == 0:
-        assert set(ids) == simulation.issued
+        assert without_signal or set(ids) == simulation.issued
         assert ids == sorted(ids, key=simulation.issue_order.index)
 
 

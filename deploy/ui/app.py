@@ -1,0 +1,292 @@
+"""The pages: what each address shows. Everything comes from run folders; nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+
+from vcppo.common.errors import VcppoError
+from vcppo.common.telemetry.log_render import printable
+from vcppo.deploy.logs.log_lines import LEVELS
+from vcppo.deploy.logs.logs_command import LogFilter, from_folder
+from vcppo.deploy.report.markup import templates_in
+from vcppo.deploy.report.responses import LINE_HEIGHT, LINE_WIDTH, turning_point, value_line
+from vcppo.deploy.report.run_page import all_settings
+from vcppo.deploy.report.write import read_evals
+from vcppo.deploy.run.run_data import LEDGER_STATES, RunData, is_exact
+from vcppo.deploy.samples.sources import steps_of
+from vcppo.deploy.ui import beliefs, charts, rollouts
+from vcppo.deploy.ui.guard import Guard
+from vcppo.deploy.ui.runs import Runs, UnknownRun, processes, signature
+from vcppo.deploy.ui.token_colours import COLOURS, MEANINGS, ColourBy, coloured
+
+log = structlog.get_logger(__name__)
+
+_HERE = Path(__file__).parent
+_EVERY_SECONDS = 1.0
+_SIGN_EVERY = 15
+_TOKENS_A_PAGE = 4000
+_LINES = 300
+_MOST_LINES = 200_000
+COMPARED = {
+    "accuracy": "reward/accuracy", "reward": "reward/mean", "explained variance": "explained_variance/token",
+    "length": "length/mean",
+}  # fmt: skip
+
+Run = Annotated[str, Query(max_length=400)]
+Text = Annotated[str, Query(max_length=400)]
+Page = Annotated[int, Query(ge=1, le=10**6)]
+
+
+def make_app(root: Path, token: str | None = None) -> FastAPI:
+    """The pages of the runs under `root`; with a `token` nothing is shown without it."""
+    runs = Runs(root)
+    app = FastAPI(title="vcppo", docs_url=None, redoc_url=None, openapi_url=None)
+    app.middleware("http")(Guard(token))
+    app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
+    app.exception_handler(VcppoError)(_refused)
+    for add in (_add_lists, _add_run, _add_samples, _add_critic, _add_rest, _add_live):
+        add(app, runs)
+    return app
+
+
+def _add_lists(app: FastAPI, runs: Runs) -> None:
+    @app.get("/")
+    def index() -> HTMLResponse:
+        return _page("runs.html.j2", runs=list(runs.lines()), root=str(runs.root))
+
+    @app.get("/compare")
+    def compare(run: Annotated[list[str], Query(max_length=12)] = []) -> HTMLResponse:  # noqa: B006  (FastAPI's form)
+        found = {key: runs.data(key) for key in run}
+        return _page("compare.html.j2", runs=found, differences=_differences(found), charts=list(COMPARED))
+
+    @app.get("/api/compare")
+    def compared(run: Annotated[list[str], Query(max_length=12)] = []) -> JSONResponse:  # noqa: B006
+        found = {key: runs.data(key).rl for key in run}
+        return JSONResponse(
+            [
+                {"title": title, "note": "", "labels": run, "points": charts.overlaid(metric, found)}
+                for title, metric in COMPARED.items()
+            ]
+        )
+
+
+def _add_run(app: FastAPI, runs: Runs) -> None:
+    @app.get("/run")
+    def overview(run: Run) -> HTMLResponse:
+        data, folder = runs.data(run), runs.folder(run)
+        return _page(
+            "run.html.j2", run=run, line=runs.line(run), data=data, ledger=_ledger(data),
+            processes=processes(folder), evals=read_evals(folder),
+        )  # fmt: skip
+
+    @app.get("/api/run")
+    def series(run: Run) -> JSONResponse:
+        data = runs.data(run)
+        of_stage = ((charts.VALUE_PRETRAINING_CHARTS, data.value_pretraining), (charts.RL_CHARTS, data.rl))
+        return JSONResponse(
+            [
+                {
+                    "title": chart.title,
+                    "note": chart.note,
+                    "labels": list(chart.lines),
+                    "points": charts.points(chart, rows),
+                }
+                for some, rows in of_stage
+                for chart in some
+                if charts.drawn(chart, rows)
+            ]
+        )
+
+
+def _add_samples(app: FastAPI, runs: Runs) -> None:
+    @app.get("/samples")
+    def samples(
+        run: Run, steps: Text = "", outcome: Text = "", text: Text = "", group: Text = "", sort: Text = "",
+        min_reward: Text = "", max_reward: Text = "", min_length: Text = "", max_length: Text = "", page: Page = 1,
+    ) -> HTMLResponse:  # fmt: skip
+        folder = runs.folder(run)
+        kept = list(steps_of(folder))
+        given = {
+            "steps": steps or (str(kept[-1]) if kept else ""), "outcome": outcome, "text": text, "group": group,
+            "sort": sort, "min_reward": min_reward, "max_reward": max_reward, "min_length": min_length,
+            "max_length": max_length,
+        }  # fmt: skip
+        first, last = _steps(given["steps"])
+        wanted = rollouts.Wanted(
+            first, last, outcome, text, "", group, _number(min_reward), _number(max_reward), _whole(min_length),
+            _whole(max_length),
+        )  # fmt: skip
+        found = rollouts.find(folder, wanted, sort, page)
+        return _page(
+            "samples.html.j2", run=run, found=found, kept=kept, given=given, page=page, size=rollouts.PAGE,
+            sorts=list(rollouts.SORTS),
+        )  # fmt: skip
+
+    @app.get("/sample")
+    def sample(
+        run: Run, step: int, id: Text, by: ColourBy = "value", begin: Annotated[int, Query(ge=0)] = 0
+    ) -> HTMLResponse:
+        folder, config = runs.folder(run), runs.data(run).config
+        shown = rollouts.show(folder, step, id)
+        rule = config.task.reward_rule(config.sampling.max_response_tokens)
+        turning = turning_point(shown.tokens["values"])
+        tokens = coloured(shown.tokens, by, rule.low, rule.high, turning)
+        return _page(
+            "sample.html.j2", run=run, shown=shown, by=by, colours=COLOURS, meaning=MEANINGS[by], begin=begin,
+            tokens=tokens[begin : begin + _TOKENS_A_PAGE], num_tokens=len(tokens), size=_TOKENS_A_PAGE,
+            turning=_turning(shown.tokens, turning), line=value_line(shown.tokens["values"], rule.low, rule.high),
+            width=LINE_WIDTH, height=LINE_HEIGHT, least=rule.low, greatest=rule.high,
+        )  # fmt: skip
+
+
+def _add_critic(app: FastAPI, runs: Runs) -> None:
+    @app.get("/critic")
+    def critic(run: Run, step: int | None = None) -> HTMLResponse:
+        folder, config = runs.folder(run), runs.data(run).config
+        kept = list(steps_of(folder))
+        chosen = step if step is not None else (kept[-1] if kept else None)
+        responses = rollouts.believed(folder, chosen) if chosen is not None else []
+        rule = config.task.reward_rule(config.sampling.max_response_tokens)
+        return _page(
+            "critic.html.j2", run=run, kept=kept, step=chosen, num_responses=len(responses),
+            bins=beliefs.calibration(responses, rule.low, rule.high), minds=beliefs.changed_minds(responses, 20),
+            misjudged=beliefs.misjudged(responses, 20),
+        )  # fmt: skip
+
+    @app.get("/api/critic")
+    def curves(run: Run, step: int) -> JSONResponse:
+        folder, config = runs.folder(run), runs.data(run).config
+        responses = rollouts.believed(folder, step)
+        rule = config.task.reward_rule(config.sampling.max_response_tokens)
+        places, bins = beliefs.by_place(responses), beliefs.calibration(responses, rule.low, rule.high)
+        tenths = [number + 0.5 for number in range(beliefs.NUM_PLACES)]
+        return JSONResponse(
+            [
+                {
+                    "title": "Value by place", "note": "mean value in each tenth of the response",
+                    "labels": [f"{name} ({found.num_responses})" for name, found in places.items()],
+                    "points": [tenths, *(found.means for found in places.values())],
+                },
+                {
+                    "title": "Calibration", "note": "across: what was believed; up: what came on average",
+                    "labels": ["reward that came", "a calibrated critic"],
+                    "points": [
+                        [each.predicted for each in bins], [each.realised for each in bins],
+                        [each.predicted for each in bins],
+                    ],
+                },
+            ]
+        )  # fmt: skip
+
+
+def _add_rest(app: FastAPI, runs: Runs) -> None:
+    @app.get("/evaluation")
+    def evaluation(run: Run) -> HTMLResponse:
+        return _page("evaluation.html.j2", run=run, evals=read_evals(runs.folder(run)))
+
+    @app.get("/logs")
+    def logs(run: Run, service: Text = "", level: Text = "", trajectory: Text = "", version: Text = "") -> HTMLResponse:
+        folder = runs.folder(run)
+        wanted = LogFilter(service or None, level if level in LEVELS else None, trajectory or None, _whole(version))
+        records = [each for each in islice(from_folder(folder.logs, follow=False), _MOST_LINES) if wanted.wants(each)]
+        given = {"service": service, "level": level, "trajectory": trajectory, "version": version}
+        return _page(
+            "logs.html.j2", run=run, records=records[-_LINES:], num_matching=len(records), given=given,
+            services=sorted(path.stem for path in folder.logs.glob("*.jsonl")), levels=list(LEVELS),
+        )  # fmt: skip
+
+    @app.get("/config")
+    def config(run: Run) -> HTMLResponse:
+        return _page("config.html.j2", run=run, settings=list(all_settings(runs.data(run).config)))
+
+
+def _add_live(app: FastAPI, runs: Runs) -> None:
+    @app.get("/api/events")
+    async def events(run: Run, request: Request) -> StreamingResponse:
+        folder = runs.folder(run)
+
+        async def changes() -> AsyncIterator[str]:
+            """A line when there is something new; a comment now and then, so that proxies keep the connection."""
+            before, seconds = signature(folder), 0
+            while not await request.is_disconnected():
+                await asyncio.sleep(_EVERY_SECONDS)
+                seconds += 1
+                if (now := signature(folder)) != before:
+                    before = now
+                    yield "event: grown\ndata: {}\n\n"
+                elif seconds % _SIGN_EVERY == 0:
+                    yield ": still here\n\n"
+
+        return StreamingResponse(changes(), media_type="text/event-stream")
+
+
+def _refused(request: Request, error: Exception) -> HTMLResponse:
+    status = 404 if isinstance(error, UnknownRun | rollouts.NoSamples) else 500
+    return HTMLResponse(_render("refused.html.j2", error=str(error)), status)
+
+
+def _ledger(data: RunData) -> dict[str, Any] | None:
+    counts = data.ledger
+    if counts is None:
+        return None
+    return {"states": [(name, counts[name]) for name in LEDGER_STATES], "is_exact": is_exact(counts)}
+
+
+def _turning(tokens: Mapping[str, list[Any]], turning: int | None) -> str:
+    if turning is None:
+        return ""
+    before, piece = tokens["values"][turning], printable(tokens["tokens"][turning])
+    after = next(value for value in tokens["values"][turning + 1 :] if value is not None)
+    return f"The critic changed its mind most at token {turning}, {piece!r}: {before:+.2f} → {after:+.2f}"
+
+
+def _differences(found: Mapping[str, RunData]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs."""
+    settings = {key: {name: value for name, value, _ in all_settings(data.config)} for key, data in found.items()}
+    names = dict.fromkeys(name for each in settings.values() for name in each)
+    rows = [(name, [each.get(name, "") for each in settings.values()]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """``12``, ``3-7`` or ``all``; what is none of these is all."""
+    first, _, last = text.partition("-")
+    if not first.strip().isdigit() or (last and not last.strip().isdigit()):
+        return 0, 10**9
+    return int(first), int(last or first)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _page(template: str, **values: object) -> HTMLResponse:
+    return HTMLResponse(_render(template, **values))
+
+
+def _render(template: str, **values: object) -> str:
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def _figure(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+_ENVIRONMENT = templates_in(_HERE / "templates")
+_ENVIRONMENT.filters |= {"printable": lambda text: printable(str(text)), "figure": _figure}

@@ -1,0 +1,100 @@
+"""A response token by token, coloured by one of its numbers. Pure.
+
+A colour is a class of the style sheet, since the pages allow no style in their markup: ``b-10`` to ``b10`` from red
+over nothing to green, ``v0`` to ``v5`` one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from vcppo.common.telemetry.log_render import printable
+
+ColourBy = Literal["value", "advantage", "mismatch", "log-prob", "version", "turn"]
+COLOURS: tuple[ColourBy, ...] = get_args(ColourBy)
+MEANINGS: dict[ColourBy, str] = {
+    "value": "what the critic believed before the token: red, it goes wrong; green, it goes right",
+    "advantage": "red: the token was trained to be less likely; green: more likely",
+    "mismatch": "the learner's log-prob less that of sampling: red, lower; green, higher",
+    "log-prob": "the redder, the less likely the token was when it was sampled",
+    "version": "one colour a policy version",
+    "turn": "one colour a turn of the policy",
+}
+_STEPS = 10
+_NUM_KINDS = 6
+
+
+class ColouredToken(NamedTuple):
+    """One token of the page; `numbers` is what is said of it, `kind` the classes of its colour and what it is."""
+
+    text: str
+    kind: str
+    numbers: str
+
+
+def coloured(
+    tokens: Mapping[str, Sequence[Any]], by: ColourBy, least: float, greatest: float, turning: int | None
+) -> list[ColouredToken]:
+    """Every token of a response.
+
+    Args:
+        tokens: the columns of `vcppo.common.records.sample_table.TOKEN_COLUMNS`.
+        least, greatest: rewards of the run, the ends of the colours of values.
+        turning: the token that moved the value most.
+    """
+    classes = _classes(tokens, by, least, greatest)
+    found = []
+    for number, piece in enumerate(tokens["tokens"]):
+        is_action = tokens["turn"][number] is not None
+        kinds = [classes[number]] if is_action else ["environment"]
+        if number == turning:
+            kinds.append("turning")
+        found.append(ColouredToken(printable(piece), " ".join(kinds), _numbers(number, tokens)))
+    return found
+
+
+def mismatches(tokens: Mapping[str, Sequence[Any]]) -> list[float | None]:
+    """Learner's log-prob less that of sampling, token by token."""
+    both = zip(tokens["old_log_probs"], tokens["behaviour_log_probs"], strict=True)
+    return [None if old is None or behaviour is None else old - behaviour for old, behaviour in both]
+
+
+def _classes(tokens: Mapping[str, Sequence[Any]], by: ColourBy, least: float, greatest: float) -> list[str]:
+    match by:
+        case "value":
+            half, middle = (greatest - least) / 2 or 1.0, (greatest + least) / 2
+            return _scaled(tokens["values"], lambda value: (value - middle) / half)
+        case "advantage":
+            return _by_largest(tokens["advantages"])
+        case "mismatch":
+            return _by_largest(mismatches(tokens))
+        case "log-prob":
+            return _scaled(tokens["behaviour_log_probs"], lambda log_prob: max(-1.0, log_prob / 3))
+        case "version":
+            names = {version: i for i, version in enumerate(sorted(set(tokens["versions"])))}
+            return [f"v{names[version] % _NUM_KINDS}" for version in tokens["versions"]]
+        case "turn":
+            return ["b0" if turn is None else f"v{turn % _NUM_KINDS}" for turn in tokens["turn"]]
+
+
+def _by_largest(numbers: Sequence[float | None]) -> list[str]:
+    largest = max((abs(number) for number in numbers if number is not None), default=0.0) or 1.0
+    return _scaled(numbers, lambda number: number / largest)
+
+
+def _scaled(numbers: Sequence[float | None], scale: Callable[[float], float]) -> list[str]:
+    """Nearest of the steps from -1 to 1."""
+    return ["b0" if number is None else f"b{round(_STEPS * min(1.0, max(-1.0, scale(number))))}" for number in numbers]
+
+
+def _numbers(number: int, tokens: Mapping[str, Sequence[Any]]) -> str:
+    behaviour, old, value = (tokens[name][number] for name in ("behaviour_log_probs", "old_log_probs", "values"))
+    if behaviour is None:
+        return f"token {number} · said by the environment"
+    parts = [f"token {number}"]
+    if value is not None:
+        parts.append(f"value {value:+.3f}")
+    parts += [f"advantage {tokens['advantages'][number]:+.3f}", f"log-prob {behaviour:.3f}"]
+    parts += [f"mismatch {old - behaviour:+.4f}", f"version {tokens['versions'][number]}"]
+    return " · ".join(parts)
