@@ -225,7 +225,10 @@ class Demo:
         self.console.print()
         self.console.print(result_table(data, before, after))
         self.console.print(
-            f"\nreport   {page}\nfigures  {self.folder.report}/*.png, numbers in *.csv", highlight=False, markup=False
+            f"\nreport   {page}\nfigures  {self.folder.report}/*.png, numbers in *.csv"
+            f"\npages    vcppo ui {self.folder.path}",
+            highlight=False,
+            markup=False,
         )
         problems = find_problems(data, before, after)
         for problem in problems:

@@ -244,7 +244,7 @@ class MetricsConfig(Section):
     larger one some of every outcome; 0: none."""
 
     samples_tokens: int = Field(default=262_144, gt=0)
-    """Tokens of the kept responses of a step, prompts included. A token takes some 25 bytes on disk."""
+    """Tokens of the kept responses of a step, prompts included. A token takes some 12 bytes on disk."""
 
     samples_mib: float = Field(default=256.0, gt=0)
     """All kept responses of a run together; beyond it the oldest steps but the first go."""

@@ -38,7 +38,7 @@ class RunLine(NamedTuple):
 
 
 class Runs:
-    """Runs by key: the path below the folder. Safe for threads: each run is read by one at a time."""
+    """Runs by key: the path below the folder, or the folder's name where it is itself a run. Safe for threads: each run is read by one at a time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -56,7 +56,7 @@ class Runs:
         """Raises UnknownRun. A key is looked up and never joined to a path, so it leads nowhere else."""
         if key not in self.keys():
             raise UnknownRun(f"{key!r}: no such run under {self.root}: the first page lists those there are")
-        return RunFolder(self.root if key == "." else self.root / key)
+        return RunFolder(self.root if key == self._key(self.root) else self.root / key)
 
     def data(self, key: str) -> RunData:
         """What the run has written so far. Raises UnknownRun, or VcppoError when its config can't be read."""
@@ -96,7 +96,7 @@ class Runs:
         )
 
     def _key(self, folder: Path) -> str:
-        return folder.relative_to(self.root).as_posix()
+        return self.root.resolve().name if folder == self.root else folder.relative_to(self.root).as_posix()
 
 
 class Process(NamedTuple):

@@ -61,7 +61,7 @@ def test_the_wheel_has_every_file_that_the_code_opens(wheel: Path) -> None:
     wanted |= {"vcppo/__init__.py", "vcppo/py.typed"}
     assert {name for name in names_in(wheel) if name.startswith("vcppo/")} == wanted
     assert {Path(name).suffix for name in wanted} == {
-        ".css", ".j2", ".js", ".json", ".lua", ".py", ".txt", ".typed", ".yaml",
+        ".css", ".j2", ".js", ".json", ".lua", ".py", ".svg", ".txt", ".typed", ".yaml",
     }  # fmt: skip
 
 

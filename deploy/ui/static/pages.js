@@ -4,7 +4,8 @@
 const COLOURS = ["#2563eb", "#ea7317", "#2a9d57", "#8b5cf6", "#0d9488", "#d64545", "#9aa5b1"];
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-function draw(place, chart) {
+// All boxes stand before the first chart is drawn: a box alone in the grid is as wide as the page.
+function boxOf(place, chart) {
   const box = document.createElement("div");
   box.className = "chart";
   const title = document.createElement("h3");
@@ -13,6 +14,10 @@ function draw(place, chart) {
   note.textContent = chart.note;
   box.append(title, note);
   place.append(box);
+  return box;
+}
+
+function draw(box, chart) {
   const axis = { stroke: css("--muted"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") } };
   const series = chart.labels.map((label, i) => ({
     label,
@@ -58,7 +63,8 @@ async function fill(place) {
   }
   place.dataset.names = names;
   place.replaceChildren();
-  place.plots = charts.map((chart) => draw(place, chart));
+  const boxes = charts.map((chart) => boxOf(place, chart));
+  place.plots = charts.map((chart, i) => draw(boxes[i], chart));
   if (!charts.length) place.textContent = "Nothing to draw yet.";
 }
 

@@ -234,3 +234,10 @@ def test_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
     assert "runs: no such folder" in capsys.readouterr().err
     assert main(["ui", str(tmp_path), "--host", "192.0.2.1"]) == 2
     assert "--host 192.0.2.1 --port 8117: can't be listened on" in capsys.readouterr().err
+
+
+def test_the_folder_may_be_a_run_itself(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "alone")
+    browser = TestClient(make_app(folder.path), base_url="http://localhost")
+    assert "/run?run=alone" in text(browser, "/")
+    assert text(browser, "/run?run=alone")

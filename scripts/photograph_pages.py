@@ -1,0 +1,71 @@
+"""Photographs of the pages of a run, for the docs: `python -m scripts.photograph_pages runs/demo docs/images`.
+
+Wants chromium (Debian: apt-get install chromium). Which response is shown follows from the run: the one that the critic
+misjudged most in the last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from urllib.parse import quote
+
+from tests.integration.rig.browser import Page, browser
+from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.samples.sources import steps_of
+from vcppo.deploy.ui import beliefs, rollouts
+
+_CHARTS = "document.querySelectorAll('canvas').length > 0"
+_READY = "true"
+
+
+def main() -> int:
+    """One PNG a view."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("output", type=Path, help="folder of the pictures")
+    given = parser.parse_args()
+    command = [sys.executable, "-m", "vcppo.deploy.cli", "ui", str(given.run.parent), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        try:
+            assert served.stdout is not None
+            asyncio.run(_photograph(served.stdout.readline().strip().removesuffix("/"), given.run, given.output))
+        finally:
+            served.terminate()
+    return 0
+
+
+async def _photograph(address: str, run: Path, output: Path) -> None:
+    folder, name = RunFolder(run), quote(run.name)
+    last = list(steps_of(folder))[-1]
+    (worst,) = beliefs.misjudged(rollouts.believed(folder, last), 1)
+    views = {
+        "ui_runs": ("/", _READY, 420),
+        "ui_run": (f"/run?run={name}", _CHARTS, 1250),
+        "ui_samples": (f"/samples?run={name}&sort=critic+too+hopeful", _READY, 760),
+        "ui_response": (f"/sample?run={name}&step={last}&id={quote(worst.id)}", _READY, 760),
+        "ui_critic": (f"/critic?run={name}&step={last}", _CHARTS, 1250),
+    }
+    with tempfile.TemporaryDirectory() as profile:
+        async with browser(Path(profile) / "profile") as page:
+            for picture, (view, ready, height) in views.items():
+                await page.call(
+                    "Emulation.setDeviceMetricsOverride", width=1200, height=height, deviceScaleFactor=1, mobile=False
+                )
+                await page.open(address + view, ready)
+                await _save(page, output / f"{picture}.png")
+
+
+async def _save(page: Page, path: Path) -> None:
+    found = await page.call("Page.captureScreenshot", format="png")
+    path.write_bytes(base64.b64decode(found["data"]))
+    sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
