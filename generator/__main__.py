@@ -25,9 +25,9 @@ from vcppo.common.transport.endpoints import endpoints_of
 from vcppo.generator.reward_sources.source import open_source
 from vcppo.generator.rollout.parts import Generator
 from vcppo.generator.rollout.rollout import RolloutWorker
+from vcppo.generator.turns.agent_play import make_player
 from vcppo.generator.turns.environment_pool import EnvironmentPool
 from vcppo.generator.turns.judges import make_judges
-from vcppo.generator.turns.play import Player
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer, require_model
 from vcppo.generator.vllm_engine.engine import Engine
 
@@ -57,7 +57,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
         await engine.start()
         await judging
         tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-        player = Player(config, judges, tokenizer) if isinstance(judges, EnvironmentPool) else None
+        player = make_player(config, judges, tokenizer) if isinstance(judges, EnvironmentPool) else None
         verifiers = None if isinstance(judges, EnvironmentPool) else judges
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

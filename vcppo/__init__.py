@@ -17,6 +17,7 @@ A task of your own, in a file beside your run.yaml (``task.name: my_task:Double`
 |---|---|
 | `Task` | where prompts and verdicts come from: the class a user writes |
 | `Environment`, `Observation` | a task of several turns, and what its `step` returns |
+| `Agent`, `Endpoint` | a task of a program that asks the policy itself, and where it asks |
 | `Problem`, `Verdict`, `Demonstration`, `Finding` | what its methods return |
 | `TaskOptions`, `parse_options` | typed options of a task; a wrong one is refused with its name |
 | `Chat` | a prompt of chat messages with tools, or with variables for the chat template |
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vcppo.common.config import VcppoConfig, load_config
+    from vcppo.common.environments.agent import Agent, Endpoint
     from vcppo.common.environments.environment import Environment, Observation, ToolUse
     from vcppo.common.errors import VcppoError
     from vcppo.common.records.trajectory import FinishReason, Outcome
@@ -56,9 +58,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "Agent",
     "Chat",
     "ChatMessages",
     "Demonstration",
+    "Endpoint",
     "Environment",
     "Finding",
     "FinishReason",
@@ -82,6 +86,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Agent": "vcppo.common.environments.agent",
+    "Endpoint": "vcppo.common.environments.agent",
     "Environment": "vcppo.common.environments.environment",
     "Observation": "vcppo.common.environments.environment",
     "Tool": "vcppo.common.tools.tool",

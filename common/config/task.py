@@ -31,8 +31,8 @@ class TaskConfig(Section):
     """Where prompts come from and how responses are verified."""
 
     name: str = "chain_arithmetic"
-    """A built-in task (aime, chain_arithmetic, code, dataset, gpqa, hidden_choices, look_up, mix, products,
-    reasoning_gym, tools), or module:Class of your own."""
+    """A built-in task (aime, chain_arithmetic, code, command_agent, dataset, gpqa, hidden_choices, look_up, mix,
+    products, reasoning_gym, tools), or module:Class of your own."""
 
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""
@@ -53,13 +53,15 @@ class TaskConfig(Section):
     """Children per generator in which the task runs: verifiers, or environments."""
 
     max_turns: Positive = 8
-    """Turns of the policy in an environment (docs/environments.md). A rollout cut here has finish reason `length`."""
+    """Turns of the policy in an environment (docs/environments.md) or by an agent (docs/agents.md). A rollout cut here
+    has finish reason `length`."""
 
     max_rollout_seconds: Seconds = 3600.0
-    """An environment's rollout begins no further turn after so long; it then has finish reason `length`."""
+    """An environment's rollout begins no further turn after so long; it then has finish reason `length`. An agent is
+    ended after so long, with outcome `timeout`."""
 
     environment_calls: Positive = 64
-    """Calls of an async environment at the same time, per generator."""
+    """Calls of an async environment, or agents, at the same time, per generator."""
 
     reward_correct: float = 1.0
     """Reward of a correct response (paper: +1)."""

@@ -1,6 +1,8 @@
 """Environments: tasks of several turns. Docs: docs/environments.md.
 
-environment.py  what a user writes: `Environment`, `Observation`
-episode.py      one rollout as a state machine, tokens in and tokens out. Pure
-turn_text.py    what an environment says, as tokens that stand behind the policy's
+agent.py          what a user writes for an agent: `Agent`, `Endpoint`
+command_agent.py  an agent that is a program
+environment.py    what a user writes: `Environment`, `Observation`
+episode.py        one rollout as a state machine, tokens in and tokens out. Pure
+turn_text.py      what an environment says, as tokens that stand behind the policy's
 """

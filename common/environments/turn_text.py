@@ -10,9 +10,10 @@ What an environment says is anybody's text. A ``<|im_end|>`` in it becomes the p
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vcppo.common.tasks import encode_prompt, prompt_text
 from vcppo.common.tasks.interface import Chat, ChatMessages, TaskError
 from vcppo.common.tasks.prompts.chat import ignored
 from vcppo.common.text.yaml_text import one_line
@@ -57,6 +58,27 @@ class TurnText:
         # The policy's own end token is there already. Another one than the template's is not the end of its turn.
         return ids[1:] if ids and ids[0] == last_token and last_token in self._controls else ids
 
+    def begin(self, chat: Chat) -> list[int]:
+        """Token ids of a conversation up to the first turn that follows; only an assistant's words in it may hold
+        control tokens.
+
+        Raises:
+            TaskError: the chat template can't render it.
+        """
+        for each in chat.messages:
+            self._refuse_names(each)
+        ids: list[int] = encode_prompt(self._tokenizer, chat).tolist()
+        said = {
+            number: each
+            for number, each in enumerate(chat.messages)
+            if each["role"] != "assistant" and self._controls_in(self._ids(each["content"]))
+        }
+        if not said:
+            return ids
+        marks = {number: _SAID.format(number) for number in said}
+        marked = [{**each, "content": marks.get(place, each["content"])} for place, each in enumerate(chat.messages)]
+        return self._filled(prompt_text(self._tokenizer, chat._replace(messages=marked)), marks.values(), said.values())
+
     def _refuse_without_tools(self) -> None:
         """TaskError where the template leaves the tools out, or what they say."""
         remedy = "use a model whose chat template knows tools, or mend the template"
@@ -69,8 +91,12 @@ class TurnText:
 
     def _messages(self, messages: ChatMessages) -> list[int]:
         marks = [_SAID.format(number) for number in range(len(messages))]
-        rest = self._behind([{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
-        pieces, texts = list[str](), list[str]()
+        frame = self._behind([{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
+        return self._filled(frame, marks, messages)
+
+    def _filled(self, frame: str, marks: Iterable[str], messages: Iterable[dict[str, Any]]) -> list[int]:
+        """The tokens of `frame` with the messages' words in place of their marks, no control token in them."""
+        pieces, texts, rest = list[str](), list[str](), frame
         for mark, message in zip(marks, messages, strict=True):
             # Llama's and Hermes' templates write what a tool says as a string of JSON.
             written = _in_json if _in_json(mark) in rest else str
@@ -80,8 +106,7 @@ class TurnText:
                     f"the model's chat template does not write the environment's message of role "
                     f"{message['role']!r} once, as it is: use another role, or mend the template"
                 )
-            if self._controls_in(self._ids(message.get("name", ""))):
-                raise TaskError(f"a message's name holds a control token ({message['name']!r}): use another name")
+            self._refuse_names(message)
             pieces.append(before)
             texts.append(written(message["content"]))
         whole = "".join(before + text for before, text in zip(pieces, texts, strict=True)) + rest
@@ -92,6 +117,12 @@ class TurnText:
         for piece, text in zip(pieces, texts, strict=True):
             found_ids += self._ids(piece) + self._plain(text)
         return found_ids + self._ids(rest)
+
+    def _refuse_names(self, message: Mapping[str, Any]) -> None:
+        """TaskError where a control token stands in what names a message, or the call that it answers."""
+        for key in ("name", "tool_call_id"):
+            if self._controls_in(self._ids(message.get(key, ""))):
+                raise TaskError(f"a message's {key} holds a control token ({message[key]!r}): use another {key}")
 
     def _behind(self, messages: ChatMessages) -> str:
         """What the template writes behind an assistant's message when these follow it."""

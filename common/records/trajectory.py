@@ -46,6 +46,7 @@ class Prompt:
         issue_version: the learner's policy version when it was issued.
         purpose: which stage issued it.
         max_response_tokens: where the response is cut.
+        is_open: an agent makes prompts of its own of it: the trajectory's tokens may be others. Known to who issues it.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Prompt:
     issue_version: int
     purpose: Purpose
     max_response_tokens: int
+    is_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ STATE_KEYS: dict[PromptState, str] = {
 FACT_KEYS = ["order", "facts", "arrivals", "claim_steps"]
 
 _MAX_LIST = 1024
+_OPEN = b""  # in place of the digest of a prompt's tokens: an agent makes its own
 _MEMBER_TYPES = {"id": str, "role": str, "control_endpoint": str, "policy_version": int, "epoch": int, "info": dict}
 
 _LUA = Path(__file__).parent / "lua"
@@ -54,18 +55,20 @@ def scripts() -> dict[str, str]:
 
 def issue_args(prompt: Prompt) -> tuple[str, bytes, bytes]:
     """(id, message, facts) of a prompt to issue."""
-    told = [prompt.sample_index, prompt.task, tokens_digest(prompt.token_ids)]
+    told = [prompt.sample_index, prompt.task, _OPEN if prompt.is_open else tokens_digest(prompt.token_ids)]
     return prompt.id, encode_prompt(prompt), msgpack.packb([prompt.group_id, prompt.issue_version, *told])
 
 
-def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes, bytes, bytes]:
-    """(prompt id, payload, arrival facts, what its prompt must have been issued as, the same in the form of a version
-    that did not know samples, tasks and digests) of a trajectory to buffer."""
+def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes, bytes, bytes, bytes]:
+    """(prompt id, payload, arrival facts, what its prompt must have been issued as, the same of an open prompt, the
+    same in the form of a version that did not know samples, tasks and digests) of a trajectory to buffer."""
     made = [entry.trajectory_id, entry.oldest_version, entry.num_tokens]
     facts = msgpack.packb([*made, entry.num_response, float(entry.reward), entry.is_correct])
     issued = [entry.group_id, entry.issue_version]
-    told = [entry.sample_index, entry.task, entry.prompt_digest]
-    return entry.prompt_id, entry.payload, facts, msgpack.packb([*issued, *told]), msgpack.packb(issued)
+    told = [*issued, entry.sample_index, entry.task]
+    forms = ([*told, entry.prompt_digest], [*told, _OPEN], issued)
+    closed, opened, old = (msgpack.packb(form) for form in forms)
+    return entry.prompt_id, entry.payload, facts, closed, opened, old
 
 
 def batches(items: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:

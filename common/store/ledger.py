@@ -80,6 +80,7 @@ class BufferEntry(NamedTuple):
     """A validated trajectory on its way into the store; `payload` is its wire form, stored as it came.
 
     Its group, version, sample, task and `tokens_digest` of the prompt must be those that the prompt was issued with.
+    Of an open prompt the tokens may be others.
     The last three are what dynamic sampling looks at, so that it reads no payload.
     """
 

@@ -51,6 +51,7 @@ __all__ = [
     "encode_prompts",
     "load_task",
     "parse_options",
+    "prompt_text",
     "task_class",
 ]
 
@@ -58,6 +59,7 @@ BUILT_IN_TASKS = {
     "aime": "vcppo.common.tasks.benchmarks:AimeTask",
     "chain_arithmetic": "vcppo.common.tasks.chain_arithmetic:ChainArithmetic",
     "code": "vcppo.common.tasks.code:CodeTask",
+    "command_agent": "vcppo.common.environments.command_agent:CommandAgent",
     "dataset": "vcppo.common.tasks.dataset:DatasetTask",
     "gpqa": "vcppo.common.tasks.benchmarks:GpqaTask",
     "hidden_choices": "vcppo.common.tasks.hidden_choices:HiddenChoices",
@@ -101,13 +103,13 @@ def encode_prompt(tokenizer: Any, prompt: Text) -> Int32Array:
         tokenizer: the transformers tokenizer that belongs to the policy.
         prompt: see `Problem`.
     """
-    text, special = _prompt_text(tokenizer, prompt)
+    text, special = _special_text(tokenizer, prompt)
     return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=np.int32)
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Text]) -> list[Int32Array]:
     """`encode_prompt` of each, with one call of the tokenizer for all of them (of one kind)."""
-    texts = [_prompt_text(tokenizer, prompt) for prompt in prompts]
+    texts = [_special_text(tokenizer, prompt) for prompt in prompts]
     encoded: dict[int, Int32Array] = {}
     for kind in (True, False):
         places = [place for place, (_, special) in enumerate(texts) if special is kind]
@@ -117,17 +119,22 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Text]) -> list[Int32Array]:
     return [encoded[place] for place in range(len(texts))]
 
 
-def _prompt_text(tokenizer: Any, prompt: Text) -> tuple[str, bool]:
+def _special_text(tokenizer: Any, prompt: Text) -> tuple[str, bool]:
     """The text the tokenizer gets, and whether it adds its special tokens (a chat template writes its own)."""
+    return prompt_text(tokenizer, prompt), isinstance(prompt, str)
+
+
+def prompt_text(tokenizer: Any, prompt: Text) -> str:
+    """A problem's prompt as text; of chat messages what the model's chat template makes of them. Raises TaskError."""
     if isinstance(prompt, str):
-        return prompt, True
+        return prompt
     if tokenizer.chat_template is None:
         raise TaskError(
             "the task gives chat messages, but the model's tokenizer has no chat template: "
             "set task.options.prompt_template for plain text, or use a chat model"
         )
     try:
-        return render(tokenizer, as_chat(prompt)), False
+        return render(tokenizer, as_chat(prompt))
     except Exception as error:  # a template is a program of the model's: it raises whatever it likes
         raise TaskError(
             f"the model's chat template can't render the task's messages ({one_line(error)}): mend the template, "

@@ -131,12 +131,14 @@ class Task(ABC):
         version: raise it when the same options start to mean other problems or demonstrations: it is part of the
             hash by which a finished cold start is recognised.
         is_environment: it has several turns (`vcppo.Environment`).
+        is_agent: a program of the user's asks the policy itself (`vcppo.Agent`). It is an environment too.
         judged_by: functions of the user's (``module:function``) that a built-in task judges with: their source is part
             of the hash by which a recording is recognised.
     """
 
     version: ClassVar[int] = 1
     is_environment: ClassVar[bool] = False
+    is_agent: ClassVar[bool] = False
     judged_by: Sequence[str] = ()
 
     @abstractmethod

@@ -179,6 +179,8 @@ GENERATOR = (
     Metric("generator/environment_calls", "calls of environments that have ended", kind="since"),
     Metric("generator/environment_errors", "those of them that raised or were late", kind="since"),
     Metric("generator/environment_seconds", "seconds in them, summed over calls side by side", kind="since"),
+    Metric("generator/agent_requests", "requests of agents that the policy has answered", kind="since"),
+    Metric("generator/segments_not_trained", "conversations of agents but the last of each rollout", kind="since"),
     Metric("generator/unacked", "trajectories sent and not yet acknowledged"),
     Metric("generator/policy_version", "of the weights in vLLM; none while they are half loaded"),
     Metric("reward_source/waiting", "responses that wait for a reward service or a judge (docs/rewards.md)"),

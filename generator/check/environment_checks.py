@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from vcppo.common.check.check_lines import Result, failed, passed, warned
+from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.common.environments.environment import Observation
 from vcppo.common.environments.turn_text import TurnText
 from vcppo.common.tasks import Problem, TaskError
 from vcppo.generator.check.data_context import Context
+from vcppo.generator.turns.agent_pool import AgentPool
 from vcppo.generator.turns.environment_lines import Answer
 from vcppo.generator.turns.environment_pool import EnvironmentPool, RolloutLost
 
@@ -26,28 +27,32 @@ class _Tried(NamedTuple):
 
 def answers(context: Context, problems: list[Problem]) -> Iterator[Result]:
     """All of it, in one child started once, as generators do."""
-    pool = EnvironmentPool(context.config.task.model_copy(update={"verifier_processes": 1}))
+    config, is_agent = context.config.task.model_copy(update={"verifier_processes": 1}), context.task.is_agent
+    pool = AgentPool(config) if is_agent else EnvironmentPool(config)
     with asyncio.Runner() as runner:
         try:
             runner.run(pool.start())
-            yield passed("a child of the environment is up")
-            encoder = TurnText(context.tokenizer, is_chat=pool.is_chat, template=pool.template)
-            tried = [runner.run(_try(pool, problem)) for problem in problems]
+            yield passed(f"a child of the {'agent' if is_agent else 'environment'} is up")
+            encoder = TurnText(context.tokenizer, is_chat=is_agent or pool.is_chat, template=pool.template)
+            tried = [runner.run(_try(pool, problem, () if is_agent else _ACTIONS)) for problem in problems]
             yield _begun(context, tried)
-            yield _answered(context, encoder, tried)
+            if is_agent:
+                yield skipped("run: it needs a policy to ask: `vcppo check --generate 4`")
+            else:
+                yield _answered(context, encoder, tried)
         except TaskError as error:
             yield failed(str(error), "")
         finally:
             runner.run(pool.close())
 
 
-async def _try(pool: EnvironmentPool, problem: Problem) -> _Tried:
+async def _try(pool: EnvironmentPool, problem: Problem, actions: Sequence[str]) -> _Tried:
     """A rollout whose actions mean nothing, until the environment ends it."""
     found = _Tried(Answer(Observation(), "crash", "its child was lost"), [], [])
     try:
         async with pool.open() as session:
             found = found._replace(begun=await session.reset(dict(problem.answer)))
-            for action in _ACTIONS:
+            for action in actions:
                 if found.begun.fault is not None:
                     break
                 began = time.monotonic()

@@ -8,7 +8,7 @@ import numpy as np
 
 from vcppo.common.environments.environment import ToolUse
 from vcppo.common.environments.episode import Transcript
-from vcppo.common.records.trajectory import Prompt, Trajectory
+from vcppo.common.records.trajectory import Int32Array, Prompt, Trajectory
 from vcppo.common.rewards.reward_parts import BASE
 from vcppo.common.rewards.reward_rule import Score
 from vcppo.generator.vllm_engine.engine import Rollout
@@ -19,11 +19,13 @@ class Finished(NamedTuple):
 
     Attributes:
         timings: seconds by phase: ``generate``, and ``verify`` or ``environment``; and `tool_figures`.
+        prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
     """
 
     transcript: Transcript
     score: Score
     timings: dict[str, float]
+    prompt_token_ids: Int32Array | None = None
 
     def trajectory(self, prompt: Prompt, trajectory_id: str, generator_id: str) -> Trajectory:
         """Of the prompt that was rolled out."""
@@ -34,7 +36,7 @@ class Finished(NamedTuple):
             group_id=prompt.group_id,
             sample_index=prompt.sample_index,
             task=prompt.task,
-            prompt_token_ids=prompt.token_ids,
+            prompt_token_ids=prompt.token_ids if self.prompt_token_ids is None else self.prompt_token_ids,
             response_token_ids=made.token_ids,
             action_mask=made.action_mask,
             behaviour_log_probs=made.log_probs,

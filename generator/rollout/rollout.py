@@ -272,7 +272,7 @@ class RolloutWorker:
         made = played.transcript
         score = self._scorer.score_verdict(played.verdict, len(made.token_ids), made.turn_rewards)
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
-        return Finished(made, score, timings | tool_figures(played.tools))
+        return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)

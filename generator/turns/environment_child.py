@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Environment, Observation, checked
-from vcppo.common.tasks import Split, load_task
+from vcppo.common.tasks import Split, Task, load_task
 from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.prompts.chat import as_chat, template_variables
 from vcppo.common.telemetry.log import inherit_logging
@@ -37,7 +37,12 @@ def main() -> None:
     assert isinstance(task, Environment)  # the parent has looked at its class
     task.warm_up()
     ready = Ready(is_async(task), *prompts_of(task))
-    asyncio.run(Child(task, config.verifier_timeout_seconds, answers).serve(ready))
+    asyncio.run(Child(task, call_seconds(config, task), answers).serve(ready))
+
+
+def call_seconds(config: TaskConfig, kind: Environment | type[Task]) -> float:
+    """The deadline of one call: an agent's call is its whole rollout."""
+    return config.max_rollout_seconds if kind.is_agent else config.verifier_timeout_seconds
 
 
 def is_async(task: Environment) -> bool:

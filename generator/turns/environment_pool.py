@@ -27,8 +27,9 @@ from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Observation, ToolUse
 from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.process.family import Family
-from vcppo.common.tasks import TaskError
+from vcppo.common.tasks import TaskError, task_class
 from vcppo.common.user_modules import SAFE_PATH
+from vcppo.generator.turns.environment_child import call_seconds
 from vcppo.generator.turns.environment_lines import (
     MAX_REPLY_BYTES,
     READY,
@@ -73,11 +74,18 @@ def refuse_what_has_no_meaning(config: TaskConfig) -> None:
 
 @dataclass
 class CallCounts:
-    """Since they were last taken."""
+    """Since they were last taken.
+
+    Attributes:
+        requests: of agents, that the policy has answered.
+        not_trained: segments of agents' rollouts that are no trajectory.
+    """
 
     calls: int = 0
     errors: int = 0
     seconds: float = 0.0
+    requests: int = 0
+    not_trained: int = 0
     tools: ToolUse = field(default_factory=ToolUse)
 
 
@@ -96,6 +104,7 @@ class EnvironmentPool:
         self.template: dict[str, Any] = {}
         self.counts = CallCounts()
         self._config = config
+        self._seconds = call_seconds(config, task_class(config.name))
         self._calls = asyncio.Semaphore(config.environment_calls)
         self._children: set[_Child] = set()
         self._ending: set[_Child] = set()  # of them
@@ -104,6 +113,10 @@ class EnvironmentPool:
         self._numbers = itertools.count(READY + 1)
         self._changed = asyncio.Event()  # a child is up, or none can be
         self._failure: Exception | None = None
+
+    def child_environment(self) -> dict[str, str]:
+        """Variables that its children have, and this process has not."""
+        return {}
 
     async def start(self) -> None:
         """Raises EnvironmentNotStarted when a child does not come up; the child's own error is on stderr."""
@@ -140,7 +153,7 @@ class EnvironmentPool:
         await asyncio.gather(*self._asking, return_exceptions=True)
 
     async def ask(self, child: _Child, rollout: int, call: Call, given: object) -> Answer:
-        """One call; returns within ``task.verifier_timeout_seconds`` of its turn, whatever the environment does.
+        """One call; returns within its deadline (`call_seconds`) of its turn, whatever the environment does.
 
         Raises:
             RolloutLost: the child ended for another reason.
@@ -152,7 +165,7 @@ class EnvironmentPool:
         return await asyncio.shield(asking)
 
     async def _ask(self, child: _Child, rollout: int, call: Call, given: object) -> Answer:
-        seconds = self._config.verifier_timeout_seconds + (_GRACE_SECONDS if child.ready.is_async else 0.0)
+        seconds = self._seconds + (_GRACE_SECONDS if child.ready.is_async else 0.0)
         async with self._calls if child.ready.is_async else child.turn:
             if child.is_over:
                 raise RolloutLost
@@ -190,7 +203,7 @@ class EnvironmentPool:
 
     async def _spawn(self) -> None:
         command = [sys.executable, "-m", "vcppo.generator.turns.environment_child"]
-        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"} | self.child_environment()
         family = await Family.start(command, environment, MAX_REPLY_BYTES)
         try:
             async with asyncio.timeout(_START_SECONDS):

@@ -10,6 +10,8 @@ from vcppo.common.records.trajectory import FinishReason, Prompt
 from vcppo.common.tasks import Verdict, decode_response, task_class
 from vcppo.generator.reward_sources.items import Asked
 from vcppo.generator.reward_sources.source import RewardSource
+from vcppo.generator.turns.agent_play import make_player
+from vcppo.generator.turns.agent_pool import AgentPool
 from vcppo.generator.turns.environment_pool import EnvironmentPool, RolloutLost
 from vcppo.generator.turns.play import Player
 from vcppo.generator.verifying.verifier_pool import VerifierPool
@@ -43,7 +45,10 @@ class Judged(NamedTuple):
 
 def make_judges(config: TaskConfig) -> Judges:
     """Not started yet. Raises TaskError when there is no such task, or settings that its kind can't have."""
-    return EnvironmentPool(config) if task_class(config.name).is_environment else VerifierPool(config)
+    kind = task_class(config.name)
+    if kind.is_agent:
+        return AgentPool(config)
+    return EnvironmentPool(config) if kind.is_environment else VerifierPool(config)
 
 
 class Respondent:
@@ -58,7 +63,7 @@ class Respondent:
     ) -> None:
         self._config, self._engine, self._judges, self._tokenizer = config, engine, judges, tokenizer
         self._rewards = rewards
-        self._player = Player(config, judges, tokenizer) if isinstance(judges, EnvironmentPool) else None
+        self._player = make_player(config, judges, tokenizer) if isinstance(judges, EnvironmentPool) else None
 
     async def respond(self, prompt: Prompt) -> Judged:
         """One response. Raises VcppoError when vLLM refuses it, or judges or source of rewards fail for good."""

@@ -21,7 +21,7 @@ from vcppo.common.environments.episode import Episode, Transcript
 from vcppo.common.environments.turn_text import TurnText
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.seeds import derive_seed
-from vcppo.common.records.trajectory import Prompt
+from vcppo.common.records.trajectory import Int32Array, Prompt
 from vcppo.common.tasks import TaskError, Verdict, decode_response
 from vcppo.generator.turns.environment_lines import Answer
 from vcppo.generator.turns.environment_pool import CallCounts, EnvironmentPool, RolloutLost, Session
@@ -46,6 +46,7 @@ class Played(NamedTuple):
         end_ids: the end token of the last turn, if it has one.
         generate_seconds, environment_seconds: spent in vLLM, and in the environment, waiting for a turn there included.
         tools: that were called.
+        prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
     """
 
     transcript: Transcript
@@ -54,6 +55,7 @@ class Played(NamedTuple):
     generate_seconds: float
     environment_seconds: float
     tools: ToolUse = ToolUse()
+    prompt_token_ids: Int32Array | None = None
 
 
 class Player:

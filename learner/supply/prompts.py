@@ -158,6 +158,7 @@ class PromptSource:
             issue_version=issue_version,
             purpose=purpose,
             max_response_tokens=self._config.sampling.max_response_tokens,
+            is_open=self._task.is_agent,
         )
 
     def _choose(self, purpose: Purpose, own: int) -> _Chosen:

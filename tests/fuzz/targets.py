@@ -16,6 +16,7 @@ LONG_RUNS = {
     "records": 100_000,
     "store": 1_000_000,
     "checkpoints": 20_000,
+    "endpoint": 200_000,
 }
 NAMES = tuple(LONG_RUNS)
 
@@ -29,6 +30,7 @@ HOUR = {
     "checkpoints": (20_000, 2_000),
     "dataset": (60_000, 5_000),
     "config": (10_000, 1_000),
+    "endpoint": (200_000, 50_000),
     "buffer": (60_000, 30_000),
     "control": (100_000, 50_000),
 }

@@ -15,7 +15,7 @@ from tests.fuzz.targets import NAMES, load
 
 # name -> cases; each a few seconds on one slow core
 NUM_RUNS = {"wire": 20_000, "frames": 20_000, "config": 1000, "dataset": 1500, "verifiers": 20_000, "records": 2000,
-            "store": 10_000, "checkpoints": 200}  # fmt: skip
+            "store": 10_000, "checkpoints": 200, "endpoint": 10_000}  # fmt: skip
 SEED = 0 if "CI" in os.environ else int.from_bytes(os.urandom(4), "little")  # a red CI means the change
 MAX_GROWTH_MIB = 100  # of a process that has run other tests; what an input leaves behind shows in 20,000 of them
 

@@ -13,9 +13,12 @@ import pytest
 
 from tests.paths import RIG, ROOT
 from tests.processes import in_pool
+from tests.unit.common.environments.test_turn_text import CHAT, decoded
+from tests.unit.generator.turns.test_agents import Saying
 from vcppo.common.config import TaskConfig, config_fields, load_config
 from vcppo.common.environments.environment import Observation
-from vcppo.common.tasks import TaskError, load_task
+from vcppo.common.records.trajectory import Prompt
+from vcppo.common.tasks import TaskError, encode_prompt, load_task
 from vcppo.common.tasks.chain_arithmetic import ChainOptions, ChainStyle
 from vcppo.common.tasks.code import CodeOptions
 from vcppo.common.tasks.hidden_choices import HiddenChoicesOptions, HiddenChoicesStyle
@@ -25,7 +28,10 @@ from vcppo.common.tools.mcp_tool import McpOptions
 from vcppo.common.tools.python_tool import PythonOptions
 from vcppo.common.tools.search_tool import SearchOptions
 from vcppo.common.tools.tool_task import ToolTaskOptions
+from vcppo.generator.turns.agent_play import make_player
 from vcppo.generator.turns.environment_pool import EnvironmentPool
+from vcppo.generator.turns.judges import make_judges
+from vcppo.generator.turns.play import Played
 from vcppo.generator.verifying.scorer import Scorer
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 
@@ -34,8 +40,8 @@ PAGES = (
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
     "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/ui.md", "docs/value_pretraining.md",
     "docs/weights.md", "docs/index.md", "docs/own_task.md", "docs/environments.md", "docs/rewards.md",
-    "docs/tools.md", "docs/formulas.md", "docs/comparison.md", "docs/glossary.md", "docs/built_in_tasks.md",
-    "docs/threats.md", "CONTRIBUTING.md",
+    "docs/agents.md", "docs/tools.md", "docs/formulas.md", "docs/comparison.md", "docs/glossary.md",
+    "docs/built_in_tasks.md", "docs/threats.md", "CONTRIBUTING.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -160,6 +166,41 @@ def test_the_example_of_an_environment_works(tmp_path: Path, monkeypatch: pytest
     asked, ended = asyncio.run(play())
     assert asked == Observation(f"calculator: {int(left) * int(right)}")
     assert ended == Observation("", 1.0, True)
+
+
+def test_the_example_of_an_agent_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/agents.md: OpenAI's client alone, in a child process, against the endpoint; the policy is scripted."""
+    page = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
+    module, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    settings, *_ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_agent.py").write_text(module, encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(settings, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delitem(sys.modules, "my_agent", raising=False)
+    config = load_config(Path("my.yaml"))
+    (problem,) = load_task(config.task).problems("train", 0, 0, 1)
+    left, right = re.findall(r"\d+", problem.prompt[1]["content"])  # type: ignore[index]
+    product = int(left) * int(right)
+    engine: Any = Saying("hm", f"calc: {left} * {right}", f"answer: {product}")
+
+    async def play() -> Played | None:
+        pool: Any = make_judges(config.task)
+        await pool.start()
+        try:
+            tokens = encode_prompt(CHAT, problem.prompt)
+            prompt = Prompt("rl-1-0", "rl-1", 0, "t", tokens, problem.answer, 7, 0, "rl", 512)
+            played = await make_player(config, pool, CHAT).play(prompt, engine.generate)
+            assert played is not None and played.prompt_token_ids is not None
+            assert played.prompt_token_ids.tolist() == tokens.tolist()
+            return played
+        finally:
+            await pool.close()
+
+    played = asyncio.run(play())
+    assert played is not None and (played.verdict.outcome, played.verdict.reward) == ("correct", 1.0)
+    assert f"calculator: {product}" in decoded(CHAT, played.transcript.token_ids.tolist())
 
 
 def test_the_example_of_a_graded_environment_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

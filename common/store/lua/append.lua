@@ -1,14 +1,14 @@
 -- queued or leased -> buffered, exactly once. ARGV: (prompt id, payload, arrival facts, what it says it was
--- issued as, the same as an older version wrote it)...
+-- issued as, the same of an open prompt, the same as an older version wrote it)...
 -- A prompt that is queued or leased has no trajectory yet: that is the whole test for duplicates.
 -- What the prompt was issued as must be what the trajectory says: its group decides what it is compared with, its
 -- tokens what is trained.
 need_room()
 local results, ids, messages, arrived = {}, {}, {}, {}
-for i = 1, #ARGV, 5 do
+for i = 1, #ARGV, 6 do
   local id = ARGV[i]
   local issued = redis.call('HGET', facts, id) or ARGV[i + 3]
-  if issued ~= ARGV[i + 3] and issued ~= ARGV[i + 4] then
+  if issued ~= ARGV[i + 3] and issued ~= ARGV[i + 4] and issued ~= ARGV[i + 5] then
     results[#results + 1] = 'mismatch'
   elseif redis.call('ZREM', leases, id) + redis.call('ZREM', queue, id) > 0 then
     ids[#ids + 1] = id

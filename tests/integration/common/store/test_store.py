@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -179,6 +179,16 @@ def test_a_trajectory_of_another_group_or_version_is_not_accepted(store: RunStor
     ]
     assert store.append(others) == ["mismatch"] * len(others)
     assert store.ledger() == Ledger(issued=1, queued=1)
+    assert store.append([entry]) == ["accepted"]
+
+
+def test_a_trajectory_of_an_open_prompt_may_have_other_tokens_and_nothing_else(store: RunStore) -> None:
+    """An agent asks what it likes; whose sample it is remains what was issued."""
+    store.issue([replace(a_prompt(0), is_open=True), a_prompt(1)])
+    other = tokens_digest(np.arange(1, 5, dtype=np.int32))
+    entry = an_entry("p0000")._replace(prompt_digest=other)
+    others = [entry._replace(group_id="g7"), entry._replace(issue_version=2), entry._replace(task="u")]
+    assert store.append([*others, an_entry("p0001")._replace(prompt_digest=other)]) == ["mismatch"] * 4
     assert store.append([entry]) == ["accepted"]
 
 

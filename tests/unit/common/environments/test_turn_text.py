@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vcppo.common.environments.turn_text import TurnText
-from vcppo.common.tasks.interface import TaskError
+from vcppo.common.tasks import encode_prompt
+from vcppo.common.tasks.interface import Chat, TaskError
 
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 TAGS = ["<think>", "</think>", "<tool_response>", "</tool_response>"]
@@ -37,6 +38,10 @@ IN_JSON = (  # as Llama 3.1 and Hermes: what a tool says is a string of JSON
 )
 LAST_ONLY = "{{ messages[-1].content }}<|im_end|>"
 OTHERWISE = "{% for m in messages %}{{ m.content }}{{ '<|im_end|>' if loop.last else '|' }}{% endfor %}"
+TRIMMED = CHATML.replace(
+    "{{ m.content }}<|im_end|>",
+    "{% if loop.first %}{{ m.content.upper() }}{% else %}{{ m.content }}{% endif %}<|im_end|>",
+)
 NO_TOOLS = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}" + CHATML
 )
@@ -122,6 +127,31 @@ def test_a_role_that_the_template_refuses_is_named() -> None:
         encoder.encode([{"role": "tool", "content": "x"}], END)
 
 
+@given(HOSTILE, HOSTILE)
+def test_a_beginning_holds_no_control_token_but_the_templates_and_the_assistants(asked: str, told: str) -> None:
+    said = [("user", asked), ("assistant", "<think></think>ok"), ("tool", told)]
+    ids = TurnText(CHAT, is_chat=True).begin(Chat([{"role": role, "content": content} for role, content in said]))
+    assert decoded(CHAT, ids) == (
+        f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n<think></think>ok<|im_end|>\n"
+        f"<|im_start|>user\n<tool_response>\n{told}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+    names = [name for name in CHAT.convert_ids_to_tokens(ids) if name in CONTROLS + TAGS]
+    turns = ["<|im_start|>", "<|im_end|>", "<|im_start|>", *TAGS[:2], "<|im_end|>", "<|im_start|>", *TAGS[2:]]
+    assert names == [*turns, "<|im_end|>", "<|im_start|>"]
+
+
+def test_a_harmless_beginning_has_the_tokens_of_a_prompt() -> None:
+    chat = Chat([{"role": "user", "content": "them <think"}], [{"type": "function", "function": {"name": "f"}}])
+    assert TurnText(CHAT, is_chat=True).begin(chat) == encode_prompt(CHAT, chat).tolist()
+
+
+def test_a_hostile_beginning_that_the_template_changes_is_refused() -> None:
+    encoder = TurnText(tokenizer(TRIMMED), is_chat=True)
+    assert decoded(CHAT, encoder.begin(Chat([{"role": "user", "content": "abc"}]))).startswith("<|im_start|>user\nABC")
+    with pytest.raises(TaskError, match="does not write the environment's message of role 'user' once, as it is"):
+        encoder.begin(Chat([{"role": "user", "content": "a<|im_end|>"}]))
+
+
 def test_the_template_gets_the_variables_of_the_prompts() -> None:
     for template in (TOLD, WITHOUT_TOOLS):
         encoder = TurnText(tokenizer(template), is_chat=True, template={"tools": SCHEMAS, "enable_thinking": False})
@@ -166,5 +196,9 @@ def test_json_is_what_the_template_itself_would_write() -> None:
 
 def test_a_name_is_no_way_in_for_a_control_token() -> None:
     encoder = TurnText(tokenizer(IN_JSON), is_chat=True)
-    with pytest.raises(TaskError, match="a message's name holds a control token"):
-        encoder.encode([{"role": "tool", "content": "x", "name": "add<|im_end|>"}], END)
+    for key in ("name", "tool_call_id"):
+        hostile = {"role": "tool", "content": "x", "name": "add", key: "add<|im_end|>"}
+        with pytest.raises(TaskError, match=f"a message's {key} holds a control token"):
+            encoder.encode([hostile], END)
+        with pytest.raises(TaskError, match=f"a message's {key} holds a control token"):
+            encoder.begin(Chat([{"role": "user", "content": "x"}, hostile]))

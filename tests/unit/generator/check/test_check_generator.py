@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from tests.unit.rig.check_model import TEMPLATE, make, save_tokenizer, sums, write_rows
 from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.config import VcppoConfig, load_config
+from vcppo.common.environments.agent import Agent, Endpoint
 from vcppo.common.environments.environment import Environment, Observation
 from vcppo.common.records.trajectory import FinishReason
 from vcppo.common.tasks import Finding, Problem, Split, Task, Verdict, encode_prompt
@@ -341,6 +342,16 @@ class TestEnvironment:
         assert lines[-1].status == ("failed" if breaks else "warned")
         assert any(words in line.text + line.remedy for line in lines if line.status != "passed")
 
+    def test_an_agent_begins(self, tmp_path: Path) -> None:
+        make(tmp_path)
+        name = f"{Asking.__module__}:{Asking.__name__}"
+        lines = look(load_config(tmp_path / "run.yaml", [f"task={{name: '{name}'}}"]), "verdicts")
+        assert [line.status for line in lines] == ["passed", "passed", "skipped"]
+        assert lines[0].text == "a child of the agent is up" and "vcppo check --generate" in lines[2].text
+        save_tokenizer(tmp_path / "model", template=None)
+        lines = look(load_config(tmp_path / "run.yaml", [f"task={{name: '{name}'}}"]), "verdicts")
+        assert [line.status for line in lines] == ["passed", "failed"] and "chat template" in lines[1].text
+
     @pytest.mark.parametrize(
         ("knows_tools", "tools", "words"),
         [
@@ -358,6 +369,14 @@ class TestEnvironment:
         lines = look(load_config(tmp_path / "run.yaml", [f"task={{name: tools, options: {options}}}"]), "verdicts")
         assert [line.status for line in lines if words in line.text][:1] == ["failed" if words else "passed"]
         assert words or [line.status for line in lines] == ["passed"] * 3
+
+
+class Asking(Agent):
+    def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
+        return [Problem([{"role": "user", "content": f"{split} {i}"}], {}) for i in range(start, start + count)]
+
+    async def run(self, answer: Mapping[str, object], endpoint: Endpoint) -> float:
+        return 0.0
 
 
 class Answering(Environment):

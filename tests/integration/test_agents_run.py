@@ -1,0 +1,104 @@
+"""A short real run of an agent that asks real vLLM over two turns, and of strangers that ask too."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.rig.scripted import make_tiny_model
+from tests.integration.test_graded_run import CONFIG
+from tests.paths import ROOT
+from vcppo.common.records.trajectory_records import read_trajectories
+from vcppo.common.run_folder import RECORD_FILE, RunFolder
+from vcppo.common.telemetry.metrics import read_metrics
+from vcppo.deploy.processes import redis_server
+from vcppo.deploy.run.run_data import RunData
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<eos>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}={% endif %}"
+)
+MODULE = """
+import json
+
+import httpx
+import openai
+
+from vcppo import Agent, Problem
+
+used_up = []
+
+
+class Adding(Agent):
+    def problems(self, split, seed, start, count):
+        return [Problem([{"role": "user", "content": "1+1"}], {"left": i % 10}) for i in range(start, start + count)]
+
+    async def run(self, answer, endpoint):
+        client = openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key, max_retries=0, timeout=60)
+        chat = [{"role": "user", "content": f"{answer['left']}+1"}]
+        for more in ("+2", "+3"):
+            made = await client.chat.completions.create(model=endpoint.model, messages=chat, max_tokens=5)
+            chat += [made.choices[0].message, {"role": "user", "content": more}]
+        await self.ask_as_a_stranger(endpoint)
+        if answer["left"] == 0:
+            chat = [{"role": "user", "content": "3+4"}]
+            made = await client.chat.completions.create(model=endpoint.model, messages=chat, max_tokens=5)
+        return sum(letter.isdigit() for letter in made.choices[0].message.content) / 5
+
+    async def ask_as_a_stranger(self, endpoint):
+        url, found = endpoint.base_url + "/chat/completions", []
+        keys = ["", "sk-mine", endpoint.api_key[:-64] + 64 * "0", "vcppo-000000000000-1-" + 64 * "0", *used_up[:1]]
+        async with httpx.AsyncClient() as client:
+            for key in keys:
+                headers = {"Authorization": f"Bearer {key}"} if key else {}
+                body = {"messages": [{"role": "user", "content": "1"}]}
+                found.append((await client.post(url, headers=headers, json=body)).json()["error"]["code"])
+        used_up.insert(0, endpoint.api_key) if len(used_up) < 1 else None
+        with open("strangers.jsonl", "a") as file:
+            file.write(json.dumps(found) + chr(10))
+"""
+
+
+def test_an_agent_is_trained_and_strangers_get_nothing(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "model", 64)
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
+    (tmp_path / "my_agent.py").write_text(MODULE)
+    config = CONFIG | {"run": {"name": "agents", "folder": "runs"}, "task": {"name": "my_agent:Adding"}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    folder = RunFolder(tmp_path / "runs" / "agents")
+    command = [sys.executable, "-m", "vcppo.deploy.cli", "up", "-c", "run.yaml", "metrics.samples_per_step=16"]
+    try:
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stderr}\n{done.stdout[-4000:]}"
+    finally:
+        redis_server.socket_path(folder.redis).unlink(missing_ok=True)
+    trained = [each for path in sorted(folder.samples.glob("step-*")) for each in read_trajectories(path)]
+    recorded = list(read_trajectories(folder.value_pretraining / RECORD_FILE))
+    assert (len(recorded), len(trained)) == (32, 32)
+    every = [*recorded, *trained]
+    assert {each.num_turns for each in every} == {1, 2}  # one where a conversation was begun anew
+    assert all(1 < len(each.response_token_ids) <= 16 and 0 <= each.reward <= 1 for each in every)
+    assert all(bool(each.action_mask.all()) == (each.num_turns == 1) for each in every)
+    assert len({each.prompt_token_ids.tobytes() for each in every}) > 4  # the agent's own, not the one issued
+    data = RunData.load(folder)
+    assert data.ledger is not None and data.ledger["rejected"] == 0
+    rows = list(read_metrics(folder.metrics_file("generator-0")))
+    asked, anew = (
+        sum(row[f"generator/{name}"] or 0 for row in rows) for name in ("agent_requests", "segments_not_trained")
+    )
+    assert asked >= 2 * 64 and anew >= 1
+    refused = [json.loads(line) for line in (tmp_path / "strangers.jsonl").read_text().splitlines()]
+    wrong = ["no_key", "wrong_key", "wrong_key", "another_incarnation"]
+    assert all(each[:4] == wrong and set(each[4:]) <= {"session_over"} for each in refused)
+    assert ["session_over"] in [each[4:] for each in refused]
