@@ -146,6 +146,13 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
             f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
         )
+    rollout, deadline = config.task.max_rollout_seconds, config.learner.batch_deadline_seconds
+    if "max_rollout_seconds" in config.task.model_fields_set and rollout >= deadline:
+        yield (
+            f"task.max_rollout_seconds = {rollout:g}: a batch waits for its slowest rollout, and the run stops after"
+            f" learner.batch_deadline_seconds = {deadline:g}: lower it to {deadline / 2:g}, or raise the latter above"
+            " it"
+        )
 
 
 def _dynamic_sampling_problems(config: VcppoConfig) -> Iterator[str]:

@@ -56,9 +56,10 @@ class TaskConfig(Section):
     """Turns of the policy in an environment (docs/environments.md) or by an agent (docs/agents.md). A rollout cut here
     has finish reason `length`."""
 
-    max_rollout_seconds: Seconds = 3600.0
+    max_rollout_seconds: Seconds = 300.0
     """An environment's rollout begins no further turn after so long; it then has finish reason `length`. An agent is
-    ended after so long, with outcome `timeout`."""
+    ended after so long, with outcome `timeout`. A batch waits for its slowest rollout, so keep it below
+    `learner.batch_deadline_seconds`."""
 
     environment_calls: Positive = 64
     """Calls of an async environment, or agents, at the same time, per generator."""

@@ -91,6 +91,11 @@ CONFIG = [
         [["algorithm.gamma=1"], ["algorithm.advantage_level=token"]],
     ),
     Refusal(
+        ["task.max_rollout_seconds=600"],
+        "lower it to 300, or raise the latter above it",
+        [["task.max_rollout_seconds=300"], ["learner.batch_deadline_seconds=601"]],
+    ),
+    Refusal(
         ["algorithm.segment_cutpoints=3"],
         "set that to segment, or leave",
         [["algorithm.advantage_level=segment"], ["algorithm.segment_cutpoints=5"]],
