@@ -119,7 +119,7 @@ def test_two_turns_of_the_built_in_example_arrive_as_one_trajectory(tmp_path: Pa
         assert found.behaviour_log_probs.tolist() == [-0.5, -0.5, 0.0, -0.5, -0.5]
         assert found.version_spans == (VersionSpan(0, 3), VersionSpan(1, 2))
         assert (found.outcome, found.reward, found.finish_reason) == ("correct", 1.0, "stop")
-        assert found.components == {"base": 1.0}
+        assert found.components == {"base": 1.0} and found.turn_rewards == (0.0, 1.0)
         assert set(found.timings) == {"generate", "environment"}
         Door.of(bench.config).check(found)
         first, second = bench.engine.prompts
