@@ -34,6 +34,8 @@ def test_a_policy_learns_to_use_a_calculator(tmp_path: Path) -> None:
     calls = sum(row["generator/tool_calls"] for row in read_metrics(run.metrics_file("generator-0")))
     assert calls >= sum(row["turns/tool_calls"] * 64 for row in rows)
     assert (run.report / "turns.png").exists()
-    lines = [json.loads(line) for line in vcppo(tmp_path, "samples", str(run.path), "--json").splitlines()]
+    lines = [
+        json.loads(line) for line in vcppo(tmp_path, "samples", str(run.path), "--json", "--limit", "0").splitlines()
+    ]
     asked = [line["response"] for line in lines if line.get("turns") == 2]
     assert any('"expression": "' in each and "<tool_response>" in each for each in asked)
