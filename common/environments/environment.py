@@ -85,7 +85,7 @@ class Environment(Task):
                 turn that was cut by its length is not shown: the rollout has ended.
         """
 
-    async def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None] | None:
         """Called once in each child, in its event loop, before the first rollout: connect to what rollouts share."""
 
     def close(self) -> Awaitable[None] | None:

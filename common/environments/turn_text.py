@@ -82,8 +82,10 @@ class TurnText:
     def _refuse_without_tools(self) -> None:
         """TaskError where the template leaves the tools out, or what they say."""
         remedy = "use a model whose chat template knows tools, or mend the template"
-        asked = Chat([{"role": "user", "content": "x"}], self._template["tools"])
-        if "tools" in ignored(self._tokenizer, asked):
+        asked = [{"role": "user", "content": "x"}]
+        self._render(asked, opens=True)
+        others = {name: value for name, value in self._template.items() if name != "tools"}
+        if "tools" in ignored(self._tokenizer, Chat(asked, self._template["tools"], others)):
             raise TaskError(f"the model's chat template takes no notice of the task's tools: {remedy}")
         self._messages([{"role": "tool", "content": "x", "name": "x"}] * 2)
 

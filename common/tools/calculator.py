@@ -72,6 +72,8 @@ class Calculator(Tool):
         "additionalProperties": False,
     }
 
+    blocks = False
+
     def call(self, arguments: Mapping[str, Any]) -> str:
         """The value of ``expression``."""
         return calculate(arguments["expression"])

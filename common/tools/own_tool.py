@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from pydantic import PydanticUserError, TypeAdapter
+from pydantic import PydanticUserError, TypeAdapter, validate_call
 
 from vcppo.common.tasks.interface import TaskError
 from vcppo.common.tasks.user_functions import user_function
@@ -23,10 +23,11 @@ class FunctionTool(Tool):
 
     def __init__(self, function: Any, where: str) -> None:
         self.name, self.description = function.__name__, inspect.getdoc(function) or function.__name__
-        self._function: Callable[..., Awaitable[str] | str] = function
+        self.blocks = not inspect.iscoroutinefunction(function)
         remedy = "give each argument a type hint that JSON can hold"
         try:
             self.parameters = TypeAdapter(function).json_schema()
+            self._call: Callable[..., Awaitable[str] | str] = validate_call(function)  # makes of JSON what hints say
         except (PydanticUserError, NameError) as error:
             raise TaskError(f"{where}: {self.name} has no JSON schema ({one_line(error, 200)}): {remedy}") from error
         if self.parameters.get("type") != "object":
@@ -34,7 +35,7 @@ class FunctionTool(Tool):
 
     def call(self, arguments: Mapping[str, Any]) -> Awaitable[str] | str:
         """What the function says."""
-        return self._function(**arguments)
+        return self._call(**arguments)
 
 
 def own_tool(name: str, options: Mapping[str, Any], where: str) -> Tool:

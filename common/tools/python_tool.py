@@ -38,7 +38,7 @@ class PythonOptions(TaskOptions):
 
 
 class PythonTool(Tool):
-    """See the module's text."""
+    """See the module's text. Not async: the sandbox forks, which a process with threads had better not do."""
 
     name = "python"
     description = (
@@ -50,7 +50,6 @@ class PythonTool(Tool):
         "required": ["code"],
         "additionalProperties": False,
     }
-    blocks = True  # the sandbox forks, which a process with threads had better not do
 
     def __init__(self, options: PythonOptions) -> None:
         self._options = options

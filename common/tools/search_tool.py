@@ -73,6 +73,8 @@ class SearchTool(Tool):
         "additionalProperties": False,
     }
 
+    blocks = False
+
     def __init__(self, options: SearchOptions, where: str) -> None:
         self.name, self.description = options.name, options.description
         self._options, self._where = options, where

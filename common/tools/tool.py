@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping
@@ -24,19 +25,19 @@ class ToolError(Exception):
 
 
 class Tool(ABC):
-    """One tool. `call` may be async; one that is not, keeps its child until it returns.
+    """One tool. `call` may be async: then a child has several under way.
 
     Attributes:
         name: as the policy calls it.
         description: what the policy reads about it.
         parameters: JSON schema of the arguments, an object's.
-        blocks: its calls wait without being async, so its child is asked one thing at a time.
+        blocks: whether its calls may take long without being async. None: they may when `call` is not async.
     """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
-    blocks: bool = False
+    blocks: bool | None = None
 
     @abstractmethod
     def call(self, arguments: Mapping[str, Any]) -> Awaitable[str] | str:
@@ -51,6 +52,11 @@ class Tool(ABC):
 
     async def connect(self) -> None:  # noqa: B027  (optional, as above)
         """Connect to what it needs, in the event loop of the calls. Raises TaskError when it can't be used."""
+
+    @property
+    def keeps_its_child(self) -> bool:
+        """Whether a call keeps all others in its child from going on."""
+        return not inspect.iscoroutinefunction(self.call) if self.blocks is None else self.blocks
 
     def schema(self) -> dict[str, Any]:
         """As chat templates get it."""

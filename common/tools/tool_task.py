@@ -43,7 +43,7 @@ from vcppo.common.tools.toolbox import Toolbox, ToolLimits
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_MAX_OUTPUT = 1 << 14
+_MAX_OUTPUT = 15_000  # sixteen of them are one observation
 
 
 class Questions(TaskOptions):
@@ -90,8 +90,8 @@ class ToolTaskOptions(TaskOptions):
     """Calls in front of the last of these in a turn are thoughts, and not run."""
 
     overlap: bool | None = None
-    """Run calls of several rollouts side by side in one child. null: unless a tool or the questions' task waits without
-    being async (`python`, `code`)."""
+    """Run calls of several rollouts side by side in one child. null: unless a tool or the questions' task may wait
+    without being async (`python`, functions of yours that are not async, `code`)."""
 
 
 class ToolTask(Environment):
@@ -104,7 +104,7 @@ class ToolTask(Environment):
         self.judged_by = [*self._inner.judged_by, *map(str, own)]
         tools = make_tools(given.tools)
         self._toolbox = Toolbox(tools, ToolLimits(given.call_seconds, given.max_output))
-        blocks = any(tool.blocks for tool in tools) or given.task.name == "code"
+        blocks = any(tool.keeps_its_child for tool in tools) or given.task.name == "code"
         self.may_overlap = not blocks if given.overlap is None else given.overlap
         self._answer: Mapping[str, object] = {}
 

@@ -38,7 +38,10 @@ class RunLine(NamedTuple):
 
 
 class Runs:
-    """Runs by key: the path below the folder, or the folder's name where it is itself a run. Safe for threads: each run is read by one at a time."""
+    """Runs by key: the path below the folder, or the folder's name where it is itself a run.
+
+    Safe for threads: each run is read by one at a time.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root

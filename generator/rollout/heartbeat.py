@@ -142,14 +142,14 @@ class Heartbeat:
         if self._player is not None:
             taken = self._player.take_counts()
             values |= {
-                "generator/environment_calls": float(taken.calls),
-                "generator/environment_errors": float(taken.errors),
-                "generator/environment_seconds": taken.seconds,
                 "generator/agent_requests": float(taken.requests),
                 "generator/segments_not_trained": float(taken.not_trained),
                 "generator/tool_calls": float(taken.tools.calls),
                 "generator/tool_errors": float(taken.tools.errors),
                 "generator/tool_seconds": taken.tools.seconds,
+                "generator/environment_calls": float(taken.calls),
+                "generator/environment_errors": float(taken.errors),
+                "generator/environment_seconds": taken.seconds,
             }
         if self._rewards is not None:
             values |= self._rewards.take_figures()

@@ -68,7 +68,8 @@ class Child:
 
     async def serve(self, ready: Ready) -> None:
         """Say that it is up, then until stdin ends."""
-        await self._task.prepare()
+        if (preparing := self._task.prepare()) is not None:
+            await preparing
         self._answers.write(ready_line(ready))
         reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES)
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

@@ -44,17 +44,17 @@ class Played(NamedTuple):
     Attributes:
         verdict: its outcome, and as its number the sum of the turns' rewards; no number after a fault.
         end_ids: the end token of the last turn, if it has one.
-        tools: that were called.
         generate_seconds, environment_seconds: spent in vLLM, and in the environment, waiting for a turn there included.
+        tools: that were called.
         prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
     """
 
     transcript: Transcript
     verdict: Verdict
     end_ids: tuple[int, ...]
-    tools: ToolUse
     generate_seconds: float
     environment_seconds: float
+    tools: ToolUse = ToolUse()
     prompt_token_ids: Int32Array | None = None
 
 
@@ -163,8 +163,8 @@ class _Game:
             last = answer.observation if answer is not None and answer.observation.done else None
             verdict = Verdict(outcome_of(rewards, last), None, math.fsum(rewards))
         return Played(
-            self._episode.transcript(), verdict, turn.end_ids, self._tools, self._generate_seconds,
-            self._environment_seconds,
+            self._episode.transcript(), verdict, turn.end_ids, self._generate_seconds,
+            self._environment_seconds, tools=self._tools,
         )  # fmt: skip
 
     def _next_prompt(self) -> Prompt:

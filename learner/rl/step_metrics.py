@@ -69,10 +69,10 @@ def _turns(batch: Batch) -> dict[str, MetricValue]:
     return {
         "turns/mean": float(turns.mean()),
         "turns/max": int(turns.max()),
+        **_tools(batch),
         "turns/masked_fraction": 1.0 - batch.num_actions / num_tokens,
         "turns/environment_seconds": float(np.mean(seconds)),
         "turns/reward_by_turn": mean_by_turn(batch.trajectories),
-        **_tools(batch),
     }
 
 

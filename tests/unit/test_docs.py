@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.paths import ROOT
+from tests.paths import RIG, ROOT
 from tests.processes import in_pool
 from tests.unit.common.environments.test_turn_text import CHAT, decoded
 from tests.unit.generator.turns.test_agents import Saying
@@ -23,6 +24,10 @@ from vcppo.common.tasks.code import CodeOptions
 from vcppo.common.tasks.hidden_choices import HiddenChoicesOptions, HiddenChoicesStyle
 from vcppo.common.tasks.reasoning_gym.gym_task import ReasoningGymOptions
 from vcppo.common.tasks.rows_task import RowsOptions
+from vcppo.common.tools.mcp_tool import McpOptions
+from vcppo.common.tools.python_tool import PythonOptions
+from vcppo.common.tools.search_tool import SearchOptions
+from vcppo.common.tools.tool_task import ToolTaskOptions
 from vcppo.generator.turns.agent_play import make_player
 from vcppo.generator.turns.environment_pool import EnvironmentPool
 from vcppo.generator.turns.judges import make_judges
@@ -34,9 +39,9 @@ PAGES = (
     "README.md", "docs/architecture.md", "docs/evaluation.md", "docs/operations.md", "docs/logs.md", "docs/scaling.md",
     "docs/check.md", "docs/compose.md", "docs/dataset.md", "docs/experiments.md", "docs/first_run.md",
     "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/ui.md", "docs/value_pretraining.md",
-    "docs/weights.md", "docs/index.md", "docs/own_task.md", "docs/environments.md", "docs/agents.md", "docs/rewards.md",
-    "docs/formulas.md", "docs/comparison.md", "docs/glossary.md", "docs/built_in_tasks.md", "docs/threats.md",
-    "CONTRIBUTING.md",
+    "docs/weights.md", "docs/index.md", "docs/own_task.md", "docs/environments.md", "docs/rewards.md",
+    "docs/agents.md", "docs/tools.md", "docs/formulas.md", "docs/comparison.md", "docs/glossary.md",
+    "docs/built_in_tasks.md", "docs/threats.md", "CONTRIBUTING.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -219,6 +224,51 @@ def test_the_example_of_a_graded_environment_works(tmp_path: Path, monkeypatch: 
     assert task.step(f"{total}") == Observation("", 1.0, True, "correct")
 
 
+def test_the_example_of_tools_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/tools.md: every kind of tool, called in a child process."""
+    page = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    module, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    config, *_ = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_tools.py").write_text(module, encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(config.replace("[python, server.py]", f"['{sys.executable}', server.py]"))
+    rows = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(40)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("The whale sings.")
+    server = (RIG / "mcp_server.py").read_text(encoding="utf-8")
+    (tmp_path / "server.py").write_text(server.replace("def process()", "def read_note()"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_tools", raising=False)
+    settings = load_config(Path("my.yaml")).task
+    (problem,) = load_task(settings).problems("train", 0, 0, 1)
+    tools = {each["function"]["name"]: each["function"] for each in problem.prompt.tools}  # type: ignore[union-attr]
+    assert list(tools) == ["calculator", "python", "search", "read_note", "weather"]
+    calls = {
+        "calculator": ({"expression": "2 * 21"}, "42"),
+        "python": ({"code": "print(6 * 7)"}, "42\n"),
+        "search": ({"query": "whale"}, "[a.md]\nThe whale sings."),
+        "weather": ({"city": "Oslo", "days": 2}, "Oslo: rain for 2 days"),
+    }
+
+    async def play() -> tuple[list[str], Observation]:
+        pool = EnvironmentPool(settings)
+        await pool.start()
+        try:
+            async with pool.open() as session:
+                await session.reset(problem.answer)
+                asked = [json.dumps({"name": name, "arguments": given}) for name, (given, _) in calls.items()]
+                told = await session.step("".join(f"<tool_call>{each}</tool_call>" for each in asked))
+                answer = await session.step(f"\\boxed{{{problem.answer['reference']}}}")
+                return [each["content"] for each in told.observation.content], answer.observation  # type: ignore[index]
+        finally:
+            await pool.close()
+
+    said, answered = asyncio.run(play())
+    assert said == [text for _, text in calls.values()]
+    assert (answered.outcome, answered.reward) == ("correct", 1.0)
+
+
 def test_the_example_of_graded_rewards_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/rewards.md: as printed, in a verifier's child, to the number that the page says."""
     page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
@@ -252,6 +302,19 @@ def test_the_options_of_built_in_tasks_are_those_of_their_classes() -> None:
     hidden = (HiddenChoicesOptions, HiddenChoicesStyle)
     own = [set(kind.model_fields) for kind in (CodeOptions, ChainOptions, ChainStyle, *hidden, ReasoningGymOptions)]
     assert rows == set.union(*own) - (set(RowsOptions.model_fields) - {"instruction"})
+
+
+def test_the_options_of_tools_are_those_of_their_classes() -> None:
+    page = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
+    _, options, tools, _ = re.split(
+        r"^## (?:`task.options`|The tools|How calls are written)$", page, flags=re.MULTILINE
+    )
+    assert re.findall(r"^\| `([a-z_]+)` \|", options, re.MULTILINE) == list(ToolTaskOptions.model_fields)
+    rows = dict(re.findall(r"^\| `(python|search|mcp)` \| ([^|]+) \|", tools, re.MULTILINE))
+    kinds = {"python": PythonOptions, "search": SearchOptions, "mcp": McpOptions}
+    assert {name: re.findall(r"`([a-z_]+)`", row) for name, row in rows.items()} == {
+        name: list(kind.model_fields) for name, kind in kinds.items()
+    }
 
 
 def test_the_site_has_the_pages_in_the_order_of_the_index() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ HERE = "tests.unit.common.tools.test_built_in_tools"
 def weather(city: str, days: int = 1) -> str:
     """Says how the weather will be."""
     return f"{city}: rain for {days} days"
+
+
+def day_of(when: date) -> str:
+    return when.strftime("%A")
 
 
 async def later(words: list[str]) -> str:
@@ -72,6 +77,17 @@ def test_a_function_of_the_users_is_a_tool() -> None:
     assert check.fault_of({"city": 3}) == "city: 3 is not of type 'string'"
     assert tool.call({"city": "Oslo", "days": 2}) == "Oslo: rain for 2 days"
     assert made(use=f"{HERE}:later").parameters["required"] == ["words"]
+    assert tool.keeps_its_child and not made(use=f"{HERE}:later").keeps_its_child
+
+
+def test_a_function_gets_what_its_hints_say() -> None:
+    assert made(use=f"{HERE}:day_of").call({"when": "2026-11-30"}) == "Monday"
+
+
+def test_tools_that_take_no_time_need_not_be_async(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    assert not any(tool.keeps_its_child for tool in (made(use="calculator"), search(tmp_path)))
+    assert Counting().keeps_its_child
 
 
 def test_a_class_of_the_users_gets_its_options() -> None:
@@ -171,7 +187,7 @@ def test_no_query_is_a_program(folder: Path, query: str) -> None:
 
 def test_python_runs_programs_and_says_how_they_ended() -> None:
     tool = made(use="python", seconds=2, memory_mib=128, max_output_kib=1, require_isolation=False)
-    assert tool.blocks
+    assert tool.keeps_its_child
     tool.open()
     assert tool.call({"code": "print(2 ** 10)\nexit()"}) == "1024\n"
     for code, said in (

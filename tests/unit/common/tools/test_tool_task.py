@@ -144,6 +144,9 @@ def test_code_of_the_users_is_part_of_what_a_recording_is_known_by() -> None:
 def test_what_waits_without_being_async_is_asked_one_thing_at_a_time() -> None:
     assert not task(tools=[{"use": "python"}]).may_overlap
     assert task(tools=[{"use": "python"}], overlap=True).may_overlap
+    own = "tests.unit.common.tools.test_built_in_tools"
+    assert not task(tools=[{"use": f"{own}:weather"}]).may_overlap
+    assert task(tools=[{"use": f"{own}:later"}]).may_overlap
 
 
 # ---- the demo's model from scratch
