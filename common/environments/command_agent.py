@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -65,6 +65,7 @@ class CommandAgent(Agent):
         self._task: Task = load_task(TaskConfig(name=found.problems, options=found.options))
         if self._task.is_agent:
             raise TaskError(f"task.options.problems = {found.problems!r}: an agent itself: name a task of problems")
+        self.judged_by = [*self._task.judged_by, *([found.problems] if ":" in found.problems else [])]
 
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
         """See `Task.problems`."""
@@ -94,10 +95,6 @@ class CommandAgent(Agent):
     def size(self, split: Split) -> int | None:
         """See `Task.size`."""
         return self._task.size(split)
-
-    def parts(self) -> Sequence[Task]:
-        """See `Task.parts`."""
-        return self._task.parts()
 
     def where(self, split: Split, seed: int, number: int) -> str:
         """See `Task.where`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,6 +23,7 @@ import structlog
 from aiohttp import web
 
 from vcppo.common.environments.agent import Endpoint
+from vcppo.common.text.yaml_text import one_line
 from vcppo.generator.endpoint.chat_form import MODEL, ChatRequest, Reply, chunks, completion, read_request
 from vcppo.generator.endpoint.refusal import Refusal, invalid
 from vcppo.generator.endpoint.session_keys import SessionKeys
@@ -31,6 +33,8 @@ log = structlog.get_logger(__name__)
 _MAX_BODY = 2 << 20
 _BODY_SECONDS = 30.0
 _MOST_WAITING = 16  # requests of one session
+_SILENT = logging.getLogger(f"{__name__}.http")  # a stranger's broken requests are no lines of ours
+_SILENT.disabled = True
 _ERRORS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -94,7 +98,9 @@ class EndpointServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._complete)
         # A client that has gone ends its handler: what it asked is then sampled for nobody, or not at all.
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, logger=_SILENT, shutdown_timeout=1.0
+        )
         await self._runner.setup()
         await web.TCPSite(self._runner, self.host, 0).start()
         self._base_url = f"http://{self.host}:{self._runner.addresses[0][1]}/v1"
@@ -132,8 +138,11 @@ class EndpointServer:
             return _refused(refusal)
         except web.HTTPException as error:  # no such path, no such method, a body that is too large
             return _refused(
-                Refusal("not_served", f"{request.method} {request.path[:80]}: {error.reason}", error.status)
+                Refusal("not_served", f"{request.method} {one_line(request.path, 80)}: {error.reason}", error.status)
             )
+        except Exception:  # a bug of ours must not end unheard
+            log.exception("endpoint_failed", path=one_line(request.path, 80))
+            return _refused(Refusal("failed", "the endpoint failed: see the generator's log", 500))
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "vcppo"}]})

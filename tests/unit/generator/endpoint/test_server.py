@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from structlog.testing import capture_logs
 
 from vcppo.generator.endpoint.chat_form import Reply
 from vcppo.generator.endpoint.chat_messages import assistant_message
@@ -132,6 +133,41 @@ def test_a_stranger_gets_nothing() -> None:
         for path in ("/", "/v1/models", "/docs", "/openapi.json", "/v1/completions"):
             assert error_of(await bench.client.get(path)) == (401, "no_key")
         assert bench.session.calls.empty()
+
+    run(body)
+
+
+BROKEN = (
+    b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: zz\r\n\r\n", b"GET /" + b"a" * 20_000,
+    b"POST /v1/models HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\n\r\n",
+)  # fmt: skip
+
+
+def test_broken_requests_are_answered_and_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(bench: Bench) -> None:
+        port = httpx.URL(bench.url).port
+        for data in BROKEN:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(data)
+            assert (await reader.readline()).split()[1] in (b"400", b"401")
+            writer.close()
+        assert error_of(await bench.post({}, None)) == (401, "no_key")
+
+    run(body)
+    assert [record for record in caplog.records if "aiohttp" in record.name or "endpoint" in record.name] == []
+
+
+def test_a_bug_of_ours_is_told_and_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(body: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("vcppo.generator.endpoint.server.read_request", broken)
+
+    async def body(bench: Bench) -> None:
+        with capture_logs() as said:
+            assert error_of(await bench.post({"messages": HELLO})) == (500, "failed")
+        assert [(line["event"], line["log_level"]) for line in said] == [("endpoint_failed", "error")]
 
     run(body)
 

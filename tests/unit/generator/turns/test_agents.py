@@ -256,7 +256,9 @@ def test_an_agent_may_be_a_program(tmp_path: Path, prints: str, verdict: Verdict
     (tmp_path / "agent.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "agent.py")]
     options = {"command": command, "problems": f"{HERE}:Given"}
-    (problem,) = load_task(TaskConfig(name="command_agent", options=options)).problems("train", 0, 0, 1)
+    task = load_task(TaskConfig(name="command_agent", options=options))
+    assert task.judged_by == [f"{HERE}:Given"]  # a recording is known by its source
+    (problem,) = task.problems("train", 0, 0, 1)
     assert problem.answer == {"prompt": [{"role": "user", "content": "issued"}], "answer": {}}
 
     async def body(player: AgentPlayer, engine: Saying) -> None:
