@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -259,10 +260,8 @@ def _differences(found: Mapping[str, RunData]) -> list[tuple[str, list[str]]]:
 
 def _steps(text: str) -> tuple[int, int]:
     """``12``, ``3-7`` or ``all``; what is none of these is all."""
-    first, _, last = text.partition("-")
-    if not first.strip().isdigit() or (last and not last.strip().isdigit()):
-        return 0, 10**9
-    return int(first), int(last or first)
+    found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", text)
+    return (int(found[1]), int(found[2] or found[1])) if found else (0, 10**9)
 
 
 def _number(text: str) -> float | None:

@@ -51,6 +51,7 @@ DIFFERS_IN: dict[str, dict[str, object]] = {
         "critic.sees_log_probs": True,
         "rl.critic_learning_rate": 5e-4,
     },
+    "vc_ppo_sees_log_probs_1_pass": {"critic.sees_log_probs": True, "rl.critic_learning_rate": 5e-4},
     "vapo": {
         "algorithm.length_adaptive_alpha": 0.05,
         "algorithm.clip_high": 0.28,

@@ -45,7 +45,8 @@ def test_our_suites_load(path: Path) -> None:
     assert len({run.config.run.name for run in runs}) == len(runs)
     budgets = {(r.config.rl.num_steps, r.config.rl.batch_size) for r in runs}
     assert len(budgets) == 1, "an arm has another budget than the rest"
-    own_rate = {"vc_ppo_sees_log_probs": 5e-4}  # the suite's header says so: it compares critics, step size and all
+    # The suite's header says so: it compares critics, step size and all.
+    own_rate = {"vc_ppo_sees_log_probs": 5e-4, "vc_ppo_sees_log_probs_1_pass": 5e-4}
     rates_of_rest = {r.config.rl.critic_learning_rate for r in runs if r.arm not in own_rate}
     assert len(rates_of_rest) == 1, "a critic has another step size than the rest"
     assert all(r.config.rl.critic_learning_rate == own_rate[r.arm] for r in runs if r.arm in own_rate)
