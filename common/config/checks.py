@@ -147,7 +147,7 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
         )
     rollout, deadline = config.task.max_rollout_seconds, config.learner.batch_deadline_seconds
-    if "max_rollout_seconds" in config.task.model_fields_set and rollout >= deadline:
+    if rollout >= deadline and rollout != type(config.task).model_fields["max_rollout_seconds"].default:
         yield (
             f"task.max_rollout_seconds = {rollout:g}: a batch waits for its slowest rollout, and the run stops after"
             f" learner.batch_deadline_seconds = {deadline:g}: lower it to {deadline / 2:g}, or raise the latter above"
