@@ -49,7 +49,6 @@ BENCHMARKS = (
     Benchmark("attention", 1, "our bfloat16 attention against torch's kernel, by length of the segments"),
     Benchmark("learner_step", 1, "a whole learner step against the machine's own matrix product"),
     Benchmark("generation", 1, "a generator's tokens per second against vLLM's LLM.generate"),
-    Benchmark("agent_turns", 2, "eight turns through the endpoint for agents against the same tokens in one"),
     Benchmark("turn_prefix", 1, "a session of eight turns, found again in the prefix cache, against one turn"),
     Benchmark("weight_update", 2, "pause to resume, and bytes per second, against memcpy and gloo's broadcast"),
     Benchmark("weight_proof", 2, "wrong weights on purpose: found every time? right ones: never taken for wrong?"),
