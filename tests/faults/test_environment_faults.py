@@ -25,8 +25,8 @@ from tests.integration.rig.scripted import make_tiny_model
 from tests.paths import ROOT
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_OK
+from vcppo.common.records.sample_table import SampleTable
 from vcppo.common.records.trained_log import check_trained_once
-from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.deploy.processes import redis_server
@@ -212,10 +212,13 @@ def test_kills_in_the_middle_of_a_tool_call_a_turn_and_a_reward_call(held: HeldR
     assert hidden() == []
 
     rule = load_config(held.folder.config).reward_rule
-    trained = [each for path in sorted(held.folder.samples.glob("step-*")) for each in read_trajectories(path)]
-    assert len(trained) == NUM_STEPS * BATCH and len({each.prompt_id for each in trained}) == len(trained)
-    finished = {each.id for each in trained if each.finish_reason == "stop" and each.outcome != "crash"}
+    tables = [SampleTable(path) for path in sorted(held.folder.samples.glob("step-*"))]
+    trained = [
+        (head, len(table.tokens(number)["token_ids"])) for table in tables for number, head in enumerate(table.heads())
+    ]
+    assert len(trained) == NUM_STEPS * BATCH and len({head["prompt_id"] for head, _ in trained}) == len(trained)
+    finished = [head for head, _ in trained if head["finish_reason"] == "stop" and head["outcome"] != "crash"]
     assert len(finished) > len(trained) / 2
-    for each in trained:
-        rule.check(each.outcome, each.reward, each.components, len(each.response_token_ids), each.turn_rewards)
-        assert each.id not in finished or (each.reward, each.turn_rewards) == (0.625, (0.125, 0.5))
+    for head, length in trained:
+        rule.check(head["outcome"], head["reward"], head["components"], length, tuple(head["turn_rewards"]))
+    assert {(head["reward"], tuple(head["turn_rewards"])) for head in finished} == {(0.625, (0.125, 0.5))}

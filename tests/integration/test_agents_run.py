@@ -14,6 +14,7 @@ import yaml
 from tests.integration.rig.scripted import make_tiny_model
 from tests.integration.test_graded_run import CONFIG
 from tests.paths import ROOT
+from vcppo.common.records.sample_table import SampleTable
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
@@ -74,7 +75,7 @@ def test_an_agent_is_trained_and_strangers_get_nothing(tmp_path: Path) -> None:
     config = CONFIG | {"run": {"name": "agents", "folder": "runs"}, "task": {"name": "my_agent:Adding"}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     folder = RunFolder(tmp_path / "runs" / "agents")
-    command = [sys.executable, "-m", "vcppo.deploy.cli", "up", "-c", "run.yaml", "metrics.samples_per_step=16"]
+    command = [sys.executable, "-m", "vcppo.deploy.cli", "up", "-c", "run.yaml"]
     try:
         done = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
@@ -83,14 +84,18 @@ def test_an_agent_is_trained_and_strangers_get_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{done.stderr}\n{done.stdout[-4000:]}"
     finally:
         redis_server.socket_path(folder.redis).unlink(missing_ok=True)
-    trained = [each for path in sorted(folder.samples.glob("step-*")) for each in read_trajectories(path)]
+    tables = [SampleTable(path) for path in sorted(folder.samples.glob("step-*"))]
+    trained = [(head, table.tokens(number)) for table in tables for number, head in enumerate(table.heads())]
     recorded = list(read_trajectories(folder.value_pretraining / RECORD_FILE))
     assert (len(recorded), len(trained)) == (32, 32)
-    every = [*recorded, *trained]
-    assert {each.num_turns for each in every} == {1, 2}  # one where a conversation was begun anew
-    assert all(1 < len(each.response_token_ids) <= 16 and 0 <= each.reward <= 1 for each in every)
-    assert all(bool(each.action_mask.all()) == (each.num_turns == 1) for each in every)
-    assert len({each.prompt_token_ids.tobytes() for each in every}) > 4  # the agent's own, not the one issued
+    assert {each.num_turns for each in recorded} == {1, 2}  # one where a conversation was begun anew
+    assert all(1 < len(each.response_token_ids) <= 16 and 0 <= each.reward <= 1 for each in recorded)
+    assert all(bool(each.action_mask.all()) == (each.num_turns == 1) for each in recorded)
+    assert {head["turns"] for head, _ in trained} == {1, 2}
+    assert all(1 < len(tokens["token_ids"]) <= 16 and 0 <= head["reward"] <= 1 for head, tokens in trained)
+    assert all((None not in tokens["turn"]) == (head["turns"] == 1) for head, tokens in trained)
+    prompts = {head["prompt"] for head, _ in trained}
+    assert len(prompts) > 4  # the agent's own, not the one issued
     data = RunData.load(folder)
     assert data.ledger is not None and data.ledger["rejected"] == 0
     rows = list(read_metrics(folder.metrics_file("generator-0")))
