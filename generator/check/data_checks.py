@@ -26,7 +26,25 @@ def task(context: Context) -> Result:
             f"task.name = {context.config.task.name}: {text} problems: there is nothing to train on",
             "name another task, or data for training in task.options.path",
         )
-    return passed(f"{context.config.task.name}: {text} problems")
+    return _wrong_with_settings(context) or passed(f"{context.config.task.name}: {text} problems")
+
+
+def _wrong_with_settings(context: Context) -> Result | None:
+    """Settings that go with some tasks only."""
+    config, found = context.config, context.task
+    if config.rl.difficulty.enabled and not found.size("train"):
+        return failed(
+            f"rl.difficulty.enabled = true: task {config.task.name} has no finite set of problems that come again",
+            "set rl.difficulty.enabled=false, or use a task of rows, such as dataset",
+        )
+    rollout, deadline = config.task.max_rollout_seconds, config.learner.batch_deadline_seconds
+    if found.is_environment and rollout >= deadline:
+        return failed(
+            f"task.max_rollout_seconds = {rollout:g}: a batch waits for its slowest rollout, and the run stops after"
+            f" learner.batch_deadline_seconds = {deadline:g}",
+            f"set task.max_rollout_seconds={deadline / 2:g}, or raise the latter above it",
+        )
+    return None
 
 
 def rows(context: Context) -> Iterator[Result]:

@@ -94,6 +94,21 @@ class TestData:
         line = only(look(make(tmp_path, "task.options.evaluation_only=true"), "task"))
         assert line.status == "failed" and "nothing to train on" in line.text
 
+    @pytest.mark.parametrize(
+        ("task", "given"),
+        [
+            ("chain_arithmetic", "rl.difficulty.enabled=true"),  # it has no end
+            ("look_up", "learner.batch_deadline_seconds=300"),  # as long as a rollout may take
+        ],
+    )
+    def test_settings_that_go_with_other_tasks(self, tmp_path: Path, task: str, given: str) -> None:
+        make(tmp_path)
+        line = only(look(load_config(tmp_path / "run.yaml", [f"task={{name: '{task}'}}", given]), "task"))
+        assert line.status == "failed"
+        setting = line.remedy.split()[1].strip(",")
+        mended = load_config(tmp_path / "run.yaml", [f"task={{name: '{task}'}}", given, setting])
+        assert only(look(mended, "task")).status == "passed"
+
 
 class TestTokenizer:
     def test_a_token_without_embedding(self, tmp_path: Path) -> None:
