@@ -71,7 +71,7 @@ def _add_lists(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/api/compare")
     def compared(run: Annotated[list[str], Query(max_length=12)] = []) -> JSONResponse:  # noqa: B006
-        found = {key: runs.data(key).rl for key in run}
+        found = {key: charts.thinned(runs.data(key).rl) for key in run}
         return JSONResponse(
             [
                 {"title": title, "note": "", "labels": run, "points": charts.overlaid(metric, found)}
@@ -92,7 +92,10 @@ def _add_run(app: FastAPI, runs: Runs) -> None:
     @app.get("/api/run")
     def series(run: Run) -> JSONResponse:
         data = runs.data(run)
-        of_stage = ((charts.VALUE_PRETRAINING_CHARTS, data.value_pretraining), (charts.RL_CHARTS, data.rl))
+        of_stage = (
+            (charts.VALUE_PRETRAINING_CHARTS, charts.thinned(data.value_pretraining)),
+            (charts.RL_CHARTS, charts.thinned(data.rl)),
+        )
         return JSONResponse(
             [
                 {

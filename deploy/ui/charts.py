@@ -45,6 +45,15 @@ VALUE_PRETRAINING_CHARTS = (
 )
 
 
+MOST_POINTS = 2000
+
+
+def thinned(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """At most `MOST_POINTS` of them, evenly, the last one included: a screen shows no more."""
+    stride = -(-len(rows) // MOST_POINTS)
+    return rows if stride <= 1 else rows[(len(rows) - 1) % stride :: stride]
+
+
 def drawn(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the rows have any of its numbers."""
     return any(_number(row.get(metric)) is not None for metric in chart.lines.values() for row in rows)
