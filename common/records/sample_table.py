@@ -238,17 +238,26 @@ class SampleTable:
     def __len__(self) -> int:
         return int(self._table.num_rows)
 
-    def heads(self) -> list[dict[str, Any]]:
-        """What each response has once, by `RESPONSE_COLUMNS`; `components` as a dict."""
-        rows: list[dict[str, Any]] = self._table.select(list(RESPONSE_COLUMNS)).to_pylist()
-        for row in rows:
-            row["components"] = dict(row["components"])
-        return rows
+    def responses(self) -> pyarrow.Table:
+        """What each response has once, `RESPONSE_COLUMNS`."""
+        return self._table.select(list(RESPONSE_COLUMNS))
 
-    def tokens(self, number: int) -> dict[str, list[Any]]:
-        """Of a response by its place in the file: each of `TOKEN_COLUMNS`, one entry a token, None for null."""
+    def heads(self) -> list[dict[str, Any]]:
+        """The same as rows."""
+        return as_heads(self.responses())
+
+    def tokens(self, number: int, names: Iterable[str] = tuple(TOKEN_COLUMNS)) -> dict[str, list[Any]]:
+        """Of a response by its place in the file: these of `TOKEN_COLUMNS`, one entry a token, None for null."""
         row = self._table.slice(number, 1)
-        return {name: row.column(name)[0].as_py() for name in TOKEN_COLUMNS}
+        return {name: row.column(name)[0].as_py() for name in names}
+
+
+def as_heads(responses: pyarrow.Table) -> list[dict[str, Any]]:
+    """Rows of `SampleTable.responses`; `components` as a dict."""
+    rows: list[dict[str, Any]] = responses.to_pylist()
+    for row in rows:
+        row["components"] = dict(row["components"])
+    return rows
 
 
 def column_rows() -> Iterable[tuple[str, str, str]]:

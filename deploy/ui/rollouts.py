@@ -8,29 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from vcppo.common.errors import VcppoError
-from vcppo.common.records.sample_table import SampleTable
+from vcppo.common.records.sample_table import RESPONSE_COLUMNS, SampleTable, as_heads
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.samples.sources import steps_of
 from vcppo.deploy.ui.beliefs import Believed
 
 PAGE = 50
 _KEPT_FILES = 512
+_MOST_ELSEWHERE = 30
 _MOST_STEPS = 200
 """Steps that are looked through for one page: a run may have ten thousand."""
-SORTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "largest advantage": lambda head: -head["largest_advantage"],
-    "largest mismatch": lambda head: -head["largest_mismatch"],
-    "largest reward": lambda head: -head["reward"],
-    "smallest reward": lambda head: head["reward"],
-    "longest": lambda head: -head["length"],
-    "shortest": lambda head: head["length"],
-    "critic too hopeful": lambda head: head["reward"] - (head["last_value"] or 0.0),
-    "critic too gloomy": lambda head: (head["last_value"] or 0.0) - head["reward"],
+SORTS: dict[str, tuple[Callable[[pa.Table], Any], Literal["ascending", "descending"]]] = {
+    "largest advantage": (lambda table: table["largest_advantage"], "descending"),
+    "largest mismatch": (lambda table: table["largest_mismatch"], "descending"),
+    "largest reward": (lambda table: table["reward"], "descending"),
+    "smallest reward": (lambda table: table["reward"], "ascending"),
+    "longest": (lambda table: table["length"], "descending"),
+    "shortest": (lambda table: table["length"], "ascending"),
+    "critic too hopeful": (lambda table: _surprise(table), "ascending"),
+    "critic too gloomy": (lambda table: _surprise(table), "descending"),
 }
 
 
@@ -52,19 +55,22 @@ class Wanted(NamedTuple):
     min_length: int | None = None
     max_length: int | None = None
 
-    def __call__(self, head: Mapping[str, Any]) -> bool:
-        """Whether a response is one."""
-        reward, length, text = head["reward"], head["length"], self.text.casefold()
-        return (
-            (not self.outcome or head["outcome"] == self.outcome)
-            and (not self.group or head["group_id"] == self.group)
-            and (not self.prompt or head["prompt"] == self.prompt)
-            and (self.min_reward is None or reward >= self.min_reward)
-            and (self.max_reward is None or reward <= self.max_reward)
-            and (self.min_length is None or length >= self.min_length)
-            and (self.max_length is None or length <= self.max_length)
-            and (not text or text in head["response"].casefold() or text in head["prompt"].casefold())
-        )
+    def of(self, table: pa.Table) -> pa.Table:
+        """The responses that are wanted."""
+        for column, given in (("outcome", self.outcome), ("group_id", self.group), ("prompt", self.prompt)):
+            if given:
+                table = table.filter(pc.equal(table[column], given))
+        for column, least, most in (
+            ("reward", self.min_reward, self.max_reward), ("length", self.min_length, self.max_length),
+        ):  # fmt: skip
+            if least is not None:
+                table = table.filter(pc.greater_equal(table[column], least))
+            if most is not None:
+                table = table.filter(pc.less_equal(table[column], most))
+        if self.text:
+            parts = [pc.match_substring(table[name], self.text, ignore_case=True) for name in ("response", "prompt")]
+            table = table.filter(pc.or_(*parts))
+        return table
 
 
 class Found(NamedTuple):
@@ -78,13 +84,24 @@ class Found(NamedTuple):
 
 def find(folder: RunFolder, wanted: Wanted, sort: str, page: int) -> Found:
     """A page of what matches, from 1; the newest steps of those asked for are looked through."""
-    asked = [step for step in steps_of(folder) if wanted.first <= step <= wanted.last]
+    kept = steps_of(folder)
+    asked = [step for step in kept if wanted.first <= step <= wanted.last]
     steps = asked[-_MOST_STEPS:]
-    matching = [head for step in reversed(steps) for head in _heads(folder, step) if wanted(head)]
+    matching = wanted.of(_together([kept[step] for step in reversed(steps)]))
     if sort in SORTS:
-        matching.sort(key=SORTS[sort])
+        number, order = SORTS[sort]
+        matching = matching.take(pc.array_sort_indices(_flat(number(matching)), order=order))
     start = (page - 1) * PAGE
-    return Found(matching[start : start + PAGE], len(matching), len(steps), len(asked))
+    return Found(as_heads(matching.slice(start, PAGE)), len(matching), len(steps), len(asked))
+
+
+def _surprise(table: pa.Table) -> Any:
+    """What came less what was believed at the end."""
+    return pc.subtract(table["reward"], pc.cast(pc.fill_null(table["last_value"], 0.0), "float64"))
+
+
+def _flat(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 class Shown(NamedTuple):
@@ -98,23 +115,25 @@ class Shown(NamedTuple):
 
 def show(folder: RunFolder, step: int, id: str) -> Shown:
     """Raises NoSamples."""
-    heads = _heads(folder, step)
+    kept = steps_of(folder)
+    path = _path(kept, step)
+    heads = as_heads(_together([path]))
     number = next((number for number, head in enumerate(heads) if head["id"] == id), None)
     if number is None:
         raise NoSamples(f"{id!r} is not among the samples of step {step}: it was not kept, or the step was deleted")
     head = heads[number]
-    others = [step_ for step_ in list(steps_of(folder))[-_MOST_STEPS:] if step_ != step]
-    elsewhere = [each for other in others for each in _heads(folder, other) if each["prompt"] == head["prompt"]]
+    others = [kept[other] for other in list(kept)[-_MOST_STEPS:] if other != step]
+    elsewhere = Wanted(0, 0, prompt=head["prompt"]).of(_together(others)).slice(0, _MOST_ELSEWHERE)
     siblings = [each for each in heads if each["group_id"] == head["group_id"] and each["id"] != id]
-    return Shown(head, _table(folder, step).tokens(number), siblings, elsewhere)
+    return Shown(head, SampleTable(path).tokens(number), siblings, as_heads(elsewhere))
 
 
 def believed(folder: RunFolder, step: int) -> list[Believed]:
     """Of all samples of a step what the critic believed; empty without a critic. Raises NoSamples."""
-    heads, table = _heads(folder, step), _table(folder, step)
+    table = SampleTable(_path(steps_of(folder), step))
     found = []
-    for number, head in enumerate(heads):
-        tokens = table.tokens(number)
+    for number, head in enumerate(table.heads()):
+        tokens = table.tokens(number, ("values", "tokens"))
         places = [place for place, value in enumerate(tokens["values"]) if value is not None]
         if places:
             values = np.array([tokens["values"][place] for place in places])
@@ -124,26 +143,26 @@ def believed(folder: RunFolder, step: int) -> list[Believed]:
     return found
 
 
-def _heads(folder: RunFolder, step: int) -> Sequence[Mapping[str, Any]]:
-    path, written = _file(folder, step)
-    return _read_heads(path, written)
+def _path(kept: Mapping[int, Path], step: int) -> Path:
+    if step not in kept:
+        raise NoSamples(f"there are no samples of step {step}")
+    return kept[step]
 
 
-def _table(folder: RunFolder, step: int) -> SampleTable:
-    return SampleTable(_file(folder, step)[0])
+def _together(paths: Sequence[Path]) -> pa.Table:
+    """What their responses have once, in the order of the files."""
+    tables = [_read(path, written) for path in paths if (written := _written(path))]
+    return pa.concat_tables(tables) if tables else pa.table({name: [] for name in RESPONSE_COLUMNS})
 
 
-def _file(folder: RunFolder, step: int) -> tuple[Path, int]:
-    """The file of a step, and when it was written: a step that is done again writes it again."""
-    path = steps_of(folder).get(step)
+def _written(path: Path) -> int:
+    """When: a step that is done again writes it again. 0: it is gone."""
     try:
-        if path is not None:
-            return path, path.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except FileNotFoundError:
-        pass
-    raise NoSamples(f"there are no samples of step {step}")
+        return 0
 
 
 @lru_cache(maxsize=_KEPT_FILES)
-def _read_heads(path: Path, written: int) -> Sequence[Mapping[str, Any]]:
-    return SampleTable(path).heads()
+def _read(path: Path, written: int) -> pa.Table:
+    return SampleTable(path).responses()
