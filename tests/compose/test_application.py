@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import urllib.request
@@ -36,8 +37,11 @@ def num_scraped(app: Application) -> int:
     """How many processes Prometheus reaches."""
     port = app.docker("port", *app.containers("prometheus"), "9090").strip().rpartition(":")[2]
     url = f"http://127.0.0.1:{port}/api/v1/query?query=sum(up%7Bjob%3D%22vcppo%22%7D)"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        found = json.load(answer)["data"]["result"]
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]
+    except (OSError, http.client.HTTPException):  # Docker's port is open a moment before Prometheus is
+        return 0
     return int(found[0]["value"][1]) if found else 0
 
 
