@@ -20,6 +20,7 @@ from vcppo.common.config import MetricsConfig
 from vcppo.common.model_folder.pieces import pieces_of
 from vcppo.common.records.sample_table import SampleRow, TokenNumbers, write_samples
 from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.text.yaml_text import one_line
 from vcppo.learner.batching.batch import Batch
 from vcppo.learner.rl.estimates import Estimates
 
@@ -70,7 +71,7 @@ class SampleWriter:
     def _row(self, step: int, number: int, batch: Batch, estimates: Estimates, *, has_critic: bool) -> SampleRow:
         made, cu = batch.trajectories[number], batch.action_cu_seqlens
         here = slice(int(cu[number]), int(cu[number + 1]))
-        ids = made.response_token_ids.tolist()
+        prompt, response, pieces = self._texts(made)
         return SampleRow(
             step=step,
             trajectory=made,
@@ -82,15 +83,24 @@ class SampleWriter:
                 importance_weights=estimates.importance_weights[here],
                 is_trained=estimates.actor_mask[here],
             ),
-            prompt=self._text(made.prompt_token_ids.tolist()),
-            response=self._text(ids),
-            pieces=pieces_of(self._tokenizer, ids),
+            prompt=prompt,
+            response=response,
+            pieces=pieces,
             last_value=float(estimates.last_values[number]) if has_critic else None,
         )
 
-    def _text(self, token_ids: list[int]) -> str:
-        """With its special tokens: whether a response ended is part of what it says."""
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+    def _texts(self, made: Trajectory) -> tuple[str, str, list[str]]:
+        """Of prompt, response and each of its tokens. With special tokens: whether a response ended is part of it."""
+        ids = made.response_token_ids.tolist()
+        try:
+            prompt, response = (
+                _storable(str(self._tokenizer.decode(tokens, skip_special_tokens=False)))
+                for tokens in (made.prompt_token_ids.tolist(), ids)
+            )
+            return prompt, response, [_storable(piece) for piece in pieces_of(self._tokenizer, ids)]
+        except Exception as error:  # noqa: BLE001  (a tokenizer raises nearly anything, and text must not cost the step)
+            log.warning("sample_without_text", trajectory_id=made.id, error=one_line(error))
+            return "", "", [""] * len(ids)
 
     def _remove_oldest(self) -> None:
         """The first and the newest stay: where the run began is what people compare with."""
@@ -101,6 +111,11 @@ class SampleWriter:
                 return
             path.unlink()
             left -= size
+
+
+def _storable(text: str) -> str:
+    """Half a character, which some tokenizers give, is none that a file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _place(trajectory: Trajectory) -> bytes:

@@ -154,6 +154,16 @@ class TestWriter:
         assert table.tokens(1)["values"] == table.tokens(1)["value_targets"] == [None] * 3
         assert None not in table.tokens(1)["advantages"]
 
+    def test_a_tokenizer_that_fails_costs_the_text_and_not_the_step(self, tmp_path: Path) -> None:
+        write_step(tmp_path, 1, batch(wrong=2), WORDS[:3])  # it knows no token 5
+        table = SampleTable(tmp_path / "step-000001.parquet")
+        assert [head["response"] for head in table.heads()] == ["", ""]
+        assert table.tokens(0)["tokens"] == ["", "", ""] and table.tokens(0)["token_ids"] == [5, 5, 0]
+
+    def test_half_a_character_is_replaced(self, tmp_path: Path) -> None:
+        write_step(tmp_path, 1, batch(wrong=1), [*WORDS[:5], "\ud83d"])
+        assert SampleTable(tmp_path / "step-000001.parquet").heads()[0]["response"] == "? ? <eos>"
+
     def test_other_programs_read_it(self, tmp_path: Path) -> None:
         write(tmp_path, 3, batch(wrong=1, correct=1))
         table = parquet.read_table(tmp_path / "step-000003.parquet", columns=["outcome", "values"])
