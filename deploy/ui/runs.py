@@ -127,8 +127,7 @@ def last_sign(folder: RunFolder) -> float:
 
 def signature(folder: RunFolder) -> tuple[int, int]:
     """Changes whenever there is something new to draw."""
-    sizes = [path.stat().st_size for path in folder.metrics.glob("*.jsonl")]
-    return sum(sizes), len(list(folder.samples.glob("step-*.parquet")))
+    return sum(map(_size, folder.metrics.glob("*.jsonl"))), len(list(folder.samples.glob("step-*.parquet")))
 
 
 def _state(data: RunData, seen: float) -> str:
@@ -144,6 +143,13 @@ def _modified(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:  # gone since it was listed
         return 0.0
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _as_time(seconds: float) -> str:
