@@ -8,6 +8,9 @@ every forward and backward of the updates, its time left out, for on a shared ma
 second to the next; the median counts. All in CPU seconds of the one thread that computes, so that what else runs on the
 machine counts less.
 
+Beside it, what it costs to keep the step's responses with the critic's values of each token
+(`vcppo.learner.rl.samples`), as a share of the step.
+
 Models: SmolLM2-135M's shape in bfloat16, one optimizer step over its batch; and the demo's own model, float32, with the
 demo's settings. Time by phase goes to docs/images/learner_step.png.
 """
@@ -27,23 +30,27 @@ from typing import Any, cast
 import structlog
 import torch
 import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from benchmarks.rig.figures import Figure, Goal, at_least, seconds_text
+from benchmarks.rig.figures import Figure, Goal, at_least, at_most, seconds_text
 from benchmarks.rig.harness import Settings
 from benchmarks.rig.performance_page import DOCS
 from benchmarks.rig.real_parts import DEMO, SMOLLM2_135M, demo_architecture, write_model
 from benchmarks.rig.step_picture import PHASES, draw
 from benchmarks.rig.workload import ModelFlops, log_normal_lengths, random_trajectories
-from vcppo.common.config import VcppoConfig
+from vcppo.common.config import MetricsConfig, VcppoConfig
 from vcppo.learner.batching.batch import Batch, Share
 from vcppo.learner.batching.packing import pack
 from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine, init_distributed
 from vcppo.learner.models.models import load_critic, load_policy
+from vcppo.learner.rl.estimates import Estimates
 from vcppo.learner.rl.loop import Models, RlLoop
 from vcppo.learner.rl.phases import Phases
 from vcppo.learner.rl.publish import Broadcaster
+from vcppo.learner.rl.samples import SampleWriter
 
 PICTURE = DOCS / "images" / "learner_step.png"
 _PRODUCT_SIZE = {torch.bfloat16: 2048, torch.float32: 1024}
@@ -142,10 +149,12 @@ class CpuPhases(Phases):
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one step by phase (`step_picture.PHASES`), and the speed of the matrix product meanwhile, FLOP/s."""
+    """Seconds of one step by phase (`step_picture.PHASES`), the speed of the matrix product meanwhile, FLOP/s, and the
+    seconds that it took to write the step's samples."""
 
     phases: dict[str, float]
     product_speed: float
+    samples: float
 
     @property
     def seconds(self) -> float:
@@ -163,7 +172,7 @@ def run(settings: Settings) -> list[Figure]:
         efficiency = [100.0 * flops / step.product_speed / step.seconds for step in steps]
         middle = sorted(steps, key=lambda step: step.seconds)[len(steps) // 2]
         bars[case.name] = (middle.phases, flops / middle.product_speed)
-        figures.append(_figure(case, flops, efficiency, middle))
+        figures += [_figure(case, flops, efficiency, middle), _figure_of_samples(case, steps)]
     if not settings.quick:
         draw(bars, PICTURE)
     return figures
@@ -180,6 +189,17 @@ def _figure(case: Case, flops: float, efficiency: list[float], middle: Measured)
         goal=case.goal,
         absolute=f"{seconds_text(middle.seconds)}; product {middle.product_speed / 1e9:.0f} GFLOP/s",
         note=shares,
+    )
+
+
+def _figure_of_samples(case: Case, steps: list[Measured]) -> Figure:
+    return Figure.of(
+        f"samples of a step's {len(case.lengths)} responses, {case.name}",
+        "the step",
+        [100.0 * step.samples / step.seconds for step in steps],
+        unit="%",
+        goal=at_most(2),
+        absolute=seconds_text(statistics.median(step.samples for step in steps)),
     )
 
 
@@ -211,17 +231,19 @@ def _measure(case: Case, product: Product) -> tuple[float, list[Measured]]:
     with tempfile.TemporaryDirectory() as folder:
         path = write_model(Path(folder) / "model", case.architecture, case.config.model.dtype)
         shape: Any = AutoConfig.from_pretrained(path)
+        tokenizer = _words(shape.vocab_size)
         models = _engines(case.config, path, product)
     share = Share(0, 1, case.config.learner.micro_batch_tokens)
     loop = RlLoop(case.config, models, share, cast(Broadcaster, None), None)
     batch = Batch(random_trajectories(case.lengths, shape.vocab_size, case.prompt), 0)
     smallest = pack(case.lengths, share.micro_batch_tokens)[-1]
-    loop.train(Batch([batch.trajectories[i] for i in smallest], 0), Phases())
+    first = Batch([batch.trajectories[i] for i in smallest], 0)
+    _write_samples(first, loop.train(first, Phases())[0], tokenizer)
     steps = []
     for _ in range(case.rounds):
         product.forget()
-        phases = _one_step(loop, batch, product)
-        steps.append(Measured(phases, product.speed))
+        phases, samples = _one_step(loop, batch, product, tokenizer)
+        steps.append(Measured(phases, product.speed, samples))
     algorithm = case.config.algorithm
     flops = ModelFlops.of(shape).step(
         case.lengths,
@@ -247,14 +269,31 @@ def _engines(config: VcppoConfig, path: Path, product: Product) -> Models:
     )
 
 
-def _one_step(loop: RlLoop, batch: Batch, product: Product) -> dict[str, float]:
-    """Seconds by phase; "rest" is what lies between the others: packing, advantages, losses, statistics."""
+def _write_samples(batch: Batch, estimates: Estimates, tokenizer: PreTrainedTokenizerFast) -> float:
+    """Seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer, started = SampleWriter(Path(folder), MetricsConfig(), tokenizer), time.process_time()
+        writer.write(1, batch, estimates, has_critic=True)
+        return time.process_time() - started
+
+
+def _words(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of so many words."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({f"w{i}": i for i in range(size)}, "w0")))
+
+
+def _one_step(
+    loop: RlLoop, batch: Batch, product: Product, tokenizer: PreTrainedTokenizerFast
+) -> tuple[dict[str, float], float]:
+    """Seconds by phase, and of writing its samples; "rest" is what lies between the phases: packing, advantages,
+    losses, statistics."""
     actor, critic = cast(TimedEngine, loop.models.actor), cast(TimedEngine, loop.models.critic)
     for engine in (actor, critic):
         engine.seconds = dict.fromkeys(engine.seconds, 0.0)
     phases = CpuPhases(product)
-    loop.train(batch, phases)
+    estimates, _ = loop.train(batch, phases)
     total = phases.finish()
+    samples = _write_samples(batch, estimates, tokenizer)
     seconds = {
         "values": total["values"],
         "old log-probs": total["old_log_probs"],
@@ -265,4 +304,4 @@ def _one_step(loop: RlLoop, batch: Batch, product: Product) -> dict[str, float]:
         "optimizers": actor.seconds["optimizer"] + critic.seconds["optimizer"],
     }
     seconds["rest"] = total["step"] - sum(seconds.values())
-    return {name: seconds[name] for name in PHASES}
+    return {name: seconds[name] for name in PHASES}, samples
