@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.environments.agent import Agent, Endpoint
+from vcppo.common.environments.inner_task import AsksOfInnerTask
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.process.family import Family
 from vcppo.common.tasks import load_task
 from vcppo.common.tasks.asking import problems_of
 from vcppo.common.tasks.interface import (
     Chat,
-    Finding,
     Problem,
     Split,
-    Task,
     TaskError,
     TaskOptions,
     Verdict,
@@ -35,9 +34,6 @@ from vcppo.common.tasks.interface import (
 )
 from vcppo.common.text.yaml_text import one_line
 from vcppo.common.user_modules import SAFE_PATH
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 _MAX_LINE = 1 << 20
 _MAX_LINES = 100_000
@@ -56,20 +52,20 @@ class CommandAgentOptions(TaskOptions):
     """As task.options of that task."""
 
 
-class CommandAgent(Agent):
+class CommandAgent(AsksOfInnerTask, Agent):
     """See the module's text. Options: `CommandAgentOptions`."""
 
     def __init__(self, **options: object) -> None:
         found = parse_options(CommandAgentOptions, options, "task.options")
         self._command = found.command
-        self._task: Task = load_task(TaskConfig(name=found.problems, options=found.options))
-        if self._task.is_agent:
+        self._inner = load_task(TaskConfig(name=found.problems, options=found.options))
+        if self._inner.is_agent:
             raise TaskError(f"task.options.problems = {found.problems!r}: an agent itself: name a task of problems")
-        self.judged_by = [*self._task.judged_by, *([found.problems] if ":" in found.problems else [])]
+        self.judged_by = [*self._inner.judged_by, *([found.problems] if ":" in found.problems else [])]
 
     def problems(self, split: Split, seed: int, start: int, count: int) -> list[Problem]:
         """See `Task.problems`."""
-        found = problems_of(self._task, split, seed, start, count)
+        found = problems_of(self._inner, split, seed, start, count)
         return [Problem(each.prompt, {"prompt": _shown(each), "answer": each.answer}) for each in found]
 
     async def run(self, answer: Mapping[str, object], endpoint: Endpoint) -> float | Verdict:
@@ -87,34 +83,6 @@ class CommandAgent(Agent):
             raise ValueError(f"the program wrote more than {_MAX_LINES:,} lines")
         finally:
             await family.end()
-
-    def num_problems(self, split: Split) -> int | None:
-        """See `Task.num_problems`."""
-        return self._task.num_problems(split)
-
-    def size(self, split: Split) -> int | None:
-        """See `Task.size`."""
-        return self._task.size(split)
-
-    def where(self, split: Split, seed: int, number: int) -> str:
-        """See `Task.where`."""
-        return self._task.where(split, seed, number)
-
-    def findings(self) -> Iterable[Finding]:
-        """See `Task.findings`."""
-        return self._task.findings()
-
-    def left_out(self) -> Mapping[str, int]:
-        """See `Task.left_out`."""
-        return self._task.left_out()
-
-    def questions(self, split: Split, count: int) -> list[str]:
-        """See `Task.questions`."""
-        return self._task.questions(split, count)
-
-    def tokenizer(self) -> Tokenizer | None:
-        """See `Task.tokenizer`."""
-        return self._task.tokenizer()
 
 
 def problem_line(answer: Mapping[str, object]) -> bytes:

@@ -184,7 +184,7 @@ def _token_columns(rows: Sequence[SampleRow]) -> Iterator[tuple[str, Any]]:
 
     yield "token_ids", lists(pa.array(_joined([each.response_token_ids for each in made], np.int32)))
     yield "tokens", lists(pa.array([piece for row in rows for piece in row.pieces], pa.string()))
-    yield "turn", of_actions([_turn_numbers(each.action_mask) for each in made], np.int32)
+    yield "turn", of_actions([np.cumsum(each.turn_begins)[each.action_mask] - 1 for each in made], np.int32)
     spans = [span for each in made for span in each.version_spans]
     versions = np.repeat([span.version for span in spans], [span.count for span in spans]).astype(np.int32)
     yield "versions", lists(pa.array(versions))
@@ -193,12 +193,6 @@ def _token_columns(rows: Sequence[SampleRow]) -> Iterator[tuple[str, Any]]:
     for name in TokenNumbers._fields:
         parts = [getattr(row.numbers, name) for row in rows]
         yield name, of_actions(parts, np.bool_ if name == "is_trained" else np.float32)
-
-
-def _turn_numbers(mask: BoolArray) -> NDArray[np.int64]:
-    begins = mask.copy()
-    begins[1:] &= ~mask[:-1]
-    return np.asarray(np.cumsum(begins)[mask] - 1)
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

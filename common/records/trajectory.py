@@ -113,11 +113,16 @@ class Trajectory:
         return min(span.version for span in self.version_spans)
 
     @property
-    def num_turns(self) -> int:
-        """Runs of actions with no other text between them."""
+    def turn_begins(self) -> BoolArray:
+        """``[T]`` bool, the first action of each turn: a turn is a run of actions with no other text between them."""
         begins = self.action_mask.copy()
         begins[1:] &= ~self.action_mask[:-1]
-        return int(begins.sum())
+        return begins
+
+    @property
+    def num_turns(self) -> int:
+        """How many turns there are."""
+        return int(self.turn_begins.sum())
 
     @property
     def num_tokens(self) -> int:

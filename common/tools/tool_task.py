@@ -13,19 +13,19 @@ the task of the questions judges it. docs/tools.md is the page about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from pydantic import Field
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Environment, Observation
+from vcppo.common.environments.inner_task import AsksOfInnerTask
 from vcppo.common.tasks import load_task
 from vcppo.common.tasks.asking import demonstrations_of, problems_of
 from vcppo.common.tasks.interface import (
     Chat,
     Demonstration,
-    Finding,
     Problem,
     Split,
     Task,
@@ -39,9 +39,6 @@ from vcppo.common.tasks.prompts.chat import as_chat
 from vcppo.common.tools.call_formats import CallFormat, calls_in
 from vcppo.common.tools.tool_options import make_tools
 from vcppo.common.tools.toolbox import Toolbox, ToolLimits
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 _MAX_OUTPUT = 15_000  # sixteen of them are one observation
 
@@ -94,7 +91,7 @@ class ToolTaskOptions(TaskOptions):
     without being async (`python`, functions of yours that are not async, `code`)."""
 
 
-class ToolTask(Environment):
+class ToolTask(AsksOfInnerTask, Environment):
     """See the module's text. Options: `ToolTaskOptions`."""
 
     def __init__(self, **options: object) -> None:
@@ -132,30 +129,6 @@ class ToolTask(Environment):
         found = problems_of(self._inner, split, seed, start, count)
         return [Problem(self._with_tools(each.prompt), each.answer) for each in found]
 
-    def num_problems(self, split: Split) -> int | None:
-        """See `Task.num_problems`: as the questions' task says, and so with what follows."""
-        return self._inner.num_problems(split)
-
-    def size(self, split: Split) -> int | None:
-        """See `Task.size`."""
-        return self._inner.size(split)
-
-    def where(self, split: Split, seed: int, number: int) -> str:
-        """See `Task.where`."""
-        return self._inner.where(split, seed, number)
-
-    def findings(self) -> Iterable[Finding]:
-        """See `Task.findings`."""
-        return self._inner.findings()
-
-    def left_out(self) -> Mapping[str, int]:
-        """See `Task.left_out`."""
-        return self._inner.left_out()
-
-    def questions(self, split: Split, count: int) -> list[str]:
-        """See `Task.questions`."""
-        return self._inner.questions(split, count)
-
     def warm_up(self) -> None:
         """The questions' task's, and all tools are made ready."""
         self._inner.warm_up()
@@ -165,10 +138,6 @@ class ToolTask(Environment):
         """The questions' task's, with the tools in their prompts: it shows calls by itself."""
         found = demonstrations_of(self._inner, seed, count, style)
         return [Demonstration(self._with_tools(each.prompt), each.response) for each in found]
-
-    def tokenizer(self) -> Tokenizer | None:
-        """See `Task.tokenizer`."""
-        return self._inner.tokenizer()
 
     def chat_template(self) -> str | None:
         """See `Task.chat_template`."""

@@ -140,25 +140,25 @@ def reward_by_turn(ax: Axes, data: FigureData) -> bool:
 
 def dynamic_sampling(ax: Axes, data: FigureData) -> bool:
     """Groups left out for want of signal before each step, by kind, and the groups that were trained without any."""
-    drawn = False
-    for kind, label, colour in LEFT_OUT_KINDS:
-        drawn |= _line(ax, data.run.rl, f"dynamic_sampling/{kind}", label, colour)
-    ax.set_ylim(bottom=0)
-    ax.set_title("Groups without signal")
-    ax.set_ylabel("groups")
-    _legend(ax, loc="best")
-    _steps(ax)
-    return drawn
+    lines = [(f"dynamic_sampling/{kind}", label, colour) for kind, label, colour in LEFT_OUT_KINDS]
+    return _counts(ax, data, lines, "Groups without signal", "groups")
 
 
 def difficulty(ax: Axes, data: FigureData) -> bool:
     """Problems of the data set by how often they were answered right so far."""
+    pools = (("new", GREY), ("easy", GREEN), ("edge", BLUE), ("hard", RED))
+    lines = [(f"difficulty/problems/{pool}", pool, colour) for pool, colour in pools]
+    return _counts(ax, data, lines, "Difficulty of the problems", "problems")
+
+
+def _counts(ax: Axes, data: FigureData, lines: Sequence[tuple[str, str, str]], title: str, unit: str) -> bool:
+    """Metrics of RL by step from 0 up: (metric, label, colour) each."""
     drawn = False
-    for pool, colour in (("new", GREY), ("easy", GREEN), ("edge", BLUE), ("hard", RED)):
-        drawn |= _line(ax, data.run.rl, f"difficulty/problems/{pool}", pool, colour)
+    for metric, label, colour in lines:
+        drawn |= _line(ax, data.run.rl, metric, label, colour)
     ax.set_ylim(bottom=0)
-    ax.set_title("Difficulty of the problems")
-    ax.set_ylabel("problems")
+    ax.set_title(title)
+    ax.set_ylabel(unit)
     _legend(ax, loc="best")
     _steps(ax)
     return drawn

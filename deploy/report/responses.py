@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import structlog
@@ -17,6 +16,7 @@ from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.log_render import printable
 from vcppo.deploy.samples.show import heading
 from vcppo.deploy.samples.sources import Sample, samples_of_rl, steps_of
+from vcppo.deploy.samples.token_view import belief, numbers_text, turning_point, turning_text, value_line
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +24,6 @@ MAX_TOKENS = 1500
 """Of a response; what is beyond is left out in the middle."""
 MAX_PROMPT = 4000
 """Characters of a prompt."""
-LINE_WIDTH, LINE_HEIGHT = 600, 60
 _REASONS: dict[str, Callable[[Sample], float]] = {
     "largest reward": lambda sample: sample.reward or 0.0,
     "smallest reward": lambda sample: -(sample.reward or 0.0),
@@ -50,7 +49,7 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Response:
-    """One response on the page; `line` are the points of its values for an SVG of `LINE_WIDTH` by `LINE_HEIGHT`."""
+    """One response on the page; `line` are the points of its values, see `vcppo.deploy.samples.token_view`."""
 
     why: str
     heading: str
@@ -106,48 +105,15 @@ def _response(why: str, sample: Sample, least: float, greatest: float) -> Respon
         prompt=prompt if len(prompt) <= MAX_PROMPT else f"… {prompt[-MAX_PROMPT:]}",
         tokens=tokens,
         line=value_line(values, least, greatest),
-        turning=_turning_text(turning, known),
+        turning=turning_text(known, turning),
     )
-
-
-def turning_point(values: Sequence[float | None]) -> int | None:
-    """The token that moved the value most: V after it differs most from V before it. None without two values."""
-    known = [(number, value) for number, value in enumerate(values) if value is not None]
-    moves = [(abs(after - before), number) for (number, before), (_, after) in pairwise(known)]
-    return max(moves, key=lambda move: move[0])[1] if moves else None
-
-
-def _turning_text(turning: int | None, known: dict[str, list[Any]]) -> str:
-    if turning is None:
-        return ""
-    after = next(value for value in known["values"][turning + 1 :] if value is not None)
-    piece = printable(known["tokens"][turning])
-    return f"The value moved most at token {turning}, {piece!r}: {known['values'][turning]:+.2f} → {after:+.2f}."
 
 
 def _token(number: int, known: dict[str, list[Any]], turning: int | None, least: float, greatest: float) -> Token:
     text, value = printable(known["tokens"][number]), known["values"][number]
-    behaviour, old = known["behaviour_log_probs"][number], known["old_log_probs"][number]
-    if behaviour is None:
-        return Token(text, None, f"token {number}, said by the environment", "environment")
-    said = [f"token {number}", f"version {known['versions'][number]}", f"log-prob {behaviour:.3f}"]
-    said += [f"mismatch {old - behaviour:+.4f}", f"advantage {known['advantages'][number]:+.3f}"]
+    if known["turn"][number] is None:
+        return Token(text, None, numbers_text(number, known), "environment")
+    said = numbers_text(number, known)
     if value is None:
-        return Token(text, None, ", ".join(said), "action")
-    colour = 2 * (value - least) / (greatest - least) - 1 if greatest > least else 0.0
-    said.insert(1, f"value {value:+.3f}")
-    return Token(text, min(1.0, max(-1.0, colour)), ", ".join(said), "turning" if number == turning else "action")
-
-
-def value_line(values: Sequence[float | None], least: float, greatest: float) -> str:
-    """Points of a polyline, the largest reward at the top; empty without a critic."""
-    known = [(number, value) for number, value in enumerate(values) if value is not None]
-    if len(known) < 2 or greatest <= least:
-        return ""
-    last = max(1, len(values) - 1)
-    step = max(1, len(known) // LINE_WIDTH)
-    heights = [min(1.0, max(0.0, (value - least) / (greatest - least))) for _, value in known]
-    return " ".join(
-        f"{LINE_WIDTH * number / last:.1f},{LINE_HEIGHT * (1 - height):.1f}"
-        for (number, _), height in list(zip(known, heights, strict=True))[::step]
-    )
+        return Token(text, None, said, "action")
+    return Token(text, belief(value, least, greatest), said, "turning" if number == turning else "action")

@@ -52,7 +52,7 @@ def write_report(folder: RunFolder) -> Path:
     title, subtitle = f"VC-PPO: {data.run.config.run.name}", headline(data)
     _save(draw_summary(data, title, subtitle), folder.report / "summary.png")
     path = folder.report / "report.html"
-    rule = data.run.config.task.reward_rule(data.run.config.sampling.max_response_tokens)
+    rule = data.run.config.reward_rule
     responses = read_responses(folder, rule.low, rule.high)
     path.write_text(render_page(data, subtitle, pictures, responses), encoding="utf-8")
     log.info("report_written", path=str(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ from vcppo.deploy.samples.sources import (
     Sample,
     Stage,
     newest_stage,
+    parse_steps,
     samples_of_evaluations,
     samples_of_rl,
     samples_of_value_pretraining,
@@ -161,12 +161,9 @@ def _summary(
 
 
 def _steps(text: str) -> tuple[int, int]:
-    if text == "all":
-        return 0, sys.maxsize
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if match is None:
+    if (found := parse_steps(text)) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no step: write 12, 3-7 or all")
-    return int(match[1]), int(match[2] or match[1])
+    return found
 
 
 def _outcomes(text: str) -> frozenset[str]:

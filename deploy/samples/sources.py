@@ -6,6 +6,7 @@ Each is read while its writer goes on; what it is in the middle of writing is le
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from vcppo.common.run_folder import RECORD_FILE, RunFolder
 
 Stage = Literal["value_pretraining", "rl", "eval"]
 STAGES: tuple[Stage, ...] = ("value_pretraining", "rl", "eval")
+ALL_STEPS = (0, sys.maxsize)
 _SHARED = (
     "step", "id", "outcome", "finish_reason", "length", "reward", "prompt", "response", "generator", "components",
     "turn_rewards", "largest_advantage", "largest_mismatch",
@@ -72,6 +74,14 @@ def steps_of(folder: RunFolder) -> dict[int, Path]:
     """RL steps whose samples are kept, in order."""
     found = ((re.fullmatch(r"step-(\d+)\.parquet", path.name), path) for path in folder.samples.glob("step-*.parquet"))
     return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def parse_steps(text: str) -> tuple[int, int] | None:
+    """(first, last) of ``12``, ``3-7`` or ``all``; None: it is none of these."""
+    if text == "all":
+        return ALL_STEPS
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
 def newest_stage(folder: RunFolder) -> Stage | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -19,11 +18,11 @@ from vcppo.common.telemetry.log_render import printable
 from vcppo.deploy.logs.log_lines import LEVELS
 from vcppo.deploy.logs.logs_command import LogFilter, from_folder
 from vcppo.deploy.report.markup import templates_in
-from vcppo.deploy.report.responses import LINE_HEIGHT, LINE_WIDTH, turning_point, value_line
 from vcppo.deploy.report.run_page import all_settings
 from vcppo.deploy.report.write import read_evals
 from vcppo.deploy.run.run_data import LEDGER_STATES, RunData, is_exact
-from vcppo.deploy.samples.sources import steps_of
+from vcppo.deploy.samples.sources import ALL_STEPS, parse_steps, steps_of
+from vcppo.deploy.samples.token_view import LINE_HEIGHT, LINE_WIDTH, turning_point, turning_text, value_line
 from vcppo.deploy.ui import beliefs, charts, rollouts
 from vcppo.deploy.ui.guard import Guard
 from vcppo.deploy.ui.runs import Runs, UnknownRun, processes, signature
@@ -124,7 +123,7 @@ def _add_samples(app: FastAPI, runs: Runs) -> None:
             "sort": sort, "min_reward": min_reward, "max_reward": max_reward, "min_length": min_length,
             "max_length": max_length,
         }  # fmt: skip
-        first, last = _steps(given["steps"])
+        first, last = parse_steps(given["steps"].strip()) or ALL_STEPS
         wanted = rollouts.Wanted(
             first, last, outcome, text, "", group, _number(min_reward), _number(max_reward), _whole(min_length),
             _whole(max_length),
@@ -141,13 +140,13 @@ def _add_samples(app: FastAPI, runs: Runs) -> None:
     ) -> HTMLResponse:
         folder, config = runs.folder(run), runs.data(run).config
         shown = rollouts.show(folder, step, id)
-        rule = config.task.reward_rule(config.sampling.max_response_tokens)
+        rule = config.reward_rule
         turning = turning_point(shown.tokens["values"])
         tokens = coloured(shown.tokens, by, rule.low, rule.high, turning)
         return _page(
             "sample.html.j2", run=run, shown=shown, by=by, colours=COLOURS, meaning=MEANINGS[by], begin=begin,
             tokens=tokens[begin : begin + _TOKENS_A_PAGE], num_tokens=len(tokens), size=_TOKENS_A_PAGE,
-            turning=_turning(shown.tokens, turning), line=value_line(shown.tokens["values"], rule.low, rule.high),
+            turning=turning_text(shown.tokens, turning), line=value_line(shown.tokens["values"], rule.low, rule.high),
             width=LINE_WIDTH, height=LINE_HEIGHT, least=rule.low, greatest=rule.high,
         )  # fmt: skip
 
@@ -159,7 +158,7 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
         kept = list(steps_of(folder))
         chosen = step if step is not None else (kept[-1] if kept else None)
         responses = rollouts.believed(folder, chosen) if chosen is not None else []
-        rule = config.task.reward_rule(config.sampling.max_response_tokens)
+        rule = config.reward_rule
         return _page(
             "critic.html.j2", run=run, kept=kept, step=chosen, num_responses=len(responses),
             bins=beliefs.calibration(responses, rule.low, rule.high), minds=beliefs.changed_minds(responses, 20),
@@ -170,7 +169,7 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
     def curves(run: Run, step: int) -> JSONResponse:
         folder, config = runs.folder(run), runs.data(run).config
         responses = rollouts.believed(folder, step)
-        rule = config.task.reward_rule(config.sampling.max_response_tokens)
+        rule = config.reward_rule
         places, bins = beliefs.by_place(responses), beliefs.calibration(responses, rule.low, rule.high)
         tenths = [number + 0.5 for number in range(beliefs.NUM_PLACES)]
         return JSONResponse(
@@ -245,26 +244,12 @@ def _ledger(data: RunData) -> dict[str, Any] | None:
     return {"states": [(name, counts[name]) for name in LEDGER_STATES], "is_exact": is_exact(counts)}
 
 
-def _turning(tokens: Mapping[str, list[Any]], turning: int | None) -> str:
-    if turning is None:
-        return ""
-    before, piece = tokens["values"][turning], printable(tokens["tokens"][turning])
-    after = next(value for value in tokens["values"][turning + 1 :] if value is not None)
-    return f"The critic changed its mind most at token {turning}, {piece!r}: {before:+.2f} → {after:+.2f}"
-
-
 def _differences(found: Mapping[str, RunData]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs."""
     settings = {key: {name: value for name, value, _ in all_settings(data.config)} for key, data in found.items()}
     names = dict.fromkeys(name for each in settings.values() for name in each)
     rows = [(name, [each.get(name, "") for each in settings.values()]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
-
-
-def _steps(text: str) -> tuple[int, int]:
-    """``12``, ``3-7`` or ``all``; what is none of these is all."""
-    found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", text)
-    return (int(found[1]), int(found[2] or found[1])) if found else (0, 10**9)
 
 
 def _number(text: str) -> float | None:

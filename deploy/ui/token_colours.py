@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from vcppo.common.telemetry.log_render import printable
+from vcppo.deploy.samples.token_view import belief, numbers_text
 
 ColourBy = Literal["value", "advantage", "mismatch", "log-prob", "version", "turn"]
 COLOURS: tuple[ColourBy, ...] = get_args(ColourBy)
@@ -50,7 +51,7 @@ def coloured(
         kinds = [classes[number]] if is_action else ["environment"]
         if number == turning:
             kinds.append("turning")
-        found.append(ColouredToken(printable(piece), " ".join(kinds), _numbers(number, tokens)))
+        found.append(ColouredToken(printable(piece), " ".join(kinds), numbers_text(number, tokens)))
     return found
 
 
@@ -63,8 +64,7 @@ def mismatches(tokens: Mapping[str, Sequence[Any]]) -> list[float | None]:
 def _classes(tokens: Mapping[str, Sequence[Any]], by: ColourBy, least: float, greatest: float) -> list[str]:
     match by:
         case "value":
-            half, middle = (greatest - least) / 2 or 1.0, (greatest + least) / 2
-            return _scaled(tokens["values"], lambda value: (value - middle) / half)
+            return _scaled(tokens["values"], lambda value: belief(value, least, greatest))
         case "advantage":
             return _by_largest(tokens["advantages"])
         case "mismatch":
@@ -86,15 +86,3 @@ def _by_largest(numbers: Sequence[float | None]) -> list[str]:
 def _scaled(numbers: Sequence[float | None], scale: Callable[[float], float]) -> list[str]:
     """Nearest of the steps from -1 to 1."""
     return ["b0" if number is None else f"b{round(_STEPS * min(1.0, max(-1.0, scale(number))))}" for number in numbers]
-
-
-def _numbers(number: int, tokens: Mapping[str, Sequence[Any]]) -> str:
-    behaviour, old, value = (tokens[name][number] for name in ("behaviour_log_probs", "old_log_probs", "values"))
-    if behaviour is None:
-        return f"token {number} · said by the environment"
-    parts = [f"token {number}"]
-    if value is not None:
-        parts.append(f"value {value:+.3f}")
-    parts += [f"advantage {tokens['advantages'][number]:+.3f}", f"log-prob {behaviour:.3f}"]
-    parts += [f"mismatch {old - behaviour:+.4f}", f"version {tokens['versions'][number]}"]
-    return " · ".join(parts)

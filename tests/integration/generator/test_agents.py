@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.conftest import RedisServer
 from tests.integration.generator.test_generator import Bench
+from tests.integration.rig.worker_beside import at_work
 from tests.unit.common.environments.test_turn_text import CHAT
 from tests.unit.generator.turns.test_agents import HERE, ISSUED, Saying
 from vcppo.common.records.trajectory import Prompt, Trajectory
@@ -78,13 +79,10 @@ def run(folder: Path, redis: RedisServer, body: Callable[[AgentsBench], Awaitabl
     async def main() -> AgentsBench:
         bench = AgentsBench(folder, redis, {"name": f"{HERE}:Asking", **task})
         await bench.start()
-        working = asyncio.create_task(bench.worker.run())
         try:
-            await body(bench)
+            async with at_work(bench.worker):
+                await body(bench)
         finally:
-            bench.worker.stop()
-            async with asyncio.timeout(30):
-                await working
             await bench.pool.close()
         return bench
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from tests.integration.conftest import RedisServer
+from tests.integration.rig.worker_beside import at_work
 from tests.paths import ROOT
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_FAILURE, EXIT_REFUSED
@@ -189,13 +190,10 @@ def run(
         await bench.verifiers.start()
         if opened:
             bench.control.loaded(0)
-        working = asyncio.create_task(bench.worker.run())
         try:
-            await body(bench)
+            async with at_work(bench.worker):
+                await body(bench)
         finally:
-            bench.worker.stop()
-            async with asyncio.timeout(30):
-                await working
             await bench.verifiers.close()
             if bench.rewards is not None:
                 await bench.rewards.close()

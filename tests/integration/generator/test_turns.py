@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.integration.conftest import RedisServer
 from tests.integration.generator.test_generator import Bench, ScriptedEngine
+from tests.integration.rig.worker_beside import at_work
 from vcppo.common.environments.environment import Environment, Observation, ToolUse
 from vcppo.common.environments.look_up import LookUp
 from vcppo.common.records.trajectory import Prompt, VersionSpan
@@ -92,13 +93,10 @@ def run(
     async def main() -> TurnsBench:
         bench = TurnsBench(folder, redis, {"name": f"{HERE}:{name}" if name == "Tools" else name, **task})
         await bench.start()
-        working = asyncio.create_task(bench.worker.run())
         try:
-            await body(bench)
+            async with at_work(bench.worker):
+                await body(bench)
         finally:
-            bench.worker.stop()
-            async with asyncio.timeout(30):
-                await working
             await bench.pool.close()
         return bench
 

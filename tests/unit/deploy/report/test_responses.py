@@ -15,7 +15,8 @@ from tests.unit.rig.written_samples import write_step
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.report import write_report
-from vcppo.deploy.report.responses import MAX_TOKENS, read_responses, turning_point, value_line
+from vcppo.deploy.report.responses import MAX_TOKENS, read_responses
+from vcppo.deploy.samples.token_view import turning_point, value_line
 
 HOSTILE = "<script>alert('x')</script>\x1b[31m\u202e\" onmouseover='x"
 WORDS = [HOSTILE, *(f"word{number}" for number in range(1, 200))]
