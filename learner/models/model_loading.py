@@ -13,6 +13,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from vcppo.common.errors import VcppoError
+from vcppo.common.files.room import exhausted, shortage_of
 from vcppo.common.text.yaml_text import one_line
 from vcppo.learner.kernels.attention import PACKED_ATTENTION
 from vcppo.learner.models.model_folder import check_weights
@@ -52,7 +53,7 @@ def from_pretrained(
         except VcppoError:
             raise
         except Exception as error:  # a foreign or broken folder makes transformers raise nearly anything
-            raise VcppoError(unusable(path, error)) from error
+            raise unusable(path, error) from error
     WireWeights(model)
     return model, sorted(info["missing_keys"]), proved
 
@@ -74,13 +75,13 @@ def read_config(path: str | Path, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     except Exception as error:  # a foreign or broken folder makes transformers raise nearly anything
-        raise VcppoError(unusable(path, error)) from error
+        raise unusable(path, error) from error
 
 
 def refuse_missing(path: str | Path, missing: list[str]) -> None:
-    """Raise VcppoError when weights would start at random."""
+    """Raise ModelRefused when weights would start at random."""
     if missing:
-        raise VcppoError(
+        raise ModelRefused(
             f"model {str(path)!r} lacks {len(missing)} of its weights ({', '.join(missing[:3])}, ...), which would "
             "start at random; give a folder whose config.json and safetensors belong together"
         )
@@ -105,18 +106,22 @@ def prepare(model: PreTrainedModel, gradient_checkpointing: bool) -> None:
     model.train()
 
 
-def unusable(path: str | Path, error: Exception) -> str:
-    """Why this is no model, and what to give instead."""
+def unusable(path: str | Path, error: Exception) -> VcppoError:
+    """Why this is no model, and what to give instead; a full disk or memory is no fault of the model."""
+    if (shortage := shortage_of(error)) is not None:
+        return exhausted(shortage, f"reading model {path}")
     reason = one_line(error) or type(error).__name__
     if (isinstance(error, KeyError) and PACKED_ATTENTION in reason) or "attn_implementation" in reason:
-        return f"model {path}: its attention is its own and can't be given packed sequences ({reason}); {SUGGESTION}"
+        return ModelRefused(
+            f"model {path}: its attention is its own and can't be given packed sequences ({reason}); {SUGGESTION}"
+        )
     if "Unrecognized configuration class" in reason and "SequenceClassification" in reason:
-        return (
+        return ModelRefused(
             f"model {path}: transformers has no critic for this architecture (no ForSequenceClassification class): set "
             "algorithm.advantage_estimator=leave_one_out and value_pretraining.num_trajectories=0, which need none, or "
             "choose another model.path"
         )
-    return (
+    return ModelRefused(
         f"model path {str(path)!r} can't be loaded ({reason}); give a folder with config.json and safetensors, "
         "such as the one `vcppo sft` writes, or a Hugging Face id that is cached or can be downloaded"
     )
