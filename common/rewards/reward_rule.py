@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vcppo.common.records.trajectory import Outcome
@@ -71,6 +71,10 @@ class RewardRule:
     soft_overlong_cache: int = 0
     soft_overlong_penalty: float = 1.0
     length_cost: float = 0.0
+
+    def by_outcome_alone(self) -> RewardRule:
+        """The rule of what another task has judged (`vcppo.common.evaluation.benchmarks`): no parts, no shaping."""
+        return replace(self, weights={}, expected=frozenset(), soft_overlong_cache=0, length_cost=0.0)
 
     def score(
         self,

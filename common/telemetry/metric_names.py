@@ -146,6 +146,8 @@ LEARNER = (
     Metric("eval/num_lost", "problems left out since an answer was given up"),
     Metric("eval/seconds", "from the issue of the prompts to the last answer"),
     Metric("eval/stall_seconds", "of these, those in which the learner waited for nothing else"),
+    Metric("eval/*", "of a benchmark (eval.benchmarks): `NAME/accuracy`, `NAME/accuracy_low`, `NAME/accuracy_high`",
+           family="vcppo_eval_benchmark", label="figure"),
     Metric("vp/recorded", "trajectories recorded for value pretraining"),
     Metric("vp/reward", "value pretraining: mean reward of what is recorded"),
     Metric("vp/reward/*", "value pretraining: mean of a part of the reward by name, unweighted",

@@ -33,7 +33,14 @@ class Scorer:
 
     def __init__(self, config: VcppoConfig, verifiers: VerifierPool | None, source: RewardSource | None = None) -> None:
         self._rule, self._verifiers, self._task = config.reward_rule, verifiers, config.task.name
-        self._source = source
+        self._source, self._takes_outcome_alone = source, False
+
+    @classmethod
+    def of_benchmark(cls, config: VcppoConfig, name: str, verifiers: VerifierPool) -> Scorer:
+        """Of a benchmark that is evaluated during training: its verdict's outcome is all that counts."""
+        made = cls(config, verifiers)
+        made._rule, made._task, made._takes_outcome_alone = config.reward_rule.by_outcome_alone(), name, True
+        return made
 
     async def score(
         self,
@@ -60,6 +67,8 @@ class Scorer:
 
     def score_verdict(self, verdict: Verdict, num_tokens: int, turn_rewards: Sequence[float] = ()) -> Score:
         """What a verdict on a response of `num_tokens` tokens is worth. A number out of range is logged."""
+        if self._takes_outcome_alone:
+            verdict = Verdict(verdict.outcome, verdict.extracted)
         score = self._rule.score(verdict.outcome, verdict.reward, verdict.components, num_tokens, turn_rewards)
         if score.fault is not None:
             log.warning(

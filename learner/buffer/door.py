@@ -28,16 +28,19 @@ class Door:
         rewards: how a reward is made of outcome, components and length; the buffer makes it again.
         max_response_tokens: of one response.
         max_staleness: policy versions that a token may be older than its prompt.
+        benchmarks: names of ``eval.benchmarks``, whose rewards are by outcome alone.
     """
 
     rewards: RewardRule
     max_response_tokens: int
     max_staleness: int
+    benchmarks: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, config: VcppoConfig) -> Door:
         """The bounds that this config sets."""
-        return cls(config.reward_rule, config.sampling.max_response_tokens, config.rl.max_staleness)
+        benchmarks = frozenset(each.name for each in config.eval.benchmarks)
+        return cls(config.reward_rule, config.sampling.max_response_tokens, config.rl.max_staleness, benchmarks)
 
     def check(self, trajectory: Trajectory) -> None:
         """Let a valid trajectory pass.
@@ -83,8 +86,9 @@ class Door:
             raise WireError(
                 f"response_token_ids: {num_tokens} tokens, sampling.max_response_tokens = {self.max_response_tokens}"
             )
+        rewards = self.rewards.by_outcome_alone() if trajectory.task in self.benchmarks else self.rewards
         try:
-            self.rewards.check(
+            rewards.check(
                 trajectory.outcome, trajectory.reward, trajectory.components, num_tokens, trajectory.turn_rewards
             )
         except ValueError as error:
