@@ -13,7 +13,7 @@ import structlog
 
 from vcppo.common.config import TaskConfig, VcppoConfig
 from vcppo.common.errors import EXIT_OK
-from vcppo.common.evaluation.benchmarks import benchmark_tasks
+from vcppo.common.evaluation.benchmark_tasks import benchmark_tasks
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
 from vcppo.common.process.main import process_parser, run_process

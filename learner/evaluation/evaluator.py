@@ -20,7 +20,7 @@ from typing import Any, Literal
 import structlog
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.evaluation.benchmarks import benchmark_tasks, with_task
+from vcppo.common.evaluation.benchmark_tasks import benchmark_tasks, with_task
 from vcppo.common.evaluation.held_out import held_out_problems
 from vcppo.common.evaluation.on_the_way import (
     best_of,
