@@ -73,7 +73,7 @@ class RewardRule:
     length_cost: float = 0.0
 
     def by_outcome_alone(self) -> RewardRule:
-        """The rule of what another task has judged (`vcppo.common.evaluation.benchmark_tasks`): no parts, no shaping."""
+        """The rule of what another task has judged (`common.evaluation.benchmark_tasks`): no parts, no shaping."""
         return replace(self, weights={}, expected=frozenset(), soft_overlong_cache=0, length_cost=0.0)
 
     def score(
