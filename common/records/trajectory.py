@@ -238,9 +238,9 @@ def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) 
 
 def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
     """What `validate` checks beyond `check_shapes`, for arrays whose shapes are known to be right."""
-    for each, where in _named(trajectory):
-        _check_arrays(each, where, limits)
-        _check_spans(each, where, limits)
+    _check_conversation(trajectory, "", limits)
+    for number, segment in enumerate(trajectory.segments):
+        _check_conversation(segment, f"segments[{number}].", limits)
     if len(trajectory.segments) >= limits.max_segments:
         raise InvalidTrajectory(f"segments: {len(trajectory.segments) + 1} of them, at most {limits.max_segments}")
     if not abs(trajectory.reward) <= limits.max_reward:  # so put, it refuses NaN too
@@ -253,12 +253,9 @@ def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMI
         _check_turn_rewards(trajectory, limits)
 
 
-def _named(trajectory: Trajectory) -> list[tuple[Trajectory | Segment, str]]:
-    """Each conversation, and what stands before the names of its fields."""
-    return [(trajectory, ""), *((each, f"segments[{i}].") for i, each in enumerate(trajectory.segments))]
-
-
-def _check_spans(of: Trajectory | Segment, where: str, limits: TrajectoryLimits) -> None:
+def _check_conversation(of: Trajectory | Segment, where: str, limits: TrajectoryLimits) -> None:
+    """`where` stands before the names of its fields."""
+    _check_arrays(of, where, limits)
     spans, num_response = of.version_spans, len(of.response_token_ids)
     if not 1 <= len(spans) <= limits.max_spans:
         raise InvalidTrajectory(f"{where}version_spans: {len(spans)} spans, from 1 to {limits.max_spans} are accepted")
@@ -286,13 +283,15 @@ def _check_components(components: Mapping[str, float], limits: TrajectoryLimits)
         raise InvalidTrajectory(f"components: {len(components)} of them, at most {limits.max_components}")
     for name, value in components.items():
         if not abs(value) <= limits.max_reward:
-            raise InvalidTrajectory(f"components: {name[:80]} = {value} is not finite, or beyond {limits.max_reward:g}")
+            shown = ascii(name[:80])[1:-1]  # a peer's: it must not talk to a terminal
+            raise InvalidTrajectory(f"components: {shown} = {value} is not finite, or beyond {limits.max_reward:g}")
 
 
 def check_shapes(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
     """Raise `InvalidTrajectory` unless the four arrays of each conversation have their dtypes and lengths."""
-    for each, where in _named(trajectory):
-        _check_shapes(each, where, limits)
+    _check_shapes(trajectory, "", limits)
+    for number, segment in enumerate(trajectory.segments):
+        _check_shapes(segment, f"segments[{number}].", limits)
 
 
 def _check_shapes(of: Trajectory | Segment, where: str, limits: TrajectoryLimits) -> None:

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple, cast, get_args
 
@@ -123,10 +122,13 @@ def encode_trajectory(trajectory: Trajectory) -> bytes:
         header["components"] = t.components
     if t.turn_rewards:
         header["turn_rewards"] = t.turn_rewards
+    words, masks = [t.prompt_token_ids, t.response_token_ids, t.behaviour_log_probs], [t.action_mask]
     if t.segments:
         header["segments"] = [_segment_header(segment) for segment in t.segments]
-    words = [(c.prompt_token_ids, c.response_token_ids, c.behaviour_log_probs) for c in t.conversations]
-    return _join(_TRAJECTORY, header, (*chain.from_iterable(words), *(c.action_mask for c in t.conversations)))
+        for each in t.segments:
+            words += each.prompt_token_ids, each.response_token_ids, each.behaviour_log_probs
+            masks.append(each.action_mask)
+    return _join(_TRAJECTORY, header, (*words, *masks))
 
 
 def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_LIMITS) -> Trajectory:
@@ -193,15 +195,16 @@ def _sizes(header: Header, limits: TrajectoryLimits) -> _Sizes:
 
 def _arrays(sizes: Sequence[_Sizes], body: memoryview) -> list[_Arrays]:
     """Of each conversation. Words come first, then the masks."""
-    expected = sum(4 * num_prompt + 9 * num_response for num_prompt, num_response in sizes)
+    found, word, mask = list[_Arrays](), 0, 0
+    for num_prompt, num_response in sizes:
+        mask += 4 * num_prompt + 8 * num_response
+    expected = mask + sum([each.num_response for each in sizes])
     if len(body) != expected:
         num_prompt, num_response = map(sum, zip(*sizes, strict=True))
         raise WireError(
             f"num_response: {num_prompt} prompt and {num_response} response tokens take {expected} bytes of arrays, "
             f"the message has {len(body)}"
         )
-    found, word = list[_Arrays](), 0
-    mask = sum(4 * num_prompt + 8 * num_response for num_prompt, num_response in sizes)
     for num_prompt, num_response in sizes:
         response = word + 4 * num_prompt
         log_probs = response + 4 * num_response
