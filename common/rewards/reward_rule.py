@@ -9,7 +9,7 @@
                    L tokens. L is ``sampling.max_response_tokens``, C ``task.soft_overlong_cache``, p
                    ``task.soft_overlong_penalty``
     length_cost    -``task.length_cost`` a token
-    T              tokens of the response
+    T              tokens of the response; of an agent's rollout with several conversations, of the longest response
 
 A sum beyond ``task.reward_range`` is no reward: the outcome is then ``crash``, with the reward of a crash, and the
 number is trained nowhere. The base of an environment's rollout is the sum of its turns' rewards. What is still to be

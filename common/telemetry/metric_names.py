@@ -49,6 +49,8 @@ LEARNER = (
            " (docs/rewards.md)", family="vcppo_reward_component", label="component"),
     Metric("turns/mean", "mean turns of the policy in an environment's rollouts"),
     Metric("turns/max", "most turns of one of them"),
+    Metric("turns/segments", "mean conversations of an agent's rollouts, where one has several (docs/agents.md)"),
+    Metric("turns/segments_max", "most conversations of one of them"),
     Metric("turns/masked_fraction", "share of their response tokens that the environment said"),
     Metric("turns/environment_seconds", "mean seconds that one of them waited for its environment"),
     Metric("turns/reward_by_turn", "mean reward of the first turn, the second, …, over the rollouts that have it"),
@@ -195,7 +197,8 @@ GENERATOR = (
     Metric("generator/environment_errors", "those of them that raised or were late", kind="since"),
     Metric("generator/environment_seconds", "seconds in them, summed over calls side by side", kind="since"),
     Metric("generator/agent_requests", "requests of agents that the policy has answered", kind="since"),
-    Metric("generator/segments_not_trained", "conversations of agents but the last of each rollout", kind="since"),
+    Metric("generator/segments", "conversations that agents began anew within a rollout, each trained as a trajectory"
+           " of its own", kind="since"),
     Metric("generator/unacked", "trajectories sent and not yet acknowledged"),
     Metric("generator/policy_version", "of the weights in vLLM; none while they are half loaded"),
     Metric("reward_source/waiting", "responses that wait for a reward service or a judge (docs/rewards.md)"),

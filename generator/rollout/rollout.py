@@ -231,7 +231,7 @@ class RolloutWorker:
         await self.control.gate.until_may_send()  # a canary may still find the weights wrong
         name = make_trajectory_id(prompt.id, self._id, self._incarnation)
         self._sender.send(name, encode_trajectory(finished.trajectory(prompt, name, self._id)))
-        self._heartbeat.counters.num_tokens += int(finished.transcript.action_mask.sum())
+        self._heartbeat.counters.num_tokens += finished.num_actions
         self._heartbeat.counters.num_rollouts += 1
         log.debug("trajectory_sent", trajectory_id=name, outcome=finished.score.outcome)
 
@@ -273,9 +273,9 @@ class RolloutWorker:
         if played is None:
             return None
         made = played.transcript
-        score = self._scorer.score_verdict(played.verdict, len(made.token_ids), made.turn_rewards)
+        score = self._scorer.score_verdict(played.verdict, played.longest_response, made.turn_rewards)
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
-        return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids)
+        return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids, played.segments)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)

@@ -94,6 +94,6 @@ class Respondent:
             made = played.transcript
             text = decode_response(self._tokenizer, made.token_ids, played.end_ids)
             count = int(made.action_mask.sum())
-            length, seconds = len(made.token_ids), played.generate_seconds
+            length, seconds = played.longest_response, played.generate_seconds
             return Judged(text, played.verdict, made.finish_reason, count, length, seconds, made.turn_rewards)
         raise VcppoError(f"{prompt.id}: its environment's child was lost {_MOST_TRIES} times: see the lines above")

@@ -220,10 +220,11 @@ class RlLoop:
             stats.critic_grad_norms.append(critic.step())
 
     def _denominators(self, batch: Batch, members: Sequence[int], estimates: Estimates) -> Denominators:
-        """What the actor's sums over these sequences are divided by."""
-        mask, cu, kind = estimates.actor_mask, batch.action_cu_seqlens, self.config.algorithm.aggregation
-        policy = loss_denominator(mask, cu, members, kind, self.config.sampling.max_response_tokens)
-        return Denominators(policy, positive=num_trained(estimates.positive, cu, members))
+        """What the actor's sums over these sequences are divided by. They are whole rollouts, each one response."""
+        mask, cu, kind = estimates.actor_mask, batch.rollout_action_cu_seqlens, self.config.algorithm.aggregation
+        rollouts = batch.rollouts_of(members)
+        policy = loss_denominator(mask, cu, rollouts, kind, self.config.sampling.max_response_tokens)
+        return Denominators(policy, positive=num_trained(estimates.positive, cu, rollouts))
 
     def _set_rates(self, step: int) -> None:
         """Learning rates by the number of the step, so that a step done again has the same."""

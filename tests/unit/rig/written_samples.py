@@ -30,7 +30,7 @@ def write_step(
 ) -> None:  # fmt: skip
     """Of a step whose critic believes 0.1 per token before an action, and whose log-probs differ by 0.25."""
     made = Batch(trajectories, version=step - 1)
-    values = np.concatenate([0.1 * np.flatnonzero(each.action_mask) for each in trajectories]).astype(np.float32)
+    values = np.concatenate([0.1 * np.flatnonzero(each.action_mask) for each in made.trajectories]).astype(np.float32)
     algorithm = AlgorithmConfig(whiten_advantages=False)
     estimates = estimate(
         made, values, np.full(len(made), 0.5, np.float32), made.behaviour_log_probs + np.float32(0.25), algorithm,
