@@ -256,6 +256,7 @@ class RolloutWorker:
 
         Raises:
             RolloutLost, NotBegun: see `Player.play`.
+            SourceAway, NoReward: it can't be scored now, or ever.
         """
 
         async def sample(turn: Prompt) -> Rollout | None:
@@ -269,9 +270,11 @@ class RolloutWorker:
         played = await player.play(prompt, sample)
         if played is None:
             return None
-        made = played.transcript
-        score = self._scorer.score_verdict(played.verdict, len(made.token_ids), made.turn_rewards)
+        made, began = played.transcript, time.monotonic()
+        score = await self._scorer.score_rollout(prompt.id, prompt.answer, played.verdict, made, played.told)
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
+        if played.told is not None:
+            timings["verify"] = played.grade_seconds + time.monotonic() - began
         return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
