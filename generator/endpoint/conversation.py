@@ -60,6 +60,7 @@ class Segment:
 
     Attributes:
         said: all messages so far, the policy's last reply included.
+        turns: of the policy, as it wrote them.
         is_cut: it had no room for what the agent, or the policy, wanted to say.
     """
 
@@ -67,6 +68,7 @@ class Segment:
     tools: Tools
     episode: Episode
     said: ChatMessages = field(default_factory=list)
+    turns: list[str] = field(default_factory=list)
     is_cut: bool = False
 
     @property
@@ -158,8 +160,8 @@ class Conversation:
             raise Refusal("too_many_turns", f"task.max_turns = {self._limits.turns} are used up: finish the agent")
         return self._first(messages, tools) if segment is None else self._next(segment, messages)
 
-    def take(self, plan: Plan, turn: Sampled, reply: dict[str, Any]) -> None:
-        """The turn was sampled; `reply` is the message that the agent gets of it."""
+    def take(self, plan: Plan, turn: Sampled, text: str, reply: dict[str, Any]) -> None:
+        """The turn was sampled; `text` is what the policy wrote, `reply` the message that the agent gets of it."""
         segment, episode = plan.segment, plan.segment.episode
         if segment in self._segments:
             self._segments.remove(segment)
@@ -167,6 +169,7 @@ class Conversation:
         episode.act(_Turn(turn.token_ids, turn.log_probs, turn.version_spans))
         segment.is_cut = turn.finish_reason == "length" and episode.room == 0
         segment.said = [*plan.messages, reply]
+        segment.turns.append(text)
         self._segments.append(segment)
         self.num_turns += 1
 
@@ -174,6 +177,11 @@ class Conversation:
     def num_segments(self) -> int:
         """That the policy has sampled in."""
         return len(self._segments)
+
+    @property
+    def last(self) -> Segment:
+        """The one that was sampled last."""
+        return self._segments[-1]
 
     def finish(self, reward: float) -> Finished:
         """What the policy has sampled. ValueError when that is nothing."""

@@ -258,6 +258,7 @@ class RolloutWorker:
 
         Raises:
             RolloutLost, NotBegun: see `Player.play`.
+            SourceAway, NoReward: it can't be scored now, or ever.
         """
 
         async def sample(turn: Prompt) -> Rollout | None:
@@ -272,9 +273,11 @@ class RolloutWorker:
         played = await self._player.play(prompt, sample)
         if played is None:
             return None
-        made = played.transcript
-        score = self._scorer.score_verdict(played.verdict, played.longest_response, made.turn_rewards)
+        made, began, longest = played.transcript, time.monotonic(), played.longest_response
+        score = await self._scorer.score_rollout(prompt.id, prompt.answer, played.verdict, made, longest, played.told)
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
+        if played.told is not None:
+            timings["verify"] = played.grade_seconds + time.monotonic() - began
         return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids, played.segments)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:

@@ -51,10 +51,9 @@ class AgentPlayer(Player):
         self._config = config
         self._told: set[str] = set()  # settings of requests that do not count, once each
 
-    async def play(self, prompt: Prompt, sample: Sample) -> Played | None:
-        """See `Player.play`; NotBegun too when the agent ends without having asked the policy."""
-        async with self._pool.open() as session:
-            return await _AgentRollout(self, prompt, session).play(sample)
+    async def _played(self, prompt: Prompt, session: Session, sample: Sample) -> Played | None:
+        """NotBegun too when the agent ends without having asked the policy."""
+        return await _AgentRollout(self, prompt, session).play(sample)
 
     @property
     def server(self) -> EndpointServer:
@@ -127,8 +126,9 @@ class _AgentRollout:
             raise RolloutLost
         self._generate_seconds += turn.seconds
         if call.is_wanted:  # whoever asks the same once more gets another turn, as if this one had not been
-            reply = self._reply(plan, turn)
-            self._conversation.take(plan, turn, reply.message)
+            text = self._player.action_of(turn)
+            reply = self._reply(plan, turn, text)
+            self._conversation.take(plan, turn, text, reply.message)
             self._end_ids = turn.end_ids
             self._player.count(requests=1)
             call.answer(reply)
@@ -140,8 +140,8 @@ class _AgentRollout:
         seed = derive_seed(seed, "turn", number) if number else seed
         return replace(self._prompt, token_ids=plan.token_ids, seed=seed, max_response_tokens=room)
 
-    def _reply(self, plan: Plan, turn: Rollout) -> Reply:
-        text, calls = self._player.action_of(turn), list[dict[str, Any]]()
+    def _reply(self, plan: Plan, turn: Rollout, text: str) -> Reply:
+        calls = list[dict[str, Any]]()
         if plan.segment.tools is not None:
             text, calls = read_tool_calls(text, self._conversation.num_turns)
         ended: FinishedBy = "length" if turn.finish_reason == "length" else "tool_calls" if calls else "stop"
@@ -153,6 +153,7 @@ class _AgentRollout:
             raise NotBegun(f"the agent {what} before it had asked the policy: there is nothing to train")
         self._player.count(segments=self._conversation.num_segments - 1)
         seen: Observation = answer.observation
+        last = self._conversation.last
         made = self._conversation.finish(seen.reward)
         if answer.fault is not None:
             verdict = Verdict(answer.fault, None)
@@ -168,6 +169,7 @@ class _AgentRollout:
             environment_seconds=seconds - self._generate_seconds,
             prompt_token_ids=made.prompt,
             segments=made.others,
+            told=self._player.told(made.prompt, last.turns, last.said),
         )
 
 

@@ -62,7 +62,7 @@ def conversation(response: int = 1000, sequence: int = 2000, turns: int = 99, se
 def say(of: Conversation, messages: ChatMessages, text: str, tools: Tools = None, **given: Any) -> ChatMessages:
     """One request and its reply; all messages so far."""
     reply = assistant_message(text, [])
-    of.take(of.plan(messages, tools), turn(text, **given), reply)
+    of.take(of.plan(messages, tools), turn(text, **given), text, reply)
     return [*messages, reply]
 
 
@@ -75,7 +75,8 @@ def test_a_request_that_goes_on_adds_only_what_is_new() -> None:
     said = say(made, [user("ab")], "cd")
     plan = made.plan([*said, user("ef")], None)
     assert (text_of(plan.said), text_of(plan.token_ids), plan.room) == ("|ef", "|abcd$|ef", 1000 - 6)
-    made.take(plan, turn("gh", version=3), assistant_message("gh", []))
+    made.take(plan, turn("gh", version=3), "gh", assistant_message("gh", []))
+    assert made.last.turns == ["cd", "gh"] and [each["content"] for each in made.last.said] == ["ab", "cd", "ef", "gh"]
     prompt, transcript, others = made.finish(0.5)
     assert (text_of(prompt), text_of(transcript.token_ids), others) == ("|ab", "cd$|efgh$", ())
     assert transcript.action_mask.tolist() == [True] * 3 + [False] * 3 + [True] * 3
@@ -101,7 +102,7 @@ def test_a_request_that_does_not_go_on_begins_a_segment(messages: ChatMessages, 
     say(made, [user("ab")], "cd")
     plan = made.plan(messages, tools)
     assert plan.said == () and text_of(plan.token_ids) == text_of(Letters().prompt(messages, tools))
-    made.take(plan, turn("z"), assistant_message("z", []))
+    made.take(plan, turn("z"), "z", assistant_message("z", []))
     prompt, transcript, others = made.finish(1.0)
     assert (text_of(prompt), text_of(transcript.token_ids)) == (text_of(plan.token_ids), "z$")
     (first,) = others
@@ -227,7 +228,7 @@ def test_any_agent(data: st.DataObject) -> None:
         whole = np.concatenate([of_segment[-1].plan.token_ids, of_segment[-1].turn.token_ids]) if of_segment else []
         assert plan.token_ids[: len(whole)].tolist() == list(whole)
         reply = assistant_message(text, [])
-        made.take(plan, sampled, reply)
+        made.take(plan, sampled, text, reply)
         taken.append(Asked(plan, sampled))
         known.append([*messages, reply])
     if not taken:

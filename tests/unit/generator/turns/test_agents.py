@@ -152,6 +152,22 @@ def test_calls_of_tools_go_on_in_their_segment() -> None:
     assert text_of(made)[1].count(call) == 2 and "<tool_response>\n42\n</tool_response>" in text_of(made)[1]
 
 
+def loud(answer: Any, response: str, finish_reason: str, messages: list[Any]) -> float:
+    """The policy's own calls, as it wrote them and as messages."""
+    return response.count("<tool_call>") + 0.25 * sum("tool_calls" in each for each in messages) + len(messages) / 64
+
+
+def test_functions_see_the_conversation_that_is_trained() -> None:
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    then = [{"role": "tool", "tool_call_id": "call_0_0", "content": f"42 {call}"}]
+    task = {"rewards": [{"name": f"{HERE}:loud"}], "format_pattern": "42"}
+    made, _ = played(call, task, model=TOOLED, then=then, **{"with": {"tools": TOOLS}})
+    assert made.verdict == Verdict("correct", None, 0.5, {"loud": 2 + 0.25 * 2 + 4 / 64, "format": 0.0})
+    anew, _ = played(task=task, compacts=True)
+    assert anew.verdict.components["loud"] == 2 / 64
+    assert anew.told is not None and anew.told.messages[0]["content"] == "all so far"
+
+
 WHAT_IT_COMES_TO: list[tuple[dict[str, Any], Verdict]] = [
     ({"raises": True}, Verdict("crash", None)), ({"seconds": 600}, Verdict("timeout", None)),
     ({"reward": "much"}, Verdict("crash", None)), ({"reward": float("nan")}, Verdict("crash", None)),
