@@ -157,3 +157,7 @@ class RunFolder:
     def metrics_file(self, service: str) -> Path:
         """Metrics of one service, e.g. ``learner``."""
         return self.metrics / f"{service}.jsonl"
+
+    def tracker_position(self, service: str, tracker: str) -> Path:
+        """How far a tracker has been told of a service's metrics; beside them, so that it goes where they go."""
+        return self.metrics / "trackers" / f"{service}.{tracker}.json"

@@ -239,6 +239,18 @@ class MetricsConfig(Section):
     wandb_project: str | None = None
     """Metrics also go to this project of Weights & Biases (pip install vcppo[wandb])."""
 
+    mlflow_experiment: str | None = None
+    """Metrics also go to this experiment of an MLflow server (pip install vcppo[mlflow])."""
+
+    mlflow_uri: str | None = None
+    """The MLflow server, as http://host:port; null: the environment's MLFLOW_TRACKING_URI."""
+
+    trackio_project: str | None = None
+    """Metrics also go to this project of trackio (pip install vcppo[trackio])."""
+
+    tracker_samples: int = Field(default=8, ge=0)
+    """Responses of each RL step that these three get as a table, out of those that are kept; 0: none."""
+
     samples_per_step: int = Field(default=256, ge=0)
     """Responses of each RL step that are kept, with the critic's values of each token: all of a smaller batch, of a
     larger one some of every outcome; 0: none."""

@@ -35,6 +35,7 @@ SITES = {
     "common/sandbox/root.py": OTHER,
     "common/telemetry/metric_sinks.py": COSTS,
     "common/telemetry/metrics.py": KEPT,
+    "common/trackers/position.py": WAITS,
     "common/transport/endpoints.py": ENDS,
     "common/transport/spool.py": KEPT,
     "generator/check/tokenizer_checks.py": OTHER,
