@@ -130,6 +130,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def profiles(self) -> Path:
+        """Traces and flame graphs of the steps in learner.profile_steps."""
+        return self.path / "profiles"
+
+    @property
     def endpoints(self) -> Path:
         """Where the buffers of the last launch listen, when the launcher chose (`vcppo.common.transport.endpoints`)."""
         return self.path / "endpoints.json"

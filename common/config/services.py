@@ -61,6 +61,10 @@ class LearnerConfig(Section):
     keep_checkpoints: Positive = 2
     """Older ones are deleted."""
 
+    profile_steps: list[Positive] = Field(default_factory=list)
+    """RL steps of which a trace and flame graphs are written to <run>/profiles (docs/operations.md#profiling). Such a
+    step takes longer."""
+
     batch_deadline_seconds: Seconds = 600.0
     """A batch that does not fill in this time stops the run with an error that names who is waited for."""
 

@@ -40,6 +40,7 @@ from vcppo.learner.critic_training.update import critic_loss
 from vcppo.learner.engine.deepspeed_engine import TrainEngine
 from vcppo.learner.engine.forward import compute_log_probs, compute_values
 from vcppo.learner.engine.reference import Reference
+from vcppo.learner.profiling.step_profile import StepProfile
 from vcppo.learner.rl.claiming import Claiming
 from vcppo.learner.rl.estimates import Estimates, estimate
 from vcppo.learner.rl.phases import Phases
@@ -84,6 +85,7 @@ class RlLoop:
         self._suspects = Suspects(config, models.actor, models.critic, share, rank_zero)
         self._stop_requested = stop_requested
         self._record = StepRecord(rank_zero, has_critic=models.critic is not None)
+        self._profile = StepProfile(config, share.rank)
 
     def run(self) -> bool:
         """Resume if there is something to resume, then step until the end or until asked to stop."""
@@ -95,16 +97,17 @@ class RlLoop:
             self._publisher.publish(self.version)  # at version 0 too: later answers are compared with those of now
         phases = Phases()
         while self.version < self.config.rl.num_steps:
-            self._claiming.issue(self.version)
-            self._catch_up(phases)  # generators are at work meanwhile
-            with phases.phase("claim"):
-                batch = self._claiming.next_batch(self.version)
-            if batch is None:
-                self._progress.checkpoint_and_commit(self.version)
-                return False
-            phases = self._step(batch, phases)
-            if self.version < self.config.rl.num_steps:  # for the last version nobody generates: it is exported
-                self._publisher.publish(self.version, phases)
+            with self._profile.of(self.version + 1):
+                self._claiming.issue(self.version)
+                self._catch_up(phases)  # generators are at work meanwhile
+                with phases.phase("claim"):
+                    batch = self._claiming.next_batch(self.version)
+                if batch is None:
+                    self._progress.checkpoint_and_commit(self.version)
+                    return False
+                phases = self._step(batch, phases)
+                if self.version < self.config.rl.num_steps:  # for the last version nobody generates: it is exported
+                    self._publisher.publish(self.version, phases)
         return True
 
     def _catch_up(self, phases: Phases) -> None:

