@@ -67,7 +67,7 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         sender = TrajectorySender(endpoints, generator_id, config.transport, folder.spool / generator_id)
-        metrics = open_metrics(config, generator_id)
+        metrics = open_metrics(config, generator_id, "seconds")
         try:
             parts = Generator(
                 config, generator_id, engine, store, sender, verifiers, tokenizer, metrics, player, rewards, benchmarks

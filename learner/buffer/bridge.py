@@ -83,7 +83,7 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
         # Buffers of several hosts may all listen on "every address": one is no successor of another.
         name = f"{make_buffer_id(receiver.endpoint)} on {socket.gethostname()}"
         store = connect_store(config, patience_seconds=_REDIS_PATIENCE_SECONDS, enter=name)
-        metrics = open_metrics(config, "buffer")
+        metrics = open_metrics(config, "buffer", "seconds")
         try:
             Buffer(config, receiver, store, metrics, stopping).run()
         finally:

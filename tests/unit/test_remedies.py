@@ -532,6 +532,7 @@ VERB = r"\b(?:set|raise|lower|change|choose|give|increase|reduce)\s+(?:\w+\s+){0
 REMEDY = re.compile(rf"{VERB}({'|'.join(map(re.escape, FIELDS))})\b")
 # Texts that are followed otherwise than by a run that has begun.
 NOT_ON_A_RUN = {
+    "common/trackers/wanted.py": "`test_metric_sinks.py` follows it, and trackers shape nothing of a run",
     "common/config/checks.py": "CONFIG follows them",
     "common/config/critic_model_checks.py": "as above",
     "common/config/reward_checks.py": "as above",
