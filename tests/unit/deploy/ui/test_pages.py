@@ -145,7 +145,7 @@ def test_a_response_token_by_token_with_its_relatives(browser: TestClient) -> No
     assert "value +0.000" in spans[0][1] and "The critic changed its mind most at token" in page
     assert page.count("step 3, ") == 7 and page.count("step 1, ") == 8  # its group; the same problem elsewhere
     assert "<polyline" in page
-    for by in ("advantage", "mismatch", "log-prob", "version", "turn"):
+    for by in ("advantage", "mismatch", "log-prob", "entropy", "version", "turn"):
         assert text(browser, sample_address(by=by)) != page
     assert browser.get(sample_address(by="beauty")).status_code == 422
     assert "not among the samples" in text(browser, "/sample?run=first&step=3&id=x", 404)
