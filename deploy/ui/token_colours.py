@@ -27,12 +27,24 @@ _STEPS = 10
 _NUM_KINDS = 6
 
 
+_SCALE = [f"b{step}" for step in range(-_STEPS, _STEPS + 1, 2)]
+SCALES: dict[ColourBy, tuple[str, str, list[str]]] = {
+    "value": ("it goes wrong", "it goes right", _SCALE),
+    "advantage": ("less likely", "more likely", _SCALE),
+    "mismatch": ("lower", "higher", _SCALE),
+    "log-prob": ("unlikely", "likely", _SCALE[: len(_SCALE) // 2 + 1]),
+    "entropy": ("sure", "undecided", [f"u{step}" for step in range(0, _STEPS + 1)]),
+}
+"""What the two ends of the colours mean, and the classes from one to the other."""
+
+
 class ColouredToken(NamedTuple):
     """One token of the page; `numbers` is what is said of it, `kind` the classes of its colour and what it is."""
 
     text: str
     kind: str
     numbers: str
+    is_turning: bool = False
 
 
 def coloured(
@@ -52,7 +64,7 @@ def coloured(
         kinds = [classes[number]] if is_action else ["environment"]
         if number == turning:
             kinds.append("turning")
-        found.append(ColouredToken(printable(piece), " ".join(kinds), numbers_text(number, tokens)))
+        found.append(ColouredToken(printable(piece), " ".join(kinds), numbers_text(number, tokens), number == turning))
     return found
 
 
