@@ -51,10 +51,16 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Measured]:
 
 def newest(rows: Sequence[Mapping[str, Any]], measured: Measured = HELD_OUT) -> HeldOut | None:
     """The last measurement; None where nothing was measured."""
-    for row in reversed(rows):
-        if (accuracy := _share(row.get(measured.accuracy))) is not None:
-            return HeldOut(row["step"], accuracy, _share(row.get(measured.low)), _share(row.get(measured.high)))
-    return None
+    return next((found for row in reversed(rows) for found in all_of([row], measured)), None)
+
+
+def all_of(rows: Sequence[Mapping[str, Any]], measured: Measured = HELD_OUT) -> list[HeldOut]:
+    """Every measurement, in the order of the rows."""
+    return [
+        HeldOut(row["step"], accuracy, _share(row.get(measured.low)), _share(row.get(measured.high)))
+        for row in rows
+        if (accuracy := _share(row.get(measured.accuracy))) is not None
+    ]
 
 
 def held_out_text(found: HeldOut) -> str:

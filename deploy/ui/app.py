@@ -21,6 +21,7 @@ from vcppo.deploy.logs.logs_command import LogFilter, from_folder
 from vcppo.deploy.report.markup import templates_in
 from vcppo.deploy.report.run_page import all_settings
 from vcppo.deploy.report.write import read_evals
+from vcppo.deploy.run.held_out import all_of, metrics_of
 from vcppo.deploy.run.run_data import LEDGER_STATES, RunData, is_exact
 from vcppo.deploy.samples.sources import ALL_STEPS, parse_steps, steps_of
 from vcppo.deploy.samples.token_view import LINE_HEIGHT, LINE_WIDTH, turning_point, turning_text, value_line
@@ -177,7 +178,7 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
         rule = config.reward_rule
         places, bins = beliefs.by_place(responses), beliefs.calibration(responses, rule.low, rule.high)
         plain = {"span": None, "is_share": False, "intervals": [None, None], "is_joined": [True, True]}
-        tenths = [number + 0.5 for number in range(beliefs.NUM_PLACES)]
+        tenths = list(range(1, beliefs.NUM_PLACES + 1))
         return JSONResponse(
             [
                 {
@@ -201,7 +202,11 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
 def _add_rest(app: FastAPI, runs: Runs) -> None:
     @app.get("/evaluation")
     def evaluation(run: Run) -> HTMLResponse:
-        return _page("evaluation.html.j2", run=run, evals=read_evals(runs.folder(run)))
+        evals, rows = read_evals(runs.folder(run)), runs.data(run).rl
+        on_the_way = [(name, each) for name, one in metrics_of(rows).items() for each in all_of(rows, one)[:-_LINES:-1]]
+        return _page(
+            "evaluation.html.j2", run=run, evals=evals, any_k=any(each.k > 1 for each in evals), on_the_way=on_the_way
+        )
 
     @app.get("/logs")
     def logs(run: Run, service: Text = "", level: Text = "", trajectory: Text = "", version: Text = "") -> HTMLResponse:

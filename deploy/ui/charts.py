@@ -45,7 +45,7 @@ class Chart:
 EVALUATED = Line("evaluated/accuracy", "evaluated/low", "evaluated/high", is_joined=False)
 EXPLAINABLE = Line("explainable/mean", "explainable/least", "explainable/most")
 EXPLAINED_VARIANCE = Chart(
-    "Explained variance", {"critic": "explained_variance/token", "explainable, mean of places": EXPLAINABLE},
+    "Explained variance", {"critic": "explained_variance/token", "explainable, mean of positions": EXPLAINABLE},
     "share of the outcome's variance that the critic explains; 1 is a perfect critic",
 )  # fmt: skip
 RL_CHARTS = (

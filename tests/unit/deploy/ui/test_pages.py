@@ -138,6 +138,11 @@ def test_held_out_accuracy_is_on_every_page_that_compares(measured: tuple[RunFol
     page = text(browser, "/run?run=measured")
     assert "held-out accuracy after step 30, 95 %: 40.0 % to 60.0 %" in page
     assert "held-out accuracy" not in text(browser, "/run?run=plain")
+    table = text(browser, "/evaluation?run=measured").split("While it trained")[1]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == [
+        "held out", "30", "51.4 %", "40.0 % to 60.0 %", "held out", "0", "20.0 %", "–", "aime", "30", "10.0 %", "–",
+    ]  # fmt: skip
+    assert "While it trained" not in text(browser, "/evaluation?run=plain")
     accuracy, *_ = json.loads(text(browser, "/api/run?run=measured"))
     assert accuracy["labels"] == ["training batches", "held out", "aime", "vcppo eval, held out"]
     assert accuracy["points"][2] == [0.2, *[None] * 29, 0.514] and accuracy["intervals"][1][0][-1] == 0.4
