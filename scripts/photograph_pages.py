@@ -1,7 +1,7 @@
 """Photographs of the pages of a run, for the docs: `python -m scripts.photograph_pages runs/demo docs/images`.
 
-Wants chromium (Debian: apt-get install chromium). Which response is shown follows from the run: the misjudged one that
-the run's page names. A second run beside it is compared with it.
+Wants chromium (Debian: apt-get install chromium). Which responses are shown follows from the run: the two
+that its page names. A second run beside it is compared with it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ async def _photograph(address: str, run: Path, output: Path) -> None:
     rule = load_config(folder.config).reward_rule
     judged = rollouts.judged(folder, rule.low, rule.high)
     assert judged is not None and judged.misjudged is not None, "no critic, no samples, or nothing misjudged"
-    sample = f"/sample?run={name}&step={last}&id={quote(judged.misjudged.id)}"
+    sample = f"/sample?run={name}&step={last}&id="
+    response, misjudged = sample + quote(judged.mind.id), sample + quote(judged.misjudged.id)
     others = sorted(path.parent.name for path in run.parent.glob("*/config.yaml") if path.parent != run)
     compared = "".join(f"&run={quote(each)}" for each in others[:1])
     views = {
@@ -55,8 +56,9 @@ async def _photograph(address: str, run: Path, output: Path) -> None:
         "ui_run": (f"/run?run={name}", _CHARTS, 1250),
         "ui_updates": (f"/run?run={name}#updates", _CHARTS, 900),
         "ui_samples": (f"/samples?run={name}&sort=critic+too+hopeful", _READY, 760),
-        "ui_response": (sample, _READY, 760),
-        "ui_entropy": (f"{sample}&by=entropy", _READY, 620),
+        "ui_response": (response, _READY, 680),
+        "ui_misjudged": (misjudged, _READY, 680),
+        "ui_entropy": (f"{response}&by=entropy", _READY, 680),
         "ui_critic": (f"/critic?run={name}&step={last}", _CHARTS, 1250),
         "ui_evaluation": (f"/evaluation?run={name}", _READY, 330),
         "ui_logs": (f"/logs?run={name}&service=learner", _READY, 700),

@@ -65,9 +65,9 @@ class WeightUpdates(NamedTuple):
         if sizes:
             parts.append(f"{sizes[-1] / 2**20:,.1f} MiB each")
         if seconds:
-            parts.append(f"{median(seconds):.2f} s in the middle, {max(seconds):.2f} s at most")
+            parts.append(f"median {median(seconds):.2f} s, longest {max(seconds):.2f} s")
         if stops:
-            parts.append(f"a generator stood still for {max(stops):.2f} s at most")
+            parts.append(f"longest stop of a generator {max(stops):.2f} s")
         failed = f"{len(self.failures):,} failure{'s' if len(self.failures) > 1 else ''}"
         return f"{', '.join(parts)}; {failed if self.failures else 'no failure'}."
 

@@ -155,7 +155,7 @@ def test_held_out_accuracy_is_on_every_page_that_compares(measured: tuple[RunFol
 def test_weight_updates_of_the_log_and_without_one_of_the_metrics(measured: tuple[RunFolder, TestClient]) -> None:
     folder, browser = measured
     section = text(browser, "/run?run=measured").split("Weight updates")[1]
-    assert "30 updates, 0.30 s in the middle" in section and "The newest 10 of 30" in section
+    assert "30 updates, median 0.30 s" in section and "The newest 10 of 30" in section
     sent = {"time": "2026-01-02T03:04:05.678Z", "event": "weights_broadcast", "policy_version": 1, "seconds": 0.25,
             "pause_seconds": 0.125, "num_bytes": 2**21, "members": ["g-0", "g-1"], "dropped": ["<b>"]}  # fmt: skip
     lost = {"time": "2026-01-02T03:05:05.678Z", "event": "broadcast_failed", "error": HOSTILE}

@@ -27,8 +27,7 @@ def test_each_update_of_the_log_and_what_failed() -> None:
         ("", "peer closed its connection"), ("g-1", "no sign of life"),
     ]  # fmt: skip
     assert found.summary == (
-        "3 updates, 3.0 MiB each, 0.20 s in the middle, 0.90 s at most,"
-        " a generator stood still for 0.05 s at most; 2 failures."
+        "3 updates, 3.0 MiB each, median 0.20 s, longest 0.90 s, longest stop of a generator 0.05 s; 2 failures."
     )
 
 
@@ -43,7 +42,4 @@ def test_without_a_log_the_metrics_know_the_seconds() -> None:
     rows = [{"step": 1, "time/broadcast": 0.3, "time/pause": 0.1, "time": "t"}, {"step": 2}]
     found = from_metrics(rows)
     assert [(each.version, each.seconds, each.pause_seconds) for each in found.updates] == [(0, 0.3, 0.1)]
-    assert (
-        found.summary
-        == "1 update, 0.30 s in the middle, 0.30 s at most, a generator stood still for 0.10 s at most; no failure."
-    )
+    assert found.summary == "1 update, median 0.30 s, longest 0.30 s, longest stop of a generator 0.10 s; no failure."
