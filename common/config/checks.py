@@ -64,6 +64,11 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
             f"eval.k = {config.eval.k}: pass@k needs at least k samples, but eval.samples_per_problem ="
             f" {config.eval.samples_per_problem}: raise the latter to {config.eval.k}"
         )
+    if config.eval.patience and not config.eval.every:
+        yield (
+            f"eval.patience = {config.eval.patience}: nothing is evaluated during training, since eval.every = 0: set"
+            " eval.every, or eval.patience to 0"
+        )
 
 
 def config_warnings(config: VcppoConfig) -> Iterator[str]:

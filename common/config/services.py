@@ -61,6 +61,10 @@ class LearnerConfig(Section):
     keep_checkpoints: Positive = 2
     """Older ones are deleted."""
 
+    export_every: int = Field(default=0, ge=0)
+    """Steps between exports of the policy as a Hugging Face folder, exports/step-N; training goes on meanwhile. 0: only
+    at the end."""
+
     batch_deadline_seconds: Seconds = 600.0
     """A batch that does not fill in this time stops the run with an error that names who is waited for."""
 

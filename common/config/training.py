@@ -493,7 +493,28 @@ class RlConfig(Section):
 
 
 class EvalConfig(Section):
-    """`vcppo eval`: pass@1 and pass@k through vLLM."""
+    """Pass@1 and pass@k on held-out problems: of a model by `vcppo eval`, and on the way while a run trains."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations during training, by the run's own generators. The last step is evaluated too. 0:
+    none."""
+
+    at_start: bool = False
+    """Evaluate the untrained policy as well, before the first step."""
+
+    num_problems_during_training: int = Field(default=128, ge=1, le=99_999)
+    """Held-out problems of one evaluation during training; the first ones of those `vcppo eval` asks."""
+
+    best_by: Literal["pass_at_1", "pass_at_k"] = "pass_at_1"
+    """Which figure says which evaluated version is the best."""
+
+    keep_best: bool = True
+    """The best evaluated version's policy is kept as exports/best, and is what the run exports at its end. Its
+    checkpoint is kept beside the newest ones where there is one, that is where eval.every is a multiple of
+    learner.checkpoint_every. Costs a copy of the weights in memory and on disk at each evaluation."""
+
+    patience: int = Field(default=0, ge=0)
+    """End the run when so many evaluations in a row were no better than the best before them. 0: never."""
 
     num_problems: Positive = 512
     """Held-out problems; all of them where there are fewer."""

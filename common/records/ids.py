@@ -6,7 +6,8 @@
     process      ``generator-0``                      the first of its role
     buffer       ``buffer@tcp://127.0.0.1:5755``      the buffer that listens there
 
-An evaluation names its groups by the key of the problem: ``eval-<key>``. The Lua scripts of the store and the wire form
+`vcppo eval` names its groups by the key of the problem: ``eval-<key>``. An evaluation during training has groups with
+numbers, as a stage has: see `make_evaluation_number`. The Lua scripts of the store and the wire form
 take an id as it is.
 """
 
@@ -17,8 +18,10 @@ from typing import NamedTuple
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import Purpose
 
-_PREFIXES: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl"}
+_PREFIXES: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl", "evaluation": "eval"}
 _MAX_DIGITS = 18
+MAX_EVALUATED = 100_000
+"""Held-out problems of one evaluation during training: fewer than this."""
 _PURPOSES: dict[str, Purpose] = {prefix: purpose for purpose, prefix in _PREFIXES.items()}
 
 
@@ -59,6 +62,20 @@ def parse_group_id(group_id: str) -> GroupParts:
     if prefix not in _PURPOSES or not _is_number(number):
         raise IdError(f"{group_id!r} is not the id of a group: such an id reads {make_group_id('rl', 12)!r}")
     return GroupParts(_PURPOSES[prefix], int(number))
+
+
+def make_evaluation_number(version: int, problem: int) -> int:
+    """The number of the group that asks held-out problem `problem` of policy `version`: ``eval-01200034`` is problem 34
+    of version 12. `problem` is below `MAX_EVALUATED`."""
+    return version * MAX_EVALUATED + problem
+
+
+def evaluated_version(group_id: str) -> int | None:
+    """The policy version that the group of an evaluation during training is for; None: it is none of these."""
+    if purpose_of(group_id) != "evaluation":
+        return None
+    _, _, number = group_id.partition("-")
+    return int(number) // MAX_EVALUATED if _is_number(number) else None
 
 
 def make_evaluation_group_id(key: str) -> str:

@@ -16,7 +16,7 @@ FinishReason = Literal["stop", "length", "abort"]
 """Why a response ended: the policy ended it, it was cut off, or its generation was broken off."""
 Outcome = Literal["correct", "wrong", "unparsable", "timeout", "crash"]
 """What a verifier finds. Where it gives no number, all but ``correct`` get ``task.reward_wrong``."""
-Purpose = Literal["value_pretraining", "rl"]
+Purpose = Literal["value_pretraining", "rl", "evaluation"]
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]

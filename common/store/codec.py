@@ -29,7 +29,7 @@ KEYS = [
 ]
 SCRIPTS = [
     *("issue", "lease", "renew", "return", "expire_leases", "append", "await"),
-    *("reject", "leave_out", "expire", "claim", "commit", "ledger", "dead_letter"),
+    *("reject", "leave_out", "expire", "claim", "commit", "evaluate", "ledger", "dead_letter"),
     *("register_member", "members", "set_value", "enter"),
 ]
 STATE_KEYS: dict[PromptState, str] = {

@@ -1,7 +1,7 @@
 """Held-out accuracy measured while a run trains, as its metrics name it. Pure.
 
-``eval/accuracy`` with its 95 % interval, ``eval/accuracy_low`` and ``eval/accuracy_high``, at some steps only; of a
-further benchmark ``eval/NAME/accuracy`` and so on.
+``eval/accuracy`` with its 95 % interval, ``eval/accuracy_low`` and ``eval/accuracy_high``, in rows of the stage
+``evaluation`` whose step is the policy version; of a further benchmark ``eval/NAME/accuracy`` and so on.
 """
 
 from __future__ import annotations

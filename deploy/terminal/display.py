@@ -8,7 +8,6 @@ from typing import IO, Protocol
 
 from vcppo.common.telemetry.log_render import OUR_LOGGERS
 from vcppo.deploy.logs.log_lines import LEVELS, Record, level_of
-from vcppo.deploy.run.held_out import held_out_text, newest
 from vcppo.deploy.run.run_data import Row, RunData
 from vcppo.deploy.terminal import outcomes_view
 
@@ -52,10 +51,8 @@ def progress_line(row: Row, data: RunData) -> str:
             f"value pretraining {row['step']:>3} · loss {number(row.get('vp/train_loss'))} · "
             f"held-out explained variance {quality} (gate {settings.min_explained_variance:g})"
         )
-    held_out = newest([row])
-    said = [] if held_out is None else [f"held out {held_out_text(held_out)}"]
-    if said and "reward/accuracy" not in row:  # an evaluation that was done beside the steps
-        return f"rl {row['step']:>3}/{data.config.rl.num_steps} · {said[0]}"
+    if row.get("stage") == "evaluation":
+        return evaluation_line(row)
     of = data.config.rl.batch_size
     others = outcomes_view.others_line(row, of, besides=("right", "wrong"))
     return " · ".join(
@@ -63,12 +60,26 @@ def progress_line(row: Row, data: RunData) -> str:
             f"rl {row['step']:>3}/{data.config.rl.num_steps}",
             f"accuracy {outcomes_view.accuracy(row, of)}",
             *([others] if others else []),
-            *said,
             f"length {number(row.get('length/mean'), '{:.0f}')}",
             f"explained variance {number(row.get('explained_variance/token'), '{:.2f}')}",
             f"staleness {number(row.get('staleness/mean'), '{:.2f}')} max {number(row.get('staleness/max'), '{:.0f}')}",
             f"{number(row.get('tokens/per_second'), '{:,.0f}')} tokens/s",
             f"{number(row.get('time/step'), '{:.1f}')} s",
+        ]
+    )
+
+
+def evaluation_line(row: Row) -> str:
+    """An evaluation during training in one line."""
+    low, high = (number(row.get(f"eval/accuracy_{end}"), "{:.1%}") for end in ("low", "high"))
+    return " · ".join(
+        [
+            f"held out, version {row['step']}",
+            f"accuracy {number(row.get('eval/accuracy'), '{:.1%}')} [{low}, {high}]",
+            f"{number(row.get('eval/num_problems'), '{:.0f}')} problems",
+            f"length {number(row.get('eval/mean_length'), '{:.0f}')}",
+            f"{number(row.get('eval/seconds'), '{:.1f}')} s",
+            f"training waited {number(row.get('eval/stall_seconds'), '{:.1f}')} s",
         ]
     )
 

@@ -150,7 +150,7 @@ def learning_panel(data: RunData) -> Panel:
         ("accuracy", line("reward/accuracy", low=0.0, high=1.0)),
         ("", Text(f"{outcomes_view.accuracy(last, of)} right, {outcomes_view.accuracy_interval(last, of)}")),
         ("", Text(outcomes_view.others_line(last, of))),
-        *_held_out(rows),
+        *_held_out(data.evaluations),
         ("reward", line("reward/mean", low=rule.low, high=rule.high)),
         ("length", line("length/mean", "{:.0f}")),
         ("explained variance", line("explained_variance/token", "{:.2f}", 0.0, 1.0)),

@@ -27,7 +27,7 @@ from vcppo.deploy.samples.sources import ALL_STEPS, parse_steps, steps_of
 from vcppo.deploy.samples.token_view import LINE_HEIGHT, LINE_WIDTH, turning_point, turning_text, value_line
 from vcppo.deploy.ui import beliefs, charts, rollouts
 from vcppo.deploy.ui.guard import Guard
-from vcppo.deploy.ui.run_charts import or_none, run_charts
+from vcppo.deploy.ui.run_charts import or_none, rl_rows, run_charts
 from vcppo.deploy.ui.runs import Runs, UnknownRun, processes, signature
 from vcppo.deploy.ui.token_colours import COLOURS, MEANINGS, SCALES, ColourBy, coloured
 
@@ -69,7 +69,7 @@ def _add_lists(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/api/compare")
     def compared(run: Annotated[list[str], Query(max_length=12)] = []) -> JSONResponse:  # noqa: B006
-        found = {key: charts.thinned(runs.data(key).rl) for key in run}
+        found = {key: rl_rows(runs.data(key)) for key in run}
         some = [chart for chart in charts.COMPARED if any(charts.drawn(chart, rows) for rows in found.values())]
         return JSONResponse([charts.overlaid(chart, found) for chart in some])
 
@@ -202,7 +202,7 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
 def _add_rest(app: FastAPI, runs: Runs) -> None:
     @app.get("/evaluation")
     def evaluation(run: Run) -> HTMLResponse:
-        evals, rows = read_evals(runs.folder(run)), runs.data(run).rl
+        evals, rows = read_evals(runs.folder(run)), runs.data(run).evaluations
         on_the_way = [(name, each) for name, one in metrics_of(rows).items() for each in all_of(rows, one)[:-_LINES:-1]]
         return _page(
             "evaluation.html.j2", run=run, evals=evals, any_k=any(each.k > 1 for each in evals), on_the_way=on_the_way

@@ -91,24 +91,15 @@ MOST_POINTS = 2000
 
 
 def thinned(rows: Rows) -> Rows:
-    """At most `MOST_POINTS` of them, evenly, the last one included: a screen shows no more.
-
-    Rows with held-out accuracy are few, and each costs an evaluation: they are thinned apart from the others.
-    """
-    measured = [row for row in rows if HELD_OUT.accuracy in row]
-    kept = {row["step"]: row for row in [*_every(rows), *_every(measured)]}
-    return [row for _, row in sorted(kept.items())] if len(rows) > MOST_POINTS else rows
-
-
-def _every(rows: Rows) -> Rows:
+    """At most `MOST_POINTS` of them, evenly, the last one included: a screen shows no more."""
     stride = -(-len(rows) // MOST_POINTS)
     return rows if stride <= 1 else rows[(len(rows) - 1) % stride :: stride]
 
 
-def accuracy_chart(rows: Rows) -> Chart:
-    """Of training batches, held-out problems, and each benchmark that the rows have."""
+def accuracy_chart(evaluations: Rows) -> Chart:
+    """Of training batches, held-out problems, and each benchmark that the evaluations have."""
     lines: dict[str, str | Line] = {"training batches": "reward/accuracy"}
-    for label, found in metrics_of(rows).items():
+    for label, found in metrics_of(evaluations).items():
         lines[label] = Line(found.accuracy, found.low, found.high)
     lines["vcppo eval, held out"] = EVALUATED
     return Chart("Accuracy", lines, "intervals of 95 %", (0.0, 1.0), is_share=True)

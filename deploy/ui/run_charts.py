@@ -24,10 +24,8 @@ def run_charts(runs: Runs, run: str) -> list[dict[str, Any]]:
     """Accuracy and the critic first, what is before RL last."""
     data, folder = runs.data(run), runs.folder(run)
     explainable = or_none(read_rows, folder) or []
-    rl = charts.together(
-        charts.thinned(data.rl), _evaluated(folder, data), charts.explainable_by_version(explainable)
-    )  # fmt: skip
-    first = (charts.accuracy_chart(data.rl), charts.EXPLAINED_VARIANCE)
+    rl = charts.together(rl_rows(data), _evaluated(folder, data), charts.explainable_by_version(explainable))
+    first = (charts.accuracy_chart(data.evaluations), charts.EXPLAINED_VARIANCE)
     before_rl = (
         (charts.VALUE_PRETRAINING_CHARTS, charts.thinned(data.value_pretraining)),
         (charts.COLD_START_CHARTS, charts.thinned(runs.cold_start(run))),
@@ -40,6 +38,11 @@ def run_charts(runs: Runs, run: str) -> list[dict[str, Any]]:
         *(chart for some, rows in before_rl for chart in _drawn(some, rows)),
     ]
     return [chart for chart in found if chart is not None]
+
+
+def rl_rows(data: RunData) -> charts.Rows:
+    """Steps of RL, few enough to draw, and what was evaluated of the versions that they made."""
+    return charts.together(charts.thinned(data.rl), charts.thinned(data.evaluations))
 
 
 def _drawn(some: Sequence[charts.Chart], rows: charts.Rows) -> list[dict[str, Any]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vcppo.common.config import load_config
 from vcppo.common.errors import VcppoError
@@ -134,9 +134,9 @@ class Runs:
             state=_state(data, seen),
             step=int(last.get("step", 0)),
             num_steps=data.config.rl.num_steps,
-            accuracy=_last(data.rl, "reward/accuracy"),
-            held_out=newest(data.rl),
-            explained_variance=_last(data.rl, "explained_variance/token"),
+            accuracy=last.get("reward/accuracy"),
+            held_out=newest(data.evaluations),
+            explained_variance=last.get("explained_variance/token"),
             started=_as_time(_modified(folder.config)),
             seen=_as_time(seen),
         )
@@ -181,11 +181,6 @@ def _state(data: RunData, seen: float) -> str:
     if data.rl or data.num_recorded:
         return "training" if data.rl else "value pretraining"
     return "cold start" if data.folder.metrics_file("sft").exists() else "starting"
-
-
-def _last(rows: Sequence[Row], name: str) -> Any:
-    """Of the last step that was trained: an evaluation may have a row of its own."""
-    return next((row[name] for row in reversed(rows) if name in row), None)
 
 
 def _modified(path: Path) -> float:

@@ -40,6 +40,7 @@ from vcppo.learner.critic_training.update import critic_loss
 from vcppo.learner.engine.deepspeed_engine import TrainEngine
 from vcppo.learner.engine.forward import compute_log_probs, compute_values
 from vcppo.learner.engine.reference import Reference
+from vcppo.learner.evaluation.evaluations import Evaluations
 from vcppo.learner.rl.claiming import Claiming
 from vcppo.learner.rl.estimates import Estimates, estimate
 from vcppo.learner.rl.phases import Phases
@@ -83,6 +84,10 @@ class RlLoop:
         self._claiming = Claiming(rank_zero, self._publisher, self._progress, stop_requested)
         self._suspects = Suspects(config, models.actor, models.critic, share, rank_zero)
         self._stop_requested = stop_requested
+        self.evaluations = Evaluations(
+            config, models.actor, None if rank_zero is None else rank_zero.evaluator,
+            self._publisher, stop_requested, self._progress.pin,
+        )  # fmt: skip
         self._record = StepRecord(rank_zero, has_critic=models.critic is not None)
 
     def run(self) -> bool:
@@ -90,11 +95,13 @@ class RlLoop:
         self.version = self._progress.resume()
         self._set_rates(self.version)
         for again in self._progress.claimed_again(self.version):
+            self._evaluate()  # the last time that there are these weights
             self._step(self._suspects.without_faulty(self.version + 1, again), Phases())
         if self.version < self.config.rl.num_steps:
             self._publisher.publish(self.version)  # at version 0 too: later answers are compared with those of now
+            self.evaluations.begin(self.version)
         phases = Phases()
-        while self.version < self.config.rl.num_steps:
+        while self.version < self.config.rl.num_steps and not self.evaluations.has_plateaued():
             self._claiming.issue(self.version)
             self._catch_up(phases)  # generators are at work meanwhile
             with phases.phase("claim"):
@@ -105,7 +112,17 @@ class RlLoop:
             phases = self._step(batch, phases)
             if self.version < self.config.rl.num_steps:  # for the last version nobody generates: it is exported
                 self._publisher.publish(self.version, phases)
+                self.evaluations.begin(self.version)
+        self._evaluate()
+        self._progress.checkpoint_and_commit(self.version)  # nothing is left to do but where the run ends early
         return True
+
+    def _evaluate(self) -> None:
+        """The weights of now, if they are to be and are not yet: nothing is trained meanwhile."""
+        if self.evaluations.is_due(self.version):
+            self._publisher.publish(self.version)
+            self.evaluations.begin(self.version)
+            self.evaluations.finish(self.version)
 
     def _catch_up(self, phases: Phases) -> None:
         """More passes of the critic over what is trained, where the config asks for them."""
@@ -123,6 +140,8 @@ class RlLoop:
             estimates, stats = self.train(batch, phases)
         self._record.write(self.version, batch, estimates, stats, phases.finish(), self._figures() | begun_with)
         following = Phases()
+        with following.phase("evaluation"):  # before a checkpoint: after a crash there are the weights for it again
+            self.evaluations.finish(self.version)
         self._progress.add(self.version, batch, following)
         return following
 

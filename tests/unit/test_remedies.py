@@ -362,6 +362,9 @@ CONFIG = [
         [["redis.url=redis://a:6379", "redis.password_file=secret"]],
     ),
     Refusal(["redis.ca_file=ca.pem"], "must begin with rediss://", [["redis.url=rediss://a:6379/0"]]),
+    Refusal(
+        ["eval.patience=2"], "set eval.every, or eval.patience to 0", [["eval.every=5"], ["eval.patience=0"]]
+    ),
     Refusal(["eval.k=4"], "raise the latter to 4", [["eval.samples_per_problem=4"]]),
 ]  # fmt: skip
 

@@ -84,10 +84,17 @@ def test_what_is_no_trajectory_is_refused(text: str) -> None:
         ids.parse_trajectory_id(text)
 
 
-def test_evaluations_belong_to_no_stage() -> None:
+def test_groups_of_an_evaluation_say_which_version_they_are_for() -> None:
+    group = ids.make_group_id("evaluation", ids.make_evaluation_number(12, 34))
+    assert (group, ids.evaluated_version(group), ids.purpose_of(f"{group}-3")) == ("eval-01200034", 12, "evaluation")
+    assert ids.evaluated_version(ids.make_group_id("evaluation", ids.make_evaluation_number(0, 99_999))) == 0
+    assert ids.evaluated_version(ids.make_group_id("rl", 1_200_034)) is None
+
+
+def test_evaluations_of_a_model_are_of_no_version() -> None:
     group = ids.make_evaluation_group_id("0123abcd-2")
     assert ids.parse_prompt_id(ids.make_prompt_id(group, 7)) == ("eval-0123abcd-2", 7)
-    assert ids.purpose_of(group) is None
+    assert ids.purpose_of(group) == "evaluation" and ids.evaluated_version(group) is None
 
 
 def test_the_only_process_of_a_role_has_no_number() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.unit.rig.fake_run import make_closed_run, make_run
 from vcppo.common.store.ledger import Ledger, Member
 from vcppo.deploy.run.run_data import RunData
-from vcppo.deploy.terminal.display import ProgressLines, clock, number, progress_line
+from vcppo.deploy.terminal.display import ProgressLines, clock, number
 from vcppo.deploy.terminal.live_view import LiveView, sparkline
 
 LEDGER = Ledger(issued=2000, queued=30, leased=100, buffered=50, claimed=64, trained=1756)
@@ -45,21 +45,11 @@ def test_held_out_accuracy_and_mismatch_are_shown_where_they_were_measured(tmp_p
     assert "held out" not in shown(data) and "mismatch KL" not in shown(data)
     for step, accuracy in ((10, 0.4), (20, 0.514)):
         ends = {"eval/accuracy_low": accuracy - 0.1, "eval/accuracy_high": accuracy + 0.1}
-        data.rl[step - 1] |= {"eval/accuracy": accuracy, **ends, "eval/aime/accuracy": 0.125}
+        data.evaluations.append({"step": step, "eval/accuracy": accuracy, **ends, "eval/aime/accuracy": 0.125})
     data.rl[-1]["off_policy/mismatch_kl"] = 8.3e-6
     text = " ".join(shown(data).split())
     assert "held out 51.4 % (95 %: 41.4 to 61.4) after step 20 ▄▅" in text.replace("▃", "▄")
     assert "aime 12.5 % after step 20" in text and "mismatch KL 8.3e-06" in text and "explained variance 0." in text
-
-
-def test_a_line_of_an_evaluation(tmp_path: Path) -> None:
-    data = RunData.load(make_run(tmp_path))
-    measured = {"eval/accuracy": 0.5, "eval/accuracy_low": 0.4, "eval/accuracy_high": 0.6}
-    alone = progress_line({"stage": "rl", "step": 8, **measured}, data)
-    assert alone == "rl   8/30 · held out 50.0 % (95 %: 40.0 to 60.0)"
-    together = progress_line(data.rl[7] | measured, data)
-    assert "held out 50.0 % (95 %: 40.0 to 60.0) · length" in together and "accuracy" in together
-    assert "held out" not in progress_line(data.rl[7], data)
 
 
 def test_a_source_of_rewards_that_is_away_is_seen(tmp_path: Path) -> None:

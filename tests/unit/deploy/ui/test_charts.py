@@ -35,16 +35,6 @@ def test_a_long_run_is_thinned_evenly_and_ends_where_it_ends(count: int) -> None
     assert len(gaps) <= 1
 
 
-def test_what_was_measured_on_held_out_problems_is_never_thinned_away() -> None:
-    measured = {7, 1001, 4 * MOST_POINTS - 3}
-    rows = [{"step": n} | ({"eval/accuracy": 0.5} if n in measured else {}) for n in range(1, 4 * MOST_POINTS)]
-    kept = thinned(rows)
-    assert measured <= {row["step"] for row in kept} and len(kept) <= MOST_POINTS + len(measured)
-    assert [row["step"] for row in kept] == sorted(row["step"] for row in kept)
-    often = [{"step": n, "eval/accuracy": 0.5} for n in range(9 * MOST_POINTS)]
-    assert len(thinned(often)) <= MOST_POINTS
-
-
 def test_what_is_no_number_is_a_gap_and_what_is_nowhere_has_no_line() -> None:
     rows = [{"step": 1, "a": 0.5}, {"step": 2, "a": float("nan")}, {"step": 3}]
     chart = Chart("A", {"a": "a", "b": "b"})

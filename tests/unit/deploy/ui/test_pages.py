@@ -124,8 +124,8 @@ def measured(tmp_path: Path) -> tuple[RunFolder, TestClient]:
     make_run(tmp_path, "plain")
     writer = MetricsWriter(folder.path, "learner", "measured")
     ends = {"eval/accuracy_low": 0.4, "eval/accuracy_high": 0.6}
-    writer.write(0, {"stage": "rl", "eval/accuracy": 0.2})
-    writer.write(30, {"stage": "rl", "eval/accuracy": 0.514, **ends, "eval/aime/accuracy": 0.1})
+    writer.write(0, {"stage": "evaluation", "eval/accuracy": 0.2})
+    writer.write(30, {"stage": "evaluation", "eval/accuracy": 0.514, **ends, "eval/aime/accuracy": 0.1})
     writer.close()
     return folder, TestClient(make_app(tmp_path), base_url="http://localhost:8117")
 
