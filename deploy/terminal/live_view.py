@@ -21,7 +21,7 @@ from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.ledger import Ledger, Member
 from vcppo.common.text.yaml_text import one_line
 from vcppo.deploy.logs.log_lines import LEVELS, Record, level_of
-from vcppo.deploy.run.held_out import held_out_text, metrics_of, newest
+from vcppo.deploy.run.measured_accuracy import held_out_text, metrics_of, newest
 from vcppo.deploy.run.run_data import JsonLinesTail, Row, RunData, column
 from vcppo.deploy.terminal import outcomes_view, recorded_view
 from vcppo.deploy.terminal.display import clock, number

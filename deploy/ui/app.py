@@ -21,7 +21,7 @@ from vcppo.deploy.logs.logs_command import LogFilter, from_folder
 from vcppo.deploy.report.markup import templates_in
 from vcppo.deploy.report.run_page import all_settings
 from vcppo.deploy.report.write import read_evals
-from vcppo.deploy.run.held_out import all_of, metrics_of
+from vcppo.deploy.run.measured_accuracy import all_of, metrics_of
 from vcppo.deploy.run.run_data import LEDGER_STATES, RunData, is_exact
 from vcppo.deploy.samples.sources import ALL_STEPS, parse_steps, steps_of
 from vcppo.deploy.samples.token_view import LINE_HEIGHT, LINE_WIDTH, turning_point, turning_text, value_line

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcppo.deploy.evaluation.explainable_results import ExplainableRow
-from vcppo.deploy.run.held_out import HELD_OUT, metrics_of
+from vcppo.deploy.run.measured_accuracy import HELD_OUT, metrics_of
 from vcppo.deploy.ui.weight_updates import Update
 
 Rows = Sequence[Mapping[str, Any]]

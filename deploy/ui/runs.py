@@ -14,7 +14,7 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.files.json_lines import JsonLinesTail, Row, read_json_lines
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.text.yaml_text import one_line
-from vcppo.deploy.run.held_out import HeldOut, newest
+from vcppo.deploy.run.measured_accuracy import HeldOut, newest
 from vcppo.deploy.run.run_data import RunData
 from vcppo.deploy.ui.weight_updates import Failure, Update, WeightUpdates, from_log, from_metrics
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vcppo.deploy.run.held_out import HELD_OUT, held_out_text, metrics_of, newest
+from vcppo.deploy.run.measured_accuracy import HELD_OUT, held_out_text, metrics_of, newest
 
 ROWS = [
     {"step": 0, "eval/accuracy": 0.2, "eval/accuracy_low": 0.1, "eval/accuracy_high": 0.3},
