@@ -60,7 +60,7 @@ async def _photograph(address: str, run: Path, output: Path) -> None:
         "ui_misjudged": (misjudged, _READY, 680),
         "ui_entropy": (f"{response}&by=entropy", _READY, 680),
         "ui_critic": (f"/critic?run={name}&step={last}", _CHARTS, 1250),
-        "ui_evaluation": (f"/evaluation?run={name}", _READY, 330),
+        "ui_evaluation": (f"/evaluation?run={name}", _READY, 500),
         "ui_logs": (f"/logs?run={name}&service=learner", _READY, 700),
         "ui_config": (f"/config?run={name}", _READY, 700),
     }

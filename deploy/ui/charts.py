@@ -80,7 +80,7 @@ COLD_START_CHARTS = (
 )
 COMPARED = (
     Chart("Accuracy", {"": "reward/accuracy"}, "of training batches", (0.0, 1.0), is_share=True),
-    Chart("Held-out accuracy", {"": HELD_OUT.accuracy}, "95 % intervals", (0.0, 1.0), is_share=True),
+    Chart("Held-out accuracy", {"": Line(*HELD_OUT)}, "intervals of 95 %", (0.0, 1.0), is_share=True),
     Chart("Reward", {"": "reward/mean"}),
     Chart("Explained variance", {"": "explained_variance/token"}, "of the critic; 1 is a perfect one"),
     Chart("Length", {"": "length/mean"}, "tokens of a response"),

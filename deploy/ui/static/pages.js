@@ -24,12 +24,12 @@ const short = (number) =>
 const shown = (chart) => (number) =>
   number === null || number === undefined ? "–" : chart.is_share ? `${(100 * number).toFixed(1)} %` : short(number);
 
-// From the least to the most of all numbers, ends of intervals included.
+// From the least to the most of all numbers, ends of intervals included, and from 0 where none is below.
 function span(chart) {
   if (chart.span) return chart.span;
   const all = [...chart.points.slice(1), ...chart.intervals.flatMap((ends) => ends || [])].flat();
   const known = all.filter((number) => number !== null);
-  return known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
+  return known.length ? [Math.min(0, ...known), Math.max(...known)] : [0, 1];
 }
 
 function lastPlaces(points) {

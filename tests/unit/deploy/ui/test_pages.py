@@ -148,6 +148,7 @@ def test_held_out_accuracy_is_on_every_page_that_compares(measured: tuple[RunFol
     assert accuracy["points"][2] == [0.2, *[None] * 29, 0.514] and accuracy["intervals"][1][0][-1] == 0.4
     compared = {chart["title"]: chart for chart in json.loads(text(browser, "/api/compare?run=measured&run=plain"))}
     assert compared["Held-out accuracy"]["points"][1][-1] == 0.514 and "Reward" in compared
+    assert compared["Held-out accuracy"]["intervals"][0][1][-1] == 0.6
     titles = [chart["title"] for chart in json.loads(text(browser, "/api/compare?run=plain"))]
     assert "Held-out accuracy" not in titles
 
