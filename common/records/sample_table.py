@@ -69,6 +69,11 @@ TOKEN_COLUMNS = {
     "advantages": ("float32", "trained on, whitened where the run does that"),
     "importance_weights": ("float32", "of the objective's off-policy correction"),
     "is_trained": ("bool", "whether the actor was trained on it; null where the environment speaks"),
+    "entropy": (
+        "float32",
+        "of the learner's policy before the step at this place, nats: how undecided it was; null with"
+        " `algorithm.old_log_probs=behaviour`",
+    ),
 }
 """The same of what each token has: lists, named without their ``list<>``."""
 
@@ -80,7 +85,7 @@ class SampleError(VcppoError):
 class TokenNumbers(NamedTuple):
     """What the learner knew of one response, ``[A]`` float32 over its actions; `is_trained` bool.
 
-    `values` and `value_targets` are None without a critic.
+    `values` and `value_targets` are None without a critic, `entropy` where the learner did not go through the policy.
     """
 
     old_log_probs: FloatArray
@@ -89,6 +94,7 @@ class TokenNumbers(NamedTuple):
     advantages: FloatArray
     importance_weights: FloatArray
     is_trained: BoolArray
+    entropy: FloatArray | None
 
 
 @dataclass(frozen=True)
@@ -256,9 +262,14 @@ class SampleTable:
         return as_heads(self.responses())
 
     def tokens(self, number: int, names: Iterable[str] = tuple(TOKEN_COLUMNS)) -> dict[str, list[Any]]:
-        """Of a response by its place in the file: these of `TOKEN_COLUMNS`, one entry a token, None for null."""
+        """Of a response by its place in the file: these of `TOKEN_COLUMNS`, one entry a token, None for null.
+
+        A column that the file is too old to have is null throughout.
+        """
         row = self._table.slice(number, 1)
-        return {name: row.column(name)[0].as_py() for name in names}
+        there = set(row.column_names)
+        length = len(row.column("token_ids")[0])
+        return {name: row.column(name)[0].as_py() if name in there else [None] * length for name in names}
 
 
 def as_heads(responses: pyarrow.Table) -> list[dict[str, Any]]:

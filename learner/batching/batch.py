@@ -226,7 +226,7 @@ def mini_batches(batch: Batch, num_mini_batches: int, *, seed: int, step: int, e
 
 
 def gather_flat(flat: Float64Array, sum_over_ranks: SumOverRanks) -> NDArray[np.float32]:
-    """Whole array, ``[A]`` or ``[S]``, from each rank's part: one rank wrote each element, the others left 0.
+    """Whole array, ``[A]``, ``[S]`` or ``[2, A]``, from each rank's part: one rank wrote each, the others left 0.
 
     The sum is exact: float32 results in float64, plus zeros.
     """

@@ -61,6 +61,8 @@ class Estimates:
         positive: bool, actions of `actor_mask` in correct responses.
         critic_mask: bool, actions the critic is trained on: `mask` without what is held out of it.
         staleness: int64, of the response each action belongs to.
+        entropy: of the distribution that `old_log_probs` are of, nats; None where these are the generators'. No loss
+            needs it: it is kept with samples.
     """
 
     values: Float32[Float32Array, "A"]
@@ -80,6 +82,7 @@ class Estimates:
     positive: Bool[NDArray[np.bool_], "A"]
     critic_mask: Bool[NDArray[np.bool_], "A"]
     staleness: Int64[Int64Array, "A"]
+    entropy: Float32[Float32Array, "A"] | None = None
 
     def of(self, micro: MicroBatch, device: torch.device) -> Part:
         """A micro-batch's part, as tensors."""
@@ -129,12 +132,13 @@ def estimate(
     lambda_critic: float,
     reference_log_probs: Float32[Float32Array, "A"] | None = None,
     held_out: Sequence[int] = (),
+    entropy: Float32[Float32Array, "A"] | None = None,
 ) -> Estimates:
     """Advantages A_t with lambda_actor (paper eq. 4), value targets R_t with lambda_critic (eq. 5). Numpy only.
 
     Under ``algorithm.length_adaptive_alpha`` each response has a lambda_actor of its own; estimators without a critic
     have no targets. `reference_log_probs` go into the loss or the rewards, as ``algorithm.kl_in`` says. The critic is
-    not trained on the sequences `held_out`.
+    not trained on the sequences `held_out`. `entropy` is passed on as it is.
     """
     cu = batch.action_cu_seqlens
     in_reward = None
@@ -171,6 +175,7 @@ def estimate(
         positive=actor_mask & np.repeat(batch.correct, np.diff(cu)),
         critic_mask=without(ends.mask, held_out, cu),
         staleness=np.repeat(batch.staleness, np.diff(cu)),
+        entropy=entropy,
     )
 
 

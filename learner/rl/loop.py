@@ -165,16 +165,19 @@ class RlLoop:
         with phases.phase("values"):
             values, last_values = compute_values(critic, packer)  # V(s_t), and V after the last token
         with phases.phase("old_log_probs"):  # log pi_old(a_t | s_t)
-            proximal = algorithm.old_log_probs == "proximal"
-            old_log_probs = compute_log_probs(actor, packer, temperature) if proximal else batch.behaviour_log_probs
-            reference_log_probs = None if reference is None else compute_log_probs(reference, packer, temperature)
+            old_log_probs, entropy = batch.behaviour_log_probs, None
+            if algorithm.old_log_probs == "proximal":
+                old_log_probs, entropy = compute_log_probs(actor, packer, temperature)
+            reference_log_probs = None
+            if reference is not None:
+                reference_log_probs = compute_log_probs(reference, packer, temperature).log_probs
         require_finite(
             batch, {"values": values, "log-probs": old_log_probs, "reference log-probs": reference_log_probs}
         )
         estimates = estimate(  # A_t (paper, eq. 4) and R_t (eq. 5)
             batch, values, last_values, old_log_probs, algorithm,
             lambda_actor=algorithm.lambda_actor, lambda_critic=algorithm.lambda_critic,
-            reference_log_probs=reference_log_probs, held_out=self._critic_passes.held_out(batch),
+            reference_log_probs=reference_log_probs, held_out=self._critic_passes.held_out(batch), entropy=entropy,
         )  # fmt: skip
         stats = UpdateStats(num_buckets=self.config.rl.max_staleness + 1)
         with phases.phase("update"):

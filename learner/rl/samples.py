@@ -82,6 +82,7 @@ class SampleWriter:
                 advantages=estimates.advantages[here],
                 importance_weights=estimates.importance_weights[here],
                 is_trained=estimates.actor_mask[here],
+                entropy=None if estimates.entropy is None else estimates.entropy[here],
             ),
             prompt=prompt,
             response=response,

@@ -139,7 +139,7 @@ class Suspects:
         try:
             numbers = {
                 "values": np.concatenate(compute_values(self._critic, packer)),
-                "log-probs": compute_log_probs(self._actor, packer, self._temperature),
+                "log-probs": compute_log_probs(self._actor, packer, self._temperature).log_probs,
             }
         except Exception as error:  # noqa: BLE001  (whatever it is, this trajectory brings it about)
             return f"{type(error).__name__}: {str(error)[:_MAX_TEXT]}"

@@ -144,7 +144,7 @@ class TestWriter:
             "turn": [0, 0, None, None, 1], "versions": [2, 3, 3, 3, 3], "behaviour_log_probs": spread([-1, -1, -1]),
             "old_log_probs": spread([-0.75] * 3), "values": spread(values), "value_targets": spread([0.75] * 3),
             "advantages": spread(advantages), "importance_weights": spread([tokens["importance_weights"][0]] * 3),
-            "is_trained": [True, True, None, None, True],
+            "is_trained": [True, True, None, None, True], "entropy": spread([0.0, 0.2, 0.8]),
         }  # fmt: skip
         assert list(tokens) == list(TOKEN_COLUMNS)
 
@@ -160,6 +160,18 @@ class TestWriter:
         assert table.heads()[0]["last_value"] is None
         assert table.tokens(1)["values"] == table.tokens(1)["value_targets"] == [None] * 3
         assert None not in table.tokens(1)["advantages"]
+
+    def test_where_the_learner_did_not_ask_the_policy_there_is_no_entropy(self, tmp_path: Path) -> None:
+        write_step(tmp_path, 1, batch(wrong=2), WORDS, has_entropy=False)
+        tokens = SampleTable(tmp_path / "step-000001.parquet").tokens(1)
+        assert tokens["entropy"] == [None] * 3 and None not in tokens["old_log_probs"]
+
+    def test_a_file_from_before_a_column_is_read(self, tmp_path: Path) -> None:
+        write(tmp_path, 1, batch(wrong=2))
+        path = tmp_path / "step-000001.parquet"
+        parquet.write_table(parquet.read_table(path).drop_columns("entropy"), path)
+        tokens = SampleTable(path).tokens(1)
+        assert tokens["entropy"] == [None] * 3 and tokens["values"] == [0.0, pytest.approx(0.1), pytest.approx(0.2)]
 
     def test_a_tokenizer_that_fails_costs_the_text_and_not_the_step(self, tmp_path: Path) -> None:
         write_step(tmp_path, 1, batch(wrong=2), WORDS[:3])  # it knows no token 5

@@ -15,6 +15,7 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.store import facts
 from vcppo.learner.batching.batch import Batch, Packer, Share
+from vcppo.learner.engine.forward import OfActions
 from vcppo.learner.rl import suspects
 from vcppo.learner.rl.suspects import StepFailed, Suspects, require_finite
 
@@ -60,7 +61,8 @@ class Bench:
         self.looked_at.append(prompt_id)
         if how is False:
             raise IndexError("index out of range in self")
-        return np.full(packer.batch.num_actions, np.nan if how is True else -1.0, np.float32)
+        log_probs = np.full(packer.batch.num_actions, np.nan if how is True else -1.0, np.float32)
+        return OfActions(log_probs, np.zeros_like(log_probs))
 
     def train(self, step: int = STEP) -> None:
         with self.suspects.watched(step, self.batch):
