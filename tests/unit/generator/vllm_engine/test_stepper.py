@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vcppo.generator.vllm_engine import stepper
 from vcppo.generator.vllm_engine.stepper import EngineDead, Stepper
 
 
@@ -77,12 +78,13 @@ def test_requests_run_side_by_side_in_one_other_thread() -> None:
     assert engine.ended
 
 
-def test_requests_that_come_together_are_stepped_together() -> None:
+def test_requests_that_come_together_are_stepped_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks works a little before, and lets the engine's thread run, as a tokenizer does."""
+    monkeypatch.setattr(stepper, "_TOGETHER_SECONDS", 10.0)  # however slow the machine is
 
-    async def ask(stepper: Stepper, name: str) -> None:
+    async def ask(made: Stepper, name: str) -> None:
         time.sleep(0.0005)
-        await stepper.generate(name, 4, None)
+        await made.generate(name, 4, None)
 
     async def body(stepper: Stepper, engine: FakeEngine) -> None:
         for turn in range(8):
@@ -95,7 +97,7 @@ def test_an_event_loop_that_is_busy_keeps_nobody_waiting() -> None:
     async def body(stepper: Stepper, engine: FakeEngine) -> None:
         asking = asyncio.create_task(stepper.generate("a", 3, None))
         await asyncio.sleep(0)
-        time.sleep(0.2)  # what it has at hand takes long
+        time.sleep(0.5)  # what it has at hand takes long
         assert engine.num_steps == 3
         await asking
 
