@@ -65,6 +65,16 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def exports(self) -> Path:
+        """Hugging Face folders of versions on the way: ``step-N``, ``best`` and ``last``."""
+        return self.path / "exports"
+
+    @property
+    def evaluations(self) -> Path:
+        """JSON lines: figures of each evaluation during training (`vcppo.common.evaluation.on_the_way`)."""
+        return self.path / "evaluations.jsonl"
+
+    @property
     def metrics(self) -> Path:
         """One JSON-lines file per service."""
         return self.path / "metrics"
@@ -130,6 +140,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def profiles(self) -> Path:
+        """Traces and flame graphs of the steps in learner.profile_steps."""
+        return self.path / "profiles"
+
+    @property
     def endpoints(self) -> Path:
         """Where the buffers of the last launch listen, when the launcher chose (`vcppo.common.transport.endpoints`)."""
         return self.path / "endpoints.json"
@@ -157,3 +172,7 @@ class RunFolder:
     def metrics_file(self, service: str) -> Path:
         """Metrics of one service, e.g. ``learner``."""
         return self.metrics / f"{service}.jsonl"
+
+    def tracker_position(self, service: str, tracker: str) -> Path:
+        """How far a tracker has been told of a service's metrics; beside them, so that it goes where they go."""
+        return self.metrics / "trackers" / f"{service}.{tracker}.json"

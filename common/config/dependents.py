@@ -242,6 +242,7 @@ _KNOWN_OTHERWISE = (
 # Notes of before these were there lack them: at their default they are left out.
 _CAME_LATER: Mapping[str, object] = {
     "task.max_turns": 8,
+    "task.max_segments": 8,
     "task.max_rollout_seconds": 300.0,
     "task.reward_range": None,
     "task.reward_weights": {},

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from vcppo.common.config.base import Pattern, Positive, Seconds, Section
 from vcppo.common.config.reward_sources import JudgeConfig, RewardServiceConfig
+from vcppo.common.records.trajectory import DEFAULT_LIMITS
 from vcppo.common.rewards.reward_functions import component_of
 from vcppo.common.rewards.reward_parts import FORMAT, MAX_NUMBER, SOURCE
 from vcppo.common.rewards.reward_rule import RewardRule, bounds
@@ -56,6 +57,10 @@ class TaskConfig(Section):
     max_turns: Positive = 8
     """Turns of the policy in an environment (docs/environments.md) or by an agent (docs/agents.md). A rollout cut here
     has finish reason `length`."""
+
+    max_segments: int = Field(default=8, ge=1, le=DEFAULT_LIMITS.max_segments)
+    """Conversations that one rollout of an agent may have, each trained as a trajectory of its own (docs/agents.md). A
+    request that would begin another is refused. 1: every request must go on from the one before."""
 
     max_rollout_seconds: Seconds = 300.0
     """An environment's rollout begins no further turn after so long; it then has finish reason `length`. An agent is

@@ -10,6 +10,7 @@ from vcppo.common.files.secret_file import read_secret
 from vcppo.common.rewards.reward_functions import RewardError, component_of, load_reward_functions
 from vcppo.common.rewards.reward_parts import SOURCE
 from vcppo.common.rewards.reward_rule import RewardRule
+from vcppo.common.trackers.wanted import missing_trackers, wanted_trackers
 from vcppo.deploy.check.machine import Setup
 
 
@@ -47,6 +48,13 @@ def rewards(setup: Setup) -> Result:
         start = 0.0 if config.critic.head == "scalar" else sum(config.critic.value_range((rule.low, rule.high))) / 2
         return passed(f"{text}; a new critic starts at {start:g}, the middle of {_ends(rule)} is {middle:g}")
     return passed(text)
+
+
+def trackers(setup: Setup) -> Iterator[Result]:
+    """Whether the trackers that ``metrics`` names are installed."""
+    missing = [failed(text, remedy) for text, remedy in missing_trackers(setup.config)]
+    found = ", ".join(map(str, wanted_trackers(setup.config)))
+    yield from missing or [passed(found or "none: metrics stay in the run folder")]
 
 
 def _parts(task: TaskConfig) -> str:

@@ -1,7 +1,7 @@
 """The rollout of an agent: it works in its child and asks, the policy answers, until it returns.
 
 session opens ─▶ run ─┬▶ [ request ─▶ plan ─▶ sample ─▶ take ─▶ reply ] …
-                      ╰▶ its reward; the segment that was sampled last is the rollout
+                      ╰▶ its reward, which all its segments share
 """
 
 from __future__ import annotations
@@ -63,13 +63,14 @@ class AgentPlayer(Player):
 
     def new_conversation(self, prompt: Prompt) -> Conversation:
         """Within the limits of the prompt, the model and the task."""
-        sequence, turns = self._config.generator.max_model_len, self._config.task.max_turns
-        return Conversation(self._encoder, Limits(prompt.max_response_tokens, sequence, turns))
+        sequence, task = self._config.generator.max_model_len, self._config.task
+        limits = Limits(prompt.max_response_tokens, sequence, task.max_turns, task.max_segments)
+        return Conversation(self._encoder, limits)
 
-    def count(self, *, requests: int = 0, not_trained: int = 0) -> None:
+    def count(self, *, requests: int = 0, segments: int = 0) -> None:
         """What is drawn."""
         self._pool.counts.requests += requests
-        self._pool.counts.not_trained += not_trained
+        self._pool.counts.segments += segments
 
     def tell_ignored(self, names: frozenset[str]) -> None:
         """Once for each setting: an agent must not believe that it samples as it likes."""
@@ -150,24 +151,25 @@ class _AgentRollout:
         if not self._conversation.num_segments:
             what = "ended" if answer.fault is None else f"failed ({answer.detail})"
             raise NotBegun(f"the agent {what} before it had asked the policy: there is nothing to train")
-        self._player.count(not_trained=self._conversation.num_segments - 1)
+        self._player.count(segments=self._conversation.num_segments - 1)
         seen: Observation = answer.observation
         last = self._conversation.last
-        prompt, made = self._conversation.finish(seen.reward)
+        made = self._conversation.finish(seen.reward)
         if answer.fault is not None:
             verdict = Verdict(answer.fault, None)
         else:
             rewards = [seen.reward]
             verdict = Verdict(outcome_of(rewards, seen), None, math.fsum(rewards))
         return Played(
-            transcript=made,
+            transcript=made.transcript,
             verdict=verdict,
             end_ids=self._end_ids,
             tools=seen.tools,
             generate_seconds=self._generate_seconds,
             environment_seconds=seconds - self._generate_seconds,
-            prompt_token_ids=prompt,
-            told=self._player.told(prompt, last.turns, last.said),
+            prompt_token_ids=made.prompt,
+            segments=made.others,
+            told=self._player.told(made.prompt, last.turns, last.said),
         )
 
 

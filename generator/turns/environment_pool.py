@@ -66,14 +66,14 @@ class CallCounts:
 
     Attributes:
         requests: of agents, that the policy has answered.
-        not_trained: segments of agents' rollouts that are no trajectory.
+        segments: of agents' rollouts, but the first of each.
     """
 
     calls: int = 0
     errors: int = 0
     seconds: float = 0.0
     requests: int = 0
-    not_trained: int = 0
+    segments: int = 0
     tools: ToolUse = field(default_factory=ToolUse)
 
 

@@ -97,10 +97,10 @@ class Respondent:
             made, verdict = played.transcript, played.verdict
             if self._rewards is not None and self._rewards.gives_outcomes:
                 assert played.told is not None  # there is a source
-                asked = asked_of(prompt.id, prompt.answer, verdict, made, played.told)
+                asked = asked_of(prompt.id, prompt.answer, verdict, made, played.longest_response, played.told)
                 verdict = verdict._replace(outcome=(await self._rewards.score(asked)).outcome)
             text = decode_response(self._tokenizer, made.token_ids, played.end_ids)
             count = int(made.action_mask.sum())
-            length, seconds = len(made.token_ids), played.generate_seconds
+            length, seconds = played.longest_response, played.generate_seconds
             return Judged(text, verdict, made.finish_reason, count, length, seconds, made.turn_rewards)
         raise VcppoError(f"{prompt.id}: its environment's child was lost {_MOST_TRIES} times: see the lines above")

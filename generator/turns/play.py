@@ -22,7 +22,7 @@ from vcppo.common.environments.told import Told, acted, answered, opening
 from vcppo.common.environments.turn_text import TurnText
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.seeds import derive_seed
-from vcppo.common.records.trajectory import Int32Array, Prompt
+from vcppo.common.records.trajectory import Int32Array, Prompt, Segment
 from vcppo.common.tasks import ChatMessages, TaskError, Verdict, decode_response
 from vcppo.generator.turns.environment_lines import Answer
 from vcppo.generator.turns.environment_pool import CallCounts, EnvironmentPool, RolloutLost, Session
@@ -49,6 +49,7 @@ class Played(NamedTuple):
         generate_seconds, environment_seconds: spent in vLLM, and in the environment, waiting for a turn there included.
         tools: that were called.
         prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
+        segments: the rollout's other conversations.
         told: what reward functions and sources are told of it; None where there are none.
         grade_seconds: that reward functions took.
     """
@@ -60,8 +61,15 @@ class Played(NamedTuple):
     environment_seconds: float
     tools: ToolUse = ToolUse()
     prompt_token_ids: Int32Array | None = None
+    segments: tuple[Segment, ...] = ()
     told: Told | None = None
     grade_seconds: float = 0.0
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the response of the conversation with the longest one."""
+        lengths = (len(each.response_token_ids) for each in self.segments)
+        return max((len(self.transcript.token_ids), *lengths))
 
 
 class Player:

@@ -36,6 +36,15 @@ class Scorer:
     def __init__(self, config: VcppoConfig, verifiers: VerifierPool | None, source: RewardSource | None = None) -> None:
         self._rule, self._verifiers, self._task = config.reward_rule, verifiers, config.task.name
         self._source, self._wants_messages = source, bool(config.task.rewards)
+        self._takes_outcome_alone = False
+
+    @classmethod
+    def of_benchmark(cls, config: VcppoConfig, name: str, verifiers: VerifierPool) -> Scorer:
+        """Of a benchmark that is evaluated during training: its verdict's outcome is all that counts."""
+        made = cls(config, verifiers)
+        made._rule, made._task, made._wants_messages = config.reward_rule.by_outcome_alone(), name, False
+        made._takes_outcome_alone = True
+        return made
 
     async def score(
         self,
@@ -67,24 +76,27 @@ class Scorer:
         answer: Mapping[str, object],
         verdict: Verdict,
         made: Transcript,
+        num_tokens: int,
         told: Told | None,
     ) -> Score:
         """What a rollout of several turns is worth, judged already.
 
         Args:
+            num_tokens: of its longest response.
             told: what a source of rewards is told; needed where there is one.
 
         Raises:
             SourceAway, NoReward: see `RewardSource.score`.
         """
-        num_tokens = len(made.token_ids)
         if self._source is None:
             return self.score_verdict(verdict, num_tokens, made.turn_rewards)
         assert told is not None
-        return await self._source.score(asked_of(prompt_id, answer, verdict, made, told))
+        return await self._source.score(asked_of(prompt_id, answer, verdict, made, num_tokens, told))
 
     def score_verdict(self, verdict: Verdict, num_tokens: int, turn_rewards: Sequence[float] = ()) -> Score:
         """What a verdict on a response of `num_tokens` tokens is worth. A number out of range is logged."""
+        if self._takes_outcome_alone:
+            verdict = Verdict(verdict.outcome, verdict.extracted)
         score = self._rule.score(verdict.outcome, verdict.reward, verdict.components, num_tokens, turn_rewards)
         if score.fault is not None:
             log.warning(
@@ -101,9 +113,11 @@ class Scorer:
             await self._source.until_reachable()
 
 
-def asked_of(prompt_id: str, answer: Mapping[str, object], verdict: Verdict, made: Transcript, told: Told) -> Asked:
-    """A rollout of several turns as a source of rewards is asked about it."""
+def asked_of(
+    prompt_id: str, answer: Mapping[str, object], verdict: Verdict, made: Transcript, num_tokens: int, told: Told
+) -> Asked:
+    """A rollout of several turns as a source of rewards is asked about it; `num_tokens` of its longest response."""
     return Asked(
-        prompt_id, told.prompt, answer, told.response, made.finish_reason, len(made.token_ids), verdict,
+        prompt_id, told.prompt, answer, told.response, made.finish_reason, num_tokens, verdict,
         made.turn_rewards, told.messages,
     )  # fmt: skip

@@ -129,13 +129,17 @@ def test_what_an_agent_asks_becomes_one_rollout() -> None:
     assert second.token_ids.tolist() == [*first.token_ids, *made.transcript.token_ids[:-4]]
 
 
-def test_a_conversation_begun_anew_is_counted_and_the_last_is_the_rollout() -> None:
+def test_a_conversation_begun_anew_is_counted_and_goes_with_the_rollout() -> None:
     async def body(player: AgentPlayer, engine: Saying) -> None:
         made = await player.play(a_prompt(compacts=True, reward=-0.25), engine.generate)
         assert made is not None and "all so far" in text_of(made)[0]
         assert made.verdict == Verdict("wrong", None, -0.25)
+        (first,) = made.segments
+        assert decoded(CHAT, first.prompt_token_ids.tolist()).count("one") == 1
+        assert decoded(CHAT, first.response_token_ids.tolist()) == "yes<|im_end|>"
+        assert (first.version_spans[0].version, first.finish_reason) == (1, "stop")
         counts = player.take_counts()
-        assert (counts.calls, counts.requests, counts.not_trained) == (2, 2, 1)
+        assert (counts.calls, counts.requests, counts.segments) == (2, 2, 1)
         assert player.take_counts().requests == 0
 
     run(body)
