@@ -65,6 +65,16 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def exports(self) -> Path:
+        """Hugging Face folders of versions on the way: ``step-N``, ``best`` and ``last``."""
+        return self.path / "exports"
+
+    @property
+    def evaluations(self) -> Path:
+        """JSON lines: figures of each evaluation during training (`vcppo.common.evaluation.on_the_way`)."""
+        return self.path / "evaluations.jsonl"
+
+    @property
     def metrics(self) -> Path:
         """One JSON-lines file per service."""
         return self.path / "metrics"

@@ -227,7 +227,12 @@ def _demo(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         fresh=arguments.fresh,
     )
-    return Demo(config, Console(width=None if sys.stdout.isatty() else 120)).run()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if not arguments.ui:
+        return Demo(config, console).run()
+    from vcppo.deploy.ui.beside import pages_beside
+
+    return Demo(config, console, partial(pages_beside, config.run.path)).run()
 
 
 def _config(arguments: argparse.Namespace, between: Sequence[str] = ()) -> VcppoConfig:
@@ -461,6 +466,7 @@ def _add_config(commands: Commands) -> None:
 def _add_demo(commands: Commands) -> None:
     demo = _add(commands, "demo", _demo, "the whole pipeline: cold start, value pretraining, RL, evaluation, report",
                 "vcppo demo                    starts runs/demo, or continues it where it stopped\n"
+                "vcppo demo --ui               the same, with its pages open in a browser\n"
                 "vcppo demo --fresh            a new one: runs/demo-2\n"
                 "vcppo demo --task tools       a model learns to ask a calculator: runs/demo-tools\n"
                 "vcppo demo --seed 7           runs/demo-seed7")  # fmt: skip
@@ -478,6 +484,9 @@ def _add_demo(commands: Commands) -> None:
     demo.add_argument("--seed", type=int, help="run.seed, and a run folder of its own")
     demo.add_argument("--run", dest="name", metavar="NAME", help="name of the run folder")
     demo.add_argument("--fresh", action="store_true", help="start over in a new run folder")
+    demo.add_argument(
+        "--ui", action="store_true", help="pages of the run in a browser while the demo goes on (vcppo ui)"
+    )
 
 
 def _add(commands: Commands, name: str, command: Command, text: str, examples: str) -> argparse.ArgumentParser:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import structlog
@@ -141,10 +141,19 @@ def run_up(config: VcppoConfig, session: Session) -> Ledger:
 
 
 class Demo:
-    """The stages of one demo run."""
+    """The stages of one demo run.
 
-    def __init__(self, config: VcppoConfig, console: Console) -> None:
-        self.config, self.console = config, console
+    Args:
+        pages: entered once the run folder is there, left with the demo: `vcppo demo --ui` serves pages meanwhile.
+    """
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        console: Console,
+        pages: Callable[[Console], AbstractContextManager[None]] = lambda console: nullcontext(),
+    ) -> None:
+        self.config, self.console, self.pages = config, console, pages
         self.folder = RunFolder(config.run.path)
         self.started = time.monotonic()
         self.changed = False
@@ -157,12 +166,13 @@ class Demo:
             self.changed = self.folder.config.exists() and bool(harmful_changes(self.folder, self.config))
             write_config(self.config)
             self.heading(f"run folder {self.folder.path}", "everything this run writes is there")
-            self.cold_start()
-            self.train()
-            self.evaluate()
-            self.heading("report", "")
-            page = write_report(self.folder)
-            return self.verdict(page)
+            with self.pages(self.console):
+                self.cold_start()
+                self.train()
+                self.evaluate()
+                self.heading("report", "")
+                page = write_report(self.folder)
+                return self.verdict(page)
 
     def heading(self, title: str, text: str) -> None:
         """Begin a stage on the terminal, with the time since the start."""
@@ -226,7 +236,7 @@ class Demo:
         self.console.print(result_table(data, before, after))
         self.console.print(
             f"\nreport   {page}\nfigures  {self.folder.report}/*.png, numbers in *.csv"
-            f"\npages    vcppo ui {self.folder.path}",
+            f"\npages    vcppo ui {self.folder.path}   curves, responses token by token, what the critic misjudged",
             highlight=False,
             markup=False,
         )

@@ -44,7 +44,8 @@ from vcppo.learner.engine.deepspeed_engine import (
 from vcppo.learner.engine.deepspeed_engine import shutdown_distributed as leave_process_group
 from vcppo.learner.engine.distributed import lost_peer
 from vcppo.learner.engine.reference import Reference
-from vcppo.learner.export import export_policy, load_tokenizer, make_actor, make_policy
+from vcppo.learner.evaluation.evaluator import Evaluator
+from vcppo.learner.export import load_tokenizer, make_actor, make_policy
 from vcppo.learner.rl.loop import Models, RlLoop
 from vcppo.learner.rl.publish import Broadcaster
 from vcppo.learner.rl.rank_zero import RankZero
@@ -233,7 +234,7 @@ def _reinforcement_learning(session: Session) -> bool:
     watchdog.stage("export")
     if session.store is not None:
         session.store.confirm()
-    export_policy(models.actor, config, session.folder.export)
+    loop.evaluations.export_result(session.folder.export, loop.version)
     if rank_zero is not None:
         _finish(session, rank_zero)
     return True
@@ -251,7 +252,10 @@ def _rank_zero(session: Session) -> RankZero | None:
         TrainedLog(session.folder.trained_log, session.stop),
         SampleWriter(session.folder.samples, session.config.metrics, session.tokenizer),
     )
-    return RankZero(session.store, issuer, collector, session.metrics, trained, samples, drawn)
+    evaluator = Evaluator(
+        session.config, session.store, session.source.task, session.tokenizer, session.metrics, session.stop
+    )
+    return RankZero(session.store, issuer, collector, session.metrics, trained, samples, evaluator, drawn)
 
 
 def _drawn_problems(session: Session, store: RunStore, source: PromptSource) -> DrawnProblems | None:

@@ -61,6 +61,10 @@ class LearnerConfig(Section):
     keep_checkpoints: Positive = 2
     """Older ones are deleted."""
 
+    export_every: int = Field(default=0, ge=0)
+    """Steps between exports of the policy as a Hugging Face folder, exports/step-N; training goes on meanwhile. 0: only
+    at the end."""
+
     profile_steps: list[Positive] = Field(default_factory=list)
     """RL steps of which a trace and flame graphs are written to <run>/profiles (docs/operations.md#profiling). Such a
     step takes longer."""

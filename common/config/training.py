@@ -492,8 +492,45 @@ class RlConfig(Section):
         return (self.max_staleness + 1) * self.batch_size
 
 
+class BenchmarkConfig(Section):
+    """Held-out problems of another task, evaluated during training beside the run's own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+    """What its figures are called: eval/NAME/accuracy."""
+
+    task: str
+    """As task.name: a built-in task, or module:Class of your own. One turn."""
+
+    options: dict[str, object] = Field(default_factory=dict)
+    """As task.options."""
+
+
 class EvalConfig(Section):
-    """`vcppo eval`: pass@1 and pass@k through vLLM."""
+    """Pass@1 and pass@k on held-out problems: of a model by `vcppo eval`, and on the way while a run trains."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations during training, by the run's own generators. The last step is evaluated too. 0:
+    none."""
+
+    at_start: bool = False
+    """Evaluate the untrained policy as well, before the first step."""
+
+    num_problems_during_training: int = Field(default=128, ge=1, le=99_999)
+    """Held-out problems of one evaluation during training; the first ones of those `vcppo eval` asks."""
+
+    benchmarks: list[BenchmarkConfig] = Field(default_factory=list)
+    """Other tasks whose held-out problems are asked as well, each eval.num_problems_during_training of them at most."""
+
+    best_by: Literal["pass_at_1", "pass_at_k"] = "pass_at_1"
+    """Which figure of the task's own held-out problems says which evaluated version is the best."""
+
+    keep_best: bool = True
+    """The best evaluated version's policy is kept as exports/best, and is what the run exports at its end. Its
+    checkpoint is kept beside the newest ones where there is one, that is where eval.every is a multiple of
+    learner.checkpoint_every. Costs a copy of the weights in memory and on disk at each evaluation."""
+
+    patience: int = Field(default=0, ge=0)
+    """End the run when so many evaluations in a row were no better than the best before them. 0: never."""
 
     num_problems: Positive = 512
     """Held-out problems; all of them where there are fewer."""

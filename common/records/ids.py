@@ -3,10 +3,12 @@
     group        ``rl-00000012``                      problem 12 of the RL stage
     prompt       ``rl-00000012-3``                    sample 3 of that problem
     trajectory   ``rl-00000012-3@generator-0.2f1c``   the response to that prompt by one start of one generator
+    segment      ``rl-00000012-3@generator-0.2f1c#1`` another conversation of the same rollout, from 1
     process      ``generator-0``                      the first of its role
     buffer       ``buffer@tcp://127.0.0.1:5755``      the buffer that listens there
 
-An evaluation names its groups by the key of the problem: ``eval-<key>``. The Lua scripts of the store and the wire form
+`vcppo eval` names its groups by the key of the problem: ``eval-<key>``. An evaluation during training has groups with
+numbers, as a stage has: see `make_evaluation_number`. The Lua scripts of the store and the wire form
 take an id as it is.
 """
 
@@ -17,8 +19,11 @@ from typing import NamedTuple
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import Purpose
 
-_PREFIXES: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl"}
+_PREFIXES: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl", "evaluation": "eval"}
 _MAX_DIGITS = 18
+MAX_EVALUATED = 100_000
+"""Held-out problems of one evaluation during training: fewer than this."""
+_SEGMENT_SIGN = "#"
 _PURPOSES: dict[str, Purpose] = {prefix: purpose for purpose, prefix in _PREFIXES.items()}
 
 
@@ -41,11 +46,12 @@ class PromptParts(NamedTuple):
 
 
 class TrajectoryParts(NamedTuple):
-    """Which start (incarnation) of which generator answered which prompt."""
+    """Which start (incarnation) of which generator answered which prompt; and which of its conversations this is."""
 
     prompt_id: str
     generator_id: str
     incarnation: str
+    segment: int = 0
 
 
 def make_group_id(purpose: Purpose, number: int) -> str:
@@ -59,6 +65,20 @@ def parse_group_id(group_id: str) -> GroupParts:
     if prefix not in _PURPOSES or not _is_number(number):
         raise IdError(f"{group_id!r} is not the id of a group: such an id reads {make_group_id('rl', 12)!r}")
     return GroupParts(_PURPOSES[prefix], int(number))
+
+
+def make_evaluation_number(version: int, problem: int) -> int:
+    """The number of the group that asks held-out problem `problem` of policy `version`: ``eval-01200034`` is problem 34
+    of version 12. `problem` is below `MAX_EVALUATED`."""
+    return version * MAX_EVALUATED + problem
+
+
+def evaluated_version(group_id: str) -> int | None:
+    """The policy version that the group of an evaluation during training is for; None: it is none of these."""
+    if purpose_of(group_id) != "evaluation":
+        return None
+    _, _, number = group_id.partition("-")
+    return int(number) // MAX_EVALUATED if _is_number(number) else None
 
 
 def make_evaluation_group_id(key: str) -> str:
@@ -84,20 +104,26 @@ def make_trajectory_id(prompt_id: str, generator_id: str, incarnation: str) -> s
 
     Args:
         generator_id: holds no ``@``.
-        incarnation: differs for every start of the generator; holds neither ``@`` nor ``.``.
+        incarnation: differs for every start of the generator; holds neither ``@`` nor ``.`` nor ``#``.
     """
     return f"{prompt_id}@{generator_id}.{incarnation}"
 
 
+def make_segment_id(trajectory_id: str, number: int) -> str:
+    """Id of another conversation (1 or more) of the same rollout: ``rl-00000012-3@generator-0.2f1c#1``."""
+    return f"{trajectory_id}{_SEGMENT_SIGN}{number}"
+
+
 def parse_trajectory_id(trajectory_id: str) -> TrajectoryParts:
-    """What `make_trajectory_id` put together. Raises `IdError`."""
+    """What `make_trajectory_id` put together, or `make_segment_id`. Raises `IdError`."""
     prompt_id, _, made_by = trajectory_id.rpartition("@")
-    generator_id, _, incarnation = made_by.rpartition(".")
-    if not (prompt_id and generator_id and incarnation):
+    generator_id, _, attempt = made_by.rpartition(".")
+    incarnation, sign, segment = attempt.partition(_SEGMENT_SIGN)
+    if not (prompt_id and generator_id and incarnation and _is_number(segment or "0")) or (sign and not segment):
         raise IdError(
             f"{trajectory_id!r} is not the id of a trajectory: such an id reads 'rl-00000012-3@generator-0.2f1c'"
         )
-    return TrajectoryParts(prompt_id, generator_id, incarnation)
+    return TrajectoryParts(prompt_id, generator_id, incarnation, int(segment or 0))
 
 
 def prompt_of(trajectory_id: str) -> str:
@@ -116,8 +142,8 @@ def purpose_of(text: str) -> Purpose | None:
 
 
 def is_within(text: str, whole: str) -> bool:
-    """Whether `text` is `whole` or a part of it: a sample of that group, a response to that prompt."""
-    return f"{text}@".startswith((f"{whole}@", f"{whole}-"))
+    """Whether `text` is `whole` or a part of it: a sample of that group, a response to that prompt, a segment of it."""
+    return f"{text}@".startswith((f"{whole}@", f"{whole}-", f"{whole}{_SEGMENT_SIGN}"))
 
 
 def make_process_name(role: str, which: int | str) -> str:

@@ -27,10 +27,14 @@ FloatArray = NDArray[np.float32]
 SCHEMA_VERSION = 1
 RESPONSE_COLUMNS = {
     "step": ("int32", "RL step that trained it"),
-    "id": ("string", "of the trajectory: `<prompt_id>@<generator>.<attempt>`"),
+    "id": ("string", "of the trajectory: `<prompt_id>@<generator>.<attempt>`, and `#<segment>` where that is not 0"),
     "prompt_id": ("string", "of the prompt"),
     "group_id": ("string", "shared by the responses to one problem"),
     "sample_index": ("int32", "which response of its group"),
+    "segment": (
+        "int32",
+        "which conversation of its rollout: 0 the one that ended last; an agent's others from 1, of the same reward",
+    ),
     "task": ("string", "name of the task"),
     "generator": ("string", "who made it"),
     "issue_version": ("int32", "the learner's policy version when the prompt was issued"),
@@ -65,6 +69,11 @@ TOKEN_COLUMNS = {
     "advantages": ("float32", "trained on, whitened where the run does that"),
     "importance_weights": ("float32", "of the objective's off-policy correction"),
     "is_trained": ("bool", "whether the actor was trained on it; null where the environment speaks"),
+    "entropy": (
+        "float32",
+        "of the learner's policy before the step at this place, nats: how undecided it was; null with"
+        " `algorithm.old_log_probs=behaviour`",
+    ),
 }
 """The same of what each token has: lists, named without their ``list<>``."""
 
@@ -76,7 +85,7 @@ class SampleError(VcppoError):
 class TokenNumbers(NamedTuple):
     """What the learner knew of one response, ``[A]`` float32 over its actions; `is_trained` bool.
 
-    `values` and `value_targets` are None without a critic.
+    `values` and `value_targets` are None without a critic, `entropy` where the learner did not go through the policy.
     """
 
     old_log_probs: FloatArray
@@ -85,6 +94,7 @@ class TokenNumbers(NamedTuple):
     advantages: FloatArray
     importance_weights: FloatArray
     is_trained: BoolArray
+    entropy: FloatArray | None
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class SampleRow:
         prompt, response: texts.
         pieces: of the response's text, one a token.
         last_value: V after the last token; None without a critic.
+        segment: which conversation of its rollout.
     """
 
     step: int
@@ -105,6 +116,7 @@ class SampleRow:
     response: str
     pieces: Sequence[str]
     last_value: float | None
+    segment: int = 0
 
 
 def write_samples(path: Path, rows: Sequence[SampleRow]) -> None:
@@ -140,6 +152,7 @@ def _head(row: SampleRow) -> dict[str, Any]:
         "prompt_id": made.prompt_id,
         "group_id": made.group_id,
         "sample_index": made.sample_index,
+        "segment": row.segment,
         "task": made.task,
         "generator": made.generator_id,
         "issue_version": made.issue_version,
@@ -234,16 +247,29 @@ class SampleTable:
 
     def responses(self) -> pyarrow.Table:
         """What each response has once, `RESPONSE_COLUMNS`."""
-        return self._table.select(list(RESPONSE_COLUMNS))
+        return self._with_segment().select(list(RESPONSE_COLUMNS))
+
+    def _with_segment(self) -> pyarrow.Table:
+        """Files of before rollouts had several conversations lack the column."""
+        if "segment" in self._table.column_names:
+            return self._table
+        import pyarrow as pa
+
+        return self._table.append_column("segment", pa.array(np.zeros(len(self), np.int32)))
 
     def heads(self) -> list[dict[str, Any]]:
         """The same as rows."""
         return as_heads(self.responses())
 
     def tokens(self, number: int, names: Iterable[str] = tuple(TOKEN_COLUMNS)) -> dict[str, list[Any]]:
-        """Of a response by its place in the file: these of `TOKEN_COLUMNS`, one entry a token, None for null."""
+        """Of a response by its place in the file: these of `TOKEN_COLUMNS`, one entry a token, None for null.
+
+        A column that the file is too old to have is null throughout.
+        """
         row = self._table.slice(number, 1)
-        return {name: row.column(name)[0].as_py() for name in names}
+        there = set(row.column_names)
+        length = len(row.column("token_ids")[0])
+        return {name: row.column(name)[0].as_py() if name in there else [None] * length for name in names}
 
 
 def as_heads(responses: pyarrow.Table) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 Every prompt that was ever issued is in exactly one state, so at every instant::
 
-    issued = queued + leased + buffered + claimed + trained + rejected + expired
+    issued = queued + leased + buffered + claimed + trained + rejected + expired + evaluated
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.wire import tokens_digest
 
 PromptState = Literal["queued", "leased", "buffered", "claimed"]
-_GROWING = ("issued", "trained", "rejected", "expired")
+_GROWING = ("issued", "trained", "rejected", "expired", "evaluated")
 AppendResult = Literal["accepted", "duplicate", "unknown", "mismatch"]
 
 
@@ -22,7 +22,7 @@ AppendResult = Literal["accepted", "duplicate", "unknown", "mismatch"]
 class Ledger:
     """Counts of prompts by state, taken at one instant.
 
-    ``issued``, ``trained``, ``rejected`` and ``expired`` are counters; the other four are the sizes of
+    ``issued``, ``trained``, ``rejected``, ``expired`` and ``evaluated`` are counters; the other four are the sizes of
     the structures that hold the prompts, so `is_exact` compares two independent sources.
     """
 
@@ -34,18 +34,21 @@ class Ledger:
     trained: int = 0
     rejected: int = 0
     expired: int = 0
+    evaluated: int = 0
+    """Responses to held-out problems, judged during training and never trained."""
     without_signal: int = 0
     """Of the rejected: in groups that dynamic sampling left out. No fault, and no dead letter."""
 
     @property
     def outstanding(self) -> int:
         """Issued and not settled."""
-        return self.issued - self.trained - self.rejected - self.expired
+        return self.issued - self.trained - self.rejected - self.expired - self.evaluated
 
     @property
     def credits_used(self) -> int:
         """What the credits bound, at most (max_staleness + 1) * batch_size: claimed ones are with the learner, and are
-        trained although their commit waits for a checkpoint."""
+        trained although their commit waits for a checkpoint. While an evaluation is on, its prompts are counted too,
+        which need no credit."""
         return self.queued + self.leased + self.buffered
 
     @property
@@ -68,7 +71,7 @@ class Ledger:
         return asdict(self)
 
     def __str__(self) -> str:
-        others = ("issued", "without_signal")
+        others = ("issued", "without_signal", *(() if self.evaluated else ("evaluated",)))
         states = " + ".join(f"{count} {name}" for name, count in self.as_dict().items() if name not in others)
         if self.without_signal:
             states = states.replace(" rejected", f" rejected ({self.without_signal} without signal)")
@@ -80,8 +83,9 @@ class BufferEntry(NamedTuple):
     """A validated trajectory on its way into the store; `payload` is its wire form, stored as it came.
 
     Its group, version, sample, task and `tokens_digest` of the prompt must be those that the prompt was issued with.
-    Of an open prompt the tokens may be others.
-    The last three are what dynamic sampling looks at, so that it reads no payload.
+    Of an open prompt the tokens may be others, and only the rollout of one may have `num_segments` beside its own
+    conversation. `num_tokens` and `num_response` are of all conversations together.
+    ``num_response``, ``reward`` and ``is_correct`` are what dynamic sampling looks at, so that it reads no payload.
     """
 
     prompt_id: str
@@ -97,6 +101,7 @@ class BufferEntry(NamedTuple):
     num_response: int
     reward: float
     is_correct: bool
+    num_segments: int = 0
 
     @classmethod
     def of(cls, trajectory: Trajectory, payload: bytes) -> BufferEntry:
@@ -107,14 +112,15 @@ class BufferEntry(NamedTuple):
             trajectory.group_id,
             trajectory.issue_version,
             trajectory.oldest_version,
-            trajectory.num_tokens,
+            sum(each.num_tokens for each in trajectory.conversations),
             payload,
             trajectory.sample_index,
             trajectory.task,
             tokens_digest(trajectory.prompt_token_ids),
-            len(trajectory.response_token_ids),
+            sum(len(each.response_token_ids) for each in trajectory.conversations),
             trajectory.reward,
             trajectory.outcome == "correct",
+            len(trajectory.segments),
         )
 
 

@@ -181,9 +181,14 @@ class RunStore:
 
     # ------------------------------------------------------------------ learner: issue
 
-    def issue(self, prompts: Sequence[Prompt]) -> int:
-        """Put new prompts at the end of the queue; those issued before are left as they are. How many were new."""
-        num_new = sum(int(self._run("issue", *flatten(batch))) for batch in batches(map(issue_args, prompts)))
+    def issue(self, prompts: Sequence[Prompt], *, first: bool = False) -> int:
+        """Put new prompts at the end of the queue; those issued before are left as they are. How many were new.
+
+        Args:
+            first: before all others instead, in the order given; for evaluations, which wait for all of theirs.
+        """
+        place = "first" if first else "last"
+        num_new = sum(int(self._run("issue", place, *flatten(batch))) for batch in batches(map(issue_args, prompts)))
         _trace("prompts_issued", num_new=num_new, prompt_ids=[prompt.id for prompt in prompts])
         return num_new
 
@@ -309,6 +314,13 @@ class RunStore:
         Returns False, with nothing done, when one of them is not buffered: also where this was done before.
         """
         return bool(prompt_ids) and bool(self._run("leave_out", *fact, *prompt_ids))
+
+    def evaluated(self, prompt_ids: Sequence[str]) -> int:
+        """The figures of these buffered trajectories are on disk: count them as evaluated and delete them. How many.
+
+        Doing it again changes nothing.
+        """
+        return sum(int(self._run("evaluate", *flatten(batch))) for batch in batches((i,) for i in prompt_ids))
 
     def expire(self, prompt_ids: Sequence[str], reason: str) -> list[str]:
         """Drop queued or leased prompts; returns those that were. Their late trajectories are duplicates."""

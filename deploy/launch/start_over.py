@@ -41,8 +41,10 @@ def start_over(config: VcppoConfig, stage: Stage) -> Path | None:
     if redis_server.is_running(folder.redis):
         raise RunError(f"--start-over {stage}: a redis-server still serves {folder.redis}: stop that run first")
     made = [
-        folder.checkpoints, folder.trained_log, folder.difficulty, folder.export, folder.redis, folder.spool,
-        folder.report, folder.samples, folder.profiles, folder.metrics, folder.tensorboard, folder.path / "ledger.json",
+        folder.checkpoints, folder.trained_log, folder.difficulty, folder.export, folder.exports,
+        folder.evaluations, folder.redis, folder.spool,
+        folder.report, folder.samples, folder.profiles, folder.metrics, folder.tensorboard,
+        folder.path / "ledger.json",
         folder.path / "stages.jsonl",
     ]  # fmt: skip
     made += sorted(folder.eval.glob("export*"))

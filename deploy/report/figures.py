@@ -98,12 +98,27 @@ def accuracy(ax: Axes, data: FigureData) -> bool:
     for result, x in zip(data.evals, ends, strict=False):
         colour, label = GREEN if x else GREY, f"held out, {result.name}"
         ax.errorbar(x, result.pass_at_1, yerr=_bar(result), fmt="D", color=colour, capsize=4, label=label, zorder=5)
+    _held_out_on_the_way(ax, data)
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_title("Accuracy")
     _legend(ax, loc="best")
     _steps(ax)
-    return drawn or bool(data.evals)
+    return drawn or bool(data.evals) or bool(data.run.evaluations)
+
+
+def _held_out_on_the_way(ax: Axes, data: FigureData) -> None:
+    """Evaluations during training (eval.every), with their intervals."""
+    names = ("step", "eval/accuracy", "eval/accuracy_low", "eval/accuracy_high")
+    rows = [row for row in data.run.evaluations if all(isinstance(row.get(name), int | float) for name in names)]
+    if not rows:
+        return
+    x, y, low, high = ([float(row[name]) for row in rows] for name in names)
+    bars = [
+        [max(0.0, m - a) for m, a in zip(y, low, strict=True)],
+        [max(0.0, b - m) for m, b in zip(y, high, strict=True)],
+    ]
+    ax.errorbar(x, y, yerr=bars, fmt="o-", color=GREEN, alpha=0.7, capsize=3, label="held out, on the way", zorder=4)
 
 
 def reward(ax: Axes, data: FigureData) -> bool:

@@ -37,6 +37,11 @@ def _belief(colour: float) -> str:
     return f"rgba({red_green_blue},{0.6 * abs(colour):.2f})"
 
 
+def _doubt(share: float) -> str:
+    """0 to 1 as nothing to orange."""
+    return f"rgba(234,115,23,{0.7 * share:.2f})"
+
+
 def templates_in(folder: Path) -> Environment:
     """Templates of a folder, escaping as `render` says."""
     return Environment(
@@ -52,3 +57,4 @@ def templates_in(folder: Path) -> Environment:
 _ENVIRONMENT = templates_in(Path(__file__).with_name("templates"))
 _ENVIRONMENT.filters["data_uri"] = _data_uri
 _ENVIRONMENT.filters["belief"] = _belief
+_ENVIRONMENT.filters["doubt"] = _doubt

@@ -16,7 +16,7 @@ from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.log_render import printable
 from vcppo.deploy.samples.show import heading
 from vcppo.deploy.samples.sources import Sample, samples_of_rl, steps_of
-from vcppo.deploy.samples.token_view import belief, numbers_text, turning_point, turning_text, value_line
+from vcppo.deploy.samples.token_view import belief, numbers_text, turning_point, turning_text, undecided, value_line
 
 log = structlog.get_logger(__name__)
 
@@ -38,11 +38,13 @@ class Token(NamedTuple):
     Attributes:
         colour: -1 (surely wrong) to 1 (surely right); None where nobody believed anything.
         numbers: what is shown when it is pointed at.
+        undecided: 0 to 1, how undecided the policy was; None where that is not known.
         kind: ``action``, ``turning`` (here the value moved most), ``environment`` or ``left_out``.
     """
 
     text: str
     colour: float | None
+    undecided: float | None
     numbers: str
     kind: str
 
@@ -57,6 +59,11 @@ class Response:
     tokens: Sequence[Token]
     line: str
     turning: str
+
+    @property
+    def has_entropy(self) -> bool:
+        """Whether it is known of any token."""
+        return any(token.undecided is not None for token in self.tokens)
 
 
 def read_responses(folder: RunFolder, least: float, greatest: float) -> list[Response]:
@@ -93,10 +100,11 @@ def _response(why: str, sample: Sample, least: float, greatest: float) -> Respon
     known = sample.tokens()
     values: list[float | None] = known["values"]
     turning = turning_point(values)
-    tokens = [_token(number, known, turning, least, greatest) for number in range(len(values))]
+    doubts = undecided(known["entropy"])
+    tokens = [_token(number, known, doubts[number], turning, least, greatest) for number in range(len(values))]
     if len(tokens) > MAX_TOKENS:
         half = MAX_TOKENS // 2
-        gap = Token(f" … {len(tokens) - 2 * half:,} tokens left out … ", None, "", "left_out")
+        gap = Token(f" … {len(tokens) - 2 * half:,} tokens left out … ", None, None, "", "left_out")
         tokens = [*tokens[:half], gap, *tokens[-half:]]
     prompt = printable(str(sample.prompt))
     return Response(
@@ -109,11 +117,13 @@ def _response(why: str, sample: Sample, least: float, greatest: float) -> Respon
     )
 
 
-def _token(number: int, known: dict[str, list[Any]], turning: int | None, least: float, greatest: float) -> Token:
+def _token(
+    number: int, known: dict[str, list[Any]], doubt: float | None, turning: int | None, least: float, greatest: float
+) -> Token:
     text, value = printable(known["tokens"][number]), known["values"][number]
     if known["turn"][number] is None:
-        return Token(text, None, numbers_text(number, known), "environment")
+        return Token(text, None, None, numbers_text(number, known), "environment")
     said = numbers_text(number, known)
     if value is None:
-        return Token(text, None, said, "action")
-    return Token(text, belief(value, least, greatest), said, "turning" if number == turning else "action")
+        return Token(text, None, doubt, said, "action")
+    return Token(text, belief(value, least, greatest), doubt, said, "turning" if number == turning else "action")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import VcppoError
+from vcppo.common.evaluation.on_the_way import has_plateaued, read_evaluations
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.files.json_lines import JsonLinesTail, Row, read_json_lines
 from vcppo.common.run_folder import DECISION_FILE, RunFolder
@@ -20,7 +21,8 @@ __all__ = ["JsonLinesTail", "Row", "RunData", "column", "is_exact", "read_json",
 TRAINING_STAGE = "value pretraining and rl"
 """Name of the stage, in a run's stages.jsonl, that `vcppo up` is."""
 
-LEDGER_STATES = ("issued", "queued", "leased", "buffered", "claimed", "trained", "rejected", "expired")
+LEDGER_STATES = ("issued", "queued", "leased", "buffered", "claimed", "trained", "rejected", "expired", "evaluated")
+_CAME_LATER = ("evaluated", "without_signal")  # runs of an older version have none
 
 
 @dataclass
@@ -30,6 +32,7 @@ class RunData:
     Attributes:
         rl: one row per learner step, in order; a step done again after a crash counts once, as done last.
         value_pretraining: one row per measurement, likewise.
+        evaluations: one row per version evaluated during training; its step is that version.
         generators: rows by generator name.
         new: learner rows of the last `refresh`; not those a step writes before its broadcast, which are repeated.
         num_recorded: trajectories recorded for value pretraining.
@@ -40,6 +43,7 @@ class RunData:
     config: VcppoConfig
     rl: list[Row] = field(default_factory=list)
     value_pretraining: list[Row] = field(default_factory=list)
+    evaluations: list[Row] = field(default_factory=list)
     generators: dict[str, list[Row]] = field(default_factory=dict)
     new: list[Row] = field(default_factory=list)
     num_recorded: int = 0
@@ -47,7 +51,7 @@ class RunData:
 
     def __post_init__(self) -> None:
         self._tails: dict[str, JsonLinesTail] = {}
-        self._steps: dict[str, dict[int, Row]] = {"rl": {}, "value_pretraining": {}}
+        self._steps: dict[str, dict[int, Row]] = {"rl": {}, "value_pretraining": {}, "evaluation": {}}
 
     @classmethod
     def load(cls, folder: RunFolder) -> RunData:
@@ -73,6 +77,7 @@ class RunData:
                 steps[row["step"]] = {**steps.get(row["step"], {}), **row}
         self.rl = [row for _, row in sorted(self._steps["rl"].items())]
         self.value_pretraining = [row for _, row in sorted(self._steps["value_pretraining"].items())]
+        self.evaluations = [row for _, row in sorted(self._steps["evaluation"].items())]
         for path in sorted(self.folder.metrics.glob("generator-*.jsonl")):
             self.generators.setdefault(path.stem, []).extend(self._read(path.stem))
         return self
@@ -90,9 +95,12 @@ class RunData:
 
     @property
     def finished(self) -> bool:
-        """Whether all RL steps were done and the policy exported."""
-        done = self.rl[-1]["step"] if self.rl else 0
-        return done >= self.config.rl.num_steps and (self.folder.export / "config.json").exists()
+        """Whether all RL steps were done, or no more are wanted (``eval.patience``), and the policy exported."""
+        done, settings = self.rl[-1]["step"] if self.rl else 0, self.config.eval
+        is_done = done >= self.config.rl.num_steps or has_plateaued(
+            read_evaluations(self.folder.evaluations), settings.best_by, settings.patience
+        )
+        return is_done and (self.folder.export / "config.json").exists()
 
     @property
     def num_broadcasts(self) -> int:
@@ -117,10 +125,9 @@ class RunData:
         counts = read_json(self.folder.path / "ledger.json")
         if counts is None and self.rl:
             counts = {name: self.rl[-1].get(f"ledger/{name}") for name in (*LEDGER_STATES, "without_signal")}
-        if counts is None or any(counts.get(name) is None for name in LEDGER_STATES):
+        if counts is None or any(counts.get(name) is None for name in LEDGER_STATES if name not in _CAME_LATER):
             return None
-        left_out = int(counts.get("without_signal") or 0)  # runs of an older version have none
-        return {**{name: int(counts[name]) for name in LEDGER_STATES}, "without_signal": left_out}
+        return {name: int(counts.get(name) or 0) for name in (*LEDGER_STATES, "without_signal")}
 
     def stage_seconds(self) -> dict[str, float]:
         """Wall time by stage, from the launcher's notes."""

@@ -8,7 +8,8 @@ from vcppo.common.telemetry.log_render import printable
 
 _BAR = 12
 _HEADING = (
-    f"{'token':>5}  {'value':>7} {'':{_BAR}}  {'advantage':>9}  {'log-prob':>8}  {'mismatch':>8}  {'version':>7}  text"
+    f"{'token':>5}  {'value':>7} {'':{_BAR}}  {'advantage':>9}  {'log-prob':>8}  {'entropy':>7}  {'mismatch':>8}"
+    f"  {'version':>7}  text"
 )
 
 
@@ -29,7 +30,8 @@ def token_table(tokens: dict[str, list[Any]]) -> str:
             said += "   (said by the environment)"
         lines.append(
             f"{number:>5}  {_number(value, 7, 3)} {_bar(value, least, largest)}"
-            f"  {_number(tokens['advantages'][number], 9, 3)}  {_number(behaviour, 8, 3)}  {_number(mismatch, 8, 4)}"
+            f"  {_number(tokens['advantages'][number], 9, 3)}  {_number(behaviour, 8, 3)}"
+            f"  {_number(tokens['entropy'][number], 7, 3)}  {_number(mismatch, 8, 4)}"
             f"  {tokens['versions'][number]:>7}  {said}"
         )
     return "\n".join(lines)

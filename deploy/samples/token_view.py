@@ -6,6 +6,7 @@ a run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -41,6 +42,8 @@ def numbers_text(number: int, tokens: Tokens) -> str:
     if value is not None:
         parts.append(f"value {value:+.3f}")
     parts += [f"advantage {tokens['advantages'][number]:+.3f}", f"log-prob {behaviour:.3f}"]
+    if (entropy := tokens["entropy"][number]) is not None:
+        parts.append(f"entropy {entropy:.3f}")
     parts += [f"mismatch {old - behaviour:+.4f}", f"version {tokens['versions'][number]}"]
     return " · ".join(parts)
 
@@ -49,6 +52,12 @@ def belief(value: float, least: float, greatest: float) -> float:
     """A value from -1, the least reward or below, to 1, the greatest or above."""
     half, middle = (greatest - least) / 2 or 1.0, (greatest + least) / 2
     return min(1.0, max(-1.0, (value - middle) / half))
+
+
+def undecided(entropy: Sequence[float | None]) -> list[float | None]:
+    """Entropies, nats, from 0 to 1: the largest of the response, or ln 2 (two ways, equally likely) if that is more."""
+    most = max([math.log(2), *(each for each in entropy if each is not None)])
+    return [None if each is None else min(1.0, max(0.0, each / most)) for each in entropy]
 
 
 def value_line(values: Sequence[float | None], least: float, greatest: float) -> str:

@@ -51,6 +51,8 @@ def progress_line(row: Row, data: RunData) -> str:
             f"value pretraining {row['step']:>3} · loss {number(row.get('vp/train_loss'))} · "
             f"held-out explained variance {quality} (gate {settings.min_explained_variance:g})"
         )
+    if row.get("stage") == "evaluation":
+        return evaluation_line(row)
     of = data.config.rl.batch_size
     others = outcomes_view.others_line(row, of, besides=("right", "wrong"))
     return " · ".join(
@@ -63,6 +65,21 @@ def progress_line(row: Row, data: RunData) -> str:
             f"staleness {number(row.get('staleness/mean'), '{:.2f}')} max {number(row.get('staleness/max'), '{:.0f}')}",
             f"{number(row.get('tokens/per_second'), '{:,.0f}')} tokens/s",
             f"{number(row.get('time/step'), '{:.1f}')} s",
+        ]
+    )
+
+
+def evaluation_line(row: Row) -> str:
+    """An evaluation during training in one line."""
+    low, high = (number(row.get(f"eval/accuracy_{end}"), "{:.1%}") for end in ("low", "high"))
+    return " · ".join(
+        [
+            f"held out, version {row['step']}",
+            f"accuracy {number(row.get('eval/accuracy'), '{:.1%}')} [{low}, {high}]",
+            f"{number(row.get('eval/num_problems'), '{:.0f}')} problems",
+            f"length {number(row.get('eval/mean_length'), '{:.0f}')}",
+            f"{number(row.get('eval/seconds'), '{:.1f}')} s",
+            f"training waited {number(row.get('eval/stall_seconds'), '{:.1f}')} s",
         ]
     )
 

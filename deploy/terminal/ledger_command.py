@@ -20,6 +20,7 @@ MEANING = {
     "trained": "in a durable checkpoint",
     "rejected": "refused as invalid (dead letters), or without signal",
     "expired": "dropped as stragglers",
+    "evaluated": "held-out problems answered during training, never trained",
     "without_signal": "of the rejected: left out by dynamic sampling, no fault",
 }
 
@@ -38,7 +39,7 @@ def ledger_table(ledger: Ledger) -> Table:
     table.add_column("count", justify="right")
     table.add_column("", style="bright_black")
     for state, count in ledger.as_dict().items():
-        if state == "without_signal" and not count:
+        if state in ("evaluated", "without_signal") and not count:
             continue
         table.add_row(state, f"{count:,}", MEANING[state])
     return table
@@ -53,7 +54,7 @@ def print_ledger(store: RunStore, console: Console) -> bool:
         if ledger.is_exact
         else f"[red]NOT exact: issued differs from the sum by {ledger.difference:+d}[/]"
     )
-    console.print(f"\nissued = sum of the other seven: {verdict}")
+    console.print(f"\nissued = sum of the other {'eight' if ledger.evaluated else 'seven'}: {verdict}")
     if account := left_out_line(Account.loads(facts.LEFT_OUT.read(store))):
         console.print(account, markup=False, highlight=False)
     if letters:

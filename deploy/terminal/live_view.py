@@ -21,6 +21,7 @@ from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.ledger import Ledger, Member
 from vcppo.common.text.yaml_text import one_line
 from vcppo.deploy.logs.log_lines import LEVELS, Record, level_of
+from vcppo.deploy.run.measured_accuracy import held_out_text, metrics_of, newest
 from vcppo.deploy.run.run_data import JsonLinesTail, Row, RunData, column
 from vcppo.deploy.terminal import outcomes_view, recorded_view
 from vcppo.deploy.terminal.display import clock, number
@@ -139,6 +140,8 @@ def learning_panel(data: RunData) -> Panel:
             (f"{number(last.get(name), pattern):>7}  ", "bold"), (sparkline(column(rows, name), 30, low, high), "cyan")
         )
 
+    has_mismatch = bool(column(rows, "off_policy/mismatch_kl"))
+    mismatch = [("mismatch KL", line("off_policy/mismatch_kl", "{:.1e}"))] if has_mismatch else []
     mean = number(last.get("staleness/mean"), "{:.2f}")
     mixed = number(last.get("staleness/mixed_version_fraction"), "{:.0%}")
     largest = number(data.max_staleness, "{:.0f}")
@@ -147,13 +150,27 @@ def learning_panel(data: RunData) -> Panel:
         ("accuracy", line("reward/accuracy", low=0.0, high=1.0)),
         ("", Text(f"{outcomes_view.accuracy(last, of)} right, {outcomes_view.accuracy_interval(last, of)}")),
         ("", Text(outcomes_view.others_line(last, of))),
+        *_held_out(data.evaluations),
         ("reward", line("reward/mean", low=rule.low, high=rule.high)),
         ("length", line("length/mean", "{:.0f}")),
         ("explained variance", line("explained_variance/token", "{:.2f}", 0.0, 1.0)),
+        *mismatch,
         ("staleness", Text(f"mean {mean}, max {largest} of {settings.max_staleness} allowed; mixed versions {mixed}")),
         ("tokens/s", line("tokens/per_second", "{:,.0f}")),
     )  # fmt: skip
     return Panel(body, title="reinforcement learning", title_align="left", border_style="green")
+
+
+def _held_out(rows: list[Row]) -> list[tuple[str, Text]]:
+    """A line a benchmark: its newest accuracy, of which step, and how it grew; nothing where nothing was measured."""
+    lines = []
+    for label, measured in metrics_of(rows).items():
+        found = newest(rows, measured)
+        if found is not None:
+            grown = sparkline(column(rows, measured.accuracy), 30, 0.0, 1.0)
+            text = Text.assemble((f"{held_out_text(found)}", "bold"), f" after step {found.step}  ", (grown, "cyan"))
+            lines.append((one_line(label), text))
+    return lines
 
 
 def generators_panel(data: RunData, members: Sequence[Member]) -> Panel:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,13 +21,15 @@ from vcppo.deploy.logs.logs_command import LogFilter, from_folder
 from vcppo.deploy.report.markup import templates_in
 from vcppo.deploy.report.run_page import all_settings
 from vcppo.deploy.report.write import read_evals
+from vcppo.deploy.run.measured_accuracy import all_of, metrics_of
 from vcppo.deploy.run.run_data import LEDGER_STATES, RunData, is_exact
 from vcppo.deploy.samples.sources import ALL_STEPS, parse_steps, steps_of
 from vcppo.deploy.samples.token_view import LINE_HEIGHT, LINE_WIDTH, turning_point, turning_text, value_line
 from vcppo.deploy.ui import beliefs, charts, rollouts
 from vcppo.deploy.ui.guard import Guard
+from vcppo.deploy.ui.run_charts import or_none, rl_rows, run_charts
 from vcppo.deploy.ui.runs import Runs, UnknownRun, processes, signature
-from vcppo.deploy.ui.token_colours import COLOURS, MEANINGS, ColourBy, coloured
+from vcppo.deploy.ui.token_colours import COLOURS, MEANINGS, SCALES, ColourBy, coloured
 
 log = structlog.get_logger(__name__)
 
@@ -36,11 +39,7 @@ _SIGN_EVERY = 15
 _TOKENS_A_PAGE = 4000
 _LINES = 300
 _MOST_LINES = 200_000
-COMPARED = {
-    "accuracy": "reward/accuracy", "reward": "reward/mean", "explained variance": "explained_variance/token",
-    "length": "length/mean",
-}  # fmt: skip
-
+_UPDATES = 10
 Run = Annotated[str, Query(max_length=400)]
 Text = Annotated[str, Query(max_length=400)]
 Page = Annotated[int, Query(ge=1, le=10**6)]
@@ -66,48 +65,30 @@ def _add_lists(app: FastAPI, runs: Runs) -> None:
     @app.get("/compare")
     def compare(run: Annotated[list[str], Query(max_length=12)] = []) -> HTMLResponse:  # noqa: B006  (FastAPI's form)
         found = {key: runs.data(key) for key in run}
-        return _page("compare.html.j2", runs=found, differences=_differences(found), charts=list(COMPARED))
+        return _page("compare.html.j2", runs=found, differences=_differences(found))
 
     @app.get("/api/compare")
     def compared(run: Annotated[list[str], Query(max_length=12)] = []) -> JSONResponse:  # noqa: B006
-        found = {key: charts.thinned(runs.data(key).rl) for key in run}
-        return JSONResponse(
-            [
-                {"title": title, "note": "", "labels": run, "points": charts.overlaid(metric, found)}
-                for title, metric in COMPARED.items()
-            ]
-        )
+        found = {key: rl_rows(runs.data(key)) for key in run}
+        some = [chart for chart in charts.COMPARED if any(charts.drawn(chart, rows) for rows in found.values())]
+        return JSONResponse([charts.overlaid(chart, found) for chart in some])
 
 
 def _add_run(app: FastAPI, runs: Runs) -> None:
     @app.get("/run")
     def overview(run: Run) -> HTMLResponse:
         data, folder = runs.data(run), runs.folder(run)
+        rule = data.config.reward_rule
+        judged = partial(rollouts.judged, least=rule.low, greatest=rule.high)
         return _page(
             "run.html.j2", run=run, line=runs.line(run), data=data, ledger=_ledger(data),
-            processes=processes(folder), evals=read_evals(folder),
+            processes=processes(folder), judged=or_none(judged, folder), updates=runs.updates(run),
+            newest_updates=runs.updates(run).updates[: -_UPDATES - 1 : -1],
         )  # fmt: skip
 
     @app.get("/api/run")
     def series(run: Run) -> JSONResponse:
-        data = runs.data(run)
-        of_stage = (
-            (charts.VALUE_PRETRAINING_CHARTS, charts.thinned(data.value_pretraining)),
-            (charts.RL_CHARTS, charts.thinned(data.rl)),
-        )
-        return JSONResponse(
-            [
-                {
-                    "title": chart.title,
-                    "note": chart.note,
-                    "labels": list(chart.lines),
-                    "points": charts.points(chart, rows),
-                }
-                for some, rows in of_stage
-                for chart in some
-                if charts.drawn(chart, rows)
-            ]
-        )
+        return JSONResponse(run_charts(runs, run))
 
 
 def _add_samples(app: FastAPI, runs: Runs) -> None:
@@ -142,13 +123,38 @@ def _add_samples(app: FastAPI, runs: Runs) -> None:
         shown = rollouts.show(folder, step, id)
         rule = config.reward_rule
         turning = turning_point(shown.tokens["values"])
+        believed = _at_the_end(shown.tokens["values"])
         tokens = coloured(shown.tokens, by, rule.low, rule.high, turning)
         return _page(
-            "sample.html.j2", run=run, shown=shown, by=by, colours=COLOURS, meaning=MEANINGS[by], begin=begin,
+            "sample.html.j2", run=run, shown=shown, by=by, colours=COLOURS, meaning=MEANINGS[by], scale=SCALES.get(by),
+            begin=begin,
             tokens=tokens[begin : begin + _TOKENS_A_PAGE], num_tokens=len(tokens), size=_TOKENS_A_PAGE,
-            turning=turning_text(shown.tokens, turning), line=value_line(shown.tokens["values"], rule.low, rule.high),
+            turning=turning_text(shown.tokens, turning), turning_page=_page_of(turning),
+            mark=_mark(turning, len(tokens)), believed=believed,
+            is_misjudged=believed is not None
+            and beliefs.is_misjudged(believed, shown.head["reward"], rule.low, rule.high),
+            line=value_line(shown.tokens["values"], rule.low, rule.high),
             width=LINE_WIDTH, height=LINE_HEIGHT, least=rule.low, greatest=rule.high,
         )  # fmt: skip
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\n", "⏎")
+
+
+def _page_of(token: int | None) -> int:
+    """Where the page with a token begins."""
+    return (token or 0) // _TOKENS_A_PAGE * _TOKENS_A_PAGE
+
+
+def _mark(token: int | None, num_tokens: int) -> float | None:
+    """Where a token stands along the line of values."""
+    return None if token is None else LINE_WIDTH * token / max(1, num_tokens - 1)
+
+
+def _at_the_end(values: Sequence[float | None]) -> float | None:
+    """What the critic believed before the last token. What it says after that it was never trained for."""
+    return next((value for value in reversed(values) if value is not None), None)
 
 
 def _add_critic(app: FastAPI, runs: Runs) -> None:
@@ -162,7 +168,7 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
         return _page(
             "critic.html.j2", run=run, kept=kept, step=chosen, num_responses=len(responses),
             bins=beliefs.calibration(responses, rule.low, rule.high), minds=beliefs.changed_minds(responses, 20),
-            misjudged=beliefs.misjudged(responses, 20),
+            misjudged=beliefs.misjudged(responses, rule.low, rule.high, 20),
         )  # fmt: skip
 
     @app.get("/api/critic")
@@ -171,17 +177,19 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
         responses = rollouts.believed(folder, step)
         rule = config.reward_rule
         places, bins = beliefs.by_place(responses), beliefs.calibration(responses, rule.low, rule.high)
-        tenths = [number + 0.5 for number in range(beliefs.NUM_PLACES)]
+        plain = {"span": None, "is_share": False, "intervals": [None, None], "is_joined": [True, True]}
+        tenths = list(range(1, beliefs.NUM_PLACES + 1))
         return JSONResponse(
             [
                 {
-                    "title": "Value by place", "note": "mean value in each tenth of the response",
-                    "labels": [f"{name} ({found.num_responses})" for name, found in places.items()],
+                    "title": "Value by place", "note": "mean value in each tenth of the response", "across": "tenth",
+                    "labels": [f"{name} ({found.num_responses})" for name, found in places.items()], **plain,
                     "points": [tenths, *(found.means for found in places.values())],
                 },
                 {
-                    "title": "Calibration", "note": "across: what was believed; up: what came on average",
-                    "labels": ["reward that came", "a calibrated critic"],
+                    "title": "Calibration", "note": "up: the reward that came, on average; a calibrated critic is on"
+                    " its line", "across": "what was believed",
+                    "labels": ["this critic", "a calibrated critic"], **plain,
                     "points": [
                         [each.predicted for each in bins], [each.realised for each in bins],
                         [each.predicted for each in bins],
@@ -194,7 +202,11 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
 def _add_rest(app: FastAPI, runs: Runs) -> None:
     @app.get("/evaluation")
     def evaluation(run: Run) -> HTMLResponse:
-        return _page("evaluation.html.j2", run=run, evals=read_evals(runs.folder(run)))
+        evals, rows = read_evals(runs.folder(run)), runs.data(run).evaluations
+        on_the_way = [(name, each) for name, one in metrics_of(rows).items() for each in all_of(rows, one)[:-_LINES:-1]]
+        return _page(
+            "evaluation.html.j2", run=run, evals=evals, any_k=any(each.k > 1 for each in evals), on_the_way=on_the_way
+        )
 
     @app.get("/logs")
     def logs(run: Run, service: Text = "", level: Text = "", trajectory: Text = "", version: Text = "") -> HTMLResponse:
@@ -271,9 +283,26 @@ def _render(template: str, **values: object) -> str:
     return _ENVIRONMENT.get_template(template).render(values)
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _clock(time: str) -> str:
+    """Of a log line's time, in UTC."""
+    return time.replace("T", " ").partition(".")[0].removesuffix("Z")
+
+
+def _signed(value: float) -> str:
+    """With a minus sign as wide as the plus."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def _figure(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 _ENVIRONMENT = templates_in(_HERE / "templates")
-_ENVIRONMENT.filters |= {"printable": lambda text: printable(str(text)), "figure": _figure}
+_ENVIRONMENT.filters |= {
+    "printable": lambda text: printable(str(text)), "figure": _figure, "share": _share, "clock": _clock,
+    "signed": _signed, "on_one_line": _on_one_line,
+}  # fmt: skip

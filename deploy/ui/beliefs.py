@@ -9,6 +9,9 @@ import numpy as np
 
 NUM_PLACES = 10
 NUM_BINS = 10
+_MISJUDGED_BY = 0.5
+_AROUND = 12
+"""Tokens shown before and after one that changed the critic's mind."""
 
 
 class Believed(NamedTuple):
@@ -43,7 +46,7 @@ class Bin(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A token that moved the value from `before` to `after`."""
+    """A token that moved the value from `before` to `after`; `lead` and `trail` are the text around it."""
 
     id: str
     outcome: str
@@ -52,6 +55,24 @@ class Turn(NamedTuple):
     text: str
     before: float
     after: float
+    lead: str
+    trail: str
+
+    @property
+    def size(self) -> float:
+        """How far the value moved."""
+        return abs(self.after - self.before)
+
+
+class Misjudged(NamedTuple):
+    """A response of which the critic believed `believed` at its end, and `reward` came; `turn` is where it changed its
+    mind most, None in a response of one token."""
+
+    id: str
+    outcome: str
+    reward: float
+    believed: float
+    turn: Turn | None
 
 
 def by_place(responses: Sequence[Believed]) -> dict[str, ByPlace]:
@@ -99,19 +120,33 @@ def calibration(responses: Sequence[Believed], least: float, greatest: float) ->
 
 def changed_minds(responses: Sequence[Believed], count: int) -> list[Turn]:
     """The tokens that moved the value most, one a response, the largest move first."""
-    found = []
-    for each in responses:
-        if len(each.values) < 2:
-            continue
-        moves = np.abs(np.diff(each.values))
-        best = int(moves.argmax())
-        token = int(each.places[best])
-        before, after = float(each.values[best]), float(each.values[best + 1])
-        found.append(Turn(each.id, each.outcome, each.reward, token, each.pieces[token], before, after))
-    return sorted(found, key=lambda turn: -abs(turn.after - turn.before))[:count]
+    found = [turn for each in responses if (turn := _turn(each)) is not None]
+    return sorted(found, key=lambda turn: -turn.size)[:count]
 
 
-def misjudged(responses: Sequence[Believed], count: int) -> list[Believed]:
-    """Those whose last value is furthest from what came."""
-    known = [each for each in responses if len(each.values)]
-    return sorted(known, key=lambda each: -abs(float(each.values[-1]) - each.reward))[:count]
+def is_misjudged(believed: float, reward: float, least: float, greatest: float) -> bool:
+    """Whether what was believed at the end is further from what came than half of the rewards' range."""
+    return abs(believed - reward) > _MISJUDGED_BY * (greatest - least)
+
+
+def misjudged(responses: Sequence[Believed], least: float, greatest: float, count: int) -> list[Misjudged]:
+    """Those whose last value is furthest from what came, the furthest first; `least` and `greatest`: the rewards."""
+    known = [
+        each
+        for each in responses
+        if len(each.values) and is_misjudged(float(each.values[-1]), each.reward, least, greatest)
+    ]
+    worst = sorted(known, key=lambda each: -abs(float(each.values[-1]) - each.reward))[:count]
+    return [Misjudged(each.id, each.outcome, each.reward, float(each.values[-1]), _turn(each)) for each in worst]
+
+
+def _turn(each: Believed) -> Turn | None:
+    """Where it changed its mind most; None of less than two values."""
+    if len(each.values) < 2:
+        return None
+    best = int(np.abs(np.diff(each.values)).argmax())
+    token = int(each.places[best])
+    lead = "".join(each.pieces[max(0, token - _AROUND) : token])
+    trail = "".join(each.pieces[token + 1 : token + 1 + _AROUND])
+    before, after = float(each.values[best]), float(each.values[best + 1])
+    return Turn(each.id, each.outcome, each.reward, token, each.pieces[token], before, after, lead, trail)

@@ -18,10 +18,12 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.records.sample_table import RESPONSE_COLUMNS, SampleTable, as_heads
 from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.samples.sources import steps_of
+from vcppo.deploy.ui import beliefs
 from vcppo.deploy.ui.beliefs import Believed
 
 PAGE = 50
 _KEPT_FILES = 512
+_MOST_TELLING = 10
 _MOST_ELSEWHERE = 30
 _MOST_STEPS = 200
 """Steps that are looked through for one page: a run may have ten thousand."""
@@ -141,6 +143,37 @@ def believed(folder: RunFolder, step: int) -> list[Believed]:
                 Believed(head["id"], head["outcome"], head["reward"], values, np.array(places), tokens["tokens"])
             )
     return found
+
+
+class Judged(NamedTuple):
+    """Of the newest step with samples: a response that the critic misjudged, and where it changed its mind most."""
+
+    step: int
+    misjudged: beliefs.Misjudged | None
+    mind: beliefs.Turn
+
+
+def judged(folder: RunFolder, least: float, greatest: float) -> Judged | None:
+    """To begin with; None without samples or without a critic. `least` and `greatest`: the rewards of the run."""
+    kept = steps_of(folder)
+    if not kept:
+        return None
+    step = list(kept)[-1]
+    found = _judged(folder, step, _written(kept[step]), least, greatest)
+    return None if found is None else Judged(step, *found)
+
+
+@lru_cache(maxsize=_KEPT_FILES)
+def _judged(
+    folder: RunFolder, step: int, written: int, least: float, greatest: float
+) -> tuple[beliefs.Misjudged | None, beliefs.Turn] | None:
+    """Read once: a live page asks every second."""
+    responses = believed(folder, step)
+    minds = beliefs.changed_minds(responses, 1)
+    # Of those it misjudged most the one that shows most: where it never changed its mind there is little to see.
+    worst = beliefs.misjudged(responses, least, greatest, _MOST_TELLING)
+    telling = max(worst, key=lambda each: 0.0 if each.turn is None else each.turn.size, default=None)
+    return (telling, minds[0]) if minds else None
 
 
 def _path(kept: Mapping[int, Path], step: int) -> Path:

@@ -9,11 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from vcppo.common.config import load_config
 from vcppo.common.errors import VcppoError
-from vcppo.common.files.json_lines import read_json_lines
+from vcppo.common.files.json_lines import JsonLinesTail, Row, read_json_lines
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.text.yaml_text import one_line
+from vcppo.deploy.run.measured_accuracy import HeldOut, newest
 from vcppo.deploy.run.run_data import RunData
+from vcppo.deploy.ui.weight_updates import Failure, Update, WeightUpdates, from_log, from_metrics
 
 _DEPTHS = ("config.yaml", "*/config.yaml", "*/*/config.yaml")
 _ALIVE_SECONDS = 90.0
@@ -31,10 +34,36 @@ class RunLine(NamedTuple):
     step: int = 0
     num_steps: int = 0
     accuracy: float | None = None
+    held_out: HeldOut | None = None
     explained_variance: float | None = None
     started: str = ""
     seen: str = ""
     problem: str = ""
+
+
+class _Read:
+    """What was read of one run so far; only what was added is read at the next look."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.lock = threading.Lock()
+        self.data = RunData(folder, load_config(folder.config))
+        self.cold_start: list[Row] = []
+        self._updates: list[Update] = []
+        self._failures: list[Failure] = []
+        self._log = JsonLinesTail(folder.log_file("learner"))
+        self._sft = JsonLinesTail(folder.metrics_file("sft"))
+
+    def refresh(self) -> None:
+        self.data.refresh()
+        found = from_log(self._log.read())
+        self._updates += found.updates
+        self._failures += found.failures
+        self.cold_start += [row for row in self._sft.read() if isinstance(row.get("step"), int)]
+
+    @property
+    def updates(self) -> WeightUpdates:
+        """By the log, and by the metrics where that has none."""
+        return WeightUpdates(self._updates, self._failures) if self._updates else from_metrics(self.data.rl)
 
 
 class Runs:
@@ -46,13 +75,14 @@ class Runs:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
-        self._locks: dict[str, threading.Lock] = {}
-        self._data: dict[str, RunData] = {}
+        self._read: dict[str, _Read] = {}
 
     def keys(self) -> list[str]:
         """Of all runs there are now, the newest config first."""
         found = {path.parent for depth in _DEPTHS for path in self.root.glob(depth)}
-        by_age = sorted(found, key=lambda folder: -_modified(folder / "config.yaml"))
+        # A folder inside a run has settings too, such as those of `vcppo explainable`, and is none.
+        runs = [folder for folder in found if not found.intersection(folder.parents)]
+        by_age = sorted(runs, key=lambda folder: -_modified(folder / "config.yaml"))
         return [self._key(folder) for folder in by_age]
 
     def folder(self, key: str) -> RunFolder:
@@ -63,13 +93,25 @@ class Runs:
 
     def data(self, key: str) -> RunData:
         """What the run has written so far. Raises UnknownRun, or VcppoError when its config can't be read."""
+        return self._refreshed(key).data
+
+    def updates(self, key: str) -> WeightUpdates:
+        """Its weight updates so far. Raises as `data`."""
+        return self._refreshed(key).updates
+
+    def cold_start(self, key: str) -> list[Row]:
+        """Rows of its cold start so far, where it had one of its own. Raises as `data`."""
+        return self._refreshed(key).cold_start
+
+    def _refreshed(self, key: str) -> _Read:
         folder = self.folder(key)
         with self._lock:
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            if key not in self._data:
-                self._data[key] = RunData.load(folder)
-            return self._data[key].refresh()
+            if key not in self._read:
+                self._read[key] = _Read(folder)
+            found = self._read[key]
+        with found.lock:
+            found.refresh()
+        return found
 
     def lines(self) -> Iterator[RunLine]:
         """Of every run."""
@@ -93,6 +135,7 @@ class Runs:
             step=int(last.get("step", 0)),
             num_steps=data.config.rl.num_steps,
             accuracy=last.get("reward/accuracy"),
+            held_out=newest(data.evaluations),
             explained_variance=last.get("explained_variance/token"),
             started=_as_time(_modified(folder.config)),
             seen=_as_time(seen),
@@ -135,7 +178,9 @@ def _state(data: RunData, seen: float) -> str:
         return "finished"
     if datetime.now(UTC).timestamp() - seen > _ALIVE_SECONDS:
         return "stopped" if seen else "not begun"
-    return "training" if data.rl else "value pretraining" if data.num_recorded else "starting"
+    if data.rl or data.num_recorded:
+        return "training" if data.rl else "value pretraining"
+    return "cold start" if data.folder.metrics_file("sft").exists() else "starting"
 
 
 def _modified(path: Path) -> float:

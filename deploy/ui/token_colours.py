@@ -1,7 +1,7 @@
 """A response token by token, coloured by one of its numbers. Pure.
 
 A colour is a class of the style sheet, since the pages allow no style in their markup: ``b-10`` to ``b10`` from red
-over nothing to green, ``v0`` to ``v5`` one after the other.
+over nothing to green, ``u0`` to ``u10`` from nothing to orange, ``v0`` to ``v5`` one after the other.
 """
 
 from __future__ import annotations
@@ -10,20 +10,32 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from vcppo.common.telemetry.log_render import printable
-from vcppo.deploy.samples.token_view import belief, numbers_text
+from vcppo.deploy.samples.token_view import belief, numbers_text, undecided
 
-ColourBy = Literal["value", "advantage", "mismatch", "log-prob", "version", "turn"]
+ColourBy = Literal["value", "advantage", "mismatch", "log-prob", "entropy", "version", "turn"]
 COLOURS: tuple[ColourBy, ...] = get_args(ColourBy)
 MEANINGS: dict[ColourBy, str] = {
     "value": "what the critic believed before the token: red, it goes wrong; green, it goes right",
     "advantage": "red: the token was trained to be less likely; green: more likely",
     "mismatch": "the learner's log-prob less that of sampling: red, lower; green, higher",
     "log-prob": "the redder, the less likely the token was when it was sampled",
+    "entropy": "the more orange, the more undecided the policy was at this place, before it chose the token",
     "version": "one colour a policy version",
     "turn": "one colour a turn of the policy",
 }
 _STEPS = 10
 _NUM_KINDS = 6
+
+
+_SCALE = [f"b{step}" for step in range(-_STEPS, _STEPS + 1, 2)]
+SCALES: dict[ColourBy, tuple[str, str, list[str]]] = {
+    "value": ("it goes wrong", "it goes right", _SCALE),
+    "advantage": ("less likely", "more likely", _SCALE),
+    "mismatch": ("lower", "higher", _SCALE),
+    "log-prob": ("unlikely", "likely", _SCALE[: len(_SCALE) // 2 + 1]),
+    "entropy": ("sure", "undecided", [f"u{step}" for step in range(0, _STEPS + 1)]),
+}
+"""What the two ends of the colours mean, and the classes from one to the other."""
 
 
 class ColouredToken(NamedTuple):
@@ -32,6 +44,7 @@ class ColouredToken(NamedTuple):
     text: str
     kind: str
     numbers: str
+    is_turning: bool = False
 
 
 def coloured(
@@ -51,7 +64,7 @@ def coloured(
         kinds = [classes[number]] if is_action else ["environment"]
         if number == turning:
             kinds.append("turning")
-        found.append(ColouredToken(printable(piece), " ".join(kinds), numbers_text(number, tokens)))
+        found.append(ColouredToken(printable(piece), " ".join(kinds), numbers_text(number, tokens), number == turning))
     return found
 
 
@@ -71,6 +84,8 @@ def _classes(tokens: Mapping[str, Sequence[Any]], by: ColourBy, least: float, gr
             return _by_largest(mismatches(tokens))
         case "log-prob":
             return _scaled(tokens["behaviour_log_probs"], lambda log_prob: max(-1.0, log_prob / 3))
+        case "entropy":
+            return [f"u{round(_STEPS * (share or 0.0))}" for share in undecided(tokens["entropy"])]
         case "version":
             names = {version: i for i, version in enumerate(sorted(set(tokens["versions"])))}
             return [f"v{names[version] % _NUM_KINDS}" for version in tokens["versions"]]

@@ -56,6 +56,15 @@ def _ui(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def port_to_take(port: int) -> int:
+    """This one of the loopback, or 0, any, where somebody has it."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return 0
+    return port
+
+
 def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

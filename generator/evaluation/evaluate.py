@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,14 +33,12 @@ from vcppo.common.evaluation.eval_samples import (
     write_results,
 )
 from vcppo.common.evaluation.evaluation_inputs import asked, evaluation_inputs, with_evaluation_sampling
+from vcppo.common.evaluation.held_out import held_out_problems, sample_seed
 from vcppo.common.process import watchdog
 from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.records.ids import make_evaluation_group_id, make_process_name, make_prompt_id
 from vcppo.common.records.trajectory import Prompt
 from vcppo.common.tasks import Problem, encode_prompt, encode_prompts, load_task
-from vcppo.common.tasks.asking import problems_of
-from vcppo.common.tasks.interface import TaskError
-from vcppo.common.tasks.lengths import LongPrompt, PromptLengths, prompt_room
 from vcppo.generator.evaluation.judged_engine import judged_engine, together
 from vcppo.generator.reward_sources.source import RewardSource
 from vcppo.generator.turns.judges import Judges, Respondent
@@ -80,28 +77,11 @@ class Plan:
         Raises:
             TaskError: a task or data at fault; a prompt is too long and ``task.overlong`` is ``refuse``; all are.
         """
-        task = load_task(config.task)
-        known = task.num_problems("held_out")
-        count = config.eval.num_problems if known is None else min(config.eval.num_problems, known)
-        problems = problems_of(task, "held_out", config.eval.seed, 0, count)
-        if not problems:
-            raise TaskError(
-                f"task {config.task.name}: there is no held-out problem to evaluate on: it gives none for split "
-                "'held_out'; give the task some for it"
-            )
-        if tokenizer is None:
-            return cls(config, model, problems)
-        room = prompt_room(config, "held_out")
-        lengths = [len(tokens) for tokens in encode_prompts(tokenizer, [problem.prompt for problem in problems])]
-        too_long = {i: tokens for i, tokens in enumerate(lengths) if tokens > room.tokens}
-        if not too_long:
-            return cls(config, model, problems)
-        places = [LongPrompt(i, task.where("held_out", config.eval.seed, i), n) for i, n in too_long.items()]
-        found = PromptLengths.of("held_out", room, len(problems), max(lengths), places)
-        if found.leaves_none or (config.task.overlong == "refuse" and known is not None):
-            raise TaskError(f"task {config.task.name}: {found.problem()}: {found.remedy()}")
-        log.warning("overlong_problems_left_out", count=len(too_long), of=len(problems), where=found.describe())
-        return cls(config, model, [p for i, p in enumerate(problems) if i not in too_long], len(too_long))
+        lengths_of = None
+        if tokenizer is not None:
+            lengths_of = lambda prompts: [len(tokens) for tokens in encode_prompts(tokenizer, prompts)]  # noqa: E731
+        found = held_out_problems(config, load_task(config.task), config.eval.num_problems, lengths_of)
+        return cls(config, model, found.problems, found.left_out)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -205,12 +185,6 @@ class Sampler:
             purpose="rl",
             max_response_tokens=config.sampling.max_response_tokens,
         )
-
-
-def sample_seed(seed: int, key: str, sample: int) -> int:
-    """In [0, 2**31): a sample's own, whoever makes it and however many there are."""
-    digest = blake2b(f"{seed} {key} {sample}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 async def generate(plan: Plan, work: Sequence[Work], files: SampleFiles, tokenizer: Any) -> None:

@@ -29,6 +29,7 @@ import structlog
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
+from vcppo.common.evaluation.evaluation_inputs import with_evaluation_sampling
 from vcppo.common.records.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
 from vcppo.common.tasks import task_class
 from vcppo.generator.vllm_engine import seeded_prefill
@@ -128,6 +129,7 @@ class Engine:
     ) -> None:
         """`start_unset`: no weights are read; the engine has visibly wrong ones until its first update."""
         self.config = config
+        self._evaluation_sampling = with_evaluation_sampling(config).sampling
         self.model = model or config.model.path
         self.policy_version = UNSYNCED if start_unset else 0
         self.start_unset = start_unset
@@ -270,10 +272,10 @@ class Engine:
         return _rollout(output, time.monotonic() - began)
 
     def _sampling_params(self, prompt: Prompt, seed: int) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        sampling = self.config.sampling
+        evaluates = prompt.purpose == "evaluation"
+        sampling = self._evaluation_sampling if evaluates else self.config.sampling
         try:
             return SamplingParams(
                 max_tokens=prompt.max_response_tokens,
@@ -300,8 +302,7 @@ class Engine:
 
         One request scores them all. Raises EngineError when vLLM refuses the tokens or died.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         ids = [int(t) for t in token_ids]
         params = SamplingParams(
@@ -326,8 +327,7 @@ class Engine:
         return np.asarray(scores, dtype=np.float32)
 
     async def _canary_sampler(self, prefix: list[int], token: int) -> float:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(
             max_tokens=1,

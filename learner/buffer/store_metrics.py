@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from vcppo.common.store.run_store import Ledger, Member, Memory
 
+_SETTLED = ("trained", "rejected", "expired", "evaluated", "without_signal")
+
 
 class StoreState(NamedTuple):
     """One look at the store."""
@@ -25,8 +27,7 @@ def store_metrics(state: StoreState, num_credits: int) -> Mapping[str, float | N
     return {
         "store/up": 1.0,
         **{f"store/queue/{name}": float(getattr(ledger, name)) for name in ("queued", "leased", "buffered", "claimed")},
-        **{f"store/settled/{name}": float(getattr(ledger, name)) for name in ("trained", "rejected", "expired")},
-        "store/settled/without_signal": float(ledger.without_signal),
+        **{f"store/settled/{name}": float(getattr(ledger, name)) for name in _SETTLED},
         "store/ledger_difference": float(ledger.difference),
         "store/credits_used": float(ledger.credits_used),
         "store/credits": float(num_credits),

@@ -103,6 +103,7 @@ class CheckpointStore:
         self.keep = keep
         self._incarnation, self._confirm = incarnation, confirm
         self._refused: set[Path] = set()
+        self.pinned: int | None = None  # the step of one that is kept however old it is
 
     def begin(self, step: int) -> Path:
         """Rank 0: an empty staging folder, for all ranks to write into."""
@@ -149,7 +150,7 @@ class CheckpointStore:
         steps = [each for each in reversed(there) if each <= step]  # newest first
         kept = [each for each in steps if there[each] not in self._refused][: self.keep]
         for each in steps:
-            if each < kept[-1]:
+            if each < kept[-1] and each != self.pinned:
                 remove_path(there[each])
 
     def newest(self) -> tuple[Path, CheckpointState] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -9,6 +11,13 @@ from vcppo.common.records.trajectory import Float32Array
 from vcppo.learner.batching.batch import Packer, gather_flat
 from vcppo.learner.engine.deepspeed_engine import TrainEngine, sum_over_ranks
 from vcppo.learner.models.models import PolicyModel
+
+
+class OfActions(NamedTuple):
+    """Of the policy's distribution at each action, ``[A]`` both: the action's log-prob, and the entropy, nats."""
+
+    log_probs: Float32Array
+    entropy: Float32Array
 
 
 def compute_values(critic: TrainEngine | None, packer: Packer) -> tuple[Float32Array, Float32Array]:
@@ -24,14 +33,15 @@ def compute_values(critic: TrainEngine | None, packer: Packer) -> tuple[Float32A
     return flat[:num_actions].astype(np.float32), flat[num_actions:].astype(np.float32)
 
 
-def compute_log_probs(policy: TrainEngine | PolicyModel, packer: Packer, temperature: float) -> Float32Array:
-    """``[A]`` log pi(a_t | s_t) at the sampling temperature."""
-    flat = np.zeros(packer.batch.num_actions, np.float64)
+def compute_log_probs(policy: TrainEngine | PolicyModel, packer: Packer, temperature: float) -> OfActions:
+    """log pi(a_t | s_t) at the sampling temperature; the entropy comes from the same pass over the logits."""
+    flat = np.zeros((2, packer.batch.num_actions), np.float64)
     for packed, slots in packer.whole:
         if isinstance(policy, TrainEngine):
-            log_probs = policy.infer(packed.to(policy.device), temperature).log_probs
+            output = policy.infer(packed.to(policy.device), temperature)
         else:
             with torch.no_grad():
-                log_probs = policy(packed.to(next(policy.parameters()).device), temperature).log_probs
-        flat[slots] = log_probs.cpu().numpy()
-    return gather_flat(flat, sum_over_ranks)
+                output = policy(packed.to(next(policy.parameters()).device), temperature)
+        flat[0, slots] = output.log_probs.cpu().numpy()
+        flat[1, slots] = output.entropy.cpu().numpy()
+    return OfActions(*gather_flat(flat, sum_over_ranks))

@@ -40,6 +40,7 @@ from vcppo.learner.critic_training.update import critic_loss
 from vcppo.learner.engine.deepspeed_engine import TrainEngine
 from vcppo.learner.engine.forward import compute_log_probs, compute_values
 from vcppo.learner.engine.reference import Reference
+from vcppo.learner.evaluation.evaluations import Evaluations
 from vcppo.learner.profiling.step_profile import StepProfile
 from vcppo.learner.rl.claiming import Claiming
 from vcppo.learner.rl.estimates import Estimates, estimate
@@ -84,6 +85,10 @@ class RlLoop:
         self._claiming = Claiming(rank_zero, self._publisher, self._progress, stop_requested)
         self._suspects = Suspects(config, models.actor, models.critic, share, rank_zero)
         self._stop_requested = stop_requested
+        self.evaluations = Evaluations(
+            config, models.actor, None if rank_zero is None else rank_zero.evaluator,
+            self._publisher, stop_requested, self._progress.pin,
+        )  # fmt: skip
         self._record = StepRecord(rank_zero, has_critic=models.critic is not None)
         self._profile = StepProfile(config, share.rank)
 
@@ -92,11 +97,13 @@ class RlLoop:
         self.version = self._progress.resume()
         self._set_rates(self.version)
         for again in self._progress.claimed_again(self.version):
+            self._evaluate()  # the last time that there are these weights
             self._step(self._suspects.without_faulty(self.version + 1, again), Phases())
         if self.version < self.config.rl.num_steps:
             self._publisher.publish(self.version)  # at version 0 too: later answers are compared with those of now
+            self.evaluations.begin(self.version)
         phases = Phases()
-        while self.version < self.config.rl.num_steps:
+        while self.version < self.config.rl.num_steps and not self.evaluations.has_plateaued():
             with self._profile.of(self.version + 1):
                 self._claiming.issue(self.version)
                 self._catch_up(phases)  # generators are at work meanwhile
@@ -108,7 +115,17 @@ class RlLoop:
                 phases = self._step(batch, phases)
                 if self.version < self.config.rl.num_steps:  # for the last version nobody generates: it is exported
                     self._publisher.publish(self.version, phases)
+                    self.evaluations.begin(self.version)
+        self._evaluate()
+        self._progress.checkpoint_and_commit(self.version)  # nothing is left to do but where the run ends early
         return True
+
+    def _evaluate(self) -> None:
+        """The weights of now, if they are to be and are not yet: nothing is trained meanwhile."""
+        if self.evaluations.is_due(self.version):
+            self._publisher.publish(self.version)
+            self.evaluations.begin(self.version)
+            self.evaluations.finish(self.version)
 
     def _catch_up(self, phases: Phases) -> None:
         """More passes of the critic over what is trained, where the config asks for them."""
@@ -126,6 +143,8 @@ class RlLoop:
             estimates, stats = self.train(batch, phases)
         self._record.write(self.version, batch, estimates, stats, phases.finish(), self._figures() | begun_with)
         following = Phases()
+        with following.phase("evaluation"):  # before a checkpoint: after a crash there are the weights for it again
+            self.evaluations.finish(self.version)
         self._progress.add(self.version, batch, following)
         return following
 
@@ -146,16 +165,19 @@ class RlLoop:
         with phases.phase("values"):
             values, last_values = compute_values(critic, packer)  # V(s_t), and V after the last token
         with phases.phase("old_log_probs"):  # log pi_old(a_t | s_t)
-            proximal = algorithm.old_log_probs == "proximal"
-            old_log_probs = compute_log_probs(actor, packer, temperature) if proximal else batch.behaviour_log_probs
-            reference_log_probs = None if reference is None else compute_log_probs(reference, packer, temperature)
+            old_log_probs, entropy = batch.behaviour_log_probs, None
+            if algorithm.old_log_probs == "proximal":
+                old_log_probs, entropy = compute_log_probs(actor, packer, temperature)
+            reference_log_probs = None
+            if reference is not None:
+                reference_log_probs = compute_log_probs(reference, packer, temperature).log_probs
         require_finite(
             batch, {"values": values, "log-probs": old_log_probs, "reference log-probs": reference_log_probs}
         )
         estimates = estimate(  # A_t (paper, eq. 4) and R_t (eq. 5)
             batch, values, last_values, old_log_probs, algorithm,
             lambda_actor=algorithm.lambda_actor, lambda_critic=algorithm.lambda_critic,
-            reference_log_probs=reference_log_probs, held_out=self._critic_passes.held_out(batch),
+            reference_log_probs=reference_log_probs, held_out=self._critic_passes.held_out(batch), entropy=entropy,
         )  # fmt: skip
         stats = UpdateStats(num_buckets=self.config.rl.max_staleness + 1)
         with phases.phase("update"):
@@ -204,10 +226,11 @@ class RlLoop:
             stats.critic_grad_norms.append(critic.step())
 
     def _denominators(self, batch: Batch, members: Sequence[int], estimates: Estimates) -> Denominators:
-        """What the actor's sums over these sequences are divided by."""
-        mask, cu, kind = estimates.actor_mask, batch.action_cu_seqlens, self.config.algorithm.aggregation
-        policy = loss_denominator(mask, cu, members, kind, self.config.sampling.max_response_tokens)
-        return Denominators(policy, positive=num_trained(estimates.positive, cu, members))
+        """What the actor's sums over these sequences are divided by. They are whole rollouts, each one response."""
+        mask, cu, kind = estimates.actor_mask, batch.rollout_action_cu_seqlens, self.config.algorithm.aggregation
+        rollouts = batch.rollouts_of(members)
+        policy = loss_denominator(mask, cu, rollouts, kind, self.config.sampling.max_response_tokens)
+        return Denominators(policy, positive=num_trained(estimates.positive, cu, rollouts))
 
     def _set_rates(self, step: int) -> None:
         """Learning rates by the number of the step, so that a step done again has the same."""

@@ -93,6 +93,10 @@ class Progress:
         """Whether something was trained that no checkpoint has."""
         return bool(self._uncommitted)
 
+    def pin(self, version: int) -> None:
+        """Keep the checkpoint of this version, if there is one, beside the newest; the one pinned before is let go."""
+        self._checkpoints.pinned = version
+
     def add(self, version: int, batch: Batch, phases: Phases) -> None:
         """The batch is trained and made `version`. Every k steps and at the end: a checkpoint, then the commit."""
         self._uncommitted.extend(batch.prompt_ids)

@@ -9,6 +9,7 @@ from typing import Any
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.learner.engine.deepspeed_engine import broadcast_object
+from vcppo.learner.evaluation.evaluator import Evaluator
 from vcppo.learner.rl.samples import SampleWriter
 from vcppo.learner.rl.trained_log import TrainedLog
 from vcppo.learner.supply.collect import BatchCollector, PromptIssuer
@@ -25,6 +26,7 @@ class RankZero:
     metrics: MetricsWriter
     trained_log: TrainedLog
     samples: SampleWriter
+    evaluator: Evaluator
     drawn_problems: DrawnProblems | None = None
 
 

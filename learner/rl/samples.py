@@ -82,11 +82,13 @@ class SampleWriter:
                 advantages=estimates.advantages[here],
                 importance_weights=estimates.importance_weights[here],
                 is_trained=estimates.actor_mask[here],
+                entropy=None if estimates.entropy is None else estimates.entropy[here],
             ),
             prompt=prompt,
             response=response,
             pieces=pieces,
             last_value=float(estimates.last_values[number]) if has_critic else None,
+            segment=number - int(batch.rollout_cu_seqlens[batch.rollout_numbers[number]]),
         )
 
     def _texts(self, made: Trajectory) -> tuple[str, str, list[str]]:

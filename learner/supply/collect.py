@@ -17,6 +17,7 @@ import structlog
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import DeadlineExceeded
+from vcppo.common.records.ids import purpose_of
 from vcppo.common.records.trajectory import Purpose
 from vcppo.common.store import facts
 from vcppo.common.store.ledger import Outstanding
@@ -268,7 +269,8 @@ class WaitWatch:
 
 
 def to_entries(outstanding: Iterable[Outstanding]) -> list[Entry]:
-    """What can still be batched: claimed prompts are trained (their commit waits for a checkpoint)."""
+    """What can still be batched: claimed prompts are trained (their commit waits for a checkpoint), and those of an
+    evaluation never are."""
     return [
         Entry(
             entry.prompt_id,
@@ -277,7 +279,7 @@ def to_entries(outstanding: Iterable[Outstanding]) -> list[Entry]:
             entry.state == "buffered",
         )
         for entry in outstanding
-        if entry.state != "claimed"
+        if entry.state != "claimed" and purpose_of(entry.prompt_id) != "evaluation"
     ]
 
 

@@ -34,7 +34,9 @@ def poison(how: str, prompt_id: str) -> None:
 
     def compute_log_probs(policy: Any, packer: Any, temperature: float) -> Any:
         found = score(policy, packer, temperature)
-        return np.full_like(found, np.nan) if prompt_id in packer.batch.prompt_ids else found
+        if prompt_id not in packer.batch.prompt_ids:
+            return found
+        return found._replace(log_probs=np.full_like(found.log_probs, np.nan))
 
     batch.build_packed = build_packed
     if how == "nan":

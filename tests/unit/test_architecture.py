@@ -42,6 +42,7 @@ FLOORS = {
     "learner": (
         {"algorithm", "buffer", "profiling", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"},
         {"models"}, {"engine"}, {"critic_model"}, {"critic_training", "critic_values", "export", "weights"},
+        {"evaluation"},
         {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
     "deploy": (

@@ -362,6 +362,9 @@ CONFIG = [
         [["redis.url=redis://a:6379", "redis.password_file=secret"]],
     ),
     Refusal(["redis.ca_file=ca.pem"], "must begin with rediss://", [["redis.url=rediss://a:6379/0"]]),
+    Refusal(
+        ["eval.patience=2"], "set eval.every, or eval.patience to 0", [["eval.every=5"], ["eval.patience=0"]]
+    ),
     Refusal(["eval.k=4"], "raise the latter to 4", [["eval.samples_per_problem=4"]]),
 ]  # fmt: skip
 
@@ -465,6 +468,8 @@ ON_A_RUN = [
          TRAINED, ["generator.kv_cache_gib=9"]),
     Text("generator/vllm_engine/engine_start.py", "lower generator.max_in_flight",
          TRAINED, ["generator.max_in_flight=9"]),
+    Text("learner/evaluation/held_out_prompts.py", "lower eval.num_problems_during_training", TRAINED,
+         ["eval.num_problems_during_training=16"]),
     Text("common/config/sampling_checks.py", "set eval.samples_per_problem and eval.k to 1", TRAINED,
          ["eval.samples_per_problem=1", "eval.k=1"]),
     Text("common/tasks/dataset.py", "set task.options.answer_after", BEFORE, ["task.options.answer_after='####'"]),

@@ -49,6 +49,8 @@ SITES = {
     "learner/engine/checkpoint.py": WAITS,
     "learner/engine/deepspeed_engine.py": WAITS,
     "learner/engine/reference.py": WAITS,
+    "learner/evaluation/evaluator.py": WAITS,
+    "learner/evaluation/exports.py": COSTS,
     "learner/export.py": ENDS,
     "learner/models/model_folder.py": OTHER,
     "learner/models/models.py": ENDS,

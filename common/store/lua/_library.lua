@@ -93,7 +93,7 @@ local function add_in_order(set, sequence, ids)
   call_many('ZADD', set, numbered)
 end
 
--- any state -> `counter` (trained, rejected or expired): nothing of these prompts, each named once, is kept but the id.
+-- any state -> `counter` (trained, rejected, expired or evaluated): nothing of these prompts, each named once, is kept but the id.
 -- And that of the newest only. Who repeats himself does so soon: a sender within its window after a lost ack, a learner
 -- with the one issue its crash cut short; between the two a commit may settle all that is claimed, and a rejection
 -- or two what is open. Hence a multiple of these and no fixed number: it holds for a batch of any size, memory stops

@@ -48,7 +48,8 @@ def fabricate(prompt: Prompt, policy_version: int, generator_id: str = "generato
 class ScriptedGenerator(threading.Thread):
     """Answers prompts in random order until stopped; ``allow(prompt)`` False holds a prompt back (its lease stays).
 
-    ``change`` makes another trajectory of the one that `fabricate` gives.
+    ``change`` makes another trajectory of the one that `fabricate` gives. ``may_be_late``: prompts held back may be
+    given up meanwhile.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class ScriptedGenerator(threading.Thread):
         allow: Callable[[Prompt], bool] = lambda _: True,
         seed: int = 0,
         change: Callable[[Trajectory], Trajectory] = lambda trajectory: trajectory,
+        may_be_late: bool = False,
     ) -> None:
         super().__init__(daemon=True)
         self._store = RunStore.connect(url, run_id, 10.0)
         self._allow = allow
         self._change = change
+        self._fates = [["accepted"], ["duplicate"]] if may_be_late else [["accepted"]]
         self._random = np.random.default_rng(seed)
         self._ended = threading.Event()
         self.error: BaseException | None = None
@@ -83,7 +86,7 @@ class ScriptedGenerator(threading.Thread):
     def _append(self, prompt: Prompt) -> None:
         version = facts.POLICY_VERSION.read(self._store) or 0
         trajectory = self._change(fabricate(prompt, max(version, prompt.issue_version)))
-        assert self._store.append([BufferEntry.of(trajectory, encode_trajectory(trajectory))]) == ["accepted"]
+        assert self._store.append([BufferEntry.of(trajectory, encode_trajectory(trajectory))]) in self._fates
 
     def stop(self) -> None:
         self._ended.set()

@@ -85,7 +85,7 @@ def test_an_arm_differs_in_what_it_names_only(arm: str) -> None:
 def test_the_base_is_the_demo_but_for_its_folders() -> None:
     demo = load_config(ARMS.parent / "demo.yaml")
     fields = {change.field for change in changes(demo, load_config(ARMS / "base.yaml"))}
-    assert fields == {"run.name", "model.path", "sft.output"}
+    assert fields == {"run.name", "model.path", "sft.output", "eval.every", "eval.at_start"}
 
 
 class TestExtends:

@@ -26,14 +26,16 @@ class Words:
 
 def write_step(
     folder: Path, step: int, trajectories: list[Trajectory], words: Sequence[str], *, has_critic: bool = True,
-    **settings: float,
+    has_entropy: bool = True, **settings: float,
 ) -> None:  # fmt: skip
-    """Of a step whose critic believes 0.1 per token before an action, and whose log-probs differ by 0.25."""
+    """Of a step whose critic believes 0.1 per token before an action, whose log-probs differ by 0.25, and whose
+    entropy is 0.2 per token before an action."""
     made = Batch(trajectories, version=step - 1)
-    values = np.concatenate([0.1 * np.flatnonzero(each.action_mask) for each in trajectories]).astype(np.float32)
+    values = np.concatenate([0.1 * np.flatnonzero(each.action_mask) for each in made.trajectories]).astype(np.float32)
     algorithm = AlgorithmConfig(whiten_advantages=False)
+    entropy = 2 * values if has_entropy else None
     estimates = estimate(
         made, values, np.full(len(made), 0.5, np.float32), made.behaviour_log_probs + np.float32(0.25), algorithm,
-        lambda_actor=0.95, lambda_critic=1.0,
+        lambda_actor=0.95, lambda_critic=1.0, entropy=entropy,
     )  # fmt: skip
     SampleWriter(folder, MetricsConfig(**settings), Words(words)).write(step, made, estimates, has_critic=has_critic)

@@ -65,6 +65,7 @@ CALLS: dict[str, Callable[[RunStore], Any]] = {
     "leave_out": lambda store: store.leave_out(["p0009"], facts.LEFT_OUT.stored("{}")),
     "expire": lambda store: store.expire(["p0000"], "late"),
     "claim": lambda store: store.claim(["p0002"], 2),
+    "evaluate": lambda store: store.evaluated(["p0002"]),
     "commit": lambda store: store.commit(["p0003"]),
     "ledger": lambda store: store.ledger(),
     "dead_letter": lambda store: store.dead_letter("r", "d", "s"),

@@ -103,6 +103,21 @@ def test_repeating_a_call_changes_nothing_more(store: RunStore) -> None:
     assert store.ledger() == Ledger(issued=2, trained=1, rejected=1)
 
 
+def test_an_evaluation_comes_first_and_is_settled_as_evaluated(store: RunStore) -> None:
+    store.issue([a_prompt(number) for number in range(4)])
+    store.issue([a_prompt(number) for number in (7, 6)], first=True)
+    assert [p.id for p in store.lease("g0", 3, 60, 0)] == ["p0007", "p0006", "p0000"]
+    store.return_leases("g0")  # to their old places
+    assert [p.id for p in store.lease("g0", 1, 60, 0)] == ["p0007"]
+    assert [entry.prompt_id for entry in store.outstanding()][:3] == ["p0007", "p0006", "p0000"]
+    assert store.append([an_entry("p0007")]) == ["accepted"]
+    assert store.evaluated(["p0007", "p0006", "p0007"]) == 1  # p0006 is queued
+    assert store.evaluated(["p0007"]) == 0
+    assert store.append([an_entry("p0007")]) == ["duplicate"]
+    assert store.ledger() == Ledger(issued=6, queued=5, evaluated=1)
+    assert store.num_dead_letters() == 0
+
+
 def test_a_group_without_signal_is_left_out_whole_and_is_no_dead_letter(store: RunStore) -> None:
     store.issue([a_prompt(number) for number in range(8)])
     store.append([an_entry(f"p{number:04d}") for number in range(4)])
@@ -190,6 +205,17 @@ def test_a_trajectory_of_an_open_prompt_may_have_other_tokens_and_nothing_else(s
     others = [entry._replace(group_id="g7"), entry._replace(issue_version=2), entry._replace(task="u")]
     assert store.append([*others, an_entry("p0001")._replace(prompt_digest=other)]) == ["mismatch"] * 4
     assert store.append([entry]) == ["accepted"]
+
+
+def test_only_the_trajectory_of_an_open_prompt_may_have_segments(store: RunStore) -> None:
+    """Their prompts are nowhere on record: of another task's prompt nobody could say whose they are."""
+    store.issue([replace(a_prompt(0), is_open=True), a_prompt(1), a_prompt(2)])
+    facts = f"{store._prefix}facts"
+    store._redis.call("test", lambda client: client.hset(facts, "p0002", msgpack.packb(["g0", 0])))  # an older version
+    entries = [an_entry(name)._replace(num_segments=1) for name in ("p0000", "p0001", "p0002")]
+    assert store.append(entries) == ["accepted", "mismatch", "mismatch"]
+    assert store.append(entries[:1]) == ["duplicate"]
+    assert store.ledger() == Ledger(issued=3, queued=2, buffered=1)
 
 
 def test_what_an_older_version_issued_is_accepted(store: RunStore) -> None:
@@ -423,6 +449,12 @@ class Model:
         return [name for name, state in self.states.items() if state in states]
 
     left_out: int = 0
+    first: set[str] = field(default_factory=set)  # issued before all others
+
+    def in_queue(self) -> list[str]:
+        """Queued, in the order in which they are leased."""
+        issued = list(self.states)
+        return sorted(self.ids("queued"), key=lambda name: (name not in self.first, issued.index(name)))
 
     def ledger(self) -> Ledger:
         return Ledger(issued=len(self.states), **Counter(self.states.values()), without_signal=self.left_out)
@@ -462,16 +494,18 @@ def operate(rng: random.Random, model: Model, store: RunStore, step: int) -> Non
         "commit",
         "reject",
         "leave out",
+        "evaluate",
         "expire",
     )
     match rng.choice(calls):
         case "issue":
             new = [name for name in dict.fromkeys(some) if name not in model.states]
             model.states |= dict.fromkeys(new, "queued")
-            assert store.issue([a_prompt(int(name[1:])) for name in some]) == len(new)
+            first = rng.random() < 0.2
+            model.first |= set(new if first else ())
+            assert store.issue([a_prompt(int(name[1:])) for name in some], first=first) == len(new)
         case "lease":
-            queued = model.ids("queued")
-            expected = sorted(queued, key=list(model.states).index)[: len(some)]
+            expected = model.in_queue()[: len(some)]
             assert [p.id for p in store.lease(owner, len(some), 600, 0)] == expected
             model.move(expected, "leased", "queued")
             model.owners |= dict.fromkeys(expected, owner)
@@ -498,6 +532,8 @@ def operate(rng: random.Random, model: Model, store: RunStore, step: int) -> Non
             model.left_out += len(model.move(names, "rejected", "buffered")) if can else 0
             assert store.leave_out(names, ("left_out", str(step))) == can
             assert (store.get_value("left_out") == str(step)) == can
+        case "evaluate":
+            assert store.evaluated(some) == len(model.move(some, "evaluated", "buffered"))
         case "expire":
             assert store.expire(some, "r") == model.move(some, "expired", "queued", "leased")
 

@@ -6,6 +6,7 @@ Left out where there is no chromium (Debian: apt-get install chromium).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -84,17 +85,59 @@ def test_a_response_is_read_with_mouse_and_keys(address: str, tmp_path: Path) ->
     async def read() -> None:
         async with browser(tmp_path / "profile") as page:
             await page.open(address + SAMPLE, "document.querySelectorAll('.tokens span').length === 30")
-            for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+            framed = await page.ask("[...document.querySelectorAll('.tokens span')].findIndex((it) => it.id)")
+            said = "document.getElementById('numbers').textContent"
+            assert framed > 0 and f"token {framed} · value" in await page.ask(said)  # without a touch
+            for key in ("ArrowLeft", "ArrowLeft", "ArrowRight"):
                 await page.ask(
                     f"document.querySelector('.tokens').dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}'}}))"
                 )
-            assert "token 0 · value +0.000" in await page.ask("document.getElementById('numbers').textContent")
+            assert f"token {framed - 1} · value" in await page.ask(said)
             assert await page.ask("document.querySelectorAll('.tokens .here').length") == 1
             token = "document.querySelectorAll('.tokens span')[5]"
             await page.ask(f"{token}.dispatchEvent(new MouseEvent('mouseover', {{bubbles: true}}))")
-            assert "token 5" in await page.ask("document.getElementById('numbers').textContent")
+            assert "token 5 ·" in await page.ask(said)
 
     asyncio.run(read())
+
+
+LEGEND = "document.querySelector('.chart .u-legend').textContent"
+INTERVALS = """(() => {
+  const plots = [...document.querySelectorAll(".charts")].flatMap((place) => place.plots);
+  const { plot } = plots.find(({ plot }) => plot.chart.title === "Accuracy");
+  const at = plot.data[0].indexOf(0);
+  const [x, y] = [plot.valToPos(0, "x", true), plot.valToPos(plot.chart.intervals[1][1][at], "y", true)];
+  return [...plot.ctx.getImageData(x, y + 1, 1, 1).data];
+})()"""
+
+
+def test_a_chart_says_its_last_numbers_and_draws_intervals(address: str, tmp_path: Path) -> None:
+    async def look() -> None:
+        async with browser(tmp_path / "profile") as page:
+            await page.open(f"{address}/run?run=first", DRAWN)
+            await page.wait(f"{LEGEND}.includes('training batches')")
+            await page.wait(f"{LEGEND}.includes('86.0 %')")  # the export's evaluation, with no mouse in the chart
+            colour = await page.ask(INTERVALS)
+            assert colour[3] > 0 and colour[0] > 200 > colour[2], f"no orange bar above the cold start: {colour}"
+
+    asyncio.run(look())
+
+
+def test_a_newcomer_finds_what_the_critic_misjudged_and_where_it_changed_its_mind(address: str, tmp_path: Path) -> None:
+    """From the list of runs, by links that say what they lead to, to the framed token and its numbers."""
+
+    async def find() -> None:
+        async with browser(tmp_path / "profile") as page:
+            await page.open(address, "document.querySelector('td a')")
+            for link in ("first", "A response that it misjudged"):
+                words = json.dumps(link)
+                await page.ask(f"[...document.querySelectorAll('a')].find((a) => a.textContent === {words}).click()")
+                await page.wait(f"![...document.querySelectorAll('a')].some((a) => a.textContent === {words})")
+            assert "The critic misjudged it." in await page.ask("document.querySelector('.verdict').textContent")
+            framed = await page.ask("document.querySelector('.tokens #turning.turning').textContent")
+            assert json.dumps(framed) in await page.ask("document.getElementById('numbers').textContent")
+
+    asyncio.run(find())
 
 
 def test_a_page_grows_with_its_run(runs: Path, address: str, tmp_path: Path) -> None:

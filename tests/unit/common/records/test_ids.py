@@ -18,7 +18,7 @@ PURPOSES = st.sampled_from(get_args(Purpose))
 NUMBERS = st.integers(0, 10**17)
 TEXT = st.text(min_size=1)
 GENERATORS = TEXT.filter(lambda text: "@" not in text)
-INCARNATIONS = GENERATORS.filter(lambda text: "." not in text)
+INCARNATIONS = GENERATORS.filter(lambda text: "." not in text and "#" not in text)
 
 
 @given(PURPOSES, NUMBERS)
@@ -34,8 +34,26 @@ def test_a_prompt_id_is_what_it_was_made_of(group_id: str, sample: int) -> None:
 @given(TEXT, GENERATORS, INCARNATIONS)
 def test_a_trajectory_id_is_what_it_was_made_of(prompt_id: str, generator_id: str, incarnation: str) -> None:
     made = ids.make_trajectory_id(prompt_id, generator_id, incarnation)
-    assert ids.parse_trajectory_id(made) == (prompt_id, generator_id, incarnation)
+    assert ids.parse_trajectory_id(made) == (prompt_id, generator_id, incarnation, 0)
     assert ids.prompt_of(made) == ids.prompt_named_by(made) == prompt_id
+
+
+@given(TEXT, GENERATORS, INCARNATIONS, st.integers(1, 10**6))
+def test_a_segments_id_is_the_trajectorys_and_its_number(
+    prompt_id: str, generator_id: str, incarnation: str, number: int
+) -> None:
+    whole = ids.make_trajectory_id(prompt_id, generator_id, incarnation)
+    made = ids.make_segment_id(whole, number)
+    assert ids.parse_trajectory_id(made) == (prompt_id, generator_id, incarnation, number)
+    assert ids.prompt_of(made) == ids.prompt_named_by(made) == prompt_id
+    assert ids.is_within(made, whole) and ids.is_within(made, prompt_id) and not ids.is_within(whole, made)
+    assert made not in (whole, ids.make_segment_id(whole, number + 1))
+
+
+@pytest.mark.parametrize("text", ["p@g.1#", "p@g.1#x", "p@g.#1", "p@g.1#-1"])
+def test_what_is_no_segment_is_refused(text: str) -> None:
+    with pytest.raises(ids.IdError, match="is not the id of a trajectory"):
+        ids.parse_trajectory_id(text)
 
 
 @given(TEXT, TEXT.filter(lambda text: "-" not in text))
@@ -84,10 +102,17 @@ def test_what_is_no_trajectory_is_refused(text: str) -> None:
         ids.parse_trajectory_id(text)
 
 
-def test_evaluations_belong_to_no_stage() -> None:
+def test_groups_of_an_evaluation_say_which_version_they_are_for() -> None:
+    group = ids.make_group_id("evaluation", ids.make_evaluation_number(12, 34))
+    assert (group, ids.evaluated_version(group), ids.purpose_of(f"{group}-3")) == ("eval-01200034", 12, "evaluation")
+    assert ids.evaluated_version(ids.make_group_id("evaluation", ids.make_evaluation_number(0, 99_999))) == 0
+    assert ids.evaluated_version(ids.make_group_id("rl", 1_200_034)) is None
+
+
+def test_evaluations_of_a_model_are_of_no_version() -> None:
     group = ids.make_evaluation_group_id("0123abcd-2")
     assert ids.parse_prompt_id(ids.make_prompt_id(group, 7)) == ("eval-0123abcd-2", 7)
-    assert ids.purpose_of(group) is None
+    assert ids.purpose_of(group) == "evaluation" and ids.evaluated_version(group) is None
 
 
 def test_the_only_process_of_a_role_has_no_number() -> None:

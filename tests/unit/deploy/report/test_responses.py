@@ -59,6 +59,8 @@ def test_a_token_has_the_colour_of_its_value_and_the_one_that_moved_it_most_a_fr
     assert [token.colour for token in shown.tokens] == pytest.approx([min(1.0, 0.1 * n) for n in range(12)])
     assert "value +0.300" in shown.tokens[3].numbers and "mismatch +0.2500" in shown.tokens[3].numbers
     assert [token.kind for token in shown.tokens].count("turning") == 1
+    doubts = [token.undecided for token in shown.tokens]  # 0.2 nats more a token; the largest of them is full colour
+    assert doubts == pytest.approx([n / 11 for n in range(12)]) and "entropy 0.600" in shown.tokens[3].numbers
     assert turning_point([0.1, None, 0.2, -0.6, -0.5]) == 2  # after it V fell by .8
     assert turning_point([0.3]) is None and turning_point([None, None]) is None
     assert value_line([-1.0, 0.0, 1.0], -1.0, 1.0) == "0.0,60.0 300.0,30.0 600.0,0.0"
@@ -68,6 +70,13 @@ def test_without_a_critic_there_is_text_and_no_colour(folder: RunFolder) -> None
     write_step(folder.samples, 3, responses(1), WORDS, has_critic=False)
     (shown,) = read_responses(folder, -1.0, 1.0)
     assert {token.colour for token in shown.tokens} == {None} and shown.line == shown.turning == ""
+
+
+def test_coloured_by_entropy_where_it_is_known(folder: RunFolder) -> None:
+    write_step(folder.samples, 3, responses(1), WORDS)
+    assert "coloured by entropy" in write_report(folder).read_text()
+    write_step(folder.samples, 3, responses(1), WORDS, has_entropy=False)
+    assert "coloured by entropy" not in write_report(folder).read_text()
 
 
 def test_hostile_text_stays_text(folder: RunFolder) -> None:

@@ -125,7 +125,8 @@ class TestWriter:
         advantages = [deltas[0] + 0.95 * (deltas[1] + 0.95 * deltas[2]), deltas[1] + 0.95 * deltas[2], deltas[2]]
         assert head == {
             "step": 6, "id": "rl-00000005-0@generator-0.0", "prompt_id": "rl-00000005-0", "group_id": "rl-00000005",
-            "sample_index": 0, "task": "t", "generator": "generator-0", "issue_version": 2, "staleness": 3,
+            "sample_index": 0, "segment": 0, "task": "t", "generator": "generator-0", "issue_version": 2,
+            "staleness": 3,
             "outcome": "correct", "finish_reason": "stop", "reward": 0.75, "components": {"base": 0.5, "brevity": 0.25},
             "turn_rewards": [], "length": 3, "turns": 2, "last_value": 0.5, "largest_mismatch": 0.25,
             "largest_advantage": pytest.approx(max(advantages)), "prompt": "two plus two is",
@@ -143,9 +144,15 @@ class TestWriter:
             "turn": [0, 0, None, None, 1], "versions": [2, 3, 3, 3, 3], "behaviour_log_probs": spread([-1, -1, -1]),
             "old_log_probs": spread([-0.75] * 3), "values": spread(values), "value_targets": spread([0.75] * 3),
             "advantages": spread(advantages), "importance_weights": spread([tokens["importance_weights"][0]] * 3),
-            "is_trained": [True, True, None, None, True],
+            "is_trained": [True, True, None, None, True], "entropy": spread([0.0, 0.2, 0.8]),
         }  # fmt: skip
         assert list(tokens) == list(TOKEN_COLUMNS)
+
+    def test_a_file_of_before_there_were_segments_is_read(self, tmp_path: Path) -> None:
+        write(tmp_path, 1, batch(wrong=2))
+        path = tmp_path / "step-000001.parquet"
+        parquet.write_table(parquet.read_table(path).drop_columns(["segment"]), path)
+        assert [(head["segment"], head["outcome"]) for head in SampleTable(path).heads()] == [(0, "wrong")] * 2
 
     def test_without_a_critic_nobody_believed_anything(self, tmp_path: Path) -> None:
         write(tmp_path, 1, batch(wrong=2), has_critic=False)
@@ -153,6 +160,18 @@ class TestWriter:
         assert table.heads()[0]["last_value"] is None
         assert table.tokens(1)["values"] == table.tokens(1)["value_targets"] == [None] * 3
         assert None not in table.tokens(1)["advantages"]
+
+    def test_where_the_learner_did_not_ask_the_policy_there_is_no_entropy(self, tmp_path: Path) -> None:
+        write_step(tmp_path, 1, batch(wrong=2), WORDS, has_entropy=False)
+        tokens = SampleTable(tmp_path / "step-000001.parquet").tokens(1)
+        assert tokens["entropy"] == [None] * 3 and None not in tokens["old_log_probs"]
+
+    def test_a_file_from_before_a_column_is_read(self, tmp_path: Path) -> None:
+        write(tmp_path, 1, batch(wrong=2))
+        path = tmp_path / "step-000001.parquet"
+        parquet.write_table(parquet.read_table(path).drop_columns("entropy"), path)
+        tokens = SampleTable(path).tokens(1)
+        assert tokens["entropy"] == [None] * 3 and tokens["values"] == [0.0, pytest.approx(0.1), pytest.approx(0.2)]
 
     def test_a_tokenizer_that_fails_costs_the_text_and_not_the_step(self, tmp_path: Path) -> None:
         write_step(tmp_path, 1, batch(wrong=2), WORDS[:3])  # it knows no token 5

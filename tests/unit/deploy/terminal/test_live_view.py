@@ -40,6 +40,18 @@ def test_run_at_rl(tmp_path: Path) -> None:
         assert word in text
 
 
+def test_held_out_accuracy_and_mismatch_are_shown_where_they_were_measured(tmp_path: Path) -> None:
+    data = RunData.load(make_run(tmp_path))
+    assert "held out" not in shown(data) and "mismatch KL" not in shown(data)
+    for step, accuracy in ((10, 0.4), (20, 0.514)):
+        ends = {"eval/accuracy_low": accuracy - 0.1, "eval/accuracy_high": accuracy + 0.1}
+        data.evaluations.append({"step": step, "eval/accuracy": accuracy, **ends, "eval/aime/accuracy": 0.125})
+    data.rl[-1]["off_policy/mismatch_kl"] = 8.3e-6
+    text = " ".join(shown(data).split())
+    assert "held out 51.4 % (95 %: 41.4 to 61.4) after step 20 ▄▅" in text.replace("▃", "▄")
+    assert "aime 12.5 % after step 20" in text and "mismatch KL 8.3e-06" in text and "explained variance 0." in text
+
+
 def test_a_source_of_rewards_that_is_away_is_seen(tmp_path: Path) -> None:
     data = RunData.load(make_run(tmp_path))
     assert "reward source" not in shown(data)

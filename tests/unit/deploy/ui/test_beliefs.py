@@ -64,4 +64,14 @@ def test_where_it_changed_its_mind_most_and_what_it_misjudged() -> None:
     minds = changed_minds([steady, slipped, late, response("one", [0.0], 1.0)], 2)
     assert [(turn.id, turn.token, turn.text) for turn in minds] == [("slipped", 1, "t1"), ("late", 0, "t0")]
     assert (minds[0].before, minds[0].after) == (0.7, -0.9)
-    assert [each.id for each in misjudged([steady, slipped, late], 2)] == ["late", "steady"]
+    assert minds[0].lead == "t0" and minds[0].trail == "t2t3t4t5t6"
+
+
+def test_what_it_misjudged_is_what_came_out_otherwise_the_worst_first() -> None:
+    near, slipped = response("near", [0.5, 0.2], 1.0), response("slipped", [0.8, 0.7, -0.9, -0.8], -1.0)
+    late, worse = response("late", [0.1, 0.3], -1.0), response("worse", [-0.5, 0.9, 0.8], -1.0)
+    found = misjudged([near, slipped, late, worse, response("one", [0.5], -1.0)], -1.0, 1.0, 3)
+    assert [each.id for each in found] == ["worse", "one", "late"]
+    assert found[0].believed == 0.8 and found[0].turn is not None and found[0].turn.token == 0
+    assert found[1].turn is None
+    assert misjudged([near, slipped], -1.0, 1.0, 3) == []

@@ -18,6 +18,8 @@ from tests.unit.rig.fake_run import make_run
 from tests.unit.rig.learner_samples import trajectory
 from tests.unit.rig.written_samples import write_step
 from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.run_folder import RunFolder
+from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.deploy.cli import main
 from vcppo.deploy.ui.app import make_app
 from vcppo.deploy.ui.guard import is_loopback
@@ -105,11 +107,100 @@ def test_other_folders_are_no_runs(browser: TestClient, address: str, run: str) 
 
 def test_curves_are_numbers_a_browser_can_read(browser: TestClient) -> None:
     drawn = {chart["title"]: chart for chart in json.loads(text(browser, "/api/run?run=first"))}
-    assert {"Accuracy", "Explained variance", "Held-out explained variance"} <= drawn.keys()
+    assert {"Accuracy", "Explained variance", "Explained against explainable", "Value pretraining"} <= drawn.keys()
     for chart in drawn.values():
         assert len({len(points) for points in chart["points"]}) == 1
         assert len(chart["labels"]) == len(chart["points"]) - 1
-    assert drawn["Accuracy"]["points"][0] == list(range(1, 31))
+        assert len(chart["intervals"]) == len(chart["is_joined"]) == len(chart["labels"])
+    assert drawn["Accuracy"]["points"][0] == list(range(31))  # 0: the cold start's evaluation
+    assert drawn["Accuracy"]["labels"] == ["training batches", "vcppo eval, held out"]
+    assert drawn["Accuracy"]["points"][2] == [0.34, *[None] * 29, 0.86]
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> tuple[RunFolder, TestClient]:
+    """A run whose policy was evaluated on the way, after step 30 on a benchmark too; beside one that was not."""
+    folder = make_run(tmp_path, "measured")
+    make_run(tmp_path, "plain")
+    writer = MetricsWriter(folder.path, "learner", "measured")
+    ends = {"eval/accuracy_low": 0.4, "eval/accuracy_high": 0.6}
+    writer.write(0, {"stage": "evaluation", "eval/accuracy": 0.2})
+    writer.write(30, {"stage": "evaluation", "eval/accuracy": 0.514, **ends, "eval/aime/accuracy": 0.1})
+    writer.close()
+    return folder, TestClient(make_app(tmp_path), base_url="http://localhost:8117")
+
+
+def test_held_out_accuracy_is_on_every_page_that_compares(measured: tuple[RunFolder, TestClient]) -> None:
+    _, browser = measured
+    rows = {row.split("'")[0]: row for row in text(browser, "/").split("/run?run=")[1:]}
+    assert "51.4 %" in rows["measured"] and "held out, step 30" in rows["measured"]
+    assert "last batch" in rows["plain"] and "held out" not in rows["plain"]
+    page = text(browser, "/run?run=measured")
+    assert "held-out accuracy after step 30, 95 %: 40.0 % to 60.0 %" in page
+    assert "held-out accuracy" not in text(browser, "/run?run=plain")
+    table = text(browser, "/evaluation?run=measured").split("While it trained")[1]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == [
+        "held out", "30", "51.4 %", "40.0 % to 60.0 %", "held out", "0", "20.0 %", "–", "aime", "30", "10.0 %", "–",
+    ]  # fmt: skip
+    assert "While it trained" not in text(browser, "/evaluation?run=plain")
+    accuracy, *_ = json.loads(text(browser, "/api/run?run=measured"))
+    assert accuracy["labels"] == ["training batches", "held out", "aime", "vcppo eval, held out"]
+    assert accuracy["points"][2] == [0.2, *[None] * 29, 0.514] and accuracy["intervals"][1][0][-1] == 0.4
+    compared = {chart["title"]: chart for chart in json.loads(text(browser, "/api/compare?run=measured&run=plain"))}
+    assert compared["Held-out accuracy"]["points"][1][-1] == 0.514 and "Reward" in compared
+    assert compared["Held-out accuracy"]["intervals"][0][1][-1] == 0.6
+    titles = [chart["title"] for chart in json.loads(text(browser, "/api/compare?run=plain"))]
+    assert "Held-out accuracy" not in titles
+
+
+def test_weight_updates_of_the_log_and_without_one_of_the_metrics(measured: tuple[RunFolder, TestClient]) -> None:
+    folder, browser = measured
+    section = text(browser, "/run?run=measured").split("Weight updates")[1]
+    assert "30 updates, median 0.30 s" in section and "The newest 10 of 30" in section
+    sent = {"time": "2026-01-02T03:04:05.678Z", "event": "weights_broadcast", "policy_version": 1, "seconds": 0.25,
+            "pause_seconds": 0.125, "num_bytes": 2**21, "members": ["g-0", "g-1"], "dropped": ["<b>"]}  # fmt: skip
+    lost = {"time": "2026-01-02T03:05:05.678Z", "event": "broadcast_failed", "error": HOSTILE}
+    with folder.log_file("learner").open("a") as file:
+        file.write("".join(json.dumps(each) + "\n" for each in (sent, lost)))
+    section = text(browser, "/run?run=measured").split("Weight updates")[1].split("</section>")[0]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", section)
+    assert cells == ["1", "2026-01-02 03:04:05", "0.250", "0.125", "2.0", "2", "&lt;b&gt;"]
+    assert "1 update, 2.0 MiB each" in section and "1 failure" in section and "update failed" in section
+    assert "<script" not in section
+
+
+def test_what_a_run_can_do_without_costs_only_itself(measured: tuple[RunFolder, TestClient]) -> None:
+    folder, browser = measured
+    folder.explainable_results.write_text("{rubbish")
+    drawn = [chart["title"] for chart in json.loads(text(browser, "/api/run?run=measured"))]
+    assert "Explained against explainable" not in drawn and "Accuracy" in drawn
+
+
+def test_a_cold_start_is_drawn_before_there_is_anything_else(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "young", num_steps=0)
+    for path in [*folder.metrics.iterdir(), *folder.eval.iterdir(), folder.explainable_results]:
+        path.unlink()
+    MetricsWriter(folder.path, "sft", "young").write(1, {"stage": "sft", "sft/loss": 2.5})
+    browser = TestClient(make_app(tmp_path), base_url="http://localhost:8117")
+    assert "cold start" in text(browser, "/")
+    (drawn,) = json.loads(text(browser, "/api/run?run=young"))
+    assert drawn["title"] == "Cold start" and drawn["points"] == [[1], [2.5]]
+
+
+def test_a_folder_inside_a_run_is_no_run(measured: tuple[RunFolder, TestClient]) -> None:
+    folder, browser = measured
+    folder.explainable.mkdir()
+    (folder.explainable / "config.yaml").write_text(folder.config.read_text())
+    assert "explainable" not in text(browser, "/")
+    assert "no such run" in text(browser, "/run?run=measured/explainable", 404)
+
+
+def test_the_run_s_page_leads_to_what_the_critic_misjudged(browser: TestClient) -> None:
+    page = text(browser, "/run?run=first")
+    assert "A response that it misjudged" in page and "It changed its mind most at the token <mark>" in page
+    link = next(address for address in Tags(page).addresses if address.startswith("/sample?"))
+    shown = text(browser, link)
+    assert "The critic misjudged it." in shown and "id=turning" in shown and "class=mark" in shown
 
 
 def test_runs_side_by_side(browser: TestClient) -> None:
@@ -140,12 +231,12 @@ def test_the_most_misjudged_first_and_a_page_at_a_time(browser: TestClient) -> N
 
 def test_a_response_token_by_token_with_its_relatives(browser: TestClient) -> None:
     page = text(browser, sample_address())
-    spans = re.findall(r"<span class='([^']*)' title='([^']*)'>", page)
+    spans = re.findall(r"<span class='([^']*)'(?: id=turning)? title='([^']*)'>", page)
     assert len(spans) == 12 and sum("turning" in kind for kind, _ in spans) == 1
     assert "value +0.000" in spans[0][1] and "The critic changed its mind most at token" in page
     assert page.count("step 3, ") == 7 and page.count("step 1, ") == 8  # its group; the same problem elsewhere
     assert "<polyline" in page
-    for by in ("advantage", "mismatch", "log-prob", "version", "turn"):
+    for by in ("advantage", "mismatch", "log-prob", "entropy", "version", "turn"):
         assert text(browser, sample_address(by=by)) != page
     assert browser.get(sample_address(by="beauty")).status_code == 422
     assert "not among the samples" in text(browser, "/sample?run=first&step=3&id=x", 404)
@@ -156,7 +247,7 @@ def test_what_the_critic_believed_leads_to_the_token(browser: TestClient) -> Non
     page = text(browser, "/critic?run=first&step=2")
     assert "Where it changed its mind most" in page and "What it misjudged" in page
     links = [address for address in Tags(page).addresses if address.startswith("/sample?")]
-    assert len(links) == 16
+    assert len(links) == 8 + 6  # of each response where it changed its mind; those whose reward was not 1
     for link in links:
         assert text(browser, link)
     place, calibration = json.loads(text(browser, "/api/critic?run=first&step=2"))

@@ -14,13 +14,14 @@ import pytest
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.evaluation.eval_samples import Sample, SampleFiles, problem_keys, records_of, summarise, write_results
+from vcppo.common.evaluation.held_out import sample_seed
 from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.records.trajectory import Prompt, VersionSpan
 from vcppo.common.tasks import Problem, Verdict
 from vcppo.common.tasks.interface import TaskError
 from vcppo.deploy.evaluation.workers import eval_table, parse_result
 from vcppo.generator.evaluation import evaluate
-from vcppo.generator.evaluation.evaluate import Plan, Sampler, sample_seed
+from vcppo.generator.evaluation.evaluate import Plan, Sampler
 from vcppo.generator.vllm_engine.engine import EngineError, Rollout
 
 PROBLEMS = [Problem(f"Question {number}", {"reference": str(number)}) for number in range(5)]
@@ -64,7 +65,7 @@ class FakeEngine:
 
 
 class FakeVerifiers:
-    async def verify(self, answer: Any, text: str, finish_reason: str) -> Verdict:
+    async def verify(self, answer: Any, text: str, finish_reason: str, messages: Any) -> Verdict:
         return Verdict("correct" if len(text) % 2 else "wrong", text)
 
 

@@ -53,6 +53,19 @@ def test_round_trip_and_last_k_kept(store: CheckpointStore) -> None:
     assert store.newest() == (store.root / folder_name(15), state(15))
 
 
+def test_a_pinned_one_stays_until_another_is_pinned(store: CheckpointStore) -> None:
+    write(store, 5)
+    store.pinned = 5
+    for step in (10, 15, 20):
+        write(store, step)
+    assert [folder.name for folder in store.folders()] == ["step-000020", "step-000015", "step-000005"]
+    assert store.newest() == (store.root / folder_name(20), state(20))
+    store.pinned = 15
+    write(store, 25)
+    write(store, 30)
+    assert [folder.name for folder in store.folders()] == ["step-000030", "step-000025", "step-000015"]
+
+
 def _truncate(folder: Path) -> None:
     (folder / "actor" / "weights").write_bytes(b"x" * 10)
 

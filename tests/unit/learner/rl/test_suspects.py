@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.rig.learner_samples import mixed_batch
+from tests.unit.rig.learner_samples import as_rollout, mixed_batch
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.store import facts
 from vcppo.learner.batching.batch import Batch, Packer, Share
+from vcppo.learner.engine.forward import OfActions
 from vcppo.learner.rl import suspects
 from vcppo.learner.rl.suspects import StepFailed, Suspects, require_finite
 
@@ -60,7 +61,8 @@ class Bench:
         self.looked_at.append(prompt_id)
         if how is False:
             raise IndexError("index out of range in self")
-        return np.full(packer.batch.num_actions, np.nan if how is True else -1.0, np.float32)
+        log_probs = np.full(packer.batch.num_actions, np.nan if how is True else -1.0, np.float32)
+        return OfActions(log_probs, np.zeros_like(log_probs))
 
     def train(self, step: int = STEP) -> None:
         with self.suspects.watched(step, self.batch):
@@ -135,6 +137,16 @@ def test_a_step_of_which_nothing_is_left_is_noted(bench: Bench) -> None:
         bench.fail()
     assert bench.replayed() == []
     assert facts.emptied_steps(bench.store) == [STEP]
+
+
+def test_a_rollout_of_several_conversations_is_looked_at_as_one_and_goes_as_one(bench: Bench) -> None:
+    first, second, third, fourth = bench.batch.rollouts
+    bench.batch = Batch([first, as_rollout(second, third), fourth], STEP - 1)
+    bench.bad = {"p1": False}
+    with pytest.raises(IndexError):
+        bench.fail()
+    assert bench.replayed() == ["p0", "p3"]
+    assert bench.looked_at == ["p0", "p1", "p3"] and list(bench.rejected) == ["p1"]
 
 
 def test_numbers_that_are_not_finite_name_their_trajectories(bench: Bench) -> None:
