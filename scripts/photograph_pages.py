@@ -53,7 +53,7 @@ async def _photograph(address: str, run: Path, output: Path) -> None:
     compared = "".join(f"&run={quote(each)}" for each in others[:1])
     views = {
         "ui_runs": ("/", _READY, 330),
-        "ui_run": (f"/run?run={name}", _CHARTS, 1250),
+        "ui_run": (f"/run?run={name}", _CHARTS, 1400),
         "ui_updates": (f"/run?run={name}#updates", _CHARTS, 900),
         "ui_samples": (f"/samples?run={name}&sort=critic+too+hopeful", _READY, 760),
         "ui_response": (response, _READY, 680),
