@@ -140,6 +140,11 @@ class RunFolder:
         return self.path / "samples"
 
     @property
+    def profiles(self) -> Path:
+        """Traces and flame graphs of the steps in learner.profile_steps."""
+        return self.path / "profiles"
+
+    @property
     def endpoints(self) -> Path:
         """Where the buffers of the last launch listen, when the launcher chose (`vcppo.common.transport.endpoints`)."""
         return self.path / "endpoints.json"
@@ -167,3 +172,7 @@ class RunFolder:
     def metrics_file(self, service: str) -> Path:
         """Metrics of one service, e.g. ``learner``."""
         return self.metrics / f"{service}.jsonl"
+
+    def tracker_position(self, service: str, tracker: str) -> Path:
+        """How far a tracker has been told of a service's metrics; beside them, so that it goes where they go."""
+        return self.metrics / "trackers" / f"{service}.{tracker}.json"

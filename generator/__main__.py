@@ -11,8 +11,9 @@ from types import FrameType
 
 import structlog
 
-from vcppo.common.config import VcppoConfig
+from vcppo.common.config import TaskConfig, VcppoConfig
 from vcppo.common.errors import EXIT_OK
+from vcppo.common.evaluation.benchmark_tasks import benchmark_tasks
 from vcppo.common.process import watchdog
 from vcppo.common.process.end_process import end_process
 from vcppo.common.process.main import process_parser, run_process
@@ -28,6 +29,7 @@ from vcppo.generator.rollout.rollout import RolloutWorker
 from vcppo.generator.turns.agent_play import make_player
 from vcppo.generator.turns.environment_pool import EnvironmentPool
 from vcppo.generator.turns.judges import make_judges
+from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer, require_model
 from vcppo.generator.vllm_engine.engine import Engine
 
@@ -50,9 +52,11 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     use_keys(config, "generator")
     store = await asyncio.to_thread(partial(connect_store, config, enter=generator_id))
     judges = make_judges(config.task)
+    benchmarks = {name: VerifierPool(task) for name, task in _benchmarks(config).items()}
     rewards = open_source(config)
     engine = Engine(config, seed=config.run.seed, start_unset=config.generator.initial_weights == "learner")
-    judging = asyncio.ensure_future(judges.start())  # the children come up while vLLM loads
+    children = [judges.start(), *(each.start() for each in benchmarks.values())]
+    judging = asyncio.ensure_future(asyncio.gather(*children))  # they come up while vLLM loads
     try:
         await engine.start()
         await judging
@@ -63,10 +67,10 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         sender = TrajectorySender(endpoints, generator_id, config.transport, folder.spool / generator_id)
-        metrics = open_metrics(config, generator_id)
+        metrics = open_metrics(config, generator_id, "seconds")
         try:
             parts = Generator(
-                config, generator_id, engine, store, sender, verifiers, tokenizer, metrics, player, rewards
+                config, generator_id, engine, store, sender, verifiers, tokenizer, metrics, player, rewards, benchmarks
             )
             await _roll_out(parts, stopping)
         finally:
@@ -75,7 +79,8 @@ async def serve(config: VcppoConfig, generator_id: str) -> None:
     finally:
         engine.shutdown()
         await asyncio.gather(judging, return_exceptions=True)
-        await judges.close()
+        for each in (judges, *benchmarks.values()):
+            await each.close()
         if rewards is not None:
             await rewards.close()
     log.info("generator_stopped")
@@ -101,6 +106,11 @@ async def _roll_out(generator: Generator, stopping: asyncio.Event) -> None:
         for task in (stop, serving):
             task.cancel()
         await asyncio.gather(stop, serving, return_exceptions=True)
+
+
+def _benchmarks(config: VcppoConfig) -> dict[str, TaskConfig]:
+    """Those that this run will ask."""
+    return benchmark_tasks(config) if config.eval.every or config.eval.at_start else {}
 
 
 def _quit(number: int, frame: FrameType | None) -> None:

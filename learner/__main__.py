@@ -165,7 +165,7 @@ def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: Make
     use_keys(config, "learner")
     store = connect_store(config, patience_seconds=config.redis.patience_seconds, enter=LEARNER)
     facts.VOCABULARY_SIZE.write(store, vocabulary)
-    metrics = open_metrics(config, "learner")
+    metrics = open_metrics(config, "learner", "steps_of_run")
     tokenizer = load_tokenizer(config)
     return Session(config, share, store, _prompt_source(config, tokenizer), metrics, stop, make_broadcaster, tokenizer)
 

@@ -6,6 +6,7 @@ A field's own range stands beside it in training.py and services.py; only relati
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -64,6 +65,9 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
             f"eval.k = {config.eval.k}: pass@k needs at least k samples, but eval.samples_per_problem ="
             f" {config.eval.samples_per_problem}: raise the latter to {config.eval.k}"
         )
+    names = [config.task.name, *(each.name for each in config.eval.benchmarks)]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        yield f"eval.benchmarks: {twice!r} is the name of two benchmarks, or of the task: give each a name of its own"
     if config.eval.patience and not config.eval.every:
         yield (
             f"eval.patience = {config.eval.patience}: nothing is evaluated during training, since eval.every = 0: set"

@@ -69,6 +69,7 @@ DEPENDENTS: Mapping[str, Dependents] = {
     # How a source of rewards is reached; where it is may change too, as a service that has moved.
     "task.reward_service.": _NOTHING,
     "task.reward_service.url": Dependents(recording=True, critic=True, rl="goes_on"),
+    "task.reward_service.send_messages": _EVERYTHING,
     "task.judge.": _NOTHING,
     "task.judge.url": Dependents(recording=True, critic=True, rl="goes_on"),
     **dict.fromkeys(
@@ -241,6 +242,7 @@ _KNOWN_OTHERWISE = (
 # Notes of before these were there lack them: at their default they are left out.
 _CAME_LATER: Mapping[str, object] = {
     "task.max_turns": 8,
+    "task.max_segments": 8,
     "task.max_rollout_seconds": 300.0,
     "task.reward_range": None,
     "task.reward_weights": {},
@@ -250,6 +252,7 @@ _CAME_LATER: Mapping[str, object] = {
     "task.soft_overlong_penalty": 1.0,
     "task.length_cost": 0.0,
     "task.reward_service.url": None,
+    "task.reward_service.send_messages": False,
     "task.judge.url": None,
     **{
         f"task.judge.{name}": JudgeConfig.model_fields[name].default

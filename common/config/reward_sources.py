@@ -11,8 +11,9 @@ from pydantic import Field
 
 from vcppo.common.config.base import Pattern, Positive, Seconds, Section
 
-PLACEHOLDER = re.compile(r"\{(prompt|response|answer)(?:\.(\w+))?\}")
-"""What a judge's template may hold: `{prompt}`, `{response}`, `{answer}`, and `{answer.NAME}` for a part of it."""
+PLACEHOLDER = re.compile(r"\{(prompt|response|messages|answer)(?:\.(\w+))?\}")
+"""What a judge's template may hold: `{prompt}`, `{response}`, `{messages}`, `{answer}`, and `{answer.NAME}` for a part
+of the last."""
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _TEMPLATE = (
     "Judge the response to a problem.\n\nProblem:\n{prompt}\n\nReference:\n{answer}\n\nResponse:\n{response}\n\n"
@@ -64,6 +65,9 @@ class RewardServiceConfig(RewardSourceConfig):
     batch_wait_seconds: float = Field(default=0.05, ge=0, le=60)
     """How long a request waits for more responses."""
 
+    send_messages: bool = False
+    """Tell it the whole conversation too, as `messages`: in a task of several turns who said what."""
+
     key_variable: str = Field(default="VCPPO_REWARD_SERVICE_KEY", pattern=_VARIABLE)
     """Environment variable with the key, where there is no key file; unset: no key is sent."""
 
@@ -75,7 +79,7 @@ class JudgeConfig(RewardSourceConfig):
     """Its name at the endpoint."""
 
     template: str = _TEMPLATE
-    """What it is asked, with {response}, {prompt}, {answer} and {answer.NAME} in it."""
+    """What it is asked, with {response}, {prompt}, {messages}, {answer} and {answer.NAME} in it."""
 
     template_file: str | None = None
     """A file with the template, instead of the setting above."""
@@ -143,6 +147,6 @@ def _judge_problems(judge: JudgeConfig) -> Iterator[str]:
 
 def template_problem(template: str) -> str | None:
     """Why a judge can't be asked with it; None: it can be."""
-    if "response" not in {match[1] for match in PLACEHOLDER.finditer(template)}:
-        return "has no {response} in it, so the judge would not see what it judges: add it"
+    if not {"response", "messages"} & {match[1] for match in PLACEHOLDER.finditer(template)}:
+        return "has no {response} and no {messages} in it, so the judge would not see what it judges: add it"
     return None

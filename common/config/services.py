@@ -65,6 +65,10 @@ class LearnerConfig(Section):
     """Steps between exports of the policy as a Hugging Face folder, exports/step-N; training goes on meanwhile. 0: only
     at the end."""
 
+    profile_steps: list[Positive] = Field(default_factory=list)
+    """RL steps of which a trace and flame graphs are written to <run>/profiles (docs/operations.md#profiling). Such a
+    step takes longer."""
+
     batch_deadline_seconds: Seconds = 600.0
     """A batch that does not fill in this time stops the run with an error that names who is waited for."""
 
@@ -242,6 +246,18 @@ class MetricsConfig(Section):
 
     wandb_project: str | None = None
     """Metrics also go to this project of Weights & Biases (pip install vcppo[wandb])."""
+
+    mlflow_experiment: str | None = None
+    """Metrics also go to this experiment of an MLflow server (pip install vcppo[mlflow])."""
+
+    mlflow_uri: str | None = None
+    """The MLflow server, as http://host:port; null: the environment's MLFLOW_TRACKING_URI."""
+
+    trackio_project: str | None = None
+    """Metrics also go to this project of trackio (pip install vcppo[trackio])."""
+
+    tracker_samples: int = Field(default=8, ge=0)
+    """Responses of each RL step that these three get as a table, out of those that are kept; 0: none."""
 
     samples_per_step: int = Field(default=256, ge=0)
     """Responses of each RL step that are kept, with the critic's values of each token: all of a smaller batch, of a

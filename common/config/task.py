@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -9,8 +10,9 @@ from pydantic import Field
 
 from vcppo.common.config.base import Pattern, Positive, Seconds, Section
 from vcppo.common.config.reward_sources import JudgeConfig, RewardServiceConfig
+from vcppo.common.records.trajectory import DEFAULT_LIMITS
 from vcppo.common.rewards.reward_functions import component_of
-from vcppo.common.rewards.reward_parts import FORMAT, MAX_NUMBER
+from vcppo.common.rewards.reward_parts import FORMAT, MAX_NUMBER, SOURCE
 from vcppo.common.rewards.reward_rule import RewardRule, bounds
 
 Weight = Annotated[float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER)]
@@ -20,8 +22,8 @@ class RewardFunctionConfig(Section):
     """One reward function."""
 
     name: str
-    """module:function of your own. It takes (answer, response, finish_reason) and returns a number: the component of
-    that name. It runs in the verifier's child, within the same deadline."""
+    """module:function of your own. It takes (answer, response, finish_reason), and messages if it likes, and returns a
+    number: the component of that name. It runs in the verifier's child, within the same deadline."""
 
     weight: Weight = 1.0
     """What its value is multiplied by; 0: it is drawn only."""
@@ -56,6 +58,10 @@ class TaskConfig(Section):
     """Turns of the policy in an environment (docs/environments.md) or by an agent (docs/agents.md). A rollout cut here
     has finish reason `length`."""
 
+    max_segments: int = Field(default=8, ge=1, le=DEFAULT_LIMITS.max_segments)
+    """Conversations that one rollout of an agent may have, each trained as a trajectory of its own (docs/agents.md). A
+    request that would begin another is refused. 1: every request must go on from the one before."""
+
     max_rollout_seconds: Seconds = 300.0
     """An environment's rollout begins no further turn after so long; it then has finish reason `length`. An agent is
     ended after so long, with outcome `timeout`. A batch waits for its slowest rollout, so keep it below
@@ -75,8 +81,9 @@ class TaskConfig(Section):
     trained. null: what the rewards by outcome and the settings below can make, components between -1 and 1."""
 
     reward_weights: dict[str, Weight] = Field(default_factory=dict)
-    """Weight by name of the components that the task's verdicts give, and of `format`. A component without a weight is
-    drawn and adds nothing (docs/rewards.md)."""
+    """Weight by name of the components that the task's verdicts give, of `format`, and in a task of several turns of
+    `source`, the number of a service or judge. A component without a weight is drawn and adds nothing
+    (docs/rewards.md)."""
 
     rewards: list[RewardFunctionConfig] = Field(default_factory=list, max_length=16)
     """Functions of your own module whose values are added to the reward."""
@@ -129,12 +136,19 @@ class TaskConfig(Section):
             correct=self.reward_correct,
             wrong=self.reward_wrong,
             weights={**self.reward_weights, **functions},
-            expected=frozenset(functions) | ({FORMAT} if self.format_pattern is not None else set()),
+            expected=frozenset(functions) | set(self._expected()),
             max_response_tokens=max_response_tokens,
             soft_overlong_cache=self.soft_overlong_cache,
             soft_overlong_penalty=self.soft_overlong_penalty,
             length_cost=self.length_cost,
         )
+
+    def _expected(self) -> Iterator[str]:
+        """Components beside the functions' that every verdict has."""
+        if self.format_pattern is not None:
+            yield FORMAT
+        if self.reward_source is not None and SOURCE in self.reward_weights:
+            yield SOURCE
 
     def _bounds(self, rule: RewardRule) -> tuple[tuple[float, float], tuple[float, float]]:
         others = dict(rule.weights)

@@ -492,6 +492,19 @@ class RlConfig(Section):
         return (self.max_staleness + 1) * self.batch_size
 
 
+class BenchmarkConfig(Section):
+    """Held-out problems of another task, evaluated during training beside the run's own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+    """What its figures are called: eval/NAME/accuracy."""
+
+    task: str
+    """As task.name: a built-in task, or module:Class of your own. One turn."""
+
+    options: dict[str, object] = Field(default_factory=dict)
+    """As task.options."""
+
+
 class EvalConfig(Section):
     """Pass@1 and pass@k on held-out problems: of a model by `vcppo eval`, and on the way while a run trains."""
 
@@ -505,8 +518,11 @@ class EvalConfig(Section):
     num_problems_during_training: int = Field(default=128, ge=1, le=99_999)
     """Held-out problems of one evaluation during training; the first ones of those `vcppo eval` asks."""
 
+    benchmarks: list[BenchmarkConfig] = Field(default_factory=list)
+    """Other tasks whose held-out problems are asked as well, each eval.num_problems_during_training of them at most."""
+
     best_by: Literal["pass_at_1", "pass_at_k"] = "pass_at_1"
-    """Which figure says which evaluated version is the best."""
+    """Which figure of the task's own held-out problems says which evaluated version is the best."""
 
     keep_best: bool = True
     """The best evaluated version's policy is kept as exports/best, and is what the run exports at its end. Its

@@ -5,5 +5,6 @@ command_agent.py  an agent that is a program
 environment.py    what a user writes: `Environment`, `Observation`
 episode.py        one rollout as a state machine, tokens in and tokens out. Pure
 inner_task.py     what an environment takes over from the task whose problems it asks
+told.py          a rollout as reward functions, services and judges are told of it
 turn_text.py      what an environment says, as tokens that stand behind the policy's
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 from vcppo.common.tasks import encode_prompt, prompt_text
@@ -19,6 +20,12 @@ from vcppo.common.tasks.prompts.chat import ignored
 from vcppo.common.text.yaml_text import one_line
 
 _ACTION = "vcppoactionvcppo"  # stands for the policy's message
+_BASE: ChatMessages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _ACTION}]
+_OTHERWISE = (
+    "the model's chat template writes an assistant's message otherwise when messages follow it, so there is no text to"
+    " put behind it: use a template that writes one message behind the other, or prompts of plain text"
+)
+_MOST_FRAMES = 256  # texts between messages, kept at a time
 _SAID = 'vcppo"message{}"vcppo'  # stands for what the environment says; its quotes show whether it becomes JSON
 
 
@@ -39,6 +46,8 @@ class TurnText:
         self._tokenizer, self._is_chat = tokenizer, is_chat
         self._template = template or {}
         self._controls = _control_ids(tokenizer)
+        # What the template writes around words is the same turn by turn.
+        self._controls_of = lru_cache(_MOST_FRAMES)(self._find_controls)
         if is_chat:
             self._behind([{"role": "user", "content": "x"}])
         if self._template.get("tools"):
@@ -110,7 +119,7 @@ class TurnText:
             pieces.append(before)
             texts.append(written(message["content"]))
         whole = "".join(before + text for before, text in zip(pieces, texts, strict=True)) + rest
-        expected = [token for piece in (*pieces, rest) for token in self._ids(piece) if token in self._controls]
+        expected = [token for piece in (*pieces, rest) for token in self._controls_of(piece)]
         if self._controls_in(ids := self._ids(whole)) == expected:
             return ids
         found_ids: list[int] = []
@@ -126,17 +135,18 @@ class TurnText:
 
     def _behind(self, messages: ChatMessages) -> str:
         """What the template writes behind an assistant's message when these follow it."""
-        base = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _ACTION}]
-        alone = self._render(base, opens=False).partition(_ACTION)
-        followed = self._render([*base, *messages], opens=True).partition(_ACTION)
-        closing = alone[2].rstrip()
-        if not alone[1] or not followed[1] or _ACTION in followed[2] or not followed[2].startswith(closing):
-            raise TaskError(
-                "the model's chat template writes an assistant's message otherwise when messages follow it, so there "
-                "is no text to put behind it: use a template that writes one message behind the other, or prompts of "
-                "plain text"
-            )
+        followed = self._render([*_BASE, *messages], opens=True).partition(_ACTION)
+        if not followed[1] or _ACTION in followed[2] or not followed[2].startswith(self._closing):
+            raise TaskError(_OTHERWISE)
         return followed[2]
+
+    @cached_property
+    def _closing(self) -> str:
+        """What the template writes behind an assistant's message that is the last one."""
+        alone = self._render(_BASE, opens=False).partition(_ACTION)
+        if not alone[1]:
+            raise TaskError(_OTHERWISE)
+        return alone[2].rstrip()
 
     def _render(self, messages: ChatMessages, *, opens: bool) -> str:
         try:
@@ -173,6 +183,9 @@ class TurnText:
                 cut.append(piece)
             pieces = cut
         return [piece for piece in pieces if piece]
+
+    def _find_controls(self, text: str) -> tuple[int, ...]:
+        return tuple(self._controls_in(self._ids(text)))
 
     def _controls_in(self, ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in self._controls]

@@ -70,6 +70,22 @@ class JsonLinesTail:
                 self._is_too_long, self._partial = True, b""
 
 
+def lines_from(path: Path, offset: int) -> Iterator[tuple[Row | None, int]]:
+    """Each whole line behind byte `offset`, None for one that is no object, and the byte it ends at.
+
+    A missing file has none, a line without an end is not there yet.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(offset)
+        while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n") or len(line) == MAX_LINE_BYTES:
+            offset += len(line)
+            yield parse_object(line), offset
+
+
 def read_json_lines(path: Path) -> list[Row]:
     """Every object of a file, also of a last line without an end; a missing file has none."""
     tail = JsonLinesTail(path)

@@ -3,6 +3,7 @@
     group        ``rl-00000012``                      problem 12 of the RL stage
     prompt       ``rl-00000012-3``                    sample 3 of that problem
     trajectory   ``rl-00000012-3@generator-0.2f1c``   the response to that prompt by one start of one generator
+    segment      ``rl-00000012-3@generator-0.2f1c#1`` another conversation of the same rollout, from 1
     process      ``generator-0``                      the first of its role
     buffer       ``buffer@tcp://127.0.0.1:5755``      the buffer that listens there
 
@@ -22,6 +23,7 @@ _PREFIXES: dict[Purpose, str] = {"value_pretraining": "vp", "rl": "rl", "evaluat
 _MAX_DIGITS = 18
 MAX_EVALUATED = 100_000
 """Held-out problems of one evaluation during training: fewer than this."""
+_SEGMENT_SIGN = "#"
 _PURPOSES: dict[str, Purpose] = {prefix: purpose for purpose, prefix in _PREFIXES.items()}
 
 
@@ -44,11 +46,12 @@ class PromptParts(NamedTuple):
 
 
 class TrajectoryParts(NamedTuple):
-    """Which start (incarnation) of which generator answered which prompt."""
+    """Which start (incarnation) of which generator answered which prompt; and which of its conversations this is."""
 
     prompt_id: str
     generator_id: str
     incarnation: str
+    segment: int = 0
 
 
 def make_group_id(purpose: Purpose, number: int) -> str:
@@ -101,20 +104,26 @@ def make_trajectory_id(prompt_id: str, generator_id: str, incarnation: str) -> s
 
     Args:
         generator_id: holds no ``@``.
-        incarnation: differs for every start of the generator; holds neither ``@`` nor ``.``.
+        incarnation: differs for every start of the generator; holds neither ``@`` nor ``.`` nor ``#``.
     """
     return f"{prompt_id}@{generator_id}.{incarnation}"
 
 
+def make_segment_id(trajectory_id: str, number: int) -> str:
+    """Id of another conversation (1 or more) of the same rollout: ``rl-00000012-3@generator-0.2f1c#1``."""
+    return f"{trajectory_id}{_SEGMENT_SIGN}{number}"
+
+
 def parse_trajectory_id(trajectory_id: str) -> TrajectoryParts:
-    """What `make_trajectory_id` put together. Raises `IdError`."""
+    """What `make_trajectory_id` put together, or `make_segment_id`. Raises `IdError`."""
     prompt_id, _, made_by = trajectory_id.rpartition("@")
-    generator_id, _, incarnation = made_by.rpartition(".")
-    if not (prompt_id and generator_id and incarnation):
+    generator_id, _, attempt = made_by.rpartition(".")
+    incarnation, sign, segment = attempt.partition(_SEGMENT_SIGN)
+    if not (prompt_id and generator_id and incarnation and _is_number(segment or "0")) or (sign and not segment):
         raise IdError(
             f"{trajectory_id!r} is not the id of a trajectory: such an id reads 'rl-00000012-3@generator-0.2f1c'"
         )
-    return TrajectoryParts(prompt_id, generator_id, incarnation)
+    return TrajectoryParts(prompt_id, generator_id, incarnation, int(segment or 0))
 
 
 def prompt_of(trajectory_id: str) -> str:
@@ -133,8 +142,8 @@ def purpose_of(text: str) -> Purpose | None:
 
 
 def is_within(text: str, whole: str) -> bool:
-    """Whether `text` is `whole` or a part of it: a sample of that group, a response to that prompt."""
-    return f"{text}@".startswith((f"{whole}@", f"{whole}-"))
+    """Whether `text` is `whole` or a part of it: a sample of that group, a response to that prompt, a segment of it."""
+    return f"{text}@".startswith((f"{whole}@", f"{whole}-", f"{whole}{_SEGMENT_SIGN}"))
 
 
 def make_process_name(role: str, which: int | str) -> str:

@@ -27,10 +27,14 @@ FloatArray = NDArray[np.float32]
 SCHEMA_VERSION = 1
 RESPONSE_COLUMNS = {
     "step": ("int32", "RL step that trained it"),
-    "id": ("string", "of the trajectory: `<prompt_id>@<generator>.<attempt>`"),
+    "id": ("string", "of the trajectory: `<prompt_id>@<generator>.<attempt>`, and `#<segment>` where that is not 0"),
     "prompt_id": ("string", "of the prompt"),
     "group_id": ("string", "shared by the responses to one problem"),
     "sample_index": ("int32", "which response of its group"),
+    "segment": (
+        "int32",
+        "which conversation of its rollout: 0 the one that ended last; an agent's others from 1, of the same reward",
+    ),
     "task": ("string", "name of the task"),
     "generator": ("string", "who made it"),
     "issue_version": ("int32", "the learner's policy version when the prompt was issued"),
@@ -102,6 +106,7 @@ class SampleRow:
         prompt, response: texts.
         pieces: of the response's text, one a token.
         last_value: V after the last token; None without a critic.
+        segment: which conversation of its rollout.
     """
 
     step: int
@@ -111,6 +116,7 @@ class SampleRow:
     response: str
     pieces: Sequence[str]
     last_value: float | None
+    segment: int = 0
 
 
 def write_samples(path: Path, rows: Sequence[SampleRow]) -> None:
@@ -146,6 +152,7 @@ def _head(row: SampleRow) -> dict[str, Any]:
         "prompt_id": made.prompt_id,
         "group_id": made.group_id,
         "sample_index": made.sample_index,
+        "segment": row.segment,
         "task": made.task,
         "generator": made.generator_id,
         "issue_version": made.issue_version,
@@ -240,7 +247,15 @@ class SampleTable:
 
     def responses(self) -> pyarrow.Table:
         """What each response has once, `RESPONSE_COLUMNS`."""
-        return self._table.select(list(RESPONSE_COLUMNS))
+        return self._with_segment().select(list(RESPONSE_COLUMNS))
+
+    def _with_segment(self) -> pyarrow.Table:
+        """Files of before rollouts had several conversations lack the column."""
+        if "segment" in self._table.column_names:
+            return self._table
+        import pyarrow as pa
+
+        return self._table.append_column("segment", pa.array(np.zeros(len(self), np.int32)))
 
     def heads(self) -> list[dict[str, Any]]:
         """The same as rows."""

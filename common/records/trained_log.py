@@ -15,7 +15,10 @@ from vcppo.common.files.json_lines import read_json_lines
 
 
 class TrainedStep(BaseModel):
-    """A line: ``staleness`` is in the order of the ids."""
+    """A line: ``staleness`` is in the order of the ids, a rollout each.
+
+    ``segment_ids`` are of the trajectories that were trained beside: other conversations of these rollouts.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -24,6 +27,7 @@ class TrainedStep(BaseModel):
     prompt_ids: list[str]
     trajectory_ids: list[str]
     staleness: list[int]
+    segment_ids: list[str] = []
 
 
 def read_trained_log(path: Path) -> dict[int, dict[str, Any]]:
@@ -38,9 +42,9 @@ def _lines(path: Path) -> Iterator[TrainedStep]:
 
 
 def check_trained_once(path: Path, max_staleness: int) -> int:
-    """How many trajectories were trained. Raises VcppoError if one was twice, or one was older than the bound."""
+    """How many rollouts were trained. Raises VcppoError if one was twice, or one was older than the bound."""
     steps = read_trained_log(path)
-    for key in ("prompt_ids", "trajectory_ids"):
+    for key in ("prompt_ids", "trajectory_ids", "segment_ids"):
         counts = Counter(name for entry in steps.values() for name in entry[key])
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:

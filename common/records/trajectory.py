@@ -62,6 +62,26 @@ class Prompt:
     is_open: bool = False
 
 
+class Segment(NamedTuple):
+    """A conversation of a rollout that has several: tokens that do not go on from its other conversations.
+
+    The fields are those of a `Trajectory`. The rollout's outcome, reward and components are its own too, and the reward
+    stands on its last action.
+    """
+
+    prompt_token_ids: Int32Array
+    response_token_ids: Int32Array
+    action_mask: BoolArray
+    behaviour_log_probs: Float32Array
+    version_spans: tuple[VersionSpan, ...]
+    finish_reason: FinishReason
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and response together."""
+        return len(self.prompt_token_ids) + len(self.response_token_ids)
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """A finished rollout.
@@ -86,6 +106,8 @@ class Trajectory:
             outcome alone makes it.
         turn_rewards: of each turn that an environment answered, in turn; they sum to the part ``base`` of the reward.
             All of them, or all but the last one's where the response was cut. Empty: the reward is the last turn's.
+        segments: the rollout's other conversations (docs/agents.md), in the order in which they ended; this one ended
+            last. `vcppo.common.records.segments` makes trajectories of them. Only an open prompt's rollout has any.
     """
 
     id: str
@@ -106,11 +128,32 @@ class Trajectory:
     timings: dict[str, float] = field(default_factory=dict)
     components: dict[str, float] = field(default_factory=dict)
     turn_rewards: tuple[float, ...] = ()
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def conversations(self) -> tuple[Trajectory | Segment, ...]:
+        """What the policy's tokens stand in: the trajectory's own tokens, then those of its `segments`."""
+        return (self, *self.segments)
 
     @property
     def oldest_version(self) -> int:
-        """Policy version of the oldest tokens: staleness is counted from it."""
-        return min(span.version for span in self.version_spans)
+        """Policy version of the oldest tokens, in all conversations: staleness is counted from it."""
+        return min(span.version for each in self.conversations for span in each.version_spans)
+
+    @property
+    def newest_version(self) -> int:
+        """Policy version of the newest tokens, in all conversations."""
+        return max(span.version for each in self.conversations for span in each.version_spans)
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the response of the conversation with the longest one: what a reward's shaping goes by."""
+        return max(len(each.response_token_ids) for each in self.conversations)
+
+    @property
+    def num_actions(self) -> int:
+        """Tokens that the policy chose, in all conversations."""
+        return sum(int(each.action_mask.sum()) for each in self.conversations)
 
     @property
     def turn_begins(self) -> BoolArray:
@@ -126,7 +169,7 @@ class Trajectory:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and response together: what a pack has to hold."""
+        """Prompt and response together: what a pack has to hold. Without `segments`: each is packed on its own."""
         return len(self.prompt_token_ids) + len(self.response_token_ids)
 
 
@@ -148,8 +191,8 @@ class TrajectoryLimits:
     """What is accepted at most. The defaults only keep hostile input small.
 
     Attributes:
-        max_tokens: of prompt and response together.
-        max_spans: version spans, that is weight updates during one rollout.
+        max_tokens: of prompt and response together, in each conversation.
+        max_spans: version spans of a conversation, that is weight updates during one rollout.
         max_string: characters of an id or name.
         max_log_prob: nats; rounding may put the log-prob of a sure token a little above 0.
         max_token_id: the model's last token: one beyond ends the learner in its embedding.
@@ -157,6 +200,7 @@ class TrajectoryLimits:
             squared.
         max_components: parts of a reward.
         max_turns: turns with a reward of their own.
+        max_segments: conversations of a rollout, the one that ended last included.
     """
 
     max_tokens: int = 1 << 22
@@ -167,6 +211,7 @@ class TrajectoryLimits:
     max_reward: float = 1e6
     max_components: int = 48
     max_turns: int = 4096
+    max_segments: int = 1024
 
     def with_vocabulary(self, size: Callable[[], int | None]) -> TrajectoryLimits:
         """These, with the model's last token once `size` says how many there are; it is asked until it does."""
@@ -185,7 +230,7 @@ def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) 
     """Raise `InvalidTrajectory` unless the learner can train on `trajectory`.
 
     Checks dtypes, lengths, ranges, finiteness, that the spans cover the response and that it has an
-    action. Enumerations and strings are checked when a message is decoded.
+    action; of segments the same. Enumerations and strings are checked when a message is decoded.
     """
     check_shapes(trajectory, limits)
     check_values(trajectory, limits)
@@ -193,15 +238,11 @@ def validate(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) 
 
 def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
     """What `validate` checks beyond `check_shapes`, for arrays whose shapes are known to be right."""
-    _check_arrays(trajectory, limits)
-    spans = trajectory.version_spans
-    num_response = len(trajectory.response_token_ids)
-    if not 1 <= len(spans) <= limits.max_spans:
-        raise InvalidTrajectory(f"version_spans: {len(spans)} spans, from 1 to {limits.max_spans} are accepted")
-    if any(version < 0 or count < 1 for version, count in spans):
-        raise InvalidTrajectory("version_spans: a version is negative or a count below 1")
-    if sum([count for _, count in spans]) != num_response:
-        raise InvalidTrajectory(f"version_spans: counts don't sum to the {num_response} response tokens")
+    _check_conversation(trajectory, "", limits)
+    for number, segment in enumerate(trajectory.segments):
+        _check_conversation(segment, f"segments[{number}].", limits)
+    if len(trajectory.segments) >= limits.max_segments:
+        raise InvalidTrajectory(f"segments: {len(trajectory.segments) + 1} of them, at most {limits.max_segments}")
     if not abs(trajectory.reward) <= limits.max_reward:  # so put, it refuses NaN too
         raise InvalidTrajectory(f"reward: {trajectory.reward} is not finite, or beyond {limits.max_reward:g}")
     if not all(map(isfinite, trajectory.timings.values())):
@@ -210,6 +251,18 @@ def check_values(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMI
         _check_components(trajectory.components, limits)
     if trajectory.turn_rewards:
         _check_turn_rewards(trajectory, limits)
+
+
+def _check_conversation(of: Trajectory | Segment, where: str, limits: TrajectoryLimits) -> None:
+    """`where` stands before the names of its fields."""
+    _check_arrays(of, where, limits)
+    spans, num_response = of.version_spans, len(of.response_token_ids)
+    if not 1 <= len(spans) <= limits.max_spans:
+        raise InvalidTrajectory(f"{where}version_spans: {len(spans)} spans, from 1 to {limits.max_spans} are accepted")
+    if any(version < 0 or count < 1 for version, count in spans):
+        raise InvalidTrajectory(f"{where}version_spans: a version is negative or a count below 1")
+    if sum([count for _, count in spans]) != num_response:
+        raise InvalidTrajectory(f"{where}version_spans: counts don't sum to the {num_response} response tokens")
 
 
 def _check_turn_rewards(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
@@ -230,39 +283,45 @@ def _check_components(components: Mapping[str, float], limits: TrajectoryLimits)
         raise InvalidTrajectory(f"components: {len(components)} of them, at most {limits.max_components}")
     for name, value in components.items():
         if not abs(value) <= limits.max_reward:
-            raise InvalidTrajectory(f"components: {name[:80]} = {value} is not finite, or beyond {limits.max_reward:g}")
+            shown = ascii(name[:80])[1:-1]  # a peer's: it must not talk to a terminal
+            raise InvalidTrajectory(f"components: {shown} = {value} is not finite, or beyond {limits.max_reward:g}")
 
 
 def check_shapes(trajectory: Trajectory, limits: TrajectoryLimits = DEFAULT_LIMITS) -> None:
-    """Raise `InvalidTrajectory` unless the four arrays have their dtypes and lengths."""
-    num_response = len(trajectory.response_token_ids)
+    """Raise `InvalidTrajectory` unless the four arrays of each conversation have their dtypes and lengths."""
+    _check_shapes(trajectory, "", limits)
+    for number, segment in enumerate(trajectory.segments):
+        _check_shapes(segment, f"segments[{number}].", limits)
+
+
+def _check_shapes(of: Trajectory | Segment, where: str, limits: TrajectoryLimits) -> None:
+    num_response = len(of.response_token_ids)
     for name, array, dtype, length in (
-        ("prompt_token_ids", trajectory.prompt_token_ids, _INT32, None),
-        ("response_token_ids", trajectory.response_token_ids, _INT32, None),
-        ("action_mask", trajectory.action_mask, _BOOL, num_response),
-        ("behaviour_log_probs", trajectory.behaviour_log_probs, _FLOAT32, num_response),
+        ("prompt_token_ids", of.prompt_token_ids, _INT32, None),
+        ("response_token_ids", of.response_token_ids, _INT32, None),
+        ("action_mask", of.action_mask, _BOOL, num_response),
+        ("behaviour_log_probs", of.behaviour_log_probs, _FLOAT32, num_response),
     ):
         if array.ndim != 1 or array.dtype != dtype:
-            raise InvalidTrajectory(f"{name}: {array.dtype} of {array.ndim} dimensions, not {dtype} of one")
+            raise InvalidTrajectory(f"{where}{name}: {array.dtype} of {array.ndim} dimensions, not {dtype} of one")
         if not 1 <= len(array) <= limits.max_tokens or (length is not None and len(array) != length):
             raise InvalidTrajectory(
-                f"{name}: {len(array)} entries; at least 1, at most {limits.max_tokens}, as many as response tokens"
+                f"{where}{name}: {len(array)} entries; at least 1, at most {limits.max_tokens}, as many as response"
+                " tokens"
             )
 
 
-def _check_arrays(trajectory: Trajectory, limits: TrajectoryLimits) -> None:
+def _check_arrays(of: Trajectory | Segment, where: str, limits: TrajectoryLimits) -> None:
     """Ranges: one vectorised pass each. `reduce` is the ufunc's own, without the method's overhead."""
-    for name, ids in (
-        ("prompt_token_ids", trajectory.prompt_token_ids),
-        ("response_token_ids", trajectory.response_token_ids),
-    ):
+    for name, ids in (("prompt_token_ids", of.prompt_token_ids), ("response_token_ids", of.response_token_ids)):
         if maximum(ids.view(np.uint32)) > limits.max_token_id:  # unsigned, a negative one is the largest
-            raise InvalidTrajectory(f"{name}: a token id is negative or above {limits.max_token_id}")
+            raise InvalidTrajectory(f"{where}{name}: a token id is negative or above {limits.max_token_id}")
     # Bytes, not bools: an array from the wire may hold others than 0 and 1.
-    largest = maximum(trajectory.action_mask.view(np.uint8))
+    largest = maximum(of.action_mask.view(np.uint8))
     if largest != 1:
-        raise InvalidTrajectory(f"action_mask: {'a byte is no bool' if largest else 'no response token is an action'}")
-    log_probs = trajectory.behaviour_log_probs
+        what = "a byte is no bool" if largest else "no response token is an action"
+        raise InvalidTrajectory(f"{where}action_mask: {what}")
+    log_probs = of.behaviour_log_probs
     # NaN propagates and compares False: this also refuses it and both infinities.
     if not (maximum(log_probs) <= limits.max_log_prob and minimum(log_probs) > -np.inf):
-        raise InvalidTrajectory("behaviour_log_probs: not finite, or above 0")
+        raise InvalidTrajectory(f"{where}behaviour_log_probs: not finite, or above 0")

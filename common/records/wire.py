@@ -17,14 +17,17 @@ written. A new field is a key of the header, a new array comes last and has its 
 schema, and its keys a line in `_TRAJECTORY_KEYS`; what an older schema lacks gets its default in `decode_trajectory`.
 A field that most messages do without is optional (`_OPTIONAL_TRAJECTORY_KEYS`): it is written only where it says
 something, so that whoever does not know it reads all other messages.
+
+A rollout of several conversations is one message. The arrays of 4 bytes an entry of all of them come first, one
+conversation behind the other, then all their masks: so none of them begins at an odd address.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import cast, get_args
+from typing import NamedTuple, cast, get_args
 
 import msgpack
 import numpy as np
@@ -34,12 +37,15 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.records.trajectory import (
     DEFAULT_LIMITS,
+    BoolArray,
     FinishReason,
+    Float32Array,
     Int32Array,
     InvalidTrajectory,
     Outcome,
     Prompt,
     Purpose,
+    Segment,
     Trajectory,
     TrajectoryLimits,
     VersionSpan,
@@ -71,7 +77,8 @@ _PROMPT_KEYS_1 = {
 # The header's keys by the schema's digit.
 _TRAJECTORY_KEYS = {b"1": _TRAJECTORY_KEYS_1, b"2": _TRAJECTORY_KEYS_1}
 _PROMPT_KEYS = {b"1": _PROMPT_KEYS_1, b"2": _PROMPT_KEYS_1}
-_OPTIONAL_TRAJECTORY_KEYS = {b"2": {"components", "turn_rewards"}}
+_OPTIONAL_TRAJECTORY_KEYS = {b"2": {"components", "turn_rewards", "segments"}}
+_SEGMENT_FIELDS = ("num_prompt", "num_response", "finish_reason", "version_spans")
 
 _LITTLE_ENDIAN = {np.dtype(kind): np.dtype(kind).newbyteorder("<") for kind in (np.int32, np.float32, np.bool_)}
 _UNUSABLE = (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException)
@@ -115,32 +122,30 @@ def encode_trajectory(trajectory: Trajectory) -> bytes:
         header["components"] = t.components
     if t.turn_rewards:
         header["turn_rewards"] = t.turn_rewards
-    arrays = (t.prompt_token_ids, t.response_token_ids, t.behaviour_log_probs, t.action_mask)
-    return _join(_TRAJECTORY, header, arrays)
+    words, masks = [t.prompt_token_ids, t.response_token_ids, t.behaviour_log_probs], [t.action_mask]
+    if t.segments:
+        header["segments"] = [_segment_header(segment) for segment in t.segments]
+        for each in t.segments:
+            words += each.prompt_token_ids, each.response_token_ids, each.behaviour_log_probs
+            masks.append(each.action_mask)
+    return _join(_TRAJECTORY, header, (*words, *masks))
 
 
 def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAULT_LIMITS) -> Trajectory:
     """The trajectory in `data`, its arrays read-only views of it. Raises `WireError`."""
     header, body = _split(data, _TRAJECTORY, _TRAJECTORY_KEYS, _OPTIONAL_TRAJECTORY_KEYS)
-    num_prompt = _integer(header, "num_prompt", 1, limits.max_tokens)
-    num_response = _integer(header, "num_response", 1, limits.max_tokens - num_prompt)
-    expected = 4 * num_prompt + 9 * num_response
-    if len(body) != expected:
-        raise WireError(
-            f"num_response: {num_prompt} prompt and {num_response} response tokens take {expected} bytes of arrays, "
-            f"the message has {len(body)}"
-        )
-    words = num_prompt + num_response
+    segments = _segment_headers(header, limits) if "segments" in header else []
+    own, *others = _arrays([_sizes(header, limits), *(each.sizes for each in segments)], body)
     trajectory = Trajectory(
         id=_string(header, "id", limits),
         prompt_id=_string(header, "prompt_id", limits),
         group_id=_string(header, "group_id", limits),
         sample_index=_integer(header, "sample_index", 0),
         task=_string(header, "task", limits),
-        prompt_token_ids=np.frombuffer(body, "<i4", num_prompt),
-        response_token_ids=np.frombuffer(body, "<i4", num_response, 4 * num_prompt),
-        behaviour_log_probs=np.frombuffer(body, "<f4", num_response, 4 * words),
-        action_mask=np.frombuffer(body, np.bool_, num_response, 4 * (words + num_response)),
+        prompt_token_ids=own.prompt,
+        response_token_ids=own.response,
+        behaviour_log_probs=own.log_probs,
+        action_mask=own.mask,
         version_spans=_spans(header, limits),
         finish_reason=cast(FinishReason, _choice(header, "finish_reason", _FINISH_REASONS)),
         reward=_number(header["reward"], "reward"),
@@ -150,12 +155,103 @@ def decode_trajectory(data: bytes | memoryview, limits: TrajectoryLimits = DEFAU
         timings=_numbers(header, "timings", _MAX_TIMINGS, limits),
         components=_numbers(header, "components", limits.max_components, limits) if "components" in header else {},
         turn_rewards=_turn_rewards(header, limits) if "turn_rewards" in header else (),
+        segments=tuple(map(_segment, segments, others)),
     )
     try:
         check_values(trajectory, limits)  # the shapes are right: they were made here
     except InvalidTrajectory as error:
         raise WireError(str(error)) from error
     return trajectory
+
+
+class _Sizes(NamedTuple):
+    """Tokens of a conversation."""
+
+    num_prompt: int
+    num_response: int
+
+
+class _Arrays(NamedTuple):
+    """Of a conversation, views of the message."""
+
+    prompt: Int32Array
+    response: Int32Array
+    log_probs: Float32Array
+    mask: BoolArray
+
+
+class _SegmentHeader(NamedTuple):
+    """What the header says of a segment."""
+
+    sizes: _Sizes
+    finish_reason: FinishReason
+    version_spans: tuple[VersionSpan, ...]
+
+
+def _sizes(header: Header, limits: TrajectoryLimits) -> _Sizes:
+    num_prompt = _integer(header, "num_prompt", 1, limits.max_tokens)
+    return _Sizes(num_prompt, _integer(header, "num_response", 1, limits.max_tokens - num_prompt))
+
+
+def _arrays(sizes: Sequence[_Sizes], body: memoryview) -> list[_Arrays]:
+    """Of each conversation. Words come first, then the masks."""
+    found, word, mask = list[_Arrays](), 0, 0
+    for num_prompt, num_response in sizes:
+        mask += 4 * num_prompt + 8 * num_response
+    expected = mask + sum([each.num_response for each in sizes])
+    if len(body) != expected:
+        num_prompt, num_response = map(sum, zip(*sizes, strict=True))
+        raise WireError(
+            f"num_response: {num_prompt} prompt and {num_response} response tokens take {expected} bytes of arrays, "
+            f"the message has {len(body)}"
+        )
+    for num_prompt, num_response in sizes:
+        response = word + 4 * num_prompt
+        log_probs = response + 4 * num_response
+        found.append(
+            _Arrays(
+                np.frombuffer(body, "<i4", num_prompt, word),
+                np.frombuffer(body, "<i4", num_response, response),
+                np.frombuffer(body, "<f4", num_response, log_probs),
+                np.frombuffer(body, np.bool_, num_response, mask),
+            )
+        )
+        word, mask = log_probs + 4 * num_response, mask + num_response
+    return found
+
+
+def _segment_header(segment: Segment) -> list[object]:
+    spans = [number for span in segment.version_spans for number in span]
+    return [len(segment.prompt_token_ids), len(segment.response_token_ids), segment.finish_reason, spans]
+
+
+def _segment_headers(header: Header, limits: TrajectoryLimits) -> list[_SegmentHeader]:
+    """What `_segment_header` wrote of each."""
+    found = header["segments"]
+    if type(found) is not list or not 1 <= len(found) < limits.max_segments:
+        raise WireError(f"segments: no list of 1 to {limits.max_segments - 1} conversations beside the trajectory's")
+    segments = []
+    for number, fields in enumerate(found):
+        if type(fields) is not list or len(fields) != len(_SEGMENT_FIELDS):
+            raise WireError(f"segments[{number}]: no list of {', '.join(_SEGMENT_FIELDS)}")
+        part: Header = dict(zip(_SEGMENT_FIELDS, fields, strict=True))
+        try:
+            reason = cast(FinishReason, _choice(part, "finish_reason", _FINISH_REASONS))
+            segments.append(_SegmentHeader(_sizes(part, limits), reason, _spans(part, limits)))
+        except WireError as error:
+            raise WireError(f"segments[{number}].{error}") from error
+    return segments
+
+
+def _segment(header: _SegmentHeader, arrays: _Arrays) -> Segment:
+    return Segment(
+        prompt_token_ids=arrays.prompt,
+        response_token_ids=arrays.response,
+        action_mask=arrays.mask,
+        behaviour_log_probs=arrays.log_probs,
+        version_spans=header.version_spans,
+        finish_reason=header.finish_reason,
+    )
 
 
 def encode_prompt(prompt: Prompt) -> bytes:

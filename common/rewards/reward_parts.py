@@ -13,6 +13,8 @@ BASE = "base"
 """The verdict's own number, where it gives one."""
 FORMAT = "format"
 """1 where ``task.format_pattern`` is found in the response, 0 where not; the task's own part where that is not set."""
+SOURCE = "source"
+"""The number that a service or a judge gives in a task of several turns. With one turn it is the base."""
 SOFT_OVERLONG = "soft_overlong"
 LENGTH_COST = "length_cost"
 SHAPING = (SOFT_OVERLONG, LENGTH_COST)

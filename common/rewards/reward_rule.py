@@ -9,7 +9,7 @@
                    L tokens. L is ``sampling.max_response_tokens``, C ``task.soft_overlong_cache``, p
                    ``task.soft_overlong_penalty``
     length_cost    -``task.length_cost`` a token
-    T              tokens of the response
+    T              tokens of the response; of an agent's rollout with several conversations, of the longest response
 
 A sum beyond ``task.reward_range`` is no reward: the outcome is then ``crash``, with the reward of a crash, and the
 number is trained nowhere. The base of an environment's rollout is the sum of its turns' rewards. What is still to be
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vcppo.common.records.trajectory import Outcome
@@ -71,6 +71,10 @@ class RewardRule:
     soft_overlong_cache: int = 0
     soft_overlong_penalty: float = 1.0
     length_cost: float = 0.0
+
+    def by_outcome_alone(self) -> RewardRule:
+        """The rule of what another task has judged (`common.evaluation.benchmark_tasks`): no parts, no shaping."""
+        return replace(self, weights={}, expected=frozenset(), soft_overlong_cache=0, length_cost=0.0)
 
     def score(
         self,

@@ -61,12 +61,14 @@ def issue_args(prompt: Prompt) -> tuple[str, bytes, bytes]:
 
 def append_args(entry: BufferEntry) -> tuple[str, bytes, bytes, bytes, bytes, bytes]:
     """(prompt id, payload, arrival facts, what its prompt must have been issued as, the same of an open prompt, the
-    same in the form of a version that did not know samples, tasks and digests) of a trajectory to buffer."""
+    same in the form of a version that did not know samples, tasks and digests) of a trajectory to buffer. What has
+    segments must have been issued as an open prompt."""
     made = [entry.trajectory_id, entry.oldest_version, entry.num_tokens]
     facts = msgpack.packb([*made, entry.num_response, float(entry.reward), entry.is_correct])
     issued = [entry.group_id, entry.issue_version]
     told = [*issued, entry.sample_index, entry.task]
-    forms = ([*told, entry.prompt_digest], [*told, _OPEN], issued)
+    opened_form = [*told, _OPEN]
+    forms = ([*told, entry.prompt_digest], opened_form, issued) if not entry.num_segments else (opened_form,) * 3
     closed, opened, old = (msgpack.packb(form) for form in forms)
     return entry.prompt_id, entry.payload, facts, closed, opened, old
 

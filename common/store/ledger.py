@@ -83,8 +83,9 @@ class BufferEntry(NamedTuple):
     """A validated trajectory on its way into the store; `payload` is its wire form, stored as it came.
 
     Its group, version, sample, task and `tokens_digest` of the prompt must be those that the prompt was issued with.
-    Of an open prompt the tokens may be others.
-    The last three are what dynamic sampling looks at, so that it reads no payload.
+    Of an open prompt the tokens may be others, and only the rollout of one may have `num_segments` beside its own
+    conversation. `num_tokens` and `num_response` are of all conversations together.
+    ``num_response``, ``reward`` and ``is_correct`` are what dynamic sampling looks at, so that it reads no payload.
     """
 
     prompt_id: str
@@ -100,6 +101,7 @@ class BufferEntry(NamedTuple):
     num_response: int
     reward: float
     is_correct: bool
+    num_segments: int = 0
 
     @classmethod
     def of(cls, trajectory: Trajectory, payload: bytes) -> BufferEntry:
@@ -110,14 +112,15 @@ class BufferEntry(NamedTuple):
             trajectory.group_id,
             trajectory.issue_version,
             trajectory.oldest_version,
-            trajectory.num_tokens,
+            sum(each.num_tokens for each in trajectory.conversations),
             payload,
             trajectory.sample_index,
             trajectory.task,
             tokens_digest(trajectory.prompt_token_ids),
-            len(trajectory.response_token_ids),
+            sum(len(each.response_token_ids) for each in trajectory.conversations),
             trajectory.reward,
             trajectory.outcome == "correct",
+            len(trajectory.segments),
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from vcppo.common.config import TaskConfig
 from vcppo.common.records.trajectory import Int32Array
 from vcppo.common.rewards.reward_functions import load_reward_functions
+from vcppo.common.rewards.reward_parts import SOURCE
 from vcppo.common.tasks.interface import (
     Chat,
     ChatMessages,
@@ -82,11 +83,13 @@ def load_task(config: TaskConfig) -> Task:
     The functions of ``task.rewards`` are loaded too: a process that has a task does not end later for one of them.
 
     Raises:
-        TaskError: no such task, not a `Task`, or options it does not take.
+        TaskError: no such task, not a `Task`, options it does not take, or a reward source without a place in its
+            rewards.
         RewardError: no such function.
     """
     load_reward_functions(each.name for each in config.rewards)
     kind = task_class(config.name)
+    _check_source_weight(config, kind)
     try:
         inspect.signature(kind).bind(**config.options)
     except TypeError as error:
@@ -94,6 +97,23 @@ def load_task(config: TaskConfig) -> Task:
             f"task.options do not fit {config.name}: {error}; it takes {inspect.signature(kind)}"
         ) from error
     return kind(**config.options)
+
+
+def _check_source_weight(config: TaskConfig, kind: type[Task]) -> None:
+    """With several turns a source's number is one of the reward's parts, with one it is the base."""
+    name, weight = config.reward_source_name, config.reward_weights.get(SOURCE)
+    if config.reward_source is None:
+        return
+    if kind.is_environment and weight is None:
+        raise TaskError(
+            f"{name}.url: {config.name} has several turns, whose rewards are its own: say what the number counts beside"
+            f" them, by task.reward_weights.{SOURCE}"
+        )
+    if not kind.is_environment and weight is not None:
+        raise TaskError(
+            f"task.reward_weights.{SOURCE} = {weight:g}: the number of {name} is the whole base in a task of one turn:"
+            f" take task.reward_weights.{SOURCE} out"
+        )
 
 
 def encode_prompt(tokenizer: Any, prompt: Text) -> Int32Array:

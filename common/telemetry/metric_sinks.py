@@ -1,5 +1,6 @@
-"""Where metrics go besides the run folder's JSON lines: TensorBoard, Prometheus, Weights & Biases.
+"""Where metrics go besides the run folder's JSON lines: TensorBoard and Prometheus.
 
+Trackers are fed from the JSON lines themselves: `vcppo.common.trackers`.
 Each library is imported when its sink is made: a service that does not want it does not pay for it.
 """
 
@@ -145,39 +146,3 @@ class PrometheusSink:
         """Stop answering scrapes and free the port."""
         self._server.shutdown()
         self._server.server_close()
-
-
-class WandbSink:
-    """One run of Weights & Biases for this service, in the run's group; resumed when the process is started again.
-
-    Whether it is sent at all is wandb's own setting: ``WANDB_MODE=offline`` keeps it in ``folder``.
-
-    Raises:
-        MetricsError: wandb is not installed or can't begin.
-    """
-
-    def __init__(self, project: str, folder: Path, service: str, run_id: str) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise MetricsError(
-                f"metrics.wandb_project = {project!r}: wandb is not installed: pip install vcppo[wandb],"
-                " or leave it null"
-            ) from None
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._run = wandb.init(
-                project=project, dir=str(folder), group=run_id, name=service, id=f"{run_id}-{service}", resume="allow",
-                settings=wandb.Settings(console="off", silent=True),
-            )  # fmt: skip
-        except wandb.Error as error:
-            raise MetricsError(f"metrics.wandb_project = {project!r}: wandb can't begin: {error}") from None
-
-    def write(self, step: int, values: Scalars, undefined: Iterable[str], wall_time: float) -> None:
-        """Log the step's numbers, with the step among them."""
-        # Not wandb's own step: it must only grow, and a resumed run does steps again.
-        self._run.log({STEP.name: step, **values})
-
-    def close(self) -> None:
-        """End the run on the server; blocks until all is uploaded."""
-        self._run.finish()

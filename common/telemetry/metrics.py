@@ -1,6 +1,6 @@
 """Metrics of one service: JSON lines in the run folder; the same call feeds TensorBoard, Prometheus and the like.
 
-writer = open_metrics(config, "learner")
+writer = open_metrics(config, "learner", "steps_of_run")
 writer.write(step, {"reward/mean": 0.5})     the names: `vcppo.common.telemetry.metric_names`
 """
 
@@ -21,7 +21,9 @@ from vcppo.common.files.json_lines import parse_object
 from vcppo.common.files.kept_lines import KeptLines
 from vcppo.common.files.room import shortage_of
 from vcppo.common.run_folder import RunFolder
-from vcppo.common.telemetry.metric_sinks import PrometheusSink, Sink, TensorBoardSink, WandbSink
+from vcppo.common.telemetry.metric_sinks import PrometheusSink, Sink, TensorBoardSink
+from vcppo.common.trackers.position import Axis
+from vcppo.common.trackers.wanted import open_trackers
 
 if TYPE_CHECKING:
     from vcppo.common.config import VcppoConfig
@@ -95,8 +97,11 @@ class MetricsWriter:
             log.warning("waiting_for_room", what="metrics", **shortage.as_fields())
 
 
-def open_metrics(config: VcppoConfig, service: str) -> MetricsWriter:
+def open_metrics(config: VcppoConfig, service: str, axis: Axis) -> MetricsWriter:
     """The writer of ``service`` with the sinks the config asks for.
+
+    Args:
+        axis: what ``step`` is to this service, for trackers.
 
     Raises:
         MetricsError: one of them can't be had; the text says which setting.
@@ -105,8 +110,8 @@ def open_metrics(config: VcppoConfig, service: str) -> MetricsWriter:
     sinks: list[Sink] = []
     if wanted.prometheus_port:  # first: nothing is open yet if the port is taken
         sinks.append(PrometheusSink(wanted.prometheus_host, wanted.prometheus_port, service, run_id))
-    if wanted.wandb_project is not None:
-        sinks.append(WandbSink(wanted.wandb_project, folder.path / "wandb", service, run_id))
+    if (trackers := open_trackers(config, service, axis)) is not None:
+        sinks.append(trackers)
     if config.logging.tensorboard:
         sinks.append(TensorBoardSink(folder.tensorboard / service))
     return MetricsWriter(folder.path, service, run_id, sinks)

@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 QUICK: tuple[Check[Setup], ...] = (
     Check("settings", "config", settings.warnings),
     Check("settings", "rewards", settings.rewards),
+    Check("settings", "trackers", settings.trackers),
     Check("machine", "torch", devices.torch),
     Check("machine", "devices", devices.gpus),
     Check("machine", "memory", devices.memory),
@@ -37,15 +38,15 @@ QUICK: tuple[Check[Setup], ...] = (
 
 # What each start looks at. A launcher that runs has its run's lock itself; a container has ports and keys of its own.
 UP = frozenset({
-    "config", "rewards", "torch", "devices", "memory", "dtype", "open files", "model", "space", "endpoints", "metrics",
-    "redis", "keys",
+    "config", "rewards", "trackers", "torch", "devices", "memory", "dtype", "open files", "model", "space", "endpoints",
+    "metrics", "redis", "keys",
 })  # fmt: skip
 BEFORE_UP = UP | {"run folder"}
 CONTAINER = {
     "prepare": frozenset({"config", "space", "open files"}),
-    "buffer": frozenset({"open files"}),
-    "generator": frozenset({"torch", "dtype", "model", "open files"}),
-    "learner": frozenset({"torch", "dtype", "model", "space", "open files"}),
+    "buffer": frozenset({"trackers", "open files"}),
+    "generator": frozenset({"trackers", "torch", "dtype", "model", "open files"}),
+    "learner": frozenset({"trackers", "torch", "dtype", "model", "space", "open files"}),
 }
 
 

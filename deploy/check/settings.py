@@ -8,7 +8,9 @@ from vcppo.common.check.check_lines import Result, failed, passed, warned
 from vcppo.common.config import TaskConfig, config_warnings
 from vcppo.common.files.secret_file import read_secret
 from vcppo.common.rewards.reward_functions import RewardError, component_of, load_reward_functions
+from vcppo.common.rewards.reward_parts import SOURCE
 from vcppo.common.rewards.reward_rule import RewardRule
+from vcppo.common.trackers.wanted import missing_trackers, wanted_trackers
 from vcppo.deploy.check.machine import Setup
 
 
@@ -33,7 +35,12 @@ def rewards(setup: Setup) -> Result:
     text = f"correct {rule.correct:g}, anything else {rule.wrong:g}{_parts(config.task)}"
     if source is not None:
         name = config.task.reward_source_name
-        text = f"numbers from {name}.url = {source.url}; a crash {rule.wrong:g}{_parts(config.task)}"
+        where = f"{name}.url = {source.url}"
+        text = (
+            f"{text}; {SOURCE} from {where}"
+            if SOURCE in config.task.reward_weights
+            else f"numbers from {where}; a crash {rule.wrong:g}{_parts(config.task)}"
+        )
     if (rule.low, rule.high) != (rule.wrong, rule.correct):
         text += f"; from {rule.low:g} to {rule.high:g}"
     if config.algorithm.has_critic and rule.low + rule.high != 0:
@@ -41,6 +48,13 @@ def rewards(setup: Setup) -> Result:
         start = 0.0 if config.critic.head == "scalar" else sum(config.critic.value_range((rule.low, rule.high))) / 2
         return passed(f"{text}; a new critic starts at {start:g}, the middle of {_ends(rule)} is {middle:g}")
     return passed(text)
+
+
+def trackers(setup: Setup) -> Iterator[Result]:
+    """Whether the trackers that ``metrics`` names are installed."""
+    missing = [failed(text, remedy) for text, remedy in missing_trackers(setup.config)]
+    found = ", ".join(map(str, wanted_trackers(setup.config)))
+    yield from missing or [passed(found or "none: metrics stay in the run folder")]
 
 
 def _parts(task: TaskConfig) -> str:

@@ -43,7 +43,8 @@ def start_over(config: VcppoConfig, stage: Stage) -> Path | None:
     made = [
         folder.checkpoints, folder.trained_log, folder.difficulty, folder.export, folder.exports,
         folder.evaluations, folder.redis, folder.spool,
-        folder.report, folder.samples, folder.metrics, folder.tensorboard, folder.path / "ledger.json",
+        folder.report, folder.samples, folder.profiles, folder.metrics, folder.tensorboard,
+        folder.path / "ledger.json",
         folder.path / "stages.jsonl",
     ]  # fmt: skip
     made += sorted(folder.eval.glob("export*"))

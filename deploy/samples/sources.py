@@ -17,6 +17,7 @@ from typing import Any, Literal
 from vcppo.common.files.json_lines import Row, read_json_lines
 from vcppo.common.records.ids import make_prompt_id
 from vcppo.common.records.sample_table import SampleTable
+from vcppo.common.records.segments import split
 from vcppo.common.records.trajectory import Int32Array, Trajectory
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
@@ -104,8 +105,9 @@ def samples_of_rl(folder: RunFolder, first: int, last: int) -> Iterator[Sample]:
 
 def samples_of_value_pretraining(folder: RunFolder) -> Iterator[Sample]:
     """All responses of the recording, in its order."""
-    for trajectory in read_trajectories(folder.value_pretraining / RECORD_FILE):
-        yield _of_trajectory(trajectory)
+    for rollout in read_trajectories(folder.value_pretraining / RECORD_FILE):
+        for segment, trajectory in enumerate(split(rollout)):
+            yield _of_trajectory(trajectory, segment)
 
 
 def samples_of_evaluations(folder: RunFolder, name: str | None) -> Iterator[Sample]:
@@ -144,12 +146,12 @@ def _of_table(head: Mapping[str, Any], tokens: Callable[[], dict[str, list[Any]]
         stage="rl",
         place=f"rl step {head['step']}",
         tokens=tokens,
-        more={name: head[name] for name in ("prompt_id", "group_id", "turns", "staleness")},
+        more={name: head[name] for name in ("prompt_id", "group_id", "segment", "turns", "staleness")},
         **{name: head[name] for name in _SHARED},
     )
 
 
-def _of_trajectory(trajectory: Trajectory) -> Sample:
+def _of_trajectory(trajectory: Trajectory, segment: int) -> Sample:
     return Sample(
         stage="value_pretraining",
         place="value pretraining",
@@ -165,7 +167,12 @@ def _of_trajectory(trajectory: Trajectory) -> Sample:
         generator=trajectory.generator_id,
         components=trajectory.components,
         turn_rewards=trajectory.turn_rewards,
-        more={"prompt_id": trajectory.prompt_id, "group_id": trajectory.group_id, "turns": trajectory.num_turns},
+        more={
+            "prompt_id": trajectory.prompt_id,
+            "group_id": trajectory.group_id,
+            "segment": segment,
+            "turns": trajectory.num_turns,
+        },
     )
 
 

@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.common.environments.environment import Observation
+from vcppo.common.environments.told import Told, one_turn
 from vcppo.common.environments.turn_text import TurnText
-from vcppo.common.tasks import Problem, TaskError
+from vcppo.common.rewards.reward_rule import NO_VERDICT
+from vcppo.common.tasks import Problem, TaskError, Verdict
 from vcppo.generator.check.data_context import Context
+from vcppo.generator.check.reward_source_checks import asked_once
 from vcppo.generator.turns.agent_pool import AgentPool
 from vcppo.generator.turns.environment_lines import Answer
 from vcppo.generator.turns.environment_pool import EnvironmentPool, RolloutLost
@@ -40,6 +43,7 @@ def answers(context: Context, problems: list[Problem]) -> Iterator[Result]:
                 yield skipped("run: it needs a policy to ask: `vcppo check --generate 4`")
             else:
                 yield _answered(context, encoder, tried)
+            yield from runner.run(_graded(context, pool, problems[0]))
         except TaskError as error:
             yield failed(str(error), "")
         finally:
@@ -95,6 +99,23 @@ def _answered(context: Context, encoder: TurnText, tried: list[_Tried]) -> Resul
     if any(answer.observation.reward > 0 for answer, _ in steps):
         return warned(f"{text}; one of them has a reward above 0", "is it meant to be? else mend step()")
     return passed(text)
+
+
+async def _graded(context: Context, pool: EnvironmentPool, problem: Problem) -> list[Result]:
+    """What reward functions and a source say of a rollout that means nothing; nothing where there are none."""
+    config, found = context.config, list[Result]()
+    prompt = problem.prompt if isinstance(problem.prompt, str) else str(problem.prompt)
+    told = Told.of(prompt, [_ACTIONS[1]], one_turn(prompt, _ACTIONS[1]))
+    verdict = await pool.graded(Verdict("wrong", None, 0.0), problem.answer, "stop", told)
+    if verdict.outcome in NO_VERDICT:
+        found.append(failed(f"reward functions: any text may come, and one is a {verdict.outcome}",
+                            "mend the function: see its error above"))  # fmt: skip
+    elif verdict.components:
+        parts = ", ".join(f"{name} {value:g}" for name, value in verdict.components.items())
+        found.append(passed(f"reward functions, of a turn that means nothing: {parts}"))
+    if config.task.reward_source is not None and verdict.outcome not in NO_VERDICT:
+        found.append(await asked_once(config, problem, told.response, verdict, turns=(0.0,)))
+    return found
 
 
 def _place(context: Context, number: int) -> str:

@@ -11,8 +11,17 @@ from vcppo.generator.reward_sources.items import Asked, RequestFailed
 from vcppo.generator.reward_sources.source import open_source, scored
 
 
-async def asked_once(config: VcppoConfig, problem: Problem, response: str, verdict: Verdict) -> Result:
+async def asked_once(
+    config: VcppoConfig,
+    problem: Problem,
+    response: str,
+    verdict: Verdict,
+    turns: tuple[float, ...] | None = None,
+) -> Result:
     """Its answer about `response`, as one line.
+
+    Args:
+        turns: rewards of the turns, in a task of several.
 
     Raises:
         ConfigError: key, certificates or template can't be used.
@@ -23,7 +32,7 @@ async def asked_once(config: VcppoConfig, problem: Problem, response: str, verdi
     where = f"{name}.url = {settings.url}"
     began = time.monotonic()
     prompt = problem.prompt if isinstance(problem.prompt, str) else str(problem.prompt)
-    asked = Asked("check-0", prompt, problem.answer, response, "stop", 1, verdict)
+    asked = Asked("check-0", prompt, problem.answer, response, "stop", 1, verdict, turns)
     try:
         answers = await source.asker.request([asked])
         if fault := answers.faults.get(asked.id):

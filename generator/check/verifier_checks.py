@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
+from vcppo.common.environments.told import one_turn
 from vcppo.common.rewards.reward_rule import Score
 from vcppo.common.tasks import Problem, Verdict
 from vcppo.generator.check.data_context import SEED, Context
@@ -163,7 +164,8 @@ async def _hostile(context: Context, pool: VerifierPool, problem: Problem, form:
 
 async def _try(pool: VerifierPool, problem: Problem, response: str) -> Tried:
     began = time.monotonic()
-    verdict = await pool.verify(problem.answer, response, "stop")
+    prompt = problem.prompt if isinstance(problem.prompt, str) else str(problem.prompt)
+    verdict = await pool.verify(problem.answer, response, "stop", one_turn(prompt, response))
     return Tried(verdict, time.monotonic() - began)
 
 

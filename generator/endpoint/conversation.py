@@ -6,8 +6,9 @@
                  ╰ else: a new segment, whose prompt is all its messages
 
 The policy's tokens are kept as they were sampled, in a segment as in an `Episode`. A reply that comes back changed is
-another's words, so what stands behind it is a new segment. The segment that was sampled last is the rollout. A planned
-turn that nobody takes leaves everything as it was.
+another's words, so what stands behind it is a new segment. Each token that the policy sampled is an action of exactly
+one segment, and each segment is trained. The one that was sampled last names the rollout. A planned turn that nobody
+takes leaves everything as it was.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vcppo.common.environments.episode import Episode, Sampled, Transcript
+from vcppo.common.records import trajectory as records
 from vcppo.common.records.trajectory import FinishReason, Float32Array, Int32Array, VersionSpan
 from vcppo.common.tasks.interface import ChatMessages
 from vcppo.generator.endpoint.refusal import Refusal
@@ -43,11 +45,13 @@ class Limits(NamedTuple):
         response: tokens of a segment behind its prompt, what the agent says included.
         sequence: tokens of a segment.
         turns: of the policy, in all segments.
+        segments: of the session.
     """
 
     response: int
     sequence: int
     turns: int
+    segments: int
 
 
 @dataclass(eq=False)
@@ -56,6 +60,7 @@ class Segment:
 
     Attributes:
         said: all messages so far, the policy's last reply included.
+        turns: of the policy, as it wrote them.
         is_cut: it had no room for what the agent, or the policy, wanted to say.
     """
 
@@ -63,12 +68,18 @@ class Segment:
     tools: Tools
     episode: Episode
     said: ChatMessages = field(default_factory=list)
+    turns: list[str] = field(default_factory=list)
     is_cut: bool = False
 
     @property
     def token_ids(self) -> Int32Array:
         """``[t]``, the prompt included."""
         return np.concatenate([self.prompt, self.episode.token_ids])
+
+    def finish(self, reward: float) -> Transcript:
+        """All of it; `reward` is its last turn's."""
+        self.episode.observe((), reward, done=not self.is_cut, is_late=self.is_cut)
+        return self.episode.transcript()
 
     def is_before(self, messages: ChatMessages, tools: Tools) -> bool:
         """Whether a request goes on from here, and adds no words of an assistant that the policy did not say."""
@@ -78,6 +89,19 @@ class Segment:
             and messages[:count] == self.said
             and all(each["role"] != "assistant" for each in messages[count:])
         )
+
+
+class Finished(NamedTuple):
+    """All that a session's policy has sampled.
+
+    Attributes:
+        prompt, transcript: of the segment that was sampled last; the reward is its last turn's.
+        others: segments, in the order in which they were sampled last. The reward stands in none of them.
+    """
+
+    prompt: Int32Array
+    transcript: Transcript
+    others: tuple[records.Segment, ...]
 
 
 class Plan(NamedTuple):
@@ -136,8 +160,8 @@ class Conversation:
             raise Refusal("too_many_turns", f"task.max_turns = {self._limits.turns} are used up: finish the agent")
         return self._first(messages, tools) if segment is None else self._next(segment, messages)
 
-    def take(self, plan: Plan, turn: Sampled, reply: dict[str, Any]) -> None:
-        """The turn was sampled; `reply` is the message that the agent gets of it."""
+    def take(self, plan: Plan, turn: Sampled, text: str, reply: dict[str, Any]) -> None:
+        """The turn was sampled; `text` is what the policy wrote, `reply` the message that the agent gets of it."""
         segment, episode = plan.segment, plan.segment.episode
         if segment in self._segments:
             self._segments.remove(segment)
@@ -145,6 +169,7 @@ class Conversation:
         episode.act(_Turn(turn.token_ids, turn.log_probs, turn.version_spans))
         segment.is_cut = turn.finish_reason == "length" and episode.room == 0
         segment.said = [*plan.messages, reply]
+        segment.turns.append(text)
         self._segments.append(segment)
         self.num_turns += 1
 
@@ -153,15 +178,25 @@ class Conversation:
         """That the policy has sampled in."""
         return len(self._segments)
 
-    def finish(self, reward: float) -> tuple[Int32Array, Transcript]:
-        """(prompt, transcript) of the segment that was sampled last. ValueError when there is none."""
+    @property
+    def last(self) -> Segment:
+        """The one that was sampled last."""
+        return self._segments[-1]
+
+    def finish(self, reward: float) -> Finished:
+        """What the policy has sampled. ValueError when that is nothing."""
         if not self._segments:
             raise ValueError("the policy was not asked")
-        last = self._segments[-1]
-        last.episode.observe((), reward, done=not last.is_cut, is_late=last.is_cut)
-        return last.prompt, last.episode.transcript()
+        *others, last = self._segments
+        return Finished(last.prompt, last.finish(reward), tuple(_as_record(each) for each in others))
 
     def _first(self, messages: ChatMessages, tools: Tools) -> Plan:
+        if len(self._segments) >= self._limits.segments:
+            raise Refusal(
+                "too_many_segments",
+                f"messages: they do not go on from a conversation of this session, and task.max_segments ="
+                f" {self._limits.segments} have begun: go on from one of them, with its messages unchanged",
+            )
         prompt = np.asarray(self._encoder.prompt(messages, tools), np.int32)
         room = min(self._limits.response, self._limits.sequence - len(prompt))
         if room < 1:
@@ -180,6 +215,13 @@ class Conversation:
                 f" {self._limits.response} (generator.max_model_len = {self._limits.sequence})"
             )
         return Plan(segment, messages, said, np.concatenate([before, np.asarray(said, np.int32)]), room)
+
+
+def _as_record(segment: Segment) -> records.Segment:
+    made = segment.finish(0.0)
+    return records.Segment(
+        segment.prompt, made.token_ids, made.action_mask, made.log_probs, made.version_spans, made.finish_reason
+    )
 
 
 def _too_long(text: str) -> Refusal:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from vcppo.common.environments.told import one_turn
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import FinishReason, Outcome
-from vcppo.common.tasks import Verdict
+from vcppo.common.rewards.reward_parts import BASE, SOURCE
+from vcppo.common.tasks import ChatMessages, Verdict
 
 
 class Asked(NamedTuple):
@@ -18,6 +20,8 @@ class Asked(NamedTuple):
         id: of the prompt; the same when it is asked about again.
         prompt: its text, as the model saw it.
         num_tokens: of the response.
+        turn_rewards: of an environment's turns; None: the task has one turn, and the source's number is the base.
+        messages: of several turns, the whole conversation.
     """
 
     id: str
@@ -27,6 +31,18 @@ class Asked(NamedTuple):
     finish_reason: FinishReason
     num_tokens: int
     verdict: Verdict
+    turn_rewards: tuple[float, ...] | None = None
+    messages: ChatMessages | None = None
+
+    @property
+    def conversation(self) -> ChatMessages:
+        """All that was said, prompt and response included."""
+        return one_turn(self.prompt, self.response) if self.messages is None else self.messages
+
+    @property
+    def number_is(self) -> str:
+        """The part of the reward that the source's number is."""
+        return BASE if self.turn_rewards is None else SOURCE
 
 
 class Said(NamedTuple):

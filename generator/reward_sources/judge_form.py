@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from vcppo.common.config import JudgeConfig
 from vcppo.common.config.reward_sources import PLACEHOLDER
 from vcppo.common.rewards.reward_parts import number_of
+from vcppo.generator.reward_sources.items import Asked
 
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?")
 _MOST_OF_REPLY = 20_000  # characters, from the end: a pattern may be slow on long text
 
 
-def filled(template: str, prompt: str, response: str, answer: Mapping[str, object]) -> str:
+def filled(template: str, item: Asked) -> str:
     """The template with its placeholders replaced, all at once: one in a response stays text.
 
     Raises:
@@ -23,7 +23,7 @@ def filled(template: str, prompt: str, response: str, answer: Mapping[str, objec
     """
 
     def text_of(match: re.Match[str]) -> str:
-        what, part = match[1], match[2]
+        what, part, answer = match[1], match[2], item.answer
         if what == "answer":
             if part is None:
                 return json.dumps(dict(answer), ensure_ascii=False)
@@ -33,7 +33,11 @@ def filled(template: str, prompt: str, response: str, answer: Mapping[str, objec
                 )
             value = answer[part]
             return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return match[0] if part is not None else prompt if what == "prompt" else response
+        if part is not None:
+            return match[0]
+        if what == "messages":
+            return json.dumps(item.conversation, ensure_ascii=False)
+        return item.prompt if what == "prompt" else item.response
 
     return PLACEHOLDER.sub(text_of, template)
 

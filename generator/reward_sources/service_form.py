@@ -1,6 +1,6 @@
 """The JSON form of a reward service, and its reading. Pure.
 
-    POST url    {"items": [{"id", "prompt", "answer", "response", "finish_reason"}]}
+    POST url    {"items": [{"id", "prompt", "answer", "response", "finish_reason", "messages"?}]}
     200         {"items": [{"id", "reward", "outcome"?, "components"?}]}
 
 Each item of an answer is read by itself: a bad one does not spoil the others of its request.
@@ -27,13 +27,14 @@ class _Form(BaseModel):
 
 
 class RequestItem(_Form):
-    """One response to be graded."""
+    """One response to be graded; `messages` only where task.reward_service.send_messages asks for them."""
 
     id: str
     prompt: str
     answer: dict[str, Any]
     response: str
     finish_reason: FinishReason
+    messages: list[dict[str, Any]] | None = None
 
 
 class Request(_Form):
@@ -57,7 +58,7 @@ class Answer(_Form):
     items: list[Any]
 
 
-def request_of(items: Sequence[Asked]) -> dict[str, Any]:
+def request_of(items: Sequence[Asked], with_messages: bool = False) -> dict[str, Any]:
     """The body that asks about these."""
     forms = [
         RequestItem(
@@ -66,10 +67,11 @@ def request_of(items: Sequence[Asked]) -> dict[str, Any]:
             answer=dict(item.answer),
             response=item.response,
             finish_reason=item.finish_reason,
+            messages=item.conversation if with_messages else None,
         )
         for item in items
     ]
-    return Request(items=forms).model_dump(mode="json")
+    return {"items": [form.model_dump(mode="json", exclude_none=True) for form in forms]}
 
 
 def read_answer(body: Any, ids: Sequence[str]) -> Answers:

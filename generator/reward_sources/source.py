@@ -16,6 +16,7 @@ from vcppo.common.config import JudgeConfig, RewardServiceConfig, RewardSourceCo
 from vcppo.common.config.reward_sources import template_problem
 from vcppo.common.errors import ConfigError
 from vcppo.common.files.secret_file import read_secret
+from vcppo.common.rewards.reward_parts import SOURCE
 from vcppo.common.rewards.reward_rule import RewardRule, Score
 from vcppo.generator.reward_sources.exchange import Batching, Exchange
 from vcppo.generator.reward_sources.http_post import HttpPost
@@ -31,10 +32,11 @@ class ServiceAsker:
 
     def __init__(self, setting: str, config: RewardServiceConfig) -> None:
         self._post = _http_post(setting, config, config.url or "")
+        self._with_messages = config.send_messages
 
     async def request(self, items: Sequence[Asked]) -> Answers:
         """Ask about these, in one request."""
-        body = await self._post.post(request_of(items), (len(items) + 4) * BYTES_OF_ITEM)
+        body = await self._post.post(request_of(items, self._with_messages), (len(items) + 4) * BYTES_OF_ITEM)
         return read_answer(body, [item.id for item in items])
 
     async def close(self) -> None:
@@ -58,7 +60,7 @@ class JudgeAsker:
         """Ask about one."""
         (item,) = items
         try:
-            text = filled(self._template, item.prompt, item.response, item.answer)
+            text = filled(self._template, item)
         except ValueError as error:
             return Answers({}, {item.id: str(error)})
         body = await self._post.post(chat_request(self._config, text), _CHAT_BYTES)
@@ -101,7 +103,9 @@ class RewardSource:
             SourceAway, NoReward: see `Exchange.ask`.
         """
         if asked.verdict.outcome in ("timeout", "crash"):
-            return self._rule.score(asked.verdict.outcome, None, asked.verdict.components, asked.num_tokens)
+            verdict, turns = asked.verdict, asked.turn_rewards
+            number = None if turns is None else verdict.reward
+            return self._rule.score(verdict.outcome, number, verdict.components, asked.num_tokens, turns or ())
         votes = [
             asyncio.create_task(self._exchange.ask(asked, lambda said: scored(self._rule, asked, said)))
             for _ in range(self._votes)
@@ -114,8 +118,8 @@ class RewardSource:
         return scores[0] if len(scores) == 1 else self._mean(asked, scores)
 
     def _mean(self, asked: Asked, scores: Sequence[Score]) -> Score:
-        base = sum(score.components["base"] for score in scores) / len(scores)
-        return scored(self._rule, asked, Said(base))
+        numbers = [score.components[asked.number_is] for score in scores]
+        return scored(self._rule, asked, Said(sum(numbers) / len(numbers)))
 
     async def until_reachable(self) -> None:
         """Wait while it is away."""
@@ -142,12 +146,17 @@ class RewardSource:
 
 
 def scored(rule: RewardRule, asked: Asked, said: Said) -> Score:
-    """The verdict with what the source says. ValueError: that makes no reward."""
-    verdict = asked.verdict
-    if twice := sorted(said.components.keys() & verdict.components.keys()):
+    """The verdict with what the source says. ValueError: that makes no reward.
+
+    With one turn its number is the base. With several the turns' rewards are, and its number is a component.
+    """
+    verdict, turns = asked.verdict, asked.turn_rewards
+    own = verdict.components if turns is None else {**verdict.components, SOURCE: said.reward}
+    if twice := sorted(said.components.keys() & own.keys()):
         raise ValueError(f"components: {twice[0]!r} is given by the task's verifier too")
     outcome = verdict.outcome if said.outcome is None else said.outcome
-    score = rule.score(outcome, said.reward, {**verdict.components, **said.components}, asked.num_tokens)
+    number = said.reward if turns is None else verdict.reward
+    score = rule.score(outcome, number, {**own, **said.components}, asked.num_tokens, turns or ())
     if score.fault is not None:
         raise ValueError(score.fault)
     return score

@@ -8,7 +8,7 @@ import numpy as np
 
 from vcppo.common.environments.environment import ToolUse
 from vcppo.common.environments.episode import Transcript
-from vcppo.common.records.trajectory import Int32Array, Prompt, Trajectory
+from vcppo.common.records.trajectory import Int32Array, Prompt, Segment, Trajectory
 from vcppo.common.rewards.reward_parts import BASE
 from vcppo.common.rewards.reward_rule import Score
 from vcppo.generator.vllm_engine.engine import Rollout
@@ -20,12 +20,20 @@ class Finished(NamedTuple):
     Attributes:
         timings: seconds by phase: ``generate``, and ``verify`` or ``environment``; and `tool_figures`.
         prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
+        segments: the rollout's other conversations.
     """
 
     transcript: Transcript
     score: Score
     timings: dict[str, float]
     prompt_token_ids: Int32Array | None = None
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def num_actions(self) -> int:
+        """Tokens that the policy chose, in all conversations."""
+        others = sum(int(each.action_mask.sum()) for each in self.segments)
+        return int(self.transcript.action_mask.sum()) + others
 
     def trajectory(self, prompt: Prompt, trajectory_id: str, generator_id: str) -> Trajectory:
         """Of the prompt that was rolled out."""
@@ -49,6 +57,7 @@ class Finished(NamedTuple):
             timings=self.timings,
             components=score.components,
             turn_rewards=made.turn_rewards if BASE in score.components else (),
+            segments=self.segments,
         )
 
 

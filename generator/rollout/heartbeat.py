@@ -143,7 +143,7 @@ class Heartbeat:
             taken = self._player.take_counts()
             values |= {
                 "generator/agent_requests": float(taken.requests),
-                "generator/segments_not_trained": float(taken.not_trained),
+                "generator/segments": float(taken.segments),
                 "generator/tool_calls": float(taken.tools.calls),
                 "generator/tool_errors": float(taken.tools.errors),
                 "generator/tool_seconds": taken.tools.seconds,

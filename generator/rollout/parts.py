@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from vcppo.common.config import VcppoConfig
@@ -25,6 +26,7 @@ class Generator:
         verifiers: of a task of one turn; None: its environment judges.
         player: plays rollouts of several turns; None: the task has one.
         rewards: their source; None: the verifiers' verdicts give them.
+        benchmarks: verifiers of ``eval.benchmarks`` by name.
     """
 
     config: VcppoConfig
@@ -37,3 +39,4 @@ class Generator:
     metrics: MetricsWriter
     player: Player | None = None
     rewards: RewardSource | None = None
+    benchmarks: Mapping[str, VerifierPool] = field(default_factory=dict)

@@ -38,7 +38,7 @@ from vcppo.generator.rollout.in_flight import InFlight
 from vcppo.generator.rollout.liveness import Liveness
 from vcppo.generator.rollout.parts import Generator
 from vcppo.generator.turns.environment_pool import RolloutLost
-from vcppo.generator.turns.play import NotBegun, Player
+from vcppo.generator.turns.play import NotBegun
 from vcppo.generator.verifying.scorer import Scorer
 from vcppo.generator.vllm_engine.engine import UNSYNCED, EngineError, Rollout
 from vcppo.generator.vllm_engine.stop_strings import judged_text
@@ -70,6 +70,7 @@ class RolloutWorker:
         self._store = generator.store
         self._sender = generator.sender
         self._scorer = Scorer(config, generator.verifiers, generator.rewards)
+        self._benchmarks = {name: Scorer.of_benchmark(config, name, it) for name, it in generator.benchmarks.items()}
         self._tokenizer = generator.tokenizer
         self._player = generator.player
         self.control = WeightControl(
@@ -213,7 +214,8 @@ class RolloutWorker:
 
     async def _roll_out(self, prompt: Prompt) -> None:
         try:
-            finished = await (self._one_turn(prompt) if self._player is None else self._turns(prompt, self._player))
+            is_played = self._player is not None and prompt.task not in self._benchmarks
+            finished = await (self._turns(prompt) if is_played else self._one_turn(prompt))
         except RolloutLost:
             await self._return_leases([prompt.id])
             return
@@ -229,7 +231,7 @@ class RolloutWorker:
         await self.control.gate.until_may_send()  # a canary may still find the weights wrong
         name = make_trajectory_id(prompt.id, self._id, self._incarnation)
         self._sender.send(name, encode_trajectory(finished.trajectory(prompt, name, self._id)))
-        self._heartbeat.counters.num_tokens += int(finished.transcript.action_mask.sum())
+        self._heartbeat.counters.num_tokens += finished.num_actions
         self._heartbeat.counters.num_rollouts += 1
         log.debug("trajectory_sent", trajectory_id=name, outcome=finished.score.outcome)
 
@@ -251,11 +253,12 @@ class RolloutWorker:
         timings = {"generate": rollout.seconds, "verify": time.monotonic() - began}
         return Finished(one_turn(rollout), score, timings)
 
-    async def _turns(self, prompt: Prompt, player: Player) -> Finished | None:
+    async def _turns(self, prompt: Prompt) -> Finished | None:
         """As `_one_turn`. It has a place in vLLM while the policy writes, and none while the environment answers.
 
         Raises:
             RolloutLost, NotBegun: see `Player.play`.
+            SourceAway, NoReward: it can't be scored now, or ever.
         """
 
         async def sample(turn: Prompt) -> Rollout | None:
@@ -266,18 +269,22 @@ class RolloutWorker:
                 self._in_flight.free_place(asyncio.current_task())
                 self._liveness.progress()
 
-        played = await player.play(prompt, sample)
+        assert self._player is not None
+        played = await self._player.play(prompt, sample)
         if played is None:
             return None
-        made = played.transcript
-        score = self._scorer.score_verdict(played.verdict, len(made.token_ids), made.turn_rewards)
+        made, began, longest = played.transcript, time.monotonic(), played.longest_response
+        score = await self._scorer.score_rollout(prompt.id, prompt.answer, played.verdict, made, longest, played.told)
         timings = {"generate": played.generate_seconds, "environment": played.environment_seconds}
-        return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids)
+        if played.told is not None:
+            timings["verify"] = played.grade_seconds + time.monotonic() - began
+        return Finished(made, score, timings | tool_figures(played.tools), played.prompt_token_ids, played.segments)
 
     async def _score(self, prompt: Prompt, rollout: Rollout) -> Score:
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
         judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
-        return await self._scorer.score(
+        scorer = self._benchmarks.get(prompt.task, self._scorer)
+        return await scorer.score(
             prompt.answer, judged, rollout.finish_reason, len(rollout.token_ids),
             lambda: (prompt.id, str(self._tokenizer.decode(prompt.token_ids.tolist()))),
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """The rollout of an agent: it works in its child and asks, the policy answers, until it returns.
 
 session opens ─▶ run ─┬▶ [ request ─▶ plan ─▶ sample ─▶ take ─▶ reply ] …
-                      ╰▶ its reward; the segment that was sampled last is the rollout
+                      ╰▶ its reward, which all its segments share
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ class AgentPlayer(Player):
         self._config = config
         self._told: set[str] = set()  # settings of requests that do not count, once each
 
-    async def play(self, prompt: Prompt, sample: Sample) -> Played | None:
-        """See `Player.play`; NotBegun too when the agent ends without having asked the policy."""
-        async with self._pool.open() as session:
-            return await _AgentRollout(self, prompt, session).play(sample)
+    async def _played(self, prompt: Prompt, session: Session, sample: Sample) -> Played | None:
+        """NotBegun too when the agent ends without having asked the policy."""
+        return await _AgentRollout(self, prompt, session).play(sample)
 
     @property
     def server(self) -> EndpointServer:
@@ -64,13 +63,14 @@ class AgentPlayer(Player):
 
     def new_conversation(self, prompt: Prompt) -> Conversation:
         """Within the limits of the prompt, the model and the task."""
-        sequence, turns = self._config.generator.max_model_len, self._config.task.max_turns
-        return Conversation(self._encoder, Limits(prompt.max_response_tokens, sequence, turns))
+        sequence, task = self._config.generator.max_model_len, self._config.task
+        limits = Limits(prompt.max_response_tokens, sequence, task.max_turns, task.max_segments)
+        return Conversation(self._encoder, limits)
 
-    def count(self, *, requests: int = 0, not_trained: int = 0) -> None:
+    def count(self, *, requests: int = 0, segments: int = 0) -> None:
         """What is drawn."""
         self._pool.counts.requests += requests
-        self._pool.counts.not_trained += not_trained
+        self._pool.counts.segments += segments
 
     def tell_ignored(self, names: frozenset[str]) -> None:
         """Once for each setting: an agent must not believe that it samples as it likes."""
@@ -126,8 +126,9 @@ class _AgentRollout:
             raise RolloutLost
         self._generate_seconds += turn.seconds
         if call.is_wanted:  # whoever asks the same once more gets another turn, as if this one had not been
-            reply = self._reply(plan, turn)
-            self._conversation.take(plan, turn, reply.message)
+            text = self._player.action_of(turn)
+            reply = self._reply(plan, turn, text)
+            self._conversation.take(plan, turn, text, reply.message)
             self._end_ids = turn.end_ids
             self._player.count(requests=1)
             call.answer(reply)
@@ -139,8 +140,8 @@ class _AgentRollout:
         seed = derive_seed(seed, "turn", number) if number else seed
         return replace(self._prompt, token_ids=plan.token_ids, seed=seed, max_response_tokens=room)
 
-    def _reply(self, plan: Plan, turn: Rollout) -> Reply:
-        text, calls = self._player.action_of(turn), list[dict[str, Any]]()
+    def _reply(self, plan: Plan, turn: Rollout, text: str) -> Reply:
+        calls = list[dict[str, Any]]()
         if plan.segment.tools is not None:
             text, calls = read_tool_calls(text, self._conversation.num_turns)
         ended: FinishedBy = "length" if turn.finish_reason == "length" else "tool_calls" if calls else "stop"
@@ -150,22 +151,25 @@ class _AgentRollout:
         if not self._conversation.num_segments:
             what = "ended" if answer.fault is None else f"failed ({answer.detail})"
             raise NotBegun(f"the agent {what} before it had asked the policy: there is nothing to train")
-        self._player.count(not_trained=self._conversation.num_segments - 1)
+        self._player.count(segments=self._conversation.num_segments - 1)
         seen: Observation = answer.observation
-        prompt, made = self._conversation.finish(seen.reward)
+        last = self._conversation.last
+        made = self._conversation.finish(seen.reward)
         if answer.fault is not None:
             verdict = Verdict(answer.fault, None)
         else:
             rewards = [seen.reward]
             verdict = Verdict(outcome_of(rewards, seen), None, math.fsum(rewards))
         return Played(
-            transcript=made,
+            transcript=made.transcript,
             verdict=verdict,
             end_ids=self._end_ids,
             tools=seen.tools,
             generate_seconds=self._generate_seconds,
             environment_seconds=seconds - self._generate_seconds,
-            prompt_token_ids=prompt,
+            prompt_token_ids=made.prompt,
+            segments=made.others,
+            told=self._player.told(made.prompt, last.turns, last.said),
         )
 
 

@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +25,12 @@ import structlog
 
 from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Observation, ToolUse
+from vcppo.common.environments.told import Told
 from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.process.family import Family
-from vcppo.common.tasks import TaskError, task_class
+from vcppo.common.records.trajectory import FinishReason
+from vcppo.common.rewards.reward_rule import NO_VERDICT
+from vcppo.common.tasks import Verdict, task_class
 from vcppo.common.user_modules import SAFE_PATH
 from vcppo.generator.turns.environment_child import call_seconds
 from vcppo.generator.turns.environment_lines import (
@@ -41,6 +44,7 @@ from vcppo.generator.turns.environment_lines import (
     request_line,
 )
 from vcppo.generator.verifying.spawn_patiently import spawn_patiently
+from vcppo.generator.verifying.verifier_pool import VerifierPool
 
 log = structlog.get_logger(__name__)
 
@@ -56,36 +60,20 @@ class RolloutLost(Exception):
     """The child that held a rollout is gone, and not by that rollout's fault."""
 
 
-def refuse_what_has_no_meaning(config: TaskConfig) -> None:
-    """TaskError for settings of one-turn tasks that an environment's rewards do without."""
-    if config.rewards or config.format_pattern is not None:
-        field = "rewards" if config.rewards else "format_pattern"
-        raise TaskError(
-            f"task.{field}: {config.name} is an environment, whose step() gives the rewards: take task.{field} out and"
-            " add its part to Observation.reward"
-        )
-    if config.reward_source is not None:
-        field = config.reward_source_name
-        raise TaskError(
-            f"{field}.url: {config.name} is an environment, whose step() gives the rewards: take {field} out, or ask it"
-            " in step()"
-        )
-
-
 @dataclass
 class CallCounts:
     """Since they were last taken.
 
     Attributes:
         requests: of agents, that the policy has answered.
-        not_trained: segments of agents' rollouts that are no trajectory.
+        segments: of agents' rollouts, but the first of each.
     """
 
     calls: int = 0
     errors: int = 0
     seconds: float = 0.0
     requests: int = 0
-    not_trained: int = 0
+    segments: int = 0
     tools: ToolUse = field(default_factory=ToolUse)
 
 
@@ -99,13 +87,14 @@ class EnvironmentPool:
     """
 
     def __init__(self, config: TaskConfig) -> None:
-        refuse_what_has_no_meaning(config)
         self.is_chat = False
         self.template: dict[str, Any] = {}
         self.counts = CallCounts()
         self._config = config
         self._seconds = call_seconds(config, task_class(config.name))
         self._calls = asyncio.Semaphore(config.environment_calls)
+        has_functions = bool(config.rewards) or config.format_pattern is not None
+        self._functions = VerifierPool(config) if has_functions else None
         self._children: set[_Child] = set()
         self._ending: set[_Child] = set()  # of them
         self._replacing: set[asyncio.Task[None]] = set()
@@ -119,9 +108,13 @@ class EnvironmentPool:
         return {}
 
     async def start(self) -> None:
-        """Raises EnvironmentNotStarted when a child does not come up; the child's own error is on stderr."""
+        """Raises EnvironmentNotStarted when a child does not come up; the child's own error is on stderr.
+
+        Raises VerifierError when that happens to one of the reward functions.
+        """
+        functions = [] if self._functions is None else [self._functions.start()]
         try:
-            await asyncio.gather(*(self._spawn() for _ in range(self._config.verifier_processes)))
+            await asyncio.gather(*(self._spawn() for _ in range(self._config.verifier_processes)), *functions)
         except EnvironmentNotStarted as error:
             if isinstance(error.__cause__, EOFError):
                 error.exit_code = EXIT_USAGE  # it died at the very first start, and would do so again
@@ -145,12 +138,36 @@ class EnvironmentPool:
 
     async def close(self) -> None:
         """End all children, with whatever they have started, and wait for their ends."""
+        if self._functions is not None:
+            await self._functions.close()
         for task in list(self._replacing):
             task.cancel()
         await asyncio.gather(*self._replacing, return_exceptions=True)
         self._ending |= self._children
         await asyncio.gather(*(self._end(child) for child in list(self._children)))
         await asyncio.gather(*self._asking, return_exceptions=True)
+
+    @property
+    def tells(self) -> bool:
+        """Whether anybody is told of rollouts that are over: reward functions, a format's pattern, a reward source."""
+        return self._functions is not None or self._config.reward_source is not None
+
+    async def graded(
+        self, verdict: Verdict, answer: Mapping[str, object], finish_reason: FinishReason, told: Told
+    ) -> Verdict:
+        """A rollout's verdict with the reward functions' components; they have a child and a deadline of their own.
+
+        Where one of them is late or fails, that is the outcome, and the turns' rewards are not trained.
+
+        Raises:
+            VerifierError: see `VerifierPool.verify`.
+        """
+        if self._functions is None or verdict.outcome in NO_VERDICT:
+            return verdict
+        found = await self._functions.verify(answer, told.response, finish_reason, told.messages)
+        if found.outcome in NO_VERDICT:
+            return Verdict(found.outcome, None)
+        return verdict._replace(components=found.components)
 
     async def ask(self, child: _Child, rollout: int, call: Call, given: object) -> Answer:
         """One call; returns within its deadline (`call_seconds`) of its turn, whatever the environment does.
@@ -203,7 +220,10 @@ class EnvironmentPool:
 
     async def _spawn(self) -> None:
         command = [sys.executable, "-m", "vcppo.generator.turns.environment_child"]
-        environment = os.environ | SAFE_PATH | {"OMP_NUM_THREADS": "1"} | self.child_environment()
+        source = self._config.reward_source
+        # The key of a reward source is not the task's to see. Where there is none, the variable is the user's.
+        inherited = {name: value for name, value in os.environ.items() if not source or name != source.key_variable}
+        environment = inherited | SAFE_PATH | {"OMP_NUM_THREADS": "1"} | self.child_environment()
         family = await Family.start(command, environment, MAX_REPLY_BYTES)
         try:
             async with asyncio.timeout(_START_SECONDS):

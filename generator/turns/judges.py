@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from vcppo.common.config import TaskConfig, VcppoConfig
+from vcppo.common.environments.told import one_turn
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.trajectory import FinishReason, Prompt
 from vcppo.common.tasks import Verdict, decode_response, task_class
@@ -14,6 +15,7 @@ from vcppo.generator.turns.agent_play import make_player
 from vcppo.generator.turns.agent_pool import AgentPool
 from vcppo.generator.turns.environment_pool import EnvironmentPool, RolloutLost
 from vcppo.generator.turns.play import Player
+from vcppo.generator.verifying.scorer import asked_of
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.engine import Engine, Rollout
 from vcppo.generator.vllm_engine.stop_strings import judged_text
@@ -73,10 +75,11 @@ class Respondent:
         rollout = await self._engine.generate(prompt)
         text = decode_response(self._tokenizer, rollout.token_ids, rollout.end_ids)
         judged = judged_text(text, rollout.stop_string, self._config.sampling.stop_in_text)
-        verdict = await self._judges.verify(prompt.answer, judged, rollout.finish_reason)
+        shown = str(self._tokenizer.decode(prompt.token_ids.tolist()))
+        messages = one_turn(shown, judged) if self._config.task.rewards else ()
+        verdict = await self._judges.verify(prompt.answer, judged, rollout.finish_reason, messages)
         count = len(rollout.token_ids)
         if self._rewards is not None and self._rewards.gives_outcomes:
-            shown = str(self._tokenizer.decode(prompt.token_ids.tolist()))
             asked = Asked(prompt.id, shown, prompt.answer, judged, rollout.finish_reason, count, verdict)
             verdict = verdict._replace(outcome=(await self._rewards.score(asked)).outcome)
         return Judged(text, verdict, rollout.finish_reason, count, count, rollout.seconds)
@@ -91,9 +94,13 @@ class Respondent:
             except RolloutLost:
                 continue
             assert played is not None  # `sample` refuses nothing
-            made = played.transcript
+            made, verdict = played.transcript, played.verdict
+            if self._rewards is not None and self._rewards.gives_outcomes:
+                assert played.told is not None  # there is a source
+                asked = asked_of(prompt.id, prompt.answer, verdict, made, played.longest_response, played.told)
+                verdict = verdict._replace(outcome=(await self._rewards.score(asked)).outcome)
             text = decode_response(self._tokenizer, made.token_ids, played.end_ids)
             count = int(made.action_mask.sum())
-            length, seconds = len(made.token_ids), played.generate_seconds
-            return Judged(text, played.verdict, made.finish_reason, count, length, seconds, made.turn_rewards)
+            length, seconds = played.longest_response, played.generate_seconds
+            return Judged(text, verdict, made.finish_reason, count, length, seconds, made.turn_rewards)
         raise VcppoError(f"{prompt.id}: its environment's child was lost {_MOST_TRIES} times: see the lines above")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,11 +18,12 @@ import structlog
 from vcppo.common.config import VcppoConfig
 from vcppo.common.environments.environment import Observation, ToolUse, outcome_of
 from vcppo.common.environments.episode import Episode, Transcript
+from vcppo.common.environments.told import Told, acted, answered, opening
 from vcppo.common.environments.turn_text import TurnText
 from vcppo.common.errors import VcppoError
 from vcppo.common.records.seeds import derive_seed
-from vcppo.common.records.trajectory import Int32Array, Prompt
-from vcppo.common.tasks import TaskError, Verdict, decode_response
+from vcppo.common.records.trajectory import Int32Array, Prompt, Segment
+from vcppo.common.tasks import ChatMessages, TaskError, Verdict, decode_response
 from vcppo.generator.turns.environment_lines import Answer
 from vcppo.generator.turns.environment_pool import CallCounts, EnvironmentPool, RolloutLost, Session
 from vcppo.generator.vllm_engine.engine import Rollout
@@ -42,11 +43,15 @@ class Played(NamedTuple):
     """A finished rollout.
 
     Attributes:
-        verdict: its outcome, and as its number the sum of the turns' rewards; no number after a fault.
+        verdict: its outcome, and as its number the sum of the turns' rewards; no number after a fault. With the
+            components of reward functions.
         end_ids: the end token of the last turn, if it has one.
         generate_seconds, environment_seconds: spent in vLLM, and in the environment, waiting for a turn there included.
         tools: that were called.
         prompt_token_ids: ``[P]`` that the response stands behind; None: the prompt's own.
+        segments: the rollout's other conversations.
+        told: what reward functions and sources are told of it; None where there are none.
+        grade_seconds: that reward functions took.
     """
 
     transcript: Transcript
@@ -56,6 +61,15 @@ class Played(NamedTuple):
     environment_seconds: float
     tools: ToolUse = ToolUse()
     prompt_token_ids: Int32Array | None = None
+    segments: tuple[Segment, ...] = ()
+    told: Told | None = None
+    grade_seconds: float = 0.0
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens of the response of the conversation with the longest one."""
+        lengths = (len(each.response_token_ids) for each in self.segments)
+        return max((len(self.transcript.token_ids), *lengths))
 
 
 class Player:
@@ -77,9 +91,24 @@ class Player:
             RolloutLost: it can't go on, and not by its own fault: the prompt is to be handed back.
             NotBegun: the environment's `reset` failed.
             EnvironmentNotStarted: there is no environment any more.
+            VerifierError: there is no child for reward functions any more.
         """
         async with self._pool.open() as session:
-            return await _Game(self, prompt, session).play(sample)
+            played = await self._played(prompt, session, sample)
+        if played is None or played.told is None:
+            return played
+        made, told, began = played.transcript, played.told, time.monotonic()
+        verdict = await self._pool.graded(played.verdict, prompt.answer, made.finish_reason, told)
+        return played._replace(verdict=verdict, grade_seconds=time.monotonic() - began)
+
+    async def _played(self, prompt: Prompt, session: Session, sample: Sample) -> Played | None:
+        return await _Game(self, prompt, session).play(sample)
+
+    def told(self, prompt_token_ids: Int32Array, turns: Sequence[str], messages: ChatMessages) -> Told | None:
+        """What others are told of a rollout; None: nobody asks."""
+        if not self._pool.tells:
+            return None
+        return Told.of(str(self._tokenizer.decode(prompt_token_ids.tolist())), turns, messages)
 
     def take_counts(self) -> CallCounts:
         """Of the environments' calls since this was asked last."""
@@ -114,6 +143,8 @@ class _Game:
         self._began = time.monotonic()
         self._generate_seconds = self._environment_seconds = 0.0
         self._tools = ToolUse()
+        self._turns: list[str] = []
+        self._messages: ChatMessages = []
 
     async def play(self, sample: Sample) -> Played | None:
         begun = await self._ask(self._session.reset(dict(self._prompt.answer)))
@@ -127,9 +158,11 @@ class _Game:
                 raise RolloutLost
             self._generate_seconds += turn.seconds
             self._episode.act(turn)
-            answer = None
+            action, answer = self._player.action_of(turn), None
+            self._turns.append(action)
+            self._messages.append(acted(action))
             if self._episode.finish_reason is None:
-                answer = self._take(await self._ask(self._session.step(self._player.action_of(turn))), turn)
+                answer = self._take(await self._ask(self._session.step(action)), turn)
             if self._episode.finish_reason is not None:
                 return self._played(turn, answer)
 
@@ -153,6 +186,8 @@ class _Game:
         ends = seen.done or answer.fault is not None
         is_late = time.monotonic() - self._began > self._player.max_seconds
         self._episode.observe(said, seen.reward, done=ends, is_late=is_late)
+        if self._episode.finish_reason is None:
+            self._messages += answered(seen)
         return answer
 
     def _played(self, turn: Rollout, answer: Answer | None) -> Played:
@@ -164,8 +199,12 @@ class _Game:
             verdict = Verdict(outcome_of(rewards, last), None, math.fsum(rewards))
         return Played(
             self._episode.transcript(), verdict, turn.end_ids, self._generate_seconds,
-            self._environment_seconds, tools=self._tools,
+            self._environment_seconds, tools=self._tools, told=self._told(),
         )  # fmt: skip
+
+    def _told(self) -> Told | None:
+        told = self._player.told(self._prompt.token_ids, self._turns, self._messages)
+        return None if told is None else told._replace(messages=[opening(told.prompt), *told.messages])
 
     def _next_prompt(self) -> Prompt:
         """All tokens so far; the first turn's seed is the prompt's, each later one's its own."""

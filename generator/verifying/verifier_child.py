@@ -3,6 +3,8 @@
 The first line is the task section of the config. What the task itself prints goes to stderr, so that a chatty
 verifier can't garble the answers. The parent kills this process when a verdict is late; where the parent is gone, a
 timer does. Memory is limited: what a response makes the task compute must not take the machine's.
+
+A task of several turns has nothing to verify: then the verdict is ``correct``, and only the components are looked at.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcppo.common.config import TaskConfig
-from vcppo.common.rewards.reward_functions import RewardFunction, load_reward_functions
+from vcppo.common.rewards.reward_functions import RewardFunction, load_reward_functions, value_of
 from vcppo.common.rewards.reward_parts import FORMAT, parts_of_verdict
-from vcppo.common.tasks import Task, Verdict, load_task
+from vcppo.common.tasks import Task, Verdict, load_task, task_class
 from vcppo.common.telemetry.log import inherit_logging
 from vcppo.generator.verifying.verifier_lines import READY, reply_line
 
@@ -37,9 +39,10 @@ def main() -> None:
     inherit_logging()
     config = TaskConfig.model_validate_json(sys.stdin.readline())
     limit_memory(config.verifier_memory_mib)
-    task = load_task(config)
+    task = None if task_class(config.name).is_environment else load_task(config)
     components = Components.of(config)
-    task.warm_up()
+    if task is not None:
+        task.warm_up()
     answers.write(reply_line(READY, Verdict("correct", None)))
     for line in sys.stdin:
         # SIGPROF: its default is to end the process, in the middle of C code too, and a task may use SIGALRM itself.
@@ -60,9 +63,14 @@ class Components:
         functions = load_reward_functions(each.name for each in config.rewards)
         return cls(functions, None if config.format_pattern is None else re.compile(config.format_pattern))
 
-    def added_to(self, verdict: Verdict, answer: Mapping[str, object], response: str, finish_reason: Any) -> Verdict:
+    def added_to(
+        self, verdict: Verdict, answer: Mapping[str, object], response: str, finish_reason: Any, messages: Any = ()
+    ) -> Verdict:
         """The verdict with all components. ValueError for one that is no number, or given twice."""
-        own = {name: function(answer, response, finish_reason) for name, function in self.functions.items()}
+        own = {
+            name: value_of(function, answer, response, finish_reason, messages)
+            for name, function in self.functions.items()
+        }
         if self.pattern is not None:
             own[FORMAT] = float(self.pattern.search(response) is not None)
         given = parts_of_verdict(verdict.components)
@@ -71,11 +79,16 @@ class Components:
         return verdict._replace(components=given | own)
 
 
-def judge(task: Task, components: Components, request: dict[str, Any]) -> str:
-    """The reply's line; an exception of the user's code, or a verdict that is none, is outcome ``crash``."""
+def judge(task: Task | None, components: Components, request: dict[str, Any]) -> str:
+    """The reply's line; an exception of the user's code, or a verdict that is none, is outcome ``crash``.
+
+    Args:
+        task: None: it has several turns and has judged them already.
+    """
     number, asked = request["number"], (request["answer"], request["response"], request["finish_reason"])
     try:
-        return reply_line(number, components.added_to(Verdict(*task.verify(*asked)), *asked))
+        verdict = Verdict("correct", None) if task is None else Verdict(*task.verify(*asked))
+        return reply_line(number, components.added_to(verdict, *asked, messages=request["messages"]))
     except Exception as error:  # noqa: BLE001  (a task is the user's code: whatever it raises is its crash, not ours)
         return reply_line(number, Verdict("crash", None), f"{type(error).__name__}: {error}")
 

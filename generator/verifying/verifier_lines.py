@@ -7,7 +7,7 @@ not give each response the verdict of the one before. What a child says is check
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
 from vcppo.common.files.json_file import parse_json
@@ -30,9 +30,17 @@ class Reply(NamedTuple):
     detail: str | None
 
 
-def request_line(number: int, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> bytes:
-    """What the child is asked."""
-    request = {"number": number, "answer": answer, "response": response, "finish_reason": finish_reason}
+def request_line(
+    number: int,
+    answer: Mapping[str, object],
+    response: str,
+    finish_reason: FinishReason,
+    messages: Sequence[Mapping[str, Any]] = (),
+) -> bytes:
+    """What the child is asked; `messages` are for the reward functions."""
+    request = {
+        "number": number, "answer": answer, "response": response, "finish_reason": finish_reason, "messages": messages,
+    }  # fmt: skip
     return json.dumps(request).encode() + b"\n"
 
 

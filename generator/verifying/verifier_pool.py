@@ -14,7 +14,8 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -61,13 +62,22 @@ class VerifierPool:
         for child in children:
             self._idle.put_nowait(child)
 
-    async def verify(self, answer: Mapping[str, object], response: str, finish_reason: FinishReason) -> Verdict:
+    async def verify(
+        self,
+        answer: Mapping[str, object],
+        response: str,
+        finish_reason: FinishReason,
+        messages: Sequence[Mapping[str, Any]] = (),
+    ) -> Verdict:
         """Judge one response; returns within ``task.verifier_timeout_seconds`` of getting a child, whatever it does.
+
+        Args:
+            messages: the whole conversation, for reward functions that ask for it.
 
         Raises VerifierError when a child that had to be replaced did not come up again.
         """
         number = next(self._numbers)
-        request = request_line(number, answer, response, finish_reason)
+        request = request_line(number, answer, response, finish_reason, messages)
         child = await self._idle.get()
         if isinstance(child, Exception):
             self._idle.put_nowait(child)  # for the next caller too
@@ -110,7 +120,7 @@ class VerifierPool:
             await self._end(child)
             raise VerifierError(
                 f"the verifier of task {self._config.name} did not start ({type(error).__name__}): its own error is in"
-                " the lines above; mend the task's `verifier` (or its options), then start again"
+                " the lines above; mend the task's `verify`, its options or task.rewards, then start again"
             ) from error
         return child
 

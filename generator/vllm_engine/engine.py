@@ -272,8 +272,7 @@ class Engine:
         return _rollout(output, time.monotonic() - began)
 
     def _sampling_params(self, prompt: Prompt, seed: int) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         evaluates = prompt.purpose == "evaluation"
         sampling = self._evaluation_sampling if evaluates else self.config.sampling
@@ -303,8 +302,7 @@ class Engine:
 
         One request scores them all. Raises EngineError when vLLM refuses the tokens or died.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         ids = [int(t) for t in token_ids]
         params = SamplingParams(
@@ -329,8 +327,7 @@ class Engine:
         return np.asarray(scores, dtype=np.float32)
 
     async def _canary_sampler(self, prefix: list[int], token: int) -> float:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(
             max_tokens=1,

@@ -1,8 +1,12 @@
-"""A claimed batch: B trajectories and the flat per-action arrays of the step, the same on every rank.
+"""A claimed batch: R rollouts, their S trajectories and the flat per-action arrays of the step, the same on every rank.
 
 Every rank holds the whole batch (bytes are cheap beside activations) and computes the model's part of its
 own share only; `gather_flat` puts the shares together. So advantages, whitening, mini-batches and statistics
 are plain numpy over whole arrays, and nothing depends on how many ranks there are.
+
+A rollout is what a prompt, a credit, a line of the ledger and a member of a group stand for. It has one trajectory of
+each of its conversations (`vcppo.common.records.segments`): one, but where an agent began anew. Models, GAE and
+statistics of tokens know trajectories; baselines, weights of responses and mini-batches know rollouts.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vcppo.common.records.seeds import derive_seed
+from vcppo.common.records.segments import split
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.records.wire import decode_trajectory
 from vcppo.learner.algorithm.advantages import SumOverRanks
@@ -39,14 +44,14 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Batch:
-    """S trajectories in claim order, A actions.
+    """R rollouts in claim order, S trajectories, A actions.
 
     Attributes:
-        trajectories: ``S`` of them.
+        rollouts: ``R`` of them, as they came: each with its `segments`.
         version: the learner's policy version when they were claimed.
     """
 
-    trajectories: list[Trajectory]
+    rollouts: list[Trajectory]
     version: int
 
     @classmethod
@@ -56,6 +61,37 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.trajectories)
+
+    @cached_property
+    def trajectories(self) -> list[Trajectory]:
+        """``S`` of them, those of a rollout one behind the other."""
+        return [each for rollout in self.rollouts for each in split(rollout)]
+
+    @cached_property
+    def rollout_cu_seqlens(self) -> Int64Array:
+        """``[R+1]`` int64: rollout r owns ``trajectories[cu[r]:cu[r+1]]``; the first is the one with its id."""
+        counts = [len(rollout.conversations) for rollout in self.rollouts]
+        return np.cumsum([0, *counts], dtype=np.int64)
+
+    @cached_property
+    def rollout_action_cu_seqlens(self) -> Int64Array:
+        """``[R+1]`` int64: rollout r owns ``flat[cu[r]:cu[r+1]]`` of every per-action array."""
+        found: Int64Array = self.action_cu_seqlens[self.rollout_cu_seqlens]
+        return found
+
+    @cached_property
+    def rollout_numbers(self) -> Int64Array:
+        """``[S]`` int64, the rollout of each trajectory."""
+        return np.repeat(np.arange(len(self.rollouts)), np.diff(self.rollout_cu_seqlens))
+
+    def sequences_of(self, rollouts: Iterable[int]) -> list[int]:
+        """Numbers of the trajectories of these rollouts, in their order."""
+        cu = self.rollout_cu_seqlens
+        return [i for r in rollouts for i in range(int(cu[r]), int(cu[r + 1]))]
+
+    def rollouts_of(self, sequences: Sequence[int]) -> list[int]:
+        """Numbers of the rollouts that these trajectories belong to, each once."""
+        return [int(r) for r in np.unique(self.rollout_numbers[list(sequences)])]
 
     @cached_property
     def action_cu_seqlens(self) -> Int64Array:
@@ -86,7 +122,7 @@ class Batch:
 
     @cached_property
     def outcome_rewards(self) -> NDArray[np.float32]:
-        """``[S]`` the verifier's rewards."""
+        """``[S]`` the verifier's rewards; trajectories of one rollout share it."""
         return np.array([trajectory.reward for trajectory in self.trajectories], np.float32)
 
     @cached_property
@@ -111,7 +147,7 @@ class Batch:
 
     @cached_property
     def group_ids(self) -> list[str]:
-        """``S`` of them: responses to one prompt share one."""
+        """``S`` of them: responses to one problem share one."""
         return [trajectory.group_id for trajectory in self.trajectories]
 
     @cached_property
@@ -121,8 +157,8 @@ class Batch:
 
     @property
     def prompt_ids(self) -> list[str]:
-        """``S`` of them: what the store is told when they are trained."""
-        return [trajectory.prompt_id for trajectory in self.trajectories]
+        """``R`` of them: what the store is told when they are trained."""
+        return [rollout.prompt_id for rollout in self.rollouts]
 
 
 @dataclass(frozen=True)
@@ -181,8 +217,12 @@ def num_trained(mask: NDArray[np.bool_], action_cu_seqlens: Int64Array, members:
 
 
 def mini_batches(batch: Batch, num_mini_batches: int, *, seed: int, step: int, epoch: int) -> list[list[int]]:
-    """M parts of the batch in an order drawn by (seed, step, epoch): a replayed step draws the same."""
-    return split_mini_batches(batch.lengths, num_mini_batches, derive_seed(seed, "mini_batches", step, epoch))
+    """M parts of the batch in an order drawn by (seed, step, epoch): a replayed step draws the same.
+
+    Whole rollouts are drawn, so that a response weighs the same in the loss however many conversations it has.
+    """
+    drawn = derive_seed(seed, "mini_batches", step, epoch)
+    return [batch.sequences_of(part) for part in split_mini_batches(len(batch.rollouts), num_mini_batches, drawn)]
 
 
 def gather_flat(flat: Float64Array, sum_over_ranks: SumOverRanks) -> NDArray[np.float32]:

@@ -128,12 +128,12 @@ def split_across_ranks(lengths: Sequence[int], num_ranks: int) -> list[list[int]
     return shares
 
 
-def split_mini_batches(lengths: Sequence[int], num_mini_batches: int, seed: int) -> list[list[int]]:
-    """A random split into `num_mini_batches` parts of (within one) equally many trajectories, drawn by `seed`.
+def split_mini_batches(count: int, num_mini_batches: int, seed: int) -> list[list[int]]:
+    """A random split of `count` responses into `num_mini_batches` parts of (within one) equally many, drawn by `seed`.
 
     By count, not by tokens: which responses share an optimizer step must not depend on their lengths.
     """
-    order = np.random.default_rng(seed).permutation(len(lengths))
+    order = np.random.default_rng(seed).permutation(count)
     return [[int(i) for i in part] for part in np.array_split(order, num_mini_batches)]
 
 

@@ -49,7 +49,7 @@ _METRICS_SECONDS = 10.0
 _UNUSABLE = {
     "unknown": "was never issued in this run, or was settled long ago",
     "mismatch": "was issued in another group, at another version, as another sample, of another task or with other"
-    " tokens than the trajectory says",
+    " tokens than the trajectory says, or it has segments and is not of an agent's task",
 }
 _COUNTS = ("received", "bytes", "accepted", "duplicate", "unknown", "refused")
 _REDIS_PATIENCE_SECONDS = 3.0  # of one call; then we look whether we were told to stop, and try again
@@ -83,7 +83,7 @@ def serve(config: VcppoConfig, endpoint: str) -> None:
         # Buffers of several hosts may all listen on "every address": one is no successor of another.
         name = f"{make_buffer_id(receiver.endpoint)} on {socket.gethostname()}"
         store = connect_store(config, patience_seconds=_REDIS_PATIENCE_SECONDS, enter=name)
-        metrics = open_metrics(config, "buffer")
+        metrics = open_metrics(config, "buffer", "seconds")
         try:
             Buffer(config, receiver, store, metrics, stopping).run()
         finally:
@@ -109,7 +109,9 @@ class Buffer:
         self._store = store
         self._metrics = metrics
         self._stopping = stopping
-        self._limits = TrajectoryLimits(max_tokens=config.generator.max_model_len)
+        self._limits = TrajectoryLimits(
+            max_tokens=config.generator.max_model_len, max_segments=config.task.max_segments
+        )
         self._door = Door.of(config)
         self._published: int | None = None
         self._heartbeat_seconds = config.generator.heartbeat_seconds
@@ -186,7 +188,7 @@ class Buffer:
 
     def _knows_versions(self, trajectory: Trajectory) -> bool:
         """Look at what the learner has published when somebody is ahead of what we know; False: Redis stayed away."""
-        newest = max(trajectory.issue_version, *(span.version for span in trajectory.version_spans))
+        newest = max(trajectory.issue_version, trajectory.newest_version)
         if newest <= self._door.newest(self._published):
             return True
         read = self._patiently(lambda: (facts.POLICY_VERSION.read(self._store),))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.trajectory import Segment, Trajectory
 from vcppo.common.records.wire import WireError
 from vcppo.common.rewards.reward_rule import RewardRule
 
@@ -28,16 +28,19 @@ class Door:
         rewards: how a reward is made of outcome, components and length; the buffer makes it again.
         max_response_tokens: of one response.
         max_staleness: policy versions that a token may be older than its prompt.
+        benchmarks: names of ``eval.benchmarks``, whose rewards are by outcome alone.
     """
 
     rewards: RewardRule
     max_response_tokens: int
     max_staleness: int
+    benchmarks: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, config: VcppoConfig) -> Door:
         """The bounds that this config sets."""
-        return cls(config.reward_rule, config.sampling.max_response_tokens, config.rl.max_staleness)
+        benchmarks = frozenset(each.name for each in config.eval.benchmarks)
+        return cls(config.reward_rule, config.sampling.max_response_tokens, config.rl.max_staleness, benchmarks)
 
     def check(self, trajectory: Trajectory) -> None:
         """Let a valid trajectory pass.
@@ -63,7 +66,7 @@ class Door:
         Raises:
             WireError: names the version.
         """
-        newest, most = max(span.version for span in trajectory.version_spans), self.newest(published)
+        newest, most = trajectory.newest_version, self.newest(published)
         if max(newest, trajectory.issue_version) > most:
             field = "version_spans" if newest > most else "issue_version"
             raise WireError(
@@ -76,19 +79,26 @@ class Door:
         return 0 if published is None else published + 1
 
     def _check_response(self, trajectory: Trajectory) -> None:
-        if trajectory.finish_reason == "abort":
-            raise WireError("finish_reason: 'abort': a broken-off response is not trained")
-        num_tokens = len(trajectory.response_token_ids)
-        if num_tokens > self.max_response_tokens:
-            raise WireError(
-                f"response_token_ids: {num_tokens} tokens, sampling.max_response_tokens = {self.max_response_tokens}"
-            )
+        for number, each in enumerate(trajectory.conversations):
+            self._check_conversation(each, f"segments[{number - 1}]." if number else "")
+        rewards = self.rewards.by_outcome_alone() if trajectory.task in self.benchmarks else self.rewards
         try:
-            self.rewards.check(
-                trajectory.outcome, trajectory.reward, trajectory.components, num_tokens, trajectory.turn_rewards
-            )
+            rewards.check(
+                trajectory.outcome, trajectory.reward, trajectory.components, trajectory.longest_response,
+                trajectory.turn_rewards,
+            )  # fmt: skip
         except ValueError as error:
             raise WireError(str(error)) from error
-        least = float(np.minimum.reduce(trajectory.behaviour_log_probs))
+
+    def _check_conversation(self, of: Trajectory | Segment, where: str) -> None:
+        """`where` stands before the names of its fields."""
+        if of.finish_reason == "abort":
+            raise WireError(f"{where}finish_reason: 'abort': a broken-off response is not trained")
+        num_tokens, most = len(of.response_token_ids), self.max_response_tokens
+        if num_tokens > most:
+            raise WireError(f"{where}response_token_ids: {num_tokens} tokens, sampling.max_response_tokens = {most}")
+        least = float(np.minimum.reduce(of.behaviour_log_probs))
         if least < MIN_LOG_PROB:
-            raise WireError(f"behaviour_log_probs: {least:g}: nobody samples a token below {MIN_LOG_PROB:g} nats")
+            raise WireError(
+                f"{where}behaviour_log_probs: {least:g}: nobody samples a token below {MIN_LOG_PROB:g} nats"
+            )

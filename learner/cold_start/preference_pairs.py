@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcppo.common.errors import VcppoError
+from vcppo.common.records.segments import split
 from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.tasks import Task, encode_prompt
 from vcppo.common.tasks.asking import demonstrations_of
@@ -85,7 +86,8 @@ class RolloutPairs:
     def __init__(self, rollouts: Sequence[Trajectory], prefixes: Prefixes) -> None:
         groups: dict[str, tuple[list[Trajectory], list[Trajectory]]] = defaultdict(lambda: ([], []))
         for each in sorted(rollouts, key=lambda t: (t.group_id, t.sample_index)):
-            groups[each.group_id][each.outcome != "correct"].append(each)
+            ended_last, *_ = split(each)  # of several conversations one: a pair is of two
+            groups[each.group_id][each.outcome != "correct"].append(ended_last)
         self._mixed = [group for group in groups.values() if all(group)]
         self._all = [each for group in groups.values() for side in group for each in side]
         self._prefixes = prefixes

@@ -172,7 +172,7 @@ def _engine(config: VcppoConfig) -> TrainEngine:
 
 def _train(config: VcppoConfig, source: PairSource, engine: TrainEngine) -> None:
     settings = config.reward_model
-    metrics = open_metrics(config, "reward_model") if rank() == 0 else None
+    metrics = open_metrics(config, "reward_model", "steps_of_process") if rank() == 0 else None
     try:
         for step in range(1, settings.steps + 1):
             watchdog.stage("reward_model_step")

@@ -226,7 +226,7 @@ def _train(config: VcppoConfig, task: Task, tokenizer: Any, engine: TrainEngine,
 def _metrics(config: VcppoConfig) -> MetricsWriter | None:
     if rank() != 0:
         return None
-    return open_metrics(config, "sft")
+    return open_metrics(config, "sft", "steps_of_process")
 
 
 def _train_step(engine: TrainEngine, batch: Sequence[Trajectory], token_budget: int) -> tuple[float, float]:

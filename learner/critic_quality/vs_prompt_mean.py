@@ -3,7 +3,8 @@
 The rival costs nothing: predict each response's return, at every token, by the mean return of the *other* responses to
 its prompt. The others, because a mean with the response itself in it has seen the answer (with n responses it would
 explain 1/n of pure noise). That is the baseline of leave-one-out GRPO. A response without companions has no such mean;
-it is left out on both sides, so the two numbers are always of the same tokens.
+it is left out on both sides, so the two numbers are always of the same tokens. Conversations of one rollout are one
+response: they share its outcome, so none of them is another's companion.
 
 Within a prompt the rival can't win: it knows the prompt, not the response, and the n − 1 others lean the other way by
 1/(n − 1), so it scores 1 − (n / (n − 1))² < 0. What the critic explains there is what only a critic can.
@@ -65,6 +66,7 @@ def critic_worth(
     group_ids: Sequence[str],
     staleness: Int64[Int64Array, "S1-1"],
     num_buckets: int,
+    rollouts: Int64[Int64Array, "S1-1"] | None = None,
 ) -> CriticWorth:
     """Compare over a batch: all of it, the same on every rank, so nothing is to be summed over ranks.
 
@@ -73,10 +75,16 @@ def critic_worth(
         action_cu_seqlens: ``[S+1]``. A response's outcome is its return at its first action (gamma = 1: everywhere).
         group_ids, staleness: ``[S]``.
         num_buckets: of staleness, at least 1.
+        rollouts: ``[S]`` which rollout each sequence is of, from 0, rising: one of several conversations is one
+            response. None: each is one of its own.
     """
     lengths = np.diff(action_cu_seqlens)
     _, group = np.unique(np.asarray(group_ids, dtype=str), return_inverse=True)
-    others, has_others = _mean_of_others(np.asarray(returns, np.float64), action_cu_seqlens, group)
+    numbers = np.arange(len(lengths)) if rollouts is None else rollouts
+    _, first = np.unique(numbers, return_index=True)  # whose return is the rollout's
+    others, has_others = _mean_of_others(np.asarray(returns, np.float64), action_cu_seqlens, group, first)
+    num_responses = int(has_others.sum())
+    others, has_others = others[numbers], has_others[numbers]
     keep = np.repeat(has_others, lengths)
     view = _View(
         returns=np.asarray(returns, np.float64)[keep],
@@ -89,7 +97,7 @@ def critic_worth(
     return CriticWorth(
         critic=_explained_by(np.asarray(values, np.float64)[keep], view),
         prompt_mean=_explained_by(np.repeat(others, lengths)[keep], view),
-        num_responses=int(has_others.sum()),
+        num_responses=num_responses,
     )
 
 
@@ -138,12 +146,16 @@ def _by_bucket(
 
 
 def _mean_of_others(
-    returns: Float64[Float64Array, "A"], action_cu_seqlens: Int64[Int64Array, "S1"], group: Int64[Int64Array, "S1-1"]
-) -> tuple[Float64[Float64Array, "S1-1"], Bool[NDArray[np.bool_], "S1-1"]]:
-    """``[S]`` mean outcome of the group's other responses, 0 without one; ``[S]`` whether there is one."""
-    has_actions = np.diff(action_cu_seqlens) > 0
+    returns: Float64[Float64Array, "A"],
+    action_cu_seqlens: Int64[Int64Array, "S1"],
+    group_of_sequence: Int64[Int64Array, "S1-1"],
+    first: Int64[Int64Array, "R"],
+) -> tuple[Float64[Float64Array, "R"], Bool[NDArray[np.bool_], "R"]]:
+    """``[R]`` mean outcome of the group's other rollouts, 0 without one; ``[R]`` whether there is one."""
+    group = group_of_sequence[first]
+    has_actions = np.diff(action_cu_seqlens)[first] > 0
     outcome = np.zeros(len(group))
-    outcome[has_actions] = returns[action_cu_seqlens[:-1][has_actions]]
+    outcome[has_actions] = returns[action_cu_seqlens[:-1][first][has_actions]]
     count = np.bincount(group, has_actions)[group] if len(group) else np.zeros(0)
     total = np.bincount(group, outcome)[group] if len(group) else np.zeros(0)
     has_others = has_actions & (count > 1)

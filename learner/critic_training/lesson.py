@@ -78,7 +78,7 @@ class Lesson:
 
 def joined(lessons: Sequence[Lesson]) -> Lesson:
     """One lesson of all of them, in their order; `mask` is each one's `trained_mask`."""
-    batch = Batch([each for lesson in lessons for each in lesson.batch.trajectories], lessons[-1].batch.version)
+    batch = Batch([each for lesson in lessons for each in lesson.batch.rollouts], lessons[-1].batch.version)
     arrays = {name: np.concatenate([getattr(lesson, name) for lesson in lessons]) for name in _ARRAYS}
     return Lesson(batch, **{**arrays, "mask": np.concatenate([lesson.trained_mask for lesson in lessons])})
 
@@ -119,7 +119,7 @@ class Study:
             "measured": np.array([np.nan if each is None else each for each in self.measured], np.float64),
         }
         for number, lesson in enumerate(self.lessons):
-            payloads = [encode_trajectory(trajectory) for trajectory in lesson.batch.trajectories]
+            payloads = [encode_trajectory(rollout) for rollout in lesson.batch.rollouts]
             tensors[f"{number}/sizes"] = np.array([len(payload) for payload in payloads], np.int64)
             tensors[f"{number}/payloads"] = np.frombuffer(b"".join(payloads), np.uint8)
             tensors[f"{number}/held_out"] = np.array(lesson.held_out, np.int64)

@@ -120,7 +120,7 @@ class CriticPasses:
         packer, batch = Packer(lesson.batch, self._share), lesson.batch
         number = self._settings.num_mini_batches or self._algorithm.num_mini_batches
         seed = derive_seed(self._seed, "critic_passes", study.lessons[-1].batch.version, study.num_passes)
-        for members in split_mini_batches(batch.lengths, number * len(study.lessons), seed):
+        for members in split_mini_batches(len(batch), number * len(study.lessons), seed):
             watchdog.stage("critic_passes")
             num_tokens = num_trained(lesson.mask, batch.action_cu_seqlens, members)
             critic_step(

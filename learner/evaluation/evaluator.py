@@ -20,6 +20,7 @@ from typing import Any, Literal
 import structlog
 
 from vcppo.common.config import VcppoConfig
+from vcppo.common.evaluation.benchmark_tasks import benchmark_tasks, with_task
 from vcppo.common.evaluation.held_out import held_out_problems
 from vcppo.common.evaluation.on_the_way import (
     best_of,
@@ -34,7 +35,7 @@ from vcppo.common.records.wire import decode_trajectory
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.ledger import Outstanding
 from vcppo.common.store.run_store import RunStore
-from vcppo.common.tasks import Task, encode_prompt, encode_prompts
+from vcppo.common.tasks import Task, encode_prompt, encode_prompts, load_task
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.learner.evaluation.held_out_prompts import HeldOutPrompts, metrics_of
 from vcppo.learner.supply.collect import POLL_SECONDS, WaitWatch, describe_wait
@@ -170,10 +171,14 @@ class Evaluator:
 
     def _made(self) -> HeldOutPrompts:
         if self._prompts is None:
-            found = held_out_problems(
-                self._config, self._task, self._config.eval.num_problems_during_training,
-                lambda prompts: [len(ids) for ids in encode_prompts(self._tokenizer, prompts)],
-            )  # fmt: skip
+            tasks = {name: (task, load_task(task)) for name, task in benchmark_tasks(self._config).items()}
+            found = {
+                name: held_out_problems(
+                    with_task(self._config, settings), task, self._config.eval.num_problems_during_training,
+                    lambda prompts: [len(ids) for ids in encode_prompts(self._tokenizer, prompts)],
+                )
+                for name, (settings, task) in {self._config.task.name: (self._config.task, self._task), **tasks}.items()
+            }  # fmt: skip
             self._prompts = HeldOutPrompts(
                 self._config, found, lambda prompt: encode_prompt(self._tokenizer, prompt), is_open=self._task.is_agent
             )

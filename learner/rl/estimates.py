@@ -171,7 +171,7 @@ def estimate(
         importance_weights=weights,
         mask=ends.mask,
         actor_mask=actor_mask,
-        loss_weights=loss_weights(actor_mask, cu, algorithm.aggregation),
+        loss_weights=loss_weights(actor_mask, batch.rollout_action_cu_seqlens, algorithm.aggregation),
         positive=actor_mask & np.repeat(batch.correct, np.diff(cu)),
         critic_mask=without(ends.mask, held_out, cu),
         staleness=np.repeat(batch.staleness, np.diff(cu)),
@@ -254,18 +254,23 @@ def _without_critic(
 ) -> Float32[Float32Array, "A"]:
     """``[A]`` of REINFORCE++ (arXiv 2501.03262, eq. 8), outcome - beta sum_{i >= t} KL_i, of its variant whose outcome
     is less the group's mean; else of a group estimator, whose rewards are of whole responses, their KL included. All of
-    them know an outcome only: the rewards of turns are summed."""
-    cu, rewards, groups = batch.action_cu_seqlens, batch.outcome_rewards, batch.group_ids
+    them know an outcome only: the rewards of turns are summed. A rollout counts once in its group, with the KL of all
+    its conversations, and each of these has its advantage."""
+    cu, rollouts = batch.action_cu_seqlens, batch.rollouts
+    rewards = np.array([rollout.reward for rollout in rollouts], np.float32)
+    groups = [rollout.group_id for rollout in rollouts]
     if algorithm.advantage_estimator in ("reinforce_plus_plus", "reinforce_plus_plus_baseline"):
         if algorithm.advantage_estimator == "reinforce_plus_plus_baseline":
             rewards = group_centred_advantages(rewards, groups)
-        outcomes = place_ends(rewards, np.zeros_like(rewards), batch.truncated, cu, "terminal").rewards
+        of_each = rewards[batch.rollout_numbers]
+        outcomes = place_ends(of_each, np.zeros_like(of_each), batch.truncated, cu, "terminal").rewards
         return monte_carlo_returns(_with(outcomes, kl_rewards), cu, gamma=algorithm.gamma)
     grouped = {
         "group_mean": group_mean_advantages,
         "group_centred": group_centred_advantages,
         "leave_one_out": leave_one_out_advantages,
     }
+    whole = batch.rollout_action_cu_seqlens
     if kl_rewards is not None:
-        rewards = rewards + np.add.reduceat(kl_rewards.astype(np.float64), cu[:-1]).astype(np.float32)
-    return spread_over_actions(grouped[algorithm.advantage_estimator](rewards, groups), cu)
+        rewards = rewards + np.add.reduceat(kl_rewards.astype(np.float64), whole[:-1]).astype(np.float32)
+    return spread_over_actions(grouped[algorithm.advantage_estimator](rewards, groups), whole)

@@ -41,6 +41,7 @@ from vcppo.learner.engine.deepspeed_engine import TrainEngine
 from vcppo.learner.engine.forward import compute_log_probs, compute_values
 from vcppo.learner.engine.reference import Reference
 from vcppo.learner.evaluation.evaluations import Evaluations
+from vcppo.learner.profiling.step_profile import StepProfile
 from vcppo.learner.rl.claiming import Claiming
 from vcppo.learner.rl.estimates import Estimates, estimate
 from vcppo.learner.rl.phases import Phases
@@ -89,6 +90,7 @@ class RlLoop:
             self._publisher, stop_requested, self._progress.pin,
         )  # fmt: skip
         self._record = StepRecord(rank_zero, has_critic=models.critic is not None)
+        self._profile = StepProfile(config, share.rank)
 
     def run(self) -> bool:
         """Resume if there is something to resume, then step until the end or until asked to stop."""
@@ -102,17 +104,18 @@ class RlLoop:
             self.evaluations.begin(self.version)
         phases = Phases()
         while self.version < self.config.rl.num_steps and not self.evaluations.has_plateaued():
-            self._claiming.issue(self.version)
-            self._catch_up(phases)  # generators are at work meanwhile
-            with phases.phase("claim"):
-                batch = self._claiming.next_batch(self.version)
-            if batch is None:
-                self._progress.checkpoint_and_commit(self.version)
-                return False
-            phases = self._step(batch, phases)
-            if self.version < self.config.rl.num_steps:  # for the last version nobody generates: it is exported
-                self._publisher.publish(self.version, phases)
-                self.evaluations.begin(self.version)
+            with self._profile.of(self.version + 1):
+                self._claiming.issue(self.version)
+                self._catch_up(phases)  # generators are at work meanwhile
+                with phases.phase("claim"):
+                    batch = self._claiming.next_batch(self.version)
+                if batch is None:
+                    self._progress.checkpoint_and_commit(self.version)
+                    return False
+                phases = self._step(batch, phases)
+                if self.version < self.config.rl.num_steps:  # for the last version nobody generates: it is exported
+                    self._publisher.publish(self.version, phases)
+                    self.evaluations.begin(self.version)
         self._evaluate()
         self._progress.checkpoint_and_commit(self.version)  # nothing is left to do but where the run ends early
         return True
@@ -223,10 +226,11 @@ class RlLoop:
             stats.critic_grad_norms.append(critic.step())
 
     def _denominators(self, batch: Batch, members: Sequence[int], estimates: Estimates) -> Denominators:
-        """What the actor's sums over these sequences are divided by."""
-        mask, cu, kind = estimates.actor_mask, batch.action_cu_seqlens, self.config.algorithm.aggregation
-        policy = loss_denominator(mask, cu, members, kind, self.config.sampling.max_response_tokens)
-        return Denominators(policy, positive=num_trained(estimates.positive, cu, members))
+        """What the actor's sums over these sequences are divided by. They are whole rollouts, each one response."""
+        mask, cu, kind = estimates.actor_mask, batch.rollout_action_cu_seqlens, self.config.algorithm.aggregation
+        rollouts = batch.rollouts_of(members)
+        policy = loss_denominator(mask, cu, rollouts, kind, self.config.sampling.max_response_tokens)
+        return Denominators(policy, positive=num_trained(estimates.positive, cu, rollouts))
 
     def _set_rates(self, step: int) -> None:
         """Learning rates by the number of the step, so that a step done again has the same."""

@@ -88,6 +88,7 @@ class SampleWriter:
             response=response,
             pieces=pieces,
             last_value=float(estimates.last_values[number]) if has_critic else None,
+            segment=number - int(batch.rollout_cu_seqlens[batch.rollout_numbers[number]]),
         )
 
     def _texts(self, made: Trajectory) -> tuple[str, str, list[str]]:

@@ -45,44 +45,54 @@ def step_metrics(
 
 
 def _reward_and_length(batch: Batch) -> dict[str, MetricValue]:
-    outcomes = Counter(trajectory.outcome for trajectory in batch.trajectories)
-    lengths = np.diff(batch.action_cu_seqlens)
+    rollouts = batch.rollouts
+    outcomes = Counter(rollout.outcome for rollout in rollouts)
+    lengths = np.diff(batch.rollout_action_cu_seqlens)
     return {
-        "reward/mean": float(batch.outcome_rewards.mean()),
-        "reward/accuracy": outcomes["correct"] / len(batch),
-        "reward/num_responses": len(batch),
-        **{f"reward/{name}": mean for name, mean in mean_components(batch.trajectories).items()},
+        "reward/mean": float(np.mean([rollout.reward for rollout in rollouts], dtype=np.float32)),
+        "reward/accuracy": outcomes["correct"] / len(rollouts),
+        "reward/num_responses": len(rollouts),
+        **{f"reward/{name}": mean for name, mean in mean_components(rollouts).items()},
         "length/mean": float(lengths.mean()),
         "length/max": int(lengths.max()),
-        "length/truncated_fraction": float(batch.truncated.mean()),
-        **{f"outcome/{name}": outcomes[name] / len(batch) for name in get_args(Outcome)},
+        "length/truncated_fraction": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
+        **{f"outcome/{name}": outcomes[name] / len(rollouts) for name in get_args(Outcome)},
     }
 
 
 def _turns(batch: Batch) -> dict[str, MetricValue]:
     """Of rollouts in an environment; nothing of a task of one turn."""
-    seconds = [each.timings["environment"] for each in batch.trajectories if "environment" in each.timings]
+    seconds = [each.timings["environment"] for each in batch.rollouts if "environment" in each.timings]
     if not seconds:
         return {}
-    turns = np.diff(batch.turns.of_sequence)
+    turns = np.diff(batch.turns.of_sequence[batch.rollout_cu_seqlens])
     num_tokens = sum(len(each.response_token_ids) for each in batch.trajectories)
     return {
         "turns/mean": float(turns.mean()),
         "turns/max": int(turns.max()),
+        **_segments(batch),
         **_tools(batch),
         "turns/masked_fraction": 1.0 - batch.num_actions / num_tokens,
         "turns/environment_seconds": float(np.mean(seconds)),
-        "turns/reward_by_turn": mean_by_turn(batch.trajectories),
+        "turns/reward_by_turn": mean_by_turn(batch.rollouts),
     }
+
+
+def _segments(batch: Batch) -> dict[str, MetricValue]:
+    """Conversations of a rollout, where any of the batch has several."""
+    counts = np.diff(batch.rollout_cu_seqlens)
+    if counts.max() == 1:
+        return {}
+    return {"turns/segments": float(counts.mean()), "turns/segments_max": int(counts.max())}
 
 
 def _tools(batch: Batch) -> dict[str, MetricValue]:
     """A rollout's, where any of the batch called one: those that called none count."""
-    if not any("tool_calls" in each.timings for each in batch.trajectories):
+    if not any("tool_calls" in each.timings for each in batch.rollouts):
         return {}
 
     def mean(name: str) -> float:
-        return sum(each.timings.get(name, 0.0) for each in batch.trajectories) / len(batch)
+        return sum(each.timings.get(name, 0.0) for each in batch.rollouts) / len(batch.rollouts)
 
     return {
         "turns/tool_calls": mean("tool_calls"),
@@ -95,14 +105,16 @@ def _kl_in_reward(batch: Batch, estimates: Estimates) -> dict[str, MetricValue]:
     """Apart from ``reward/mean``, which is the response's own."""
     if estimates.kl_rewards is None:
         return {}
-    return {"reward/kl": float(estimates.kl_rewards.sum(dtype=np.float64)) / len(batch)}
+    return {"reward/kl": float(estimates.kl_rewards.sum(dtype=np.float64)) / len(batch.rollouts)}
 
 
 def _critic_quality(batch: Batch, estimates: Estimates, num_buckets: int) -> dict[str, MetricValue]:
     """Of the critic that met this batch, against Monte-Carlo returns; beside the prompt's mean on the same tokens."""
     cu = batch.action_cu_seqlens
     quality = explained_variance(estimates.values, estimates.returns, cu, batch.group_ids)
-    worth = critic_worth(estimates.values, estimates.returns, cu, batch.group_ids, batch.staleness, num_buckets)
+    worth = critic_worth(
+        estimates.values, estimates.returns, cu, batch.group_ids, batch.staleness, num_buckets, batch.rollout_numbers
+    )
     both = {"critic": worth.critic, "prompt_mean": worth.prompt_mean}
     return {
         "explained_variance/token": quality.token,

@@ -58,14 +58,14 @@ class StepRecord:
         dynamic, drawn = rank_zero.collector.dynamic_sampling, rank_zero.drawn_problems
         if drawn is not None:
             left_out = [] if dynamic is None else dynamic.left_out(version)
-            values |= drawn.record(version, batch.trajectories, left_out)
+            values |= drawn.record(version, batch.rollouts, left_out)
         rank_zero.trained_log.append(version, batch)
         ids = [trajectory.id for trajectory in batch.trajectories]
         log.debug("trajectories_trained", policy_version=version, trajectory_ids=ids)
         values |= step_metrics(batch, estimates, stats, seconds, has_critic=self._has_critic)
         values |= figures
         if dynamic is not None:
-            values |= dynamic.figures(version, batch.trajectories)
+            values |= dynamic.figures(version, batch.rollouts)
         ledger = rank_zero.store.ledger()
         values |= {f"ledger/{state}": count for state, count in ledger.as_dict().items()}
         rank_zero.metrics.write(version, values)

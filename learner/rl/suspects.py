@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -99,7 +100,7 @@ class Suspects:
             names = " ".join(batch.prompt_ids[:_MOST_NAMED])
             raise StepFailed(
                 f"step {step} failed {_MOST_FAILURES} times in training ({str(error)[:_MAX_TEXT]}), and none of its "
-                f"{len(batch)} trajectories fails alone: change what the error names, or leave prompts out: "
+                f"{len(batch.rollouts)} trajectories fails alone: change what the error names, or leave prompts out: "
                 f"vcppo reject --run {self._folder} {names}"
             ) from error
 
@@ -109,17 +110,17 @@ class Suspects:
         if not (note.alone or note.failures or note.tries >= _MOST_DEATHS):
             return batch
         faults = {note.alone: "the learner ended when it was looked at alone"} if note.alone else {}
-        looked_at = [each for each in batch.trajectories if each.prompt_id not in faults]
-        for trajectory in looked_at:
+        looked_at = [each for each in batch.rollouts if each.prompt_id not in faults]
+        for rollout in looked_at:
             watchdog.stage("suspects")
             if self._rank_zero is not None:
-                _write(self._rank_zero, note._replace(alone=trajectory.prompt_id))
-            if fault := self._fault(Batch([trajectory], batch.version)):
-                faults[trajectory.prompt_id] = fault
+                _write(self._rank_zero, note._replace(alone=rollout.prompt_id))
+            if fault := self._fault(Batch([rollout], batch.version)):
+                faults[rollout.prompt_id] = fault
         if len(looked_at) > 1 and all(each.prompt_id in faults for each in looked_at):
             log.error("suspects_all_fail", step=step, reason=faults[looked_at[0].prompt_id], effect="none is rejected")
             faults = {name: why for name, why in faults.items() if name == note.alone}
-        left = [each for each in batch.trajectories if each.prompt_id not in faults]
+        left = [each for each in batch.rollouts if each.prompt_id not in faults]
         if self._rank_zero is not None:
             self._give_up(self._rank_zero, step, faults, is_all=not left)
             _write(self._rank_zero, note._replace(alone="", tries=0, failures=0 if faults else note.failures))
@@ -152,14 +153,14 @@ def require_finite(batch: Batch, numbers: Mapping[str, Float32Array | None]) -> 
     Args:
         numbers: ``[A]`` each, by what they are; None: not made.
     """
-    cu = batch.action_cu_seqlens
+    cu = batch.rollout_action_cu_seqlens
     for name, flat in numbers.items():
         if flat is None or np.isfinite(flat).all():
             continue
-        finite = [bool(np.isfinite(flat[cu[i] : cu[i + 1]]).all()) for i in range(len(batch))]
+        finite = [bool(np.isfinite(flat[start:end]).all()) for start, end in pairwise(cu)]
         named = [prompt_id for prompt_id, is_fine in zip(batch.prompt_ids, finite, strict=True) if not is_fine]
         raise VcppoError(
-            f"the {name} of {len(named)} of {len(batch)} trajectories are not finite: {named[:_MOST_NAMED]}"
+            f"the {name} of {len(named)} of {len(batch.rollouts)} trajectories are not finite: {named[:_MOST_NAMED]}"
         )
 
 

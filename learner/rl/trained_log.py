@@ -40,10 +40,11 @@ class TrainedLog:
             step=step,
             policy_version=batch.version,
             prompt_ids=batch.prompt_ids,
-            trajectory_ids=[trajectory.id for trajectory in batch.trajectories],
-            staleness=batch.staleness.tolist(),
+            trajectory_ids=[rollout.id for rollout in batch.rollouts],
+            staleness=[batch.version - rollout.oldest_version for rollout in batch.rollouts],
+            segment_ids=sorted({each.id for each in batch.trajectories} - {each.id for each in batch.rollouts}),
         )
-        text = line.model_dump_json().encode() + b"\n"
+        text = line.model_dump_json(exclude_defaults=True).encode() + b"\n"
         patiently(lambda: self._file.write(text, sync=True), "trained.jsonl", self.path.parent, self._stopping)
 
     def close(self) -> None:

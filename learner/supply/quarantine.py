@@ -1,10 +1,10 @@
 """What the store hands out is looked at before it is trained: rank 0, at claim, at replay and before it is recorded.
 
 The buffer has checked it all, but bytes change: in Redis' memory, on its disk, by whoever writes there. A trajectory
-that does not match its sum, does not decode, is another prompt's, or does not fit the model's vocabulary and
-``generator.max_model_len`` is rejected with a dead letter. The prompt is replaced like any other that was rejected
-(`vcppo.learner.supply.collect`); one that was claimed before a crash is not: its step is trained without it
-(`vcppo.learner.rl.resume`).
+that does not match its sum, does not decode, is another prompt's, or does not fit the model's vocabulary,
+``generator.max_model_len`` and ``task.max_segments`` is rejected with a dead letter. The prompt is replaced like any
+other that was rejected (`vcppo.learner.supply.collect`); one that was claimed before a crash is not: its step is
+trained without it (`vcppo.learner.rl.resume`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Quarantine:
 
     def __init__(self, config: VcppoConfig, store: RunStore) -> None:
         self._store = store
-        self._limits = TrajectoryLimits(max_tokens=config.generator.max_model_len)
+        self._limits = TrajectoryLimits(
+            max_tokens=config.generator.max_model_len, max_segments=config.task.max_segments
+        )
 
     def sound(self, prompt_ids: Sequence[str], if_none_is: Callable[[], None] = lambda: None) -> dict[str, bytes]:
         """The payloads that can be trained, by prompt id in the order given; the other prompts are rejected.

@@ -61,9 +61,14 @@ class Part:
         return [i for i in range(len(self.batch)) if cu[i + 1] > cu[i] and self.mask[cu[i]]]
 
     @property
+    def counted_rollouts(self) -> list[Trajectory]:
+        """The rollouts of `counted`."""
+        return [self.batch.rollouts[i] for i in self.batch.rollouts_of(self.counted)]
+
+    @property
     def counts(self) -> Counts:
         """Of the responses behind every figure."""
-        return count_responses(self.batch.trajectories[i] for i in self.counted)
+        return count_responses(self.counted_rollouts)
 
     @cached_property
     def counted_cu_seqlens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -176,7 +181,7 @@ class CriticPretrainer:
             "vp/held_out_explained_variance_within_prompt": measurement.explained_variance_within_prompt,
         }
         self._metrics.write(measurement.step, values)
-        num_held_out = len(self._held_out.counted)
+        num_held_out = len(self._held_out.counted_rollouts)
         log.info(
             "value_pretraining_measured",
             num_held_out=num_held_out,

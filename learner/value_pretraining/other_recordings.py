@@ -142,7 +142,7 @@ def take_in(own: Sequence[Trajectory], seed: int, others: Sequence[Recording], m
                 counts["num_twice"] += 1
                 continue
             seen.add((recording.seed, each.prompt_id))
-            if each.num_tokens > max_tokens:
+            if max(conversation.num_tokens for conversation in each.conversations) > max_tokens:
                 counts["num_too_long"] += 1
                 continue
             prompt = each.prompt_token_ids.tobytes()
@@ -160,11 +160,10 @@ def take_in(own: Sequence[Trajectory], seed: int, others: Sequence[Recording], m
 
 
 def _renamed(trajectory: Trajectory, group_id: str, sample: int) -> Trajectory:
-    _, generator, incarnation = parse_trajectory_id(trajectory.id)
-    prompt_id = make_prompt_id(group_id, sample)
+    made_by, prompt_id = parse_trajectory_id(trajectory.id), make_prompt_id(group_id, sample)
     return replace(
         trajectory,
-        id=make_trajectory_id(prompt_id, generator, incarnation),
+        id=make_trajectory_id(prompt_id, made_by.generator_id, made_by.incarnation),
         prompt_id=prompt_id,
         group_id=group_id,
         sample_index=sample,

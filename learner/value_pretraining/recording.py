@@ -12,10 +12,9 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.process import watchdog
 from vcppo.common.records.ids import make_group_id, make_prompt_id, purpose_of
 from vcppo.common.records.trajectory import Purpose, Trajectory
-from vcppo.common.records.wire import encode_trajectory
+from vcppo.common.records.wire import decode_trajectory, encode_trajectory
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.telemetry.metrics import MetricsWriter, Value
-from vcppo.learner.batching.batch import Batch
 from vcppo.learner.batching.trajectory_file import TrajectoryFile
 from vcppo.learner.engine.deepspeed_engine import broadcast_object, num_ranks
 from vcppo.learner.supply.collect import POLL_SECONDS, PromptIssuer, WaitWatch, describe_wait
@@ -148,4 +147,4 @@ def share_record(trajectories: Sequence[Trajectory] | None) -> list[Trajectory]:
         ordered = in_prompt_order(trajectories)
         broadcast_object([encode_trajectory(t) for t in ordered] if num_ranks() > 1 else None)
         return ordered
-    return Batch.decode(broadcast_object(), version=0).trajectories
+    return [decode_trajectory(payload) for payload in broadcast_object()]

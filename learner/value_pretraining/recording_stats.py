@@ -108,7 +108,7 @@ def count_responses(trajectories: Iterable[Trajectory]) -> Counts:
     """Count them."""
     found = list(trajectories)
     outcomes = Counter[str](trajectory.outcome for trajectory in found)
-    lengths = [int(trajectory.action_mask.sum()) for trajectory in found]
+    lengths = [trajectory.num_actions for trajectory in found]
     by_prompt: dict[str, list[bool]] = {}
     for trajectory in found:
         by_prompt.setdefault(trajectory.group_id, []).append(trajectory.outcome == "correct")

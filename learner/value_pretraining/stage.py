@@ -197,8 +197,8 @@ def run_value_pretraining(
     num_held_out = config.value_pretraining.num_held_out_groups(config.rl.group_size, num_taken)
     train, held_out = (Part.of(side, config) for side in split_held_out(trajectories, num_held_out, config.run.seed))
     facts: dict[str, Any] = {
-        "num_train": len(train.batch),
-        "num_held_out": len(held_out.batch),
+        "num_train": len(train.batch.rollouts),
+        "num_held_out": len(held_out.batch.rollouts),
         "recorded": count_responses(trajectories).as_json(),
         "recordings": recordings,
         "held_out": held_out.counts.as_json(),
@@ -227,12 +227,13 @@ def _with_others(file: TrajectoryFile, others: Sequence[Recording], config: Vcpp
 
 def _longest(trajectories: Sequence[Trajectory], config: VcppoConfig) -> int:
     """Tokens of the longest recorded prompt with the longest response it could get."""
-    return max(len(each.prompt_token_ids) for each in trajectories) + config.sampling.max_response_tokens
+    prompts = (len(each.prompt_token_ids) for rollout in trajectories for each in rollout.conversations)
+    return max(prompts) + config.sampling.max_response_tokens
 
 
 def _check_counts(train: Part, held_out: Part, config: VcppoConfig, folder: Path, facts: Mapping[str, Any]) -> None:
     """Too few of one kind: say so before the critic is trained. Graded rewards have no kinds."""
-    counted = [part.batch.trajectories[i] for part in (train, held_out) for i in part.counted]
+    counted = [each for part in (train, held_out) for each in part.counted_rollouts]
     if _is_graded(counted):
         return
     recorded, stage = count_responses(counted), config.value_pretraining

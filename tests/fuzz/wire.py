@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.fuzz.rig.harness import ACCEPTED, Harness, reason_of
 from tests.fuzz.rig.mutate import mutate_bytes, odd_key, odd_value, pack
-from vcppo.common.records.trajectory import Prompt, Trajectory, TrajectoryLimits, VersionSpan
+from vcppo.common.records.trajectory import Prompt, Segment, Trajectory, TrajectoryLimits, VersionSpan
 from vcppo.common.records.wire import (
     WireError,
     checksum,
@@ -59,6 +59,12 @@ def _same(left: Any, right: Any) -> None:
         a, b = getattr(left, name), getattr(right, name)
         if isinstance(a, np.ndarray):
             assert a.dtype == b.dtype and a.tobytes() == b.tobytes(), name
+        elif name == "segments":
+            assert len(a) == len(b), name
+            for one, other in zip(a, b, strict=True):
+                for x, y in zip(one, other, strict=True):
+                    same = x.dtype == y.dtype and x.tobytes() == y.tobytes() if isinstance(x, np.ndarray) else x == y
+                    assert same, name
         elif name == "problem":
             assert json.dumps(a) == json.dumps(b), name  # NaN is not itself
         else:
@@ -90,6 +96,12 @@ def a_trajectory(num_prompt: int = 4, num_response: int = 6, **changes: object) 
     return Trajectory(**(fields | changes))
 
 
+def a_segment(num_prompt: int = 4, num_response: int = 6) -> Segment:
+    """Of a valid trajectory."""
+    of = a_trajectory(num_prompt, num_response)
+    return Segment(*(getattr(of, name) for name in Segment._fields))
+
+
 def seeds() -> list[bytes]:
     prompt = Prompt("p", "g", 1, "t", np.arange(7, dtype=np.int32), {"value": "042"}, -5, 4, "rl", 100)
     nested = dataclasses.replace(
@@ -100,6 +112,7 @@ def seeds() -> list[bytes]:
         encode_trajectory(a_trajectory()),
         encode_trajectory(a_trajectory(1, 1, finish_reason="length", outcome="timeout", reward=-1.0, timings={})),
         encode_trajectory(a_trajectory(reward=0.25, components={"base": 0.5, "length_cost": -0.25})),
+        encode_trajectory(a_trajectory(3, 5, segments=(a_segment(7), a_segment(2, 9)))),
         encode_trajectory(a_trajectory(20, 50, version_spans=spans, finish_reason="abort", outcome="unparsable")),
         encode_prompt(prompt),
         encode_prompt(nested),
@@ -164,11 +177,31 @@ def _with_odd_header(rng: Random, message: _Message) -> bytes:
             header[name] = rng.choice(_PROBLEMS)
         elif name == "version_spans":
             header[name] = [rng.choice((0, 1, 3, 6, 50, 2**62)) for _ in range(rng.choice((0, 1, 2, 4, 6, 9000)))]
+        elif name == "segments" and chance < 0.9:
+            header[name] = _odd_segments(rng, header.get(name))
         elif chance < 0.3 and type(header.get(name)) is int:
             header[name] += rng.choice((-1, 1, 4, 2**31))
         else:
             header[name] = odd_value(rng)
     return message.joined(pack(header), message.body)
+
+
+def _odd_segments(rng: Random, segments: Any) -> list[Any]:
+    """One more, one less, or one whose fields are not what they were."""
+    found = [list(each) for each in segments] if type(segments) is list and all(map(_is_list, segments)) else []
+    chance = rng.random()
+    if chance < 0.2 or not found:
+        return found + [rng.choice(([4, 6, "stop", [3, 6]], [], 7))] * rng.choice((1, 1, 2000))
+    if chance < 0.3:
+        return found[:-1]
+    one = rng.choice(found)
+    if one:
+        one[rng.randrange(len(one))] = rng.choice((odd_value(rng), 1, 6, 2**31, "length", [0, 6], [3, 1, 2, 5]))
+    return found
+
+
+def _is_list(value: object) -> bool:
+    return type(value) is list
 
 
 def _odd_body(rng: Random, body: bytes) -> bytes:

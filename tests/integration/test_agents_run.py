@@ -1,4 +1,7 @@
-"""A short real run of an agent that asks real vLLM over two turns, and of strangers that ask too."""
+"""A short real run of an agent that asks real vLLM over two turns, now and then in a second conversation.
+
+Strangers ask too, and get nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +19,13 @@ from tests.integration.rig.scripted import make_tiny_model
 from tests.integration.test_graded_run import CONFIG
 from tests.paths import ROOT
 from vcppo.common.records.sample_table import SampleTable
+from vcppo.common.records.segments import split
+from vcppo.common.records.trained_log import check_trained_once, read_trained_log
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.deploy.processes import redis_server
-from vcppo.deploy.run.run_data import RunData
+from vcppo.deploy.run.run_data import RunData, is_exact
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -49,8 +55,8 @@ class Adding(Agent):
             made = await client.chat.completions.create(model=endpoint.model, messages=chat, max_tokens=5)
             chat += [made.choices[0].message, {"role": "user", "content": more}]
         await self.ask_as_a_stranger(endpoint)
-        if answer["left"] == 0:
-            chat = [{"role": "user", "content": "3+4"}]
+        if answer["left"] % 3 == 0:  # it rewrites its conversation, and asks once more
+            chat = [{"role": "user", "content": f"{len(chat)}+4"}]
             made = await client.chat.completions.create(model=endpoint.model, messages=chat, max_tokens=5)
         return sum(letter.isdigit() for letter in made.choices[0].message.content) / 5
 
@@ -66,6 +72,30 @@ class Adding(Agent):
         with open("strangers.jsonl", "a") as file:
             file.write(json.dumps(found) + chr(10))
 """
+
+
+def assert_conversations(found: list[tuple[int, int]]) -> None:
+    """(turns of the conversation that ended last, others) of each rollout: one of two turns, or one of one after it."""
+    assert len(found) == 32 and {(2, 0), (1, 1)} == set(found)
+
+
+def assert_trained_as_rollouts(folder: RunFolder, trained: list[tuple[dict[str, Any], Any]]) -> None:
+    """Every conversation is trained, with its rollout's reward, and a rollout counts once."""
+    rewards: dict[str, set[float]] = {}
+    for head, tokens in trained:
+        rewards.setdefault(head["prompt_id"], set()).add(head["reward"])
+        assert any(tokens["is_trained"]) and tokens["value_targets"][-1] == pytest.approx(head["reward"])
+    assert len(rewards) == 32 and all(len(found) == 1 for found in rewards.values())
+    assert check_trained_once(folder.trained_log, max_staleness=1) == 32
+    lines = read_trained_log(folder.trained_log).values()
+    named = [name for line in lines for name in (*line["trajectory_ids"], *line["segment_ids"])]
+    assert sorted(named) == sorted(head["id"] for head, _ in trained)
+    data = RunData.load(folder)
+    assert data.ledger is not None and data.ledger["rejected"] == 0 and is_exact(data.ledger)
+    assert data.ledger["issued"] == data.ledger["trained"] == 64
+    (first, second) = (row for row in read_metrics(folder.metrics_file("learner")) if row["stage"] == "rl")
+    assert (first["reward/num_responses"], second["reward/num_responses"]) == (16, 16)
+    assert 1 < first["turns/segments"] <= first["turns/segments_max"] == 2
 
 
 def test_an_agent_is_trained_and_strangers_get_nothing(tmp_path: Path) -> None:
@@ -87,22 +117,27 @@ def test_an_agent_is_trained_and_strangers_get_nothing(tmp_path: Path) -> None:
     tables = [SampleTable(path) for path in sorted(folder.samples.glob("step-*"))]
     trained = [(head, table.tokens(number)) for table in tables for number, head in enumerate(table.heads())]
     recorded = list(read_trajectories(folder.value_pretraining / RECORD_FILE))
-    assert (len(recorded), len(trained)) == (32, 32)
-    assert {each.num_turns for each in recorded} == {1, 2}  # one where a conversation was begun anew
-    assert all(1 < len(each.response_token_ids) <= 16 and 0 <= each.reward <= 1 for each in recorded)
-    assert all(bool(each.action_mask.all()) == (each.num_turns == 1) for each in recorded)
-    assert {head["turns"] for head, _ in trained} == {1, 2}
-    assert all(1 < len(tokens["token_ids"]) <= 16 and 0 <= head["reward"] <= 1 for head, tokens in trained)
-    assert all((None not in tokens["turn"]) == (head["turns"] == 1) for head, tokens in trained)
-    prompts = {head["prompt"] for head, _ in trained}
-    assert len(prompts) > 4  # the agent's own, not the one issued
-    data = RunData.load(folder)
-    assert data.ledger is not None and data.ledger["rejected"] == 0
-    rows = list(read_metrics(folder.metrics_file("generator-0")))
-    asked, anew = (
-        sum(row[f"generator/{name}"] or 0 for row in rows) for name in ("agent_requests", "segments_not_trained")
+    assert len(recorded) == 32
+    assert_conversations([(each.num_turns, len(each.segments)) for each in recorded])
+    each_alone = [each for rollout in recorded for each in split(rollout)]
+    assert all(1 <= len(each.response_token_ids) <= 16 and 0 <= each.reward <= 1 for each in each_alone)
+    assert all(bool(each.action_mask.all()) == (each.num_turns == 1) for each in each_alone)
+    others = [head for head, _ in trained if head["segment"]]
+    assert_conversations(
+        [
+            (head["turns"], sum(other["prompt_id"] == head["prompt_id"] for other in others))
+            for head, _ in trained
+            if not head["segment"]
+        ]
     )
-    assert asked >= 2 * 64 and anew >= 1
+    assert all(head["turns"] == 2 and head["id"].endswith("#1") for head in others)
+    assert all(1 <= len(tokens["token_ids"]) <= 16 and 0 <= head["reward"] <= 1 for head, tokens in trained)
+    assert all((None not in tokens["turn"]) == (head["turns"] == 1) for head, tokens in trained)
+    assert len({head["prompt"] for head, _ in trained}) > 4  # the agent's own, not the one issued
+    assert_trained_as_rollouts(folder, trained)
+    rows = list(read_metrics(folder.metrics_file("generator-0")))
+    asked, anew = (sum(row[f"generator/{name}"] or 0 for row in rows) for name in ("agent_requests", "segments"))
+    assert asked == 2 * 64 + anew and anew == len(others) + sum(len(each.segments) for each in recorded)
     refused = [json.loads(line) for line in (tmp_path / "strangers.jsonl").read_text().splitlines()]
     wrong = ["no_key", "wrong_key", "wrong_key", "another_incarnation"]
     assert all(each[:4] == wrong and set(each[4:]) <= {"session_over"} for each in refused)

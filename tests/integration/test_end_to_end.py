@@ -25,6 +25,7 @@ import pytest
 from tests.integration.rig.scraper import Scraper
 from tests.paths import RIG, ROOT
 from vcppo.common.config import load_config
+from vcppo.common.evaluation.on_the_way import read_evaluations
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.common.transport.ports import free_port
@@ -271,3 +272,19 @@ def test_report_is_written(run: Run) -> None:
     page = run.folder.report / "report.html"
     assert page.read_text().count("data:image/png") >= 8
     assert (run.folder.report / "summary.png").stat().st_size > 10_000
+
+
+def test_versions_were_evaluated_on_the_way_each_by_itself(run: Run) -> None:
+    """Before and after the kill; the benchmark's problems too; none of them was trained."""
+    found = RunData.load(run.folder)
+    assert [row["step"] for row in found.evaluations] == [0, 4, 8, 12]
+    for row in found.evaluations:
+        assert row["eval/num_problems"] == 12 and row["eval/num_lost"] == 0
+        assert row["eval/accuracy_low"] <= row["eval/accuracy"] <= row["eval/accuracy_high"]
+        assert 0 <= row["eval/longer/accuracy"] <= 1
+    rows = read_evaluations(run.folder.evaluations)
+    assert [row["versions_seen"] for row in rows] == [[0], [4], [8], [12]]
+    assert found.ledger is not None and found.ledger["evaluated"] == 4 * 24
+    best = max(rows, key=lambda row: (row["pass_at_1"], -row["version"]))["version"]
+    (event,) = [each for each in run.events("learner") if each["event"] == "policy_exported"][-1:]
+    assert event.get("policy_version", 12) == best

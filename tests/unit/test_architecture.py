@@ -32,7 +32,7 @@ FORBIDDEN = {
 FLOORS = {
     "common": (
         {"errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
-        {"model_folder", "records", "sandbox", "telemetry"}, {"rewards"}, {"config"},
+        {"model_folder", "records", "sandbox"}, {"rewards", "trackers"}, {"config", "telemetry"},
         {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation", "tools"},
     ),
     "generator": (
@@ -40,8 +40,8 @@ FLOORS = {
         {"__main__"},
     ),
     "learner": (
-        {"algorithm", "buffer", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"}, {"models"},
-        {"engine"}, {"critic_model"}, {"critic_training", "critic_values", "export", "weights"},
+        {"algorithm", "buffer", "profiling", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"},
+        {"models"}, {"engine"}, {"critic_model"}, {"critic_training", "critic_values", "export", "weights"},
         {"evaluation"},
         {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
@@ -60,6 +60,9 @@ CONFINED = {
     "aiohttp": ("generator/endpoint/server.py", "generator/reward_sources/http_post.py"),
     "redis": ("common/store/redis_connection.py",),
     "mcp": ("common/tools/mcp_tool.py",),
+    "mlflow": ("common/trackers/mlflow_tracker.py",),
+    "trackio": ("common/trackers/trackio_tracker.py",),
+    "wandb": ("common/trackers/wandb_tracker.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine/deepspeed_engine.py",),
     "jinja2": ("deploy/report/markup.py",),

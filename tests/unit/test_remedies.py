@@ -468,6 +468,8 @@ ON_A_RUN = [
          TRAINED, ["generator.kv_cache_gib=9"]),
     Text("generator/vllm_engine/engine_start.py", "lower generator.max_in_flight",
          TRAINED, ["generator.max_in_flight=9"]),
+    Text("learner/evaluation/held_out_prompts.py", "lower eval.num_problems_during_training", TRAINED,
+         ["eval.num_problems_during_training=16"]),
     Text("common/config/sampling_checks.py", "set eval.samples_per_problem and eval.k to 1", TRAINED,
          ["eval.samples_per_problem=1", "eval.k=1"]),
     Text("common/tasks/dataset.py", "set task.options.answer_after", BEFORE, ["task.options.answer_after='####'"]),
@@ -530,6 +532,7 @@ VERB = r"\b(?:set|raise|lower|change|choose|give|increase|reduce)\s+(?:\w+\s+){0
 REMEDY = re.compile(rf"{VERB}({'|'.join(map(re.escape, FIELDS))})\b")
 # Texts that are followed otherwise than by a run that has begun.
 NOT_ON_A_RUN = {
+    "common/trackers/wanted.py": "`test_metric_sinks.py` follows it, and trackers shape nothing of a run",
     "common/config/checks.py": "CONFIG follows them",
     "common/config/critic_model_checks.py": "as above",
     "common/config/reward_checks.py": "as above",

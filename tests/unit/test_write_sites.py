@@ -11,7 +11,8 @@ from tests.paths import ROOT
 
 WRITES = re.compile(
     r"\.open\(\"[wax]|\.open\(\"r\+|append_line\(|LineFile\(|KeptLines\(|write_text\(|write_bytes\(|write_whole\(|"
-    r"whole_file\(|written_whole\(|save_file\(|save_pretrained\(|save_checkpoint\(|EventFileWriter\(|\.touch\("
+    r"whole_file\(|written_whole\(|save_file\(|save_pretrained\(|save_checkpoint\(|EventFileWriter\(|\.touch\(|"
+    r"export_chrome_trace\(|\"--output\""
 )
 WINGS = ("common", "learner", "generator")
 
@@ -35,6 +36,7 @@ SITES = {
     "common/sandbox/root.py": OTHER,
     "common/telemetry/metric_sinks.py": COSTS,
     "common/telemetry/metrics.py": KEPT,
+    "common/trackers/position.py": WAITS,
     "common/transport/endpoints.py": ENDS,
     "common/transport/spool.py": KEPT,
     "generator/check/tokenizer_checks.py": OTHER,
@@ -53,6 +55,8 @@ SITES = {
     "learner/models/model_folder.py": OTHER,
     "learner/models/models.py": ENDS,
     "learner/models/saving.py": ENDS,
+    "learner/profiling/flame_graphs.py": COSTS,
+    "learner/profiling/torch_trace.py": COSTS,
     "learner/rl/resume.py": WAITS,
     "common/records/sample_table.py": COSTS,
     "learner/rl/trained_log.py": WAITS,

@@ -97,7 +97,10 @@ def test_what_an_agent_asked_is_trained_and_accounted_for(tmp_path: Path, shared
         assert {number: (each.num_turns, each.outcome, each.reward) for number, each in found.items()} == {
             "0": (2, "correct", 0.5), "1": (1, "crash", -1.0), "3": (1, "correct", 0.5),
         }  # fmt: skip
-        assert all(each.prompt_token_ids.tolist() != ISSUED.tolist() for each in found.values())
+        assert [len(found[number].segments) for number in "013"] == [0, 0, 1]
+        every = [conversation for each in found.values() for conversation in each.conversations]
+        assert all(each.prompt_token_ids.tolist() != ISSUED.tolist() for each in every)
+        assert bench.worker._heartbeat.counters.num_tokens == sum(each.num_actions for each in found.values())
         await bench.until(lambda: bench.store.ledger().as_dict()["rejected"] == 1, "asked nothing, and not rejected")
         assert "before it had asked the policy" in bench.store.dead_letters()[0].reason
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.integration.conftest import RedisServer
 from tests.integration.generator.test_generator import Bench, ScriptedEngine
+from tests.integration.rig.reward_server import RewardServer
 from tests.integration.rig.worker_beside import at_work
 from vcppo.common.environments.environment import Environment, Observation, ToolUse
 from vcppo.common.environments.look_up import LookUp
-from vcppo.common.records.trajectory import Prompt, VersionSpan
+from vcppo.common.records.trajectory import Prompt, Trajectory, VersionSpan
 from vcppo.common.tasks import Problem, encode_prompt
+from vcppo.generator.reward_sources.source import open_source
 from vcppo.generator.turns.environment_pool import EnvironmentPool
 from vcppo.generator.turns.play import Player
+from vcppo.generator.verifying.scorer import Scorer
 from vcppo.generator.vllm_engine.engine import Rollout
+from vcppo.learner.batching.turn_rewards import place_rewards
 from vcppo.learner.buffer.door import Door
 
 HERE = "tests.integration.generator.test_turns"
@@ -71,6 +76,8 @@ class TurnsBench(Bench):
     def __init__(self, folder: Path, redis: RedisServer, task: dict[str, Any]) -> None:
         super().__init__(folder, redis)
         self.config = self.config.model_copy(update={"task": type(self.config.task).model_validate(task)})
+        self.rewards = open_source(self.config)
+        self.worker._scorer = Scorer(self.config, None, self.rewards)
         self.engine = self.worker._engine = Copying()
         self.pool = EnvironmentPool(self.config.task)
 
@@ -98,6 +105,8 @@ def run(
                 await body(bench)
         finally:
             await bench.pool.close()
+            if bench.rewards is not None:
+                await bench.rewards.close()
         return bench
 
     return asyncio.run(main())
@@ -244,3 +253,91 @@ def test_calls_of_tools_are_counted_by_rollout_and_by_generator(tmp_path: Path, 
         assert bench.pool.counts.tools == ToolUse(4, 2, 1.0)
 
     run(tmp_path, shared_redis, body).close()
+
+
+def shortness(answer: Mapping[str, Any], response: str, finish_reason: str, messages: Sequence[Any]) -> float:
+    """Late, or failing, where the problem says so."""
+    while answer.get("late"):
+        time.sleep(0.1)
+    if answer.get("fails"):
+        raise ValueError("no")
+    assert response == "\n".join(each["content"] for each in messages if each["role"] == "assistant")
+    return 1 / len(response)
+
+
+GRADED: dict[str, Any] = {
+    "rewards": [{"name": f"{HERE}:shortness", "weight": 0.5}], "format_pattern": r"^A\n7$",
+    "reward_weights": {"format": 0.25, "source": 0.125}, "length_cost": 0.0625, "verifier_timeout_seconds": 1.0,
+}  # fmt: skip
+
+
+def service(server: RewardServer) -> dict[str, Any]:
+    quick = {"batch_size": 4, "back_off_seconds": 0.05, "breaker_failures": 2, "breaker_seconds": 0.2}
+    return {**GRADED, "reward_service": {"url": f"{server.url}/reward", "send_messages": True, **quick}}
+
+
+def graded(number: int, **answer: Any) -> Prompt:
+    """Whose number is what the server gives (`reward_of`)."""
+    (prompt,) = prompts(answer)
+    name = f"rl-{number:08d}"
+    return Prompt(f"{name}-512", name, 0, "t", prompt.token_ids, answer, 5, 0, "rl", 16)
+
+
+def test_functions_format_length_and_a_service_stand_on_the_last_turn(
+    tmp_path: Path, shared_redis: RedisServer
+) -> None:
+    server = RewardServer()
+    server.modes = ["drop", "500", "nan"]  # what goes wrong on the way changes no reward
+
+    async def body(bench: TurnsBench) -> None:
+        bench.store.issue([graded(0)])
+        (found,) = await bench.receive(1)
+        assert TOKENIZER.decode(found.response_token_ids) == "A<eos>77<eos>"
+        assert found.components == {
+            "base": 0.5, "shortness": 1 / 3, "format": 1.0, "source": 0.5, "length_cost": -0.0625 * 5,
+        }  # fmt: skip
+        assert found.turn_rewards == (0.25, 0.25)
+        assert found.reward == math.fsum([0.5, 0.5 / 3, 0.25, 0.125 * 0.5, -0.0625 * 5])
+        assert found.outcome == "correct" and {"generate", "environment", "verify"} <= found.timings.keys()
+        Door.of(bench.config).check(found)
+        placed = place_rewards([found], np.asarray([0, 4]))
+        assert placed.earlier.tolist() == [0.0, 0.25, 0.0, 0.0] and placed.last[0] == np.float32(found.reward - 0.25)
+        server.outcome = "wrong"
+        bench.store.issue([graded(1)])
+        assert (await bench.receive(1))[0].outcome == "wrong"
+
+    run(tmp_path, shared_redis, body, **service(server)).close()
+    server.close()
+    item = server.requests[-1]["items"][0]
+    said = [("user", "000?A"), ("assistant", "A"), ("user", "7"), ("assistant", "7")]
+    assert (item["prompt"], item["response"]) == ("000?A", "A\n7")
+    assert [(each["role"], each["content"]) for each in item["messages"]] == said
+
+
+def test_what_fails_at_the_end_of_a_rollout_is_an_outcome_and_never_trained(
+    tmp_path: Path, shared_redis: RedisServer
+) -> None:
+    server = RewardServer()
+    server.nan = {"rl-00000004-512"}
+
+    async def body(bench: TurnsBench) -> None:
+        server.down()
+        bench.store.issue([graded(0), graded(1, fails=True), graded(2, late=True), graded(3, raises=True), graded(4)])
+        assert bench.rewards is not None
+        found = {each.prompt_id: each for each in await bench.receive(3)}
+        crash = -1 - 0.0625 * 5
+        expected = {"1": ("crash", crash), "2": ("timeout", crash), "3": ("crash", -1 - 0.0625 * 2)}
+        assert {name[10]: (each.outcome, each.reward) for name, each in found.items()} == expected
+        assert all(each.components.keys() == {"length_cost"} and not each.turn_rewards for each in found.values())
+        assert bench.rewards.away_seconds > 0 and bench.store.ledger().leased == 2  # they wait for the service
+        server.up()
+        (last,) = await bench.receive(1)
+        await bench.until(lambda: bench.store.ledger().rejected == 1, "not rejected")
+        each: Trajectory
+        for each in (*found.values(), last):
+            Door.of(bench.config).check(each)
+
+    bench = run(tmp_path, shared_redis, body, **service(server))
+    assert bench.store.ledger().is_exact
+    bench.close()
+    server.close()

@@ -168,3 +168,20 @@ def test_asked_to_stop_it_gives_up_an_evaluation_and_goes_on_without_it(
     run.folder.config.write_text(yaml.safe_dump(tree))
     run.finish(run.start())
     assert [(row["version"], row["num_problems"]) for row in rows_of(run)] == [(0, 6), (4, 4), (6, 4), (NUM_STEPS, 4)]
+
+
+def test_two_ranks_under_zero_3_evaluate_and_export_as_one_does(
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator]
+) -> None:
+    """The weights that are copied while training goes on are gathered from both."""
+    sections: dict[str, Any] = {"eval": EVAL, "rl": {"num_steps": 4}, **PLAIN}
+    run = Run(
+        tmp_path, "two", redis_server, model, learner={"num_ranks": 2, "zero_stage": 3, "export_every": 2}, **sections
+    )
+    generate(run, change=better_later)
+    run.finish(run.start(num_ranks=2))
+    assert [(row["version"], row["pass_at_1"]) for row in rows_of(run)] == [(0, 0.0), (2, 0.0), (4, 1.0)]
+    assert are_same(weights_in(run.folder.export), weights_in(run.folder.exports / "step-000004"))
+    assert are_same(weights_in(run.folder.exports / "best"), weights_in(run.folder.export))
+    assert not are_same(weights_in(run.folder.exports / "step-000002"), weights_in(run.folder.export))
+    assert run.store().ledger().evaluated == 36

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -201,6 +202,19 @@ def test_asynchronous_run_stops_on_sigterm_and_resumes(
     assert critic["weight_decay"] == "0 → 0.01"
 
 
+def _check_profiles(run: Run, num_ranks: int) -> None:
+    """Of step 2 and no other: where its time went, by phases and operators, on each rank."""
+    folder = run.folder.profiles
+    traces = [folder / f"step_2.learner.rank{rank}.json.gz" for rank in range(num_ranks)]
+    assert sorted(folder.glob("*.json.gz")) == traces
+    for path in traces:
+        names = {event["name"] for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]}
+        assert names >= {"claim", "values", "old_log_probs", "update", "aten::mm"}, path.name
+    assert [event["step"] for event in run.events("step_profiled")] == [2] * num_ranks
+    if not run.events("flame_graphs_left_out"):  # py-spy is there
+        assert list(folder.glob("step_2.learner*.svg")) or run.events("flame_graphs_refused")
+
+
 @pytest.mark.parametrize(
     ("zero_stage", "of_critic"),
     [(0, {}), (3, {"head": "two_hot", "num_bins": 21, "freeze": ["embed_tokens"], "sees_log_probs": True})],
@@ -214,7 +228,7 @@ def test_two_ranks_train_what_one_does(
     of_critic: dict[str, Any],
 ) -> None:
     shorter = {"num_steps": 2, "max_staleness": 0, "actor_learning_rate": 1e-4}
-    learner = {"checkpoint_every": 1}
+    learner = {"checkpoint_every": 1, "profile_steps": [2]}
     critic = {"passes": 3, "replay_batches": 1, **of_critic}
     if zero_stage == 3:  # a critic of twice the width
         make_tiny_model(tmp_path / "wide", hidden_size=64)
@@ -227,6 +241,8 @@ def test_two_ranks_train_what_one_does(
     processes = [one.start(), two.start(num_ranks=2)]
     for run, process in zip((one, two), processes, strict=True):
         run.finish(process)
+    _check_profiles(one, 1)
+    _check_profiles(two, 2)
     expected = load_file(one.folder.export / "model.safetensors")
     found = load_file(two.folder.export / "model.safetensors")
     start = load_file(model / "model.safetensors")

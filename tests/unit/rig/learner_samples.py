@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from vcppo.common.records.trajectory import FinishReason, Trajectory, VersionSpan
+from vcppo.common.records.trajectory import FinishReason, Segment, Trajectory, VersionSpan
 
 VOCAB = 32
 
@@ -70,6 +71,19 @@ def trajectory(
         generator_id="generator-0",
         issue_version=0,
     )
+
+
+def as_rollout(*conversations: Trajectory) -> Trajectory:
+    """One rollout of these conversations; the first says how it ended, and has the others as its segments."""
+    whole, *others = conversations
+    segments = tuple(
+        Segment(
+            each.prompt_token_ids, each.response_token_ids, each.action_mask, each.behaviour_log_probs,
+            each.version_spans, each.finish_reason,
+        )
+        for each in others
+    )  # fmt: skip
+    return replace(whole, segments=segments)
 
 
 def mixed_batch(seed: int = 0, count: int = 7, *, tool_text: float = 0.3) -> list[Trajectory]:

@@ -31,7 +31,7 @@ def write_step(
     """Of a step whose critic believes 0.1 per token before an action, whose log-probs differ by 0.25, and whose
     entropy is 0.2 per token before an action."""
     made = Batch(trajectories, version=step - 1)
-    values = np.concatenate([0.1 * np.flatnonzero(each.action_mask) for each in trajectories]).astype(np.float32)
+    values = np.concatenate([0.1 * np.flatnonzero(each.action_mask) for each in made.trajectories]).astype(np.float32)
     algorithm = AlgorithmConfig(whiten_advantages=False)
     entropy = 2 * values if has_entropy else None
     estimates = estimate(

@@ -207,6 +207,17 @@ def test_a_trajectory_of_an_open_prompt_may_have_other_tokens_and_nothing_else(s
     assert store.append([entry]) == ["accepted"]
 
 
+def test_only_the_trajectory_of_an_open_prompt_may_have_segments(store: RunStore) -> None:
+    """Their prompts are nowhere on record: of another task's prompt nobody could say whose they are."""
+    store.issue([replace(a_prompt(0), is_open=True), a_prompt(1), a_prompt(2)])
+    facts = f"{store._prefix}facts"
+    store._redis.call("test", lambda client: client.hset(facts, "p0002", msgpack.packb(["g0", 0])))  # an older version
+    entries = [an_entry(name)._replace(num_segments=1) for name in ("p0000", "p0001", "p0002")]
+    assert store.append(entries) == ["accepted", "mismatch", "mismatch"]
+    assert store.append(entries[:1]) == ["duplicate"]
+    assert store.ledger() == Ledger(issued=3, queued=2, buffered=1)
+
+
 def test_what_an_older_version_issued_is_accepted(store: RunStore) -> None:
     """It kept a group and a version of each prompt, no more."""
     store.issue([a_prompt(0, version=3)])

@@ -53,6 +53,12 @@ def test_a_key_in_an_error_can_not_talk_to_the_terminal() -> None:
     assert str(caught.value).isprintable()
 
 
+def test_a_component_in_an_error_can_not_talk_to_the_terminal() -> None:
+    with pytest.raises(WireError, match=r"^components: a.*2J = 10000000.0 is not finite, or beyond 1e\+06$") as caught:
+        decode_trajectory(encode_trajectory(a_trajectory(components={"a\n\x1b[2J": 1e7})))
+    assert str(caught.value).isprintable()
+
+
 def test_lists_that_promise_more_than_there_is_take_no_memory() -> None:
     nested = b"\xdd\0\x0f\xff\xff" * 500
     with pytest.raises(WireError, match=r"header: .*max_array_len"):

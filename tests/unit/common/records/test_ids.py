@@ -18,7 +18,7 @@ PURPOSES = st.sampled_from(get_args(Purpose))
 NUMBERS = st.integers(0, 10**17)
 TEXT = st.text(min_size=1)
 GENERATORS = TEXT.filter(lambda text: "@" not in text)
-INCARNATIONS = GENERATORS.filter(lambda text: "." not in text)
+INCARNATIONS = GENERATORS.filter(lambda text: "." not in text and "#" not in text)
 
 
 @given(PURPOSES, NUMBERS)
@@ -34,8 +34,26 @@ def test_a_prompt_id_is_what_it_was_made_of(group_id: str, sample: int) -> None:
 @given(TEXT, GENERATORS, INCARNATIONS)
 def test_a_trajectory_id_is_what_it_was_made_of(prompt_id: str, generator_id: str, incarnation: str) -> None:
     made = ids.make_trajectory_id(prompt_id, generator_id, incarnation)
-    assert ids.parse_trajectory_id(made) == (prompt_id, generator_id, incarnation)
+    assert ids.parse_trajectory_id(made) == (prompt_id, generator_id, incarnation, 0)
     assert ids.prompt_of(made) == ids.prompt_named_by(made) == prompt_id
+
+
+@given(TEXT, GENERATORS, INCARNATIONS, st.integers(1, 10**6))
+def test_a_segments_id_is_the_trajectorys_and_its_number(
+    prompt_id: str, generator_id: str, incarnation: str, number: int
+) -> None:
+    whole = ids.make_trajectory_id(prompt_id, generator_id, incarnation)
+    made = ids.make_segment_id(whole, number)
+    assert ids.parse_trajectory_id(made) == (prompt_id, generator_id, incarnation, number)
+    assert ids.prompt_of(made) == ids.prompt_named_by(made) == prompt_id
+    assert ids.is_within(made, whole) and ids.is_within(made, prompt_id) and not ids.is_within(whole, made)
+    assert made not in (whole, ids.make_segment_id(whole, number + 1))
+
+
+@pytest.mark.parametrize("text", ["p@g.1#", "p@g.1#x", "p@g.#1", "p@g.1#-1"])
+def test_what_is_no_segment_is_refused(text: str) -> None:
+    with pytest.raises(ids.IdError, match="is not the id of a trajectory"):
+        ids.parse_trajectory_id(text)
 
 
 @given(TEXT, TEXT.filter(lambda text: "-" not in text))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vcppo.common.records.trajectory import (
     InvalidTrajectory,
     Prompt,
+    Segment,
     Trajectory,
     TrajectoryLimits,
     VersionSpan,
@@ -56,13 +57,26 @@ def a_trajectory(num_response: int = 6, **changes: object) -> Trajectory:
 
 
 @st.composite
-def trajectories(draw: st.DrawFn) -> Trajectory:
+def segments(draw: st.DrawFn) -> Segment:
     num_prompt, num_response = draw(st.integers(1, 20)), draw(st.integers(1, 40))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     cuts = sorted({0, num_response, *draw(st.lists(st.integers(1, num_response), max_size=3))})
     mask = rng.random(num_response) < 0.7
     mask[draw(st.integers(0, num_response - 1))] = True
-    turns = int(np.diff(mask, prepend=False, append=False).sum()) // 2
+    return Segment(
+        prompt_token_ids=rng.integers(0, 2**31, num_prompt, dtype=np.int32),
+        response_token_ids=rng.integers(0, 2**31, num_response, dtype=np.int32),
+        action_mask=mask,
+        behaviour_log_probs=np.where(mask, -rng.exponential(2.0, num_response), 0).astype(np.float32),
+        version_spans=tuple(VersionSpan(draw(st.integers(0, 9)), b - a) for a, b in pairwise(cuts)),
+        finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
+    )
+
+
+@st.composite
+def trajectories(draw: st.DrawFn) -> Trajectory:
+    own = draw(segments())
+    turns = int(np.diff(own.action_mask, prepend=False, append=False).sum()) // 2
     by_turn = draw(st.none() | st.lists(st.floats(-1e6, 1e6), min_size=turns, max_size=turns))
     return Trajectory(
         id=draw(NAMES),
@@ -70,13 +84,9 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         group_id=draw(NAMES),
         sample_index=draw(st.integers(0, 2**40)),
         task=draw(NAMES),
-        prompt_token_ids=rng.integers(0, 2**31, num_prompt, dtype=np.int32),
-        response_token_ids=rng.integers(0, 2**31, num_response, dtype=np.int32),
-        action_mask=mask,
-        behaviour_log_probs=np.where(mask, -rng.exponential(2.0, num_response), 0).astype(np.float32),
-        version_spans=tuple(VersionSpan(draw(st.integers(0, 9)), b - a) for a, b in pairwise(cuts)),
-        finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
+        **own._asdict(),
         reward=draw(st.floats(-1e6, 1e6)),
+        segments=tuple(draw(st.lists(segments(), max_size=3))),
         outcome=draw(st.sampled_from(["correct", "wrong", "unparsable", "timeout", "crash"])),
         generator_id=draw(NAMES),
         issue_version=draw(st.integers(0, 2**40)),
@@ -86,12 +96,23 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
     )
 
 
+def assert_same_array(left: np.ndarray, right: np.ndarray, name: str) -> None:
+    assert left.dtype == right.dtype, name
+    np.testing.assert_array_equal(left, right, err_msg=name)
+
+
 def assert_same(left: object, right: object) -> None:
     for field in dataclasses.fields(left):  # type: ignore[arg-type]
         a, b = getattr(left, field.name), getattr(right, field.name)
         if isinstance(a, np.ndarray):
-            assert a.dtype == b.dtype, field.name
-            np.testing.assert_array_equal(a, b, err_msg=field.name)
+            assert_same_array(a, b, field.name)
+        elif field.name == "segments":
+            for one, other in zip(a, b, strict=True):
+                for name, value in one._asdict().items():
+                    if isinstance(value, np.ndarray):
+                        assert_same_array(value, getattr(other, name), name)
+                    else:
+                        assert value == getattr(other, name), name
         else:
             assert a == b, field.name
             assert type(a) is type(b), field.name
@@ -225,8 +246,82 @@ def test_rewards_of_turns_that_are_no_numbers_are_refused(value: object) -> None
         decode_trajectory(with_header(turn_rewards=value))
 
 
-def test_every_flipped_bit_is_seen() -> None:
-    whole = encode_trajectory(a_trajectory())
+def a_segment(**changes: object) -> Segment:
+    """Of an odd length: what stands behind it in the message must not move to an odd address."""
+    return Segment(
+        np.arange(3, dtype=np.int32), np.arange(5, dtype=np.int32), np.ones(5, bool), -np.ones(5, np.float32),
+        (VersionSpan(1, 2), VersionSpan(4, 3)), "length",
+    )._replace(**changes)  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_a_message_without_segments_is_that_of_before() -> None:
+    plain, several = encode_trajectory(a_trajectory()), encode_trajectory(a_trajectory(segments=(a_segment(),)))
+    assert plain == with_header() and b"segments" not in plain and decode_trajectory(plain).segments == ()
+    with pytest.raises(WireError, match=r"^segments: field missing or unknown"):  # schema 1 never had it
+        decode_trajectory(of_schema_1(several))
+
+
+def test_arrays_of_segments_are_aligned_views_of_the_message() -> None:
+    data = encode_trajectory(a_trajectory(7, segments=(a_segment(), a_segment())))
+    found = decode_trajectory(memoryview(data))
+    whole = np.frombuffer(data, np.uint8)
+    for each in found.conversations:
+        for array in (each.prompt_token_ids, each.response_token_ids, each.behaviour_log_probs, each.action_mask):
+            assert np.shares_memory(array, whole) and array.ctypes.data % array.itemsize == 0
+    assert (found.oldest_version, found.newest_version, found.num_actions, found.longest_response) == (1, 4, 17, 7)
+    assert (found.num_tokens, found.segments[0].num_tokens) == (11, 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt_token_ids", np.array([-1, 2, 3], np.int32)),
+        ("response_token_ids", np.array([1, 2, -3, 4, 5], np.int32)),
+        ("response_token_ids", np.arange(5, dtype=np.int64)),
+        ("action_mask", np.zeros(5, bool)),
+        ("action_mask", np.ones(4, bool)),
+        ("behaviour_log_probs", np.full(5, np.nan, np.float32)),
+        ("version_spans", (VersionSpan(0, 4),)),
+        ("version_spans", ()),
+    ],
+)
+def test_a_segment_is_held_to_what_a_trajectory_is(field: str, value: object) -> None:
+    broken = a_trajectory(segments=(a_segment(), a_segment(**{field: value})))
+    with pytest.raises(InvalidTrajectory, match=rf"^segments\[1\]\.{field}: "):
+        validate(broken)
+    with pytest.raises(WireError, match=rf"^segments\[1\]\.{field}: "):
+        decode_trajectory(encode_trajectory(broken))
+
+
+def test_more_segments_or_longer_ones_than_the_limits_are_refused() -> None:
+    data = encode_trajectory(a_trajectory(segments=(a_segment(), a_segment())))
+    assert len(decode_trajectory(data, TrajectoryLimits(max_segments=3, max_tokens=10)).segments) == 2
+    with pytest.raises(WireError, match=r"^segments: no list of 1 to 1 conversations beside"):
+        decode_trajectory(data, TrajectoryLimits(max_segments=2))
+    longer = encode_trajectory(a_trajectory(2, segments=(a_segment(),)))
+    with pytest.raises(WireError, match=r"^segments\[0\]\.num_response: 5 is no integer from 1 to 4$"):
+        decode_trajectory(longer, TrajectoryLimits(max_tokens=7))
+    with pytest.raises(InvalidTrajectory, match=r"^segments: 3 of them, at most 2$"):
+        validate(a_trajectory(segments=(a_segment(), a_segment())), TrajectoryLimits(max_segments=2))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [], "x", {"a": 1}, [1], [[]], [[4, 6, "stop"]], [[4, 6, "eos", [3, 6]]], [[0, 6, "stop", [3, 6]]],
+        [[4, 6, "stop", [3]]], [[4, 6, "stop", [3, 6]]], [[4, 2**40, "stop", [3, 6]]], [[4, 6, "stop", [3, 6], 1]],
+        [None], [[4, 6, "stop", [3, 6]]] * 2000,
+    ],
+)  # fmt: skip
+def test_hostile_segments_are_refused(value: object) -> None:
+    """The one that is well made promises arrays that the message does not have."""
+    with pytest.raises(WireError, match=r"^(segments|num_response)"):
+        decode_trajectory(with_header(segments=value))
+
+
+@pytest.mark.parametrize("segments", [(), (a_segment(),)], ids=["plain", "segments"])
+def test_every_flipped_bit_is_seen(segments: tuple[Segment, ...]) -> None:
+    whole = encode_trajectory(a_trajectory(segments=segments))
     for bit in range(8 * len(whole)):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8

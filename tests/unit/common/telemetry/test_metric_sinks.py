@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
-import types
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import MetricsError
-from vcppo.common.telemetry.metric_sinks import PrometheusSink, WandbSink
+from vcppo.common.telemetry.metric_sinks import PrometheusSink
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
+from vcppo.common.trackers.wanted import missing_trackers
 
 
 def scrape(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -75,51 +76,36 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(MetricsError, match=f"metrics.prometheus_port = {port}: can't be used on 127.0.0.1"):
-            open_metrics(config(tmp_path, prometheus_port=port, prometheus_host="127.0.0.1"), "learner")
+            open_metrics(config(tmp_path, prometheus_port=port, prometheus_host="127.0.0.1"), "learner", "steps_of_run")
 
 
 def test_nothing_is_served_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vcppo.common.telemetry.metrics.PrometheusSink", lambda *_: pytest.fail("served"))
-    open_metrics(config(tmp_path), "learner").close()
+    open_metrics(config(tmp_path), "learner", "steps_of_run").close()
 
 
-def test_wandb_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(
-        MetricsError, match=r"metrics.wandb_project = 'p': wandb is not installed: pip install vcppo\[wa"
-    ):
-        open_metrics(config(tmp_path, wandb_project="p"), "learner")
+TRACKERS = {"wandb_project": "wandb", "mlflow_experiment": "mlflow", "trackio_project": "trackio"}
 
 
-def test_wandb_gets_every_line_and_a_name_to_resume_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control flow against wandb's own call signatures, with the library itself replaced."""
-    calls: list[tuple[str, Any]] = []
-    run = types.SimpleNamespace(
-        log=lambda values: calls.append(("log", values)), finish=lambda: calls.append(("finish", None))
-    )
-
-    def init(**options: Any) -> Any:
-        calls.append(("init", options))
-        return run
-
-    module: Any = types.ModuleType("wandb")
-    module.init, module.Settings, module.Error = init, dict, RuntimeError
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    writer = open_metrics(config(tmp_path, wandb_project="p"), "learner")
-    writer.write(3, {"reward/mean": 0.5, "stage": "rl", "curve": [1.0]})
-    writer.close()
-    (_, options), logged, finished = calls
-    assert (options["project"], options["group"], options["id"], options["resume"]) == ("p", "r", "r-learner", "allow")
-    assert logged == ("log", {"step": 3, "reward/mean": 0.5})
-    assert finished == ("finish", None)
+@pytest.mark.parametrize("setting", TRACKERS)
+def test_a_tracker_that_is_not_installed_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    package = TRACKERS[setting]
+    monkeypatch.setitem(sys.modules, package, None)
+    text = f"metrics.{setting} = 'p': {package} is not installed: pip install vcppo[{package}], or leave it null"
+    with pytest.raises(MetricsError, match=f"^{re.escape(text)}$"):
+        open_metrics(config(tmp_path, **{setting: "p"}), "learner", "steps_of_run")
 
 
-@pytest.mark.slow
-def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="the optional extra vcppo[wandb] is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    sink = WandbSink("p", tmp_path, "learner", "r")
-    sink.write(1, {"reward/mean": 0.5}, (), 0.0)
-    sink.close()
-    (written,) = tmp_path.rglob("run-*.wandb")
-    assert b"reward/mean" in written.read_bytes()
+def test_mlflow_needs_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one it would write a database into the folder a process happens to be in."""
+    monkeypatch.setattr("vcppo.common.trackers.wanted.find_spec", lambda package: package)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    wanted = config(tmp_path, mlflow_experiment="e")
+    with pytest.raises(MetricsError, match=r"^metrics.mlflow_experiment = 'e': nothing says where .*MLFLOW_TRACKING_U"):
+        open_metrics(wanted, "learner", "steps_of_run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert not list(missing_trackers(wanted))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert not list(missing_trackers(config(tmp_path, mlflow_experiment="e", mlflow_uri="http://127.0.0.1:1")))

@@ -116,6 +116,17 @@ def test_a_reward_function_that_is_not_there_ends_every_start(folder: Path, name
             refuse_start(config_of(folder, *settings), names)
 
 
+def test_a_tracker_that_is_not_installed_ends_every_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    line = only(look(folder, "trackers", ["metrics.trackio_project=p"]))
+    assert (line.status, line.text) == ("failed", "metrics.trackio_project = 'p': trackio is not installed")
+    assert line.remedy == "pip install vcppo[trackio], or leave it null"
+    assert only(look(folder, "trackers", ["metrics.trackio_project=null"])).status == "passed"
+    for names in (UP, CONTAINER["learner"], CONTAINER["generator"], CONTAINER["buffer"]):
+        with pytest.raises(StartRefused, match="trackio is not installed"):
+            refuse_start(config_of(folder, "metrics.trackio_project=p"), names)
+
+
 def test_names_of_each_start_are_checks() -> None:
     names = {check.name for check in QUICK}
     assert names >= BEFORE_UP

@@ -125,7 +125,8 @@ class TestWriter:
         advantages = [deltas[0] + 0.95 * (deltas[1] + 0.95 * deltas[2]), deltas[1] + 0.95 * deltas[2], deltas[2]]
         assert head == {
             "step": 6, "id": "rl-00000005-0@generator-0.0", "prompt_id": "rl-00000005-0", "group_id": "rl-00000005",
-            "sample_index": 0, "task": "t", "generator": "generator-0", "issue_version": 2, "staleness": 3,
+            "sample_index": 0, "segment": 0, "task": "t", "generator": "generator-0", "issue_version": 2,
+            "staleness": 3,
             "outcome": "correct", "finish_reason": "stop", "reward": 0.75, "components": {"base": 0.5, "brevity": 0.25},
             "turn_rewards": [], "length": 3, "turns": 2, "last_value": 0.5, "largest_mismatch": 0.25,
             "largest_advantage": pytest.approx(max(advantages)), "prompt": "two plus two is",
@@ -146,6 +147,12 @@ class TestWriter:
             "is_trained": [True, True, None, None, True], "entropy": spread([0.0, 0.2, 0.8]),
         }  # fmt: skip
         assert list(tokens) == list(TOKEN_COLUMNS)
+
+    def test_a_file_of_before_there_were_segments_is_read(self, tmp_path: Path) -> None:
+        write(tmp_path, 1, batch(wrong=2))
+        path = tmp_path / "step-000001.parquet"
+        parquet.write_table(parquet.read_table(path).drop_columns(["segment"]), path)
+        assert [(head["segment"], head["outcome"]) for head in SampleTable(path).heads()] == [(0, "wrong")] * 2
 
     def test_without_a_critic_nobody_believed_anything(self, tmp_path: Path) -> None:
         write(tmp_path, 1, batch(wrong=2), has_critic=False)

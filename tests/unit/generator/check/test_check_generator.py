@@ -289,6 +289,14 @@ class Parted(YesMan):
         return Verdict("correct" if right else "wrong", None, 0.5 * right, {"steps": 0.25})
 
 
+def size(answer: object, response: str, finish_reason: FinishReason) -> int:
+    return len(response)
+
+
+def failing(answer: object, response: str, finish_reason: FinishReason) -> float:
+    raise RuntimeError("no")
+
+
 class TestVerifier:
     def verdicts(self, folder: Path, task: type[Task]) -> list[CheckLine]:
         make(folder)
@@ -345,6 +353,16 @@ class TestEnvironment:
         lines = look(load_config(tmp_path / "run.yaml", ["task={name: look_up}"]), "verdicts")
         assert [line.status for line in lines] == ["passed"] * 3
         assert lines[1].text == "reset: 20 of 20 problems begin" and "none goes on" in lines[2].text
+
+    @pytest.mark.parametrize(
+        ("function", "status", "text"),
+        [("size", "passed", "size 28, format 1"), ("failing", "failed", "any text may come, and one is a crash")],
+    )
+    def test_its_reward_functions_are_asked(self, tmp_path: Path, function: str, status: str, text: str) -> None:
+        make(tmp_path)
+        settings = [f"task={{name: look_up, rewards: [{{name: '{__name__}:{function}'}}], format_pattern: means}}"]
+        lines = look(load_config(tmp_path / "run.yaml", settings), "verdicts")
+        assert (lines[-1].status, len(lines)) == (status, 4) and text in lines[-1].text
 
     @pytest.mark.parametrize(
         ("breaks", "words"), [("reset", "ValueError: no state"), ("step", "ValueError: no answer"), ("", "no room")]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcppo.common.records.trajectory import FinishReason, VersionSpan
+from vcppo.common.records.trajectory import FinishReason, Segment, VersionSpan
 from vcppo.common.tasks.interface import ChatMessages
 from vcppo.generator.endpoint.chat_messages import assistant_message
 from vcppo.generator.endpoint.conversation import Conversation, Limits, Plan, Tools
@@ -55,14 +55,14 @@ def turn(text: str, version: int = 0, reason: FinishReason = "stop") -> Turn:
     )
 
 
-def conversation(response: int = 1000, sequence: int = 2000, turns: int = 99) -> Conversation:
-    return Conversation(Letters(), Limits(response, sequence, turns))
+def conversation(response: int = 1000, sequence: int = 2000, turns: int = 99, segments: int = 99) -> Conversation:
+    return Conversation(Letters(), Limits(response, sequence, turns, segments))
 
 
 def say(of: Conversation, messages: ChatMessages, text: str, tools: Tools = None, **given: Any) -> ChatMessages:
     """One request and its reply; all messages so far."""
     reply = assistant_message(text, [])
-    of.take(of.plan(messages, tools), turn(text, **given), reply)
+    of.take(of.plan(messages, tools), turn(text, **given), text, reply)
     return [*messages, reply]
 
 
@@ -75,9 +75,10 @@ def test_a_request_that_goes_on_adds_only_what_is_new() -> None:
     said = say(made, [user("ab")], "cd")
     plan = made.plan([*said, user("ef")], None)
     assert (text_of(plan.said), text_of(plan.token_ids), plan.room) == ("|ef", "|abcd$|ef", 1000 - 6)
-    made.take(plan, turn("gh", version=3), assistant_message("gh", []))
-    prompt, transcript = made.finish(0.5)
-    assert (text_of(prompt), text_of(transcript.token_ids)) == ("|ab", "cd$|efgh$")
+    made.take(plan, turn("gh", version=3), "gh", assistant_message("gh", []))
+    assert made.last.turns == ["cd", "gh"] and [each["content"] for each in made.last.said] == ["ab", "cd", "ef", "gh"]
+    prompt, transcript, others = made.finish(0.5)
+    assert (text_of(prompt), text_of(transcript.token_ids), others) == ("|ab", "cd$|efgh$", ())
     assert transcript.action_mask.tolist() == [True] * 3 + [False] * 3 + [True] * 3
     assert transcript.log_probs.tolist() == [-0.5] * 3 + [0.0] * 3 + [-0.5] * 3
     assert transcript.version_spans == (VersionSpan(0, 6), VersionSpan(3, 3))
@@ -101,9 +102,11 @@ def test_a_request_that_does_not_go_on_begins_a_segment(messages: ChatMessages, 
     say(made, [user("ab")], "cd")
     plan = made.plan(messages, tools)
     assert plan.said == () and text_of(plan.token_ids) == text_of(Letters().prompt(messages, tools))
-    made.take(plan, turn("z"), assistant_message("z", []))
-    prompt, transcript = made.finish(1.0)
+    made.take(plan, turn("z"), "z", assistant_message("z", []))
+    prompt, transcript, others = made.finish(1.0)
     assert (text_of(prompt), text_of(transcript.token_ids)) == (text_of(plan.token_ids), "z$")
+    (first,) = others
+    assert (text_of(first.prompt_token_ids), text_of(first.response_token_ids)) == ("|ab", "cd$")
     assert made.num_segments == 2
 
 
@@ -112,8 +115,9 @@ def test_a_conversation_beside_another_leaves_it_where_it_was() -> None:
     said = say(made, [user("plan")], "ask")
     say(made, [user("other")], "done")
     say(made, [*said, user("done")], "end")
-    prompt, transcript = made.finish(1.0)
+    prompt, transcript, others = made.finish(1.0)
     assert (text_of(prompt), text_of(transcript.token_ids)) == ("|plan", "ask$|doneend$")
+    assert [text_of(each.response_token_ids) for each in others] == ["done$"]
     assert (made.num_segments, made.num_turns) == (2, 3)
 
 
@@ -130,7 +134,7 @@ def test_without_room_a_request_is_refused_by_name_and_the_segment_is_cut() -> N
     with pytest.raises(Refusal, match=r"5 more tokens, room for 5 of sampling.max_response_tokens = 8") as refused:
         made.plan([*said, user("efgh")], None)
     assert (refused.value.code, refused.value.status) == ("context_length_exceeded", 400)
-    _, transcript = made.finish(1.0)
+    _, transcript, _ = made.finish(1.0)
     assert (transcript.finish_reason, text_of(transcript.token_ids)) == ("length", "cd$")
     with pytest.raises(Refusal, match=r"a prompt of 9 tokens, generator.max_model_len = 9"):
         conversation(sequence=9).plan([user("abcdefgh")], None)
@@ -155,6 +159,30 @@ def test_turns_are_counted_over_all_segments() -> None:
     assert refused.value.code == "too_many_turns"
 
 
+def test_a_request_that_would_begin_a_segment_too_many_is_refused_and_the_others_go_on() -> None:
+    made = conversation(segments=2)
+    said = say(made, [user("a")], "b")
+    say(made, [user("c")], "d")
+    with pytest.raises(Refusal, match=r"do not go on from .* task.max_segments = 2 have begun") as refused:
+        made.plan([user("e")], None)
+    assert (refused.value.code, refused.value.status) == ("too_many_segments", 400)
+    say(made, [*said, user("f")], "g")
+    prompt, transcript, others = made.finish(1.0)
+    assert (text_of(prompt), text_of(transcript.token_ids), transcript.finish_reason) == ("|a", "b$|fg$", "stop")
+    assert [(text_of(each.response_token_ids), each.finish_reason) for each in others] == [("d$", "stop")]
+
+
+def test_a_segment_that_had_no_room_is_cut_and_the_one_after_is_not() -> None:
+    """As an agent that sums up when its context is full."""
+    made = conversation(response=8)
+    said = say(made, [user("ab")], "cd")
+    with pytest.raises(Refusal):
+        made.plan([*said, user("efgh")], None)
+    say(made, [user("sum")], "up")
+    _, transcript, others = made.finish(1.0)
+    assert (transcript.finish_reason, [each.finish_reason for each in others]) == ("stop", ["length"])
+
+
 def test_nothing_asked_is_no_rollout() -> None:
     with pytest.raises(ValueError):
         conversation().finish(1.0)
@@ -171,7 +199,10 @@ class Asked(NamedTuple):
 @given(st.data())
 def test_any_agent(data: st.DataObject) -> None:
     """Each prompt begins with all tokens of its segment; the rollout is the last request and its reply, exactly."""
-    made = conversation(data.draw(st.integers(1, 60)), data.draw(st.integers(8, 80)), data.draw(st.integers(1, 8)))
+    made = conversation(
+        data.draw(st.integers(1, 60)), data.draw(st.integers(8, 80)), data.draw(st.integers(1, 8)),
+        data.draw(st.integers(1, 4)),
+    )  # fmt: skip
     known: list[ChatMessages] = [[]]
     taken: list[Asked] = []
     for version in range(data.draw(st.integers(1, 10))):
@@ -197,12 +228,12 @@ def test_any_agent(data: st.DataObject) -> None:
         whole = np.concatenate([of_segment[-1].plan.token_ids, of_segment[-1].turn.token_ids]) if of_segment else []
         assert plan.token_ids[: len(whole)].tolist() == list(whole)
         reply = assistant_message(text, [])
-        made.take(plan, sampled, reply)
+        made.take(plan, sampled, text, reply)
         taken.append(Asked(plan, sampled))
         known.append([*messages, reply])
     if not taken:
         return
-    prompt, transcript = made.finish(1.0)
+    prompt, transcript, others = made.finish(1.0)
     last = taken[-1]
     whole = np.concatenate([last.plan.token_ids, last.turn.token_ids])
     assert [*prompt, *transcript.token_ids] == whole.tolist()
@@ -212,3 +243,17 @@ def test_any_agent(data: st.DataObject) -> None:
     lengths = {len(transcript.token_ids), len(transcript.action_mask), len(transcript.log_probs)}
     assert lengths == {sum(span.count for span in transcript.version_spans)}
     assert transcript.action_mask[-1]
+    assert_each_turn_is_in_one_segment(taken, others)
+
+
+def assert_each_turn_is_in_one_segment(taken: list[Asked], others: Sequence[Segment]) -> None:
+    """In the order in which they ended, each exactly its last request and the reply, its own turns the actions."""
+    ended = list(dict.fromkeys(each.plan.segment for each in reversed(taken)))[:0:-1]
+    for segment, found in zip(ended, others, strict=True):
+        turns = [each for each in taken if each.plan.segment is segment]
+        whole = np.concatenate([turns[-1].plan.token_ids, turns[-1].turn.token_ids])
+        assert [*found.prompt_token_ids, *found.response_token_ids] == whole.tolist()
+        actions = [token for each in turns for token in each.turn.token_ids]
+        assert found.response_token_ids[found.action_mask].tolist() == actions
+        assert sum(span.count for span in found.version_spans) == len(found.response_token_ids)
+        assert (found.behaviour_log_probs == np.where(found.action_mask, -0.5, 0.0)).all()

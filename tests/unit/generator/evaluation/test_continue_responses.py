@@ -57,7 +57,7 @@ class FakeVerifiers:
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    async def verify(self, answer: Any, text: str, finish_reason: str) -> Verdict:
+    async def verify(self, answer: Any, text: str, finish_reason: str, messages: Any) -> Verdict:
         self.seen.append(text)
         return Verdict("correct" if int(text.split()[-1]) % 2 else "wrong", text)
 

@@ -65,7 +65,7 @@ class FakeEngine:
 
 
 class FakeVerifiers:
-    async def verify(self, answer: Any, text: str, finish_reason: str) -> Verdict:
+    async def verify(self, answer: Any, text: str, finish_reason: str, messages: Any) -> Verdict:
         return Verdict("correct" if len(text) % 2 else "wrong", text)
 
 

@@ -88,10 +88,19 @@ def test_whatever_is_answered_every_item_is_said_or_at_fault(items: list[Any]) -
 
 def test_a_template_is_filled_once() -> None:
     template = "P {prompt} R {response} A {answer} N {answer.sum} {other} {prompt.x}"
-    text = filled(template, "{response}", "{answer} {prompt}", {"sum": [1]})
+    text = filled(template, ASKED._replace(prompt="{response}", response="{answer} {prompt}", answer={"sum": [1]}))
     assert text == 'P {response} R {answer} {prompt} A {"sum": [1]} N [1] {other} {prompt.x}'
     with pytest.raises(ValueError, match=r"no 'nr', but sum"):
-        filled("{response}{answer.nr}", "", "", {"sum": 1})
+        filled("{response}{answer.nr}", ASKED)
+
+
+def test_who_asks_for_messages_gets_the_whole_conversation() -> None:
+    plain = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": " 2"}]
+    said = [*plain, {"role": "tool", "content": "{response}"}, {"role": "assistant", "content": "2"}]
+    for item, messages in ((ASKED, plain), (ASKED._replace(messages=said), said)):
+        assert json.loads(filled("{messages}", item)) == messages
+        assert request_of([item], with_messages=True)["items"][0]["messages"] == messages
+        assert "messages" not in request_of([item])["items"][0]
 
 
 def judge(**settings: Any) -> JudgeConfig:

@@ -129,13 +129,17 @@ def test_what_an_agent_asks_becomes_one_rollout() -> None:
     assert second.token_ids.tolist() == [*first.token_ids, *made.transcript.token_ids[:-4]]
 
 
-def test_a_conversation_begun_anew_is_counted_and_the_last_is_the_rollout() -> None:
+def test_a_conversation_begun_anew_is_counted_and_goes_with_the_rollout() -> None:
     async def body(player: AgentPlayer, engine: Saying) -> None:
         made = await player.play(a_prompt(compacts=True, reward=-0.25), engine.generate)
         assert made is not None and "all so far" in text_of(made)[0]
         assert made.verdict == Verdict("wrong", None, -0.25)
+        (first,) = made.segments
+        assert decoded(CHAT, first.prompt_token_ids.tolist()).count("one") == 1
+        assert decoded(CHAT, first.response_token_ids.tolist()) == "yes<|im_end|>"
+        assert (first.version_spans[0].version, first.finish_reason) == (1, "stop")
         counts = player.take_counts()
-        assert (counts.calls, counts.requests, counts.not_trained) == (2, 2, 1)
+        assert (counts.calls, counts.requests, counts.segments) == (2, 2, 1)
         assert player.take_counts().requests == 0
 
     run(body)
@@ -146,6 +150,22 @@ def test_calls_of_tools_go_on_in_their_segment() -> None:
     then = [{"role": "tool", "tool_call_id": "call_0_0", "content": "42"}]
     made, _ = played(call, model=TOOLED, then=then, **{"with": {"tools": TOOLS}})
     assert text_of(made)[1].count(call) == 2 and "<tool_response>\n42\n</tool_response>" in text_of(made)[1]
+
+
+def loud(answer: Any, response: str, finish_reason: str, messages: list[Any]) -> float:
+    """The policy's own calls, as it wrote them and as messages."""
+    return response.count("<tool_call>") + 0.25 * sum("tool_calls" in each for each in messages) + len(messages) / 64
+
+
+def test_functions_see_the_conversation_that_is_trained() -> None:
+    call = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
+    then = [{"role": "tool", "tool_call_id": "call_0_0", "content": f"42 {call}"}]
+    task = {"rewards": [{"name": f"{HERE}:loud"}], "format_pattern": "42"}
+    made, _ = played(call, task, model=TOOLED, then=then, **{"with": {"tools": TOOLS}})
+    assert made.verdict == Verdict("correct", None, 0.5, {"loud": 2 + 0.25 * 2 + 4 / 64, "format": 0.0})
+    anew, _ = played(task=task, compacts=True)
+    assert anew.verdict.components["loud"] == 2 / 64
+    assert anew.told is not None and anew.told.messages[0]["content"] == "all so far"
 
 
 WHAT_IT_COMES_TO: list[tuple[dict[str, Any], Verdict]] = [

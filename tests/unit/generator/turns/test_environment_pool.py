@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 from tests.unit.generator.verifying.test_verifier_pool import _answer_pipes, _start_a_family
 from vcppo.common.config import TaskConfig
 from vcppo.common.environments.environment import Environment, Observation
+from vcppo.common.environments.told import Told, acted, opening
 from vcppo.common.errors import EXIT_USAGE
-from vcppo.common.tasks import Problem, TaskError, Verdict
+from vcppo.common.tasks import Problem, TaskError, Verdict, load_task
 from vcppo.generator.turns.environment_pool import EnvironmentNotStarted, EnvironmentPool, RolloutLost
 
 HERE = "tests.unit.generator.turns.test_environment_pool"
@@ -256,14 +257,87 @@ def test_one_that_can_not_start_says_so() -> None:
     assert caught.value.exit_code == EXIT_USAGE
 
 
-def test_settings_of_one_turn_tasks_are_refused_by_name() -> None:
-    with pytest.raises(TaskError, match=r"task.format_pattern: .* is an environment"):
-        EnvironmentPool(TaskConfig(name=f"{HERE}:Slow", format_pattern="x"))
-    for field in ("reward_service", "judge"):
-        settings: dict[str, Any] = {field: {"url": "http://127.0.0.1:1/v1"}}
-        text = rf"task.{field}.url: .*:Slow is an environment, .*: take task.{field} out"
-        with pytest.raises(TaskError, match=text):
-            EnvironmentPool(TaskConfig(name=f"{HERE}:Slow", **settings))
+def polite(answer: Mapping[str, object], response: str, finish_reason: str) -> float:
+    while response == "hang":
+        time.sleep(0.1)
+    if response == "raise":
+        raise ValueError("no")
+    return float(response.count("please"))
+
+
+def calls(answer: Any, response: str, finish_reason: str, messages: Sequence[Mapping[str, Any]]) -> float:
+    """Seen by who said what: a policy that writes the tool's words does not count."""
+    assert messages[-1]["content"] == response.rpartition("\n")[2] and finish_reason == "length"
+    return sum(each["role"] == "tool" for each in messages) + float(answer["more"])
+
+
+FUNCTIONS: dict[str, Any] = {
+    "rewards": [{"name": f"{HERE}:polite", "weight": 0.5}, {"name": f"{HERE}:calls", "weight": 0.25}],
+    "format_pattern": "tool: 4$",
+}
+
+
+def told(*turns: str) -> Told:
+    between = [[acted(text), {"role": "tool", "content": "tool: 4"}] for text in turns[:-1]]
+    return Told.of("p", turns, [opening("p"), *(each for two in between for each in two), acted(turns[-1])])
+
+
+def test_functions_see_what_the_policy_wrote_in_a_child_of_their_own() -> None:
+    async def body(pool: EnvironmentPool) -> None:
+        verdict = Verdict("correct", None, 0.75)
+        found = await pool.graded(verdict, {"more": 3}, "length", told("please look", "please, 4"))
+        assert found == ("correct", None, 0.75, {"polite": 2.0, "calls": 4.0, "format": 0.0})
+        async with pool.open() as session:
+            await session.reset({"name": "a"})
+            late, raised = await asyncio.gather(
+                *(pool.graded(verdict, {"more": 3}, "length", told(text)) for text in ("hang", "raise"))
+            )
+            assert (late, raised) == (Verdict("timeout", None), Verdict("crash", None))
+            assert (await session.step("go")).observation.content == "a 1"  # its child has nothing to do with it
+        for fault in (Verdict("crash", None), Verdict("timeout", None)):
+            assert await pool.graded(fault, {"more": 3}, "length", told("hang")) == fault  # nobody is asked
+
+    run("Misbehaving", body, **FUNCTIONS)
+
+
+def test_without_functions_a_verdict_stays_as_it_is() -> None:
+    async def body(pool: EnvironmentPool) -> None:
+        assert not pool.tells
+        assert await pool.graded(Verdict("wrong", None, 0.5), {}, "stop", told("x")) == Verdict("wrong", None, 0.5)
+
+    run("Slow", body)
+
+
+class Looking(Slow):
+    """Says which keys it sees."""
+
+    async def step(self, action: str) -> Observation:
+        names = ("VCPPO_REWARD_SERVICE_KEY", "OPENAI_API_KEY")
+        return Observation(" ".join(name for name in names if name in os.environ))
+
+
+def test_the_key_of_a_reward_source_is_not_the_environment_s_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCPPO_REWARD_SERVICE_KEY", "sesame")
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+
+    async def body(pool: EnvironmentPool) -> str:
+        async with pool.open() as session:
+            await session.reset({})
+            return str((await session.step("look")).observation.content)
+
+    settings: dict[str, Any] = {"reward_service": {"url": "http://127.0.0.1:1/"}, "reward_weights": {"source": 1.0}}
+    assert run("Looking", body, **settings) == "OPENAI_API_KEY"  # with no judge that one is the user's
+
+
+def test_a_reward_source_needs_its_place_among_the_rewards() -> None:
+    source: dict[str, Any] = {"judge": {"url": "http://127.0.0.1:1/v1", "model": "m"}}
+    weighted = {**source, "reward_weights": {"source": 0.5}}
+    with pytest.raises(TaskError, match=r"task.judge.url: look_up has several turns.*task.reward_weights.source"):
+        load_task(TaskConfig.model_validate({"name": "look_up", **source}))
+    load_task(TaskConfig.model_validate({"name": "look_up", **weighted}))
+    with pytest.raises(TaskError, match=r"task.reward_weights.source = 0.5: .* of one turn: take"):
+        load_task(TaskConfig.model_validate({"name": "chain_arithmetic", **weighted}))
+    load_task(TaskConfig.model_validate({"name": "chain_arithmetic", **source}))
 
 
 def test_nobody_verifies_an_environment() -> None:

@@ -73,7 +73,7 @@ def test_a_source_that_gives_outcomes_replaces_the_verifier_s(gives_outcomes: bo
         asked.append(item)
         return Score("correct", 0.5, {})
 
-    async def verify(answer: Any, text: str, finish_reason: str) -> Verdict:
+    async def verify(answer: Any, text: str, finish_reason: str, messages: Any) -> Verdict:
         return Verdict("wrong", text)
 
     async def main() -> Judged:
@@ -85,7 +85,7 @@ def test_a_source_that_gives_outcomes_replaces_the_verifier_s(gives_outcomes: bo
 
     made = asyncio.run(main())
     assert made.verdict == Verdict("correct" if gives_outcomes else "wrong", "B")
-    told = [("eval-1-0", "00?B", {"a": 1}, "B", "stop", 2, Verdict("wrong", "B"))]
+    told = [("eval-1-0", "00?B", {"a": 1}, "B", "stop", 2, Verdict("wrong", "B"), None, None)]
     assert asked == (told if gives_outcomes else [])
 
 

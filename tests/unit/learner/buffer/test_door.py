@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vcppo.common.config import VcppoConfig
-from vcppo.common.records.trajectory import Trajectory, VersionSpan
+from vcppo.common.records.trajectory import Segment, Trajectory, VersionSpan
 from vcppo.common.records.wire import WireError, decode_trajectory, encode_trajectory
 from vcppo.common.rewards.reward_rule import RewardRule
 from vcppo.learner.buffer.door import MIN_LOG_PROB, Door
@@ -195,3 +195,46 @@ def test_a_run_without_graded_settings_takes_a_graded_verdict_within_its_range()
     DOOR.check(replace(GOOD, outcome="wrong", reward=0.75, components={"base": 0.75, "steps": 3.0}))
     with pytest.raises(WireError, match=r"^components.length_cost: -1.0 for 6 tokens, the settings .* make None$"):
         DOOR.check(replace(GOOD, reward=0.0, components={"length_cost": -1.0}))
+
+
+OTHER = Segment(
+    np.arange(2, dtype=np.int32), np.arange(4, dtype=np.int32), np.ones(4, np.bool_), np.full(4, -1.0, np.float32),
+    (VersionSpan(0, 4),), "length",
+)  # fmt: skip
+
+
+def test_segments_that_the_run_can_make_pass() -> None:
+    """The shaping goes by the longest response, wherever it stands."""
+    DOOR.check(replace(GOOD, segments=(OTHER, OTHER)))
+    longest = replace(GOOD, outcome="wrong", reward=-0.375, components=ALL, segments=(OTHER,))
+    replace(DOOR, rewards=GRADED).check(decode_trajectory(encode_trajectory(longest)))
+    short = OTHER._asdict() | {"finish_reason": "stop"}
+    (whole,) = (Segment(*(getattr(GOOD, name) for name in Segment._fields)),)
+    replace(DOOR, rewards=GRADED).check(replace(longest, **short, segments=(whole,)))
+    with pytest.raises(WireError, match=r"^components.soft_overlong: -1.0 for 4 tokens"):
+        replace(DOOR, rewards=GRADED).check(replace(longest, **short, segments=(OTHER,)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"finish_reason": "abort"}, r"^segments\[1\].finish_reason: 'abort'"),
+        (
+            {"behaviour_log_probs": np.full(4, -1e9, np.float32)},
+            r"^segments\[1\].behaviour_log_probs: -1e\+09: nobody samples",
+        ),
+        ({"response_token_ids": np.arange(7, dtype=np.int32)}, r"^segments\[1\].response_token_ids: 7 tokens, sampl"),
+    ],
+)
+def test_a_segment_that_the_run_can_not_make_is_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(WireError, match=text):
+        DOOR.check(replace(GOOD, segments=(OTHER, OTHER._replace(**changes))))
+
+
+def test_versions_of_segments_count_too() -> None:
+    found = replace(GOOD, issue_version=5, version_spans=(VersionSpan(5, NUM),))
+    DOOR.check(replace(found, segments=(OTHER._replace(version_spans=(VersionSpan(3, 4),)),)))
+    with pytest.raises(WireError, match=r"^version_spans: a token of version 2, for a prompt issued at 5"):
+        DOOR.check(replace(found, segments=(OTHER._replace(version_spans=(VersionSpan(2, 4),)),)))
+    with pytest.raises(WireError, match=r"^version_spans: version 7 does not exist yet: the newest is 6$"):
+        DOOR.check_newest(replace(found, segments=(OTHER._replace(version_spans=(VersionSpan(7, 4),)),)), 5)

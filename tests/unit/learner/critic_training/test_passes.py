@@ -131,8 +131,7 @@ def plain_passes(engine: Reference, batches: list[Batch], numbers: range, left_o
     everyone = [(t, Estimated(b), b, i) for b in batches for i, t in enumerate(b.trajectories)]
     for number in numbers:
         seed = derive_seed(0, "critic_passes", batches[-1].version, number)
-        lengths = [t.num_tokens for t, *_ in everyone]
-        for members in split_mini_batches(lengths, 2 * len(batches), seed):
+        for members in split_mini_batches(len(everyone), 2 * len(batches), seed):
             kept = [everyone[m] for m in members if everyone[m][0].group_id not in left_out]
             total, count = torch.zeros(()), sum(int(t.action_mask.sum()) for t, *_ in kept)
             for t, estimated, batch, i in kept:

@@ -28,7 +28,7 @@ def encode(prompt: object) -> np.ndarray:
 
 
 def prompts_of(made_for: VcppoConfig, problems: list[Problem] = PROBLEMS) -> HeldOutPrompts:
-    return HeldOutPrompts(made_for, HeldOut(problems, 0), encode, is_open=False)
+    return HeldOutPrompts(made_for, {made_for.task.name: HeldOut(problems, 0)}, encode, is_open=False)
 
 
 def test_versions_are_asked_the_same_under_names_of_their_own(tmp_path: Path) -> None:
@@ -73,6 +73,25 @@ def test_answers_to_other_prompts_or_of_other_versions_do_not_count(tmp_path: Pa
     row = made.figures(7, [changed, *answers[1:]])
     assert row is not None and (row["num_problems"], row["num_lost"]) == (3, 1)
     assert made.figures(7, []) is None
+
+
+def test_a_benchmark_has_figures_of_its_own(tmp_path: Path) -> None:
+    made_for = config(tmp_path)
+    sets = {made_for.task.name: HeldOut(PROBLEMS, 0), "other": HeldOut(PROBLEMS[1:], 0)}
+    made = HeldOutPrompts(made_for, sets, encode, is_open=True)
+    prompts = made.of(3)
+    assert [prompt.task for prompt in prompts] == [made_for.task.name] * 4 + ["other"] * 3
+    assert [prompt.is_open for prompt in prompts] == [True] * 4 + [False] * 3
+    assert len({prompt.id for prompt in prompts}) == 7
+    row = made.figures(3, [answer_to(prompt, is_right=number in (0, 4, 5)) for number, prompt in enumerate(prompts)])
+    assert row is not None and (row["pass_at_1"], row["benchmarks"]["other"]["pass_at_1"]) == (0.25, 2 / 3)
+    metrics = metrics_of({**row, "seconds": 1.0, "stall_seconds": 0.0})
+    assert (metrics["eval/accuracy"], metrics["eval/other/accuracy"]) == (0.25, 2 / 3)
+    half = made.figures(3, [answer_to(prompt, is_right=True) for prompt in prompts[:4]])
+    assert half is not None and half["benchmarks"] == {}
+    assert (
+        made.figures(3, [answer_to(prompt, is_right=True) for prompt in prompts[4:]]) is None
+    )  # of its own there are none
 
 
 def test_held_out_problems_are_those_of_vcppo_eval(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.rig.learner_samples import mixed_batch
+from tests.unit.rig.learner_samples import as_rollout, mixed_batch
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_REFUSED, VcppoError
 from vcppo.common.store import facts
@@ -137,6 +137,16 @@ def test_a_step_of_which_nothing_is_left_is_noted(bench: Bench) -> None:
         bench.fail()
     assert bench.replayed() == []
     assert facts.emptied_steps(bench.store) == [STEP]
+
+
+def test_a_rollout_of_several_conversations_is_looked_at_as_one_and_goes_as_one(bench: Bench) -> None:
+    first, second, third, fourth = bench.batch.rollouts
+    bench.batch = Batch([first, as_rollout(second, third), fourth], STEP - 1)
+    bench.bad = {"p1": False}
+    with pytest.raises(IndexError):
+        bench.fail()
+    assert bench.replayed() == ["p0", "p3"]
+    assert bench.looked_at == ["p0", "p1", "p3"] and list(bench.rejected) == ["p1"]
 
 
 def test_numbers_that_are_not_finite_name_their_trajectories(bench: Bench) -> None:
