@@ -374,7 +374,8 @@ class TestEvidence:
             ({"ledger": EVALUATED, "evaluations": [evaluation(2, 2), evaluation(4, 4)]}, set()),
             ({"ledger": EVALUATED, "evaluations": [evaluation(2, 2), evaluation(4, 3, 4)]},
              {"each evaluation is of one policy version"}),
-            ({"ledger": replace(EVALUATED, evaluated=3, issued=11), "evaluations": [evaluation(2, 2), evaluation(4, 4)]},
+            ({"ledger": replace(EVALUATED, evaluated=3, issued=11),
+              "evaluations": [evaluation(2, 2), evaluation(4, 4)]},
              {"each evaluation is of one policy version"}),
         ],
     )  # fmt: skip
