@@ -82,7 +82,7 @@ class Asking(Agent):
         from openai import AsyncOpenAI
 
         self.http = httpx.AsyncClient(timeout=60)
-        self.openai = AsyncOpenAI(base_url="http://127.0.0.1", api_key="", max_retries=0)
+        self.openai = AsyncOpenAI(base_url="http://127.0.0.1", api_key="unset", max_retries=0)
 
     async def run(self, answer: Mapping[str, Any], endpoint: Endpoint) -> float:
         """See `Agent.run`."""
@@ -139,10 +139,10 @@ class Measured:
 
 def run(settings: Settings) -> list[Figure]:
     tokens = settings.size(32, 8)
-    demo = Case("demo model", demo_architecture(), "float32", settings.size(16, 4), tokens, settings.rounds(12))
+    demo = Case("demo model", demo_architecture(), "float32", settings.size(16, 4), tokens, settings.rounds(10))
     cases = [demo]
     if not settings.quick:
-        cases.append(Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 8, 16, 4))
+        cases.append(Case("135M shape, bfloat16", SMOLLM2_135M, "bfloat16", 8, 16, 3))
     return [figure for case in cases for figure in _figures(case, asyncio.run(_measure(case)))]
 
 
