@@ -284,7 +284,8 @@ def _render(template: str, **values: object) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    """In percent, halves upwards: as the charts' script rounds."""
+    return "–" if value is None else f"{100 * value + 1e-9:.1f} %"
 
 
 def _clock(time: str) -> str:

@@ -161,6 +161,9 @@ def _check_artefacts(run: Run) -> None:
         for step in trained
     }
     assert kept == trained  # 8 a step, of at most 256
+    tokens = SampleTable(run.folder.samples / "step-000001.parquet").tokens(0)
+    known = [each for each in tokens["entropy"] if each is not None]
+    assert known and all(each >= 0.0 for each in known) and any(each > 0.1 for each in known)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert AutoModelForCausalLM.from_pretrained(run.folder.export).config.tie_word_embeddings

@@ -21,7 +21,7 @@ from vcppo.common.records.trajectory import Trajectory
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.deploy.cli import main
-from vcppo.deploy.ui.app import make_app
+from vcppo.deploy.ui.app import _share, make_app
 from vcppo.deploy.ui.guard import is_loopback
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\u202e'\" onmouseover='x"
@@ -133,6 +133,7 @@ def measured(tmp_path: Path) -> tuple[RunFolder, TestClient]:
 def test_held_out_accuracy_is_on_every_page_that_compares(measured: tuple[RunFolder, TestClient]) -> None:
     _, browser = measured
     rows = {row.split("'")[0]: row for row in text(browser, "/").split("/run?run=")[1:]}
+    assert f"{100 * 0.8125:.1f}" == "81.2" and _share(0.8125) == "81.3 %" and _share(None) == "–"
     assert "51.4 %" in rows["measured"] and "held out, step 30" in rows["measured"]
     assert "last batch" in rows["plain"] and "held out" not in rows["plain"]
     page = text(browser, "/run?run=measured")
