@@ -41,6 +41,7 @@ class TrackioTracker:
     def log(self, step: int, values: Mapping[str, float | int], wall_time: float) -> None:
         """trackio keeps what its server does not take, and sends it later."""
         self._run.log(dict(values), step=step)
+        self._store()
 
     def log_table(self, step: int, table: Table) -> None:
         """A ``trackio.Table``."""
@@ -48,7 +49,15 @@ class TrackioTracker:
 
         data = trackio.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
         self._run.log({SAMPLES: data}, step=step)
+        self._store()
 
     def close(self) -> None:
         """Waits until all is stored or sent, half a minute at most."""
         self._run.finish()
+
+    def _store(self) -> None:
+        """On this machine: store it now. trackio would keep it in memory for half a second, which a kill may cost."""
+        run = self._run
+        if getattr(run, "_is_local", False) and hasattr(run, "_flush_queues_inline"):  # it has no public way
+            with run._client_lock:
+                run._flush_queues_inline()

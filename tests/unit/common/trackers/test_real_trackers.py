@@ -27,6 +27,8 @@ from vcppo.common.config import VcppoConfig
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import open_metrics
 from vcppo.common.trackers import feed
+from vcppo.common.trackers.tracker import TrackedRun
+from vcppo.common.trackers.trackio_tracker import TrackioTracker
 from vcppo.common.transport.ports import free_port
 
 pytestmark = pytest.mark.slow
@@ -152,11 +154,24 @@ def test_what_an_mlflow_server_missed_is_sent_at_the_next_start(
 # trackio
 
 
+def check_stored_at_once(folder: Path) -> None:
+    """What was told survives a kill in the same moment."""
+    tracker = TrackioTracker("kills")
+    tracker.open(TrackedRun("k", "r", "learner", folder))
+    from trackio.sqlite_storage import SQLiteStorage
+
+    for step in range(1, 6):
+        tracker.log(step, {"a": step}, 0.0)
+        assert [line["step"] for line in SQLiteStorage.get_logs("kills", "k")] == list(range(1, step + 1))
+    tracker.close()
+
+
 def test_trackio_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if find_spec("trackio") is None:
         pytest.skip("the optional extra vcppo[trackio] is not installed")
     assert "trackio" not in sys.modules  # it reads TRACKIO_DIR when it is imported
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    check_stored_at_once(tmp_path)
     run_twice(config(tmp_path, trackio_project="p"))
     import trackio
     from trackio.sqlite_storage import SQLiteStorage
