@@ -30,6 +30,7 @@ from vcppo.common.config.services import (
 from vcppo.common.config.task import RewardFunctionConfig, TaskConfig
 from vcppo.common.config.training import (
     AlgorithmConfig,
+    BenchmarkConfig,
     CriticConfig,
     DifficultyConfig,
     EvalConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "ConfigField",
     "CriticConfig",
     "DifficultyConfig",
+    "BenchmarkConfig",
     "EvalConfig",
     "GeneratorConfig",
     "JudgeConfig",

@@ -6,18 +6,24 @@ counts: the run's reward functions, shaping and sources are for its own task.
 
 from __future__ import annotations
 
-from vcppo.common.config import TaskConfig, VcppoConfig
+from collections.abc import Sequence
+
+from vcppo.common.config import BenchmarkConfig, TaskConfig, VcppoConfig
 from vcppo.common.tasks import task_class
 from vcppo.common.tasks.interface import TaskError
 
 
-def benchmark_tasks(config: VcppoConfig) -> dict[str, TaskConfig]:
+def benchmark_tasks(config: VcppoConfig, which: Sequence[BenchmarkConfig] | None = None) -> dict[str, TaskConfig]:
     """The task of each, by the benchmark's name, in the order of the config; empty without any.
+
+    Args:
+        which: of the config's benchmarks; None: all.
 
     Raises:
         TaskError: there is no such task, or it has several turns.
     """
-    return {each.name: _task(config, each.name, each.task, each.options) for each in config.eval.benchmarks}
+    found = config.eval.benchmarks if which is None else which
+    return {each.name: _task(config, each.name, each.task, each.options) for each in found}
 
 
 def with_task(config: VcppoConfig, task: TaskConfig) -> VcppoConfig:

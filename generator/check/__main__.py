@@ -21,6 +21,7 @@ CHECKS: tuple[Check[Context], ...] = (
     Check("data", "task", data.task, 120.0),
     Check("data", "rows", data.rows, 300.0),
     Check("data", "held out", data.held_out, 60.0),
+    Check("data", "on the way", data.on_the_way, 60.0),
     Check("tokenizer", "loads", tokenizer.loads, 120.0),
     Check("tokenizer", "text", tokenizer.text, 120.0),
     Check("tokenizer", "vocabulary", tokenizer.vocabulary, 60.0),

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from vcppo.common.check.check_lines import Result, failed, passed, warned
-from vcppo.common.tasks import Finding
+from vcppo.common.evaluation.benchmark_tasks import benchmark_tasks, with_task
+from vcppo.common.evaluation.held_out import held_out_problems
+from vcppo.common.tasks import Finding, TaskError, load_task
 from vcppo.generator.check.data_context import Context
 
 _SHOWN = 4  # findings of one kind that are shown in full
@@ -81,6 +83,31 @@ def held_out(context: Context) -> Result:
         return passed(text)
     most = enough if size is None else min(size, enough)
     return warned(text, f"smaller gains can't be told from chance: set eval.num_problems={most}")
+
+
+def on_the_way(context: Context) -> Iterator[Result]:
+    """What is evaluated while the run trains, its benchmarks loaded."""
+    config = context.config
+    settings, most = config.eval, config.eval.num_problems_during_training
+    if not (settings.every or settings.at_start):
+        yield passed("nothing is evaluated while the run trains: eval.every = 0")
+        return
+    size = context.task.num_problems("held_out")
+    count = most if size is None else min(size, most)
+    yield passed(
+        f"{count} held-out problems every {settings.every} steps, each figure to within ±{100 * half_width(count):.0f}"
+        " points (95 %)"
+        if settings.every
+        else f"{count} held-out problems before the first step"
+    )
+    for each in settings.benchmarks:
+        try:
+            ((_, task),) = benchmark_tasks(config, [each]).items()
+            found = held_out_problems(with_task(config, task), load_task(task), most, None)
+        except TaskError as error:
+            yield failed(f"eval.benchmarks: {each.name}: {error}", f"mend it, or leave {each.name} out")
+        else:
+            yield passed(f"benchmark {each.name}: {len(found.problems)} problems")
 
 
 def half_width(num_problems: int) -> float:

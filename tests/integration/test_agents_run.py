@@ -92,7 +92,8 @@ def assert_trained_as_rollouts(folder: RunFolder, trained: list[tuple[dict[str, 
     assert sorted(named) == sorted(head["id"] for head, _ in trained)
     data = RunData.load(folder)
     assert data.ledger is not None and data.ledger["rejected"] == 0 and is_exact(data.ledger)
-    assert data.ledger["issued"] == data.ledger["trained"] == 64
+    assert (data.ledger["issued"], data.ledger["trained"], data.ledger["evaluated"]) == (72, 64, 8)
+    assert [(row["step"], row["eval/num_problems"]) for row in data.evaluations] == [(1, 4), (2, 4)]
     (first, second) = (row for row in read_metrics(folder.metrics_file("learner")) if row["stage"] == "rl")
     assert (first["reward/num_responses"], second["reward/num_responses"]) == (16, 16)
     assert 1 < first["turns/segments"] <= first["turns/segments_max"] == 2
@@ -102,7 +103,11 @@ def test_an_agent_is_trained_and_strangers_get_nothing(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model", 64)
     (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
     (tmp_path / "my_agent.py").write_text(MODULE)
-    config = CONFIG | {"run": {"name": "agents", "folder": "runs"}, "task": {"name": "my_agent:Adding"}}
+    config = (
+        CONFIG
+        | {"run": {"name": "agents", "folder": "runs"}, "task": {"name": "my_agent:Adding"}}
+        | {"eval": {"every": 1, "num_problems_during_training": 4}}
+    )
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     folder = RunFolder(tmp_path / "runs" / "agents")
     command = [sys.executable, "-m", "vcppo.deploy.cli", "up", "-c", "run.yaml"]

@@ -12,6 +12,7 @@ import pytest
 from tests.paths import RIG
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
+from vcppo.deploy.run.run_data import RunData
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,6 +34,11 @@ def test_a_policy_learns_to_ask_and_to_repeat_what_it_was_told(tmp_path: Path) -
     assert 1.5 < rows[-1]["turns/mean"] <= 3 and 0 < rows[-1]["turns/masked_fraction"] < 0.5
     first, last = (sum(row["reward/accuracy"] for row in part) / 3 for part in (rows[:3], rows[-3:]))
     assert last > first + 0.1, (first, last)
+    on_the_way = RunData.load(run).evaluations
+    assert [(row["step"], row["eval/num_problems"], row["eval/num_lost"]) for row in on_the_way] == [
+        (6, 16, 0),
+        (12, 16, 0),
+    ]
     calls = sum(row["generator/environment_calls"] for row in read_metrics(run.metrics_file("generator-0")))
     assert calls >= 2 * 12 * 32
     export = tmp_path / "runs" / "turns" / "export"

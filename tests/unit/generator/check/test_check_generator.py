@@ -74,6 +74,23 @@ class TestData:
         mended = only(look(load_config(tmp_path / "run.yaml", [setting]), "held out"))
         assert mended.status == "passed"
 
+    def test_what_is_evaluated_on_the_way_is_loaded(self, tmp_path: Path) -> None:
+        make(tmp_path)
+        assert "eval.every = 0" in only(look(load_config(tmp_path / "run.yaml", []), "on the way")).text
+        known = "{name: sums, task: chain_arithmetic, options: {num_operations: 1}}"
+        broken = "{name: aime, task: aime, options: {path: nowhere.jsonl}}"
+        turns = "{name: turns, task: look_up}"
+        given = [
+            "eval.every=5",
+            "eval.num_problems_during_training=40",
+            f"eval.benchmarks=[{known}, {broken}, {turns}]",
+        ]
+        own, sums_, aime, several = look(load_config(tmp_path / "run.yaml", given), "on the way")
+        assert own.status == "passed" and "every 5 steps" in own.text and "±" in own.text
+        assert (sums_.status, sums_.text) == ("passed", "benchmark sums: 40 problems")
+        assert aime.status == "failed" and "nowhere.jsonl" in aime.text and "aime" in aime.remedy
+        assert several.status == "failed" and "several turns" in several.text
+
     def test_rows_that_filters_leave_out_are_counted(self, tmp_path: Path) -> None:
         make(tmp_path)
         write_rows(tmp_path / "rows.jsonl", sums(1000))
