@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test extras-test faults compose-test real-job real-job-test fuzz check audit measures docs bench lock clean
+.PHONY: help setup demo test bench-test extras-test mlflow-test faults compose-test real-job real-job-test fuzz check audit measures docs bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -32,9 +32,14 @@ test: setup ## all tests but faults, compose and benchmarks: unit, conformance, 
 bench-test: setup ## every benchmark once, small: does it run, is it right?
 	@$(PYTHON_BIN) -m pytest -n 3 --maxschedchunk 1 $(PYTEST_ARGS) tests/integration/test_benchmarks.py
 
-extras-test: setup ## tests of the optional extra reasoning-gym, its packages in .cache/extras (they take a C compiler)
+extras-test: setup ## tests of the optional extras but mlflow, their packages in .cache/extras (they take a C compiler)
 	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/extras -r requirements/extras.lock
-	@PYTHONPATH=.cache/extras $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit/common/tasks/test_reasoning_gym.py
+	@PYTHONPATH=.cache/extras PATH="$(CURDIR)/.cache/extras/bin:$$PATH" $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) \
+		tests/unit/common/tasks/test_reasoning_gym.py tests/unit/common/trackers/test_real_trackers.py tests/unit/learner/profiling
+
+mlflow-test: setup ## metrics to a real MLflow server, its packages in .cache/mlflow: two minutes, so CI leaves it out
+	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/mlflow -r requirements/mlflow.lock
+	@PYTHONPATH=.cache/mlflow $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit/common/trackers/test_real_trackers.py -k mlflow
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) $(FAULTS)

@@ -45,6 +45,7 @@ from vcppo.learner.engine.deepspeed_engine import shutdown_distributed as leave_
 from vcppo.learner.engine.distributed import lost_peer
 from vcppo.learner.engine.reference import Reference
 from vcppo.learner.evaluation.evaluator import Evaluator
+from vcppo.learner.evaluation.push_to_hub import push_to_hub
 from vcppo.learner.export import load_tokenizer, make_actor, make_policy
 from vcppo.learner.rl.loop import Models, RlLoop
 from vcppo.learner.rl.publish import Broadcaster
@@ -235,6 +236,9 @@ def _reinforcement_learning(session: Session) -> bool:
     if session.store is not None:
         session.store.confirm()
     loop.evaluations.export_result(session.folder.export, loop.version)
+    if rank_zero is not None and config.learner.push_to_hub is not None:
+        watchdog.stage("push_to_hub", waiting_for=["the hub"])
+        push_to_hub(session.folder.export, config.learner.push_to_hub, f"vcppo run {config.run.name}")
     if rank_zero is not None:
         _finish(session, rank_zero)
     return True

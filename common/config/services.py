@@ -65,6 +65,10 @@ class LearnerConfig(Section):
     """Steps between exports of the policy as a Hugging Face folder, exports/step-N; training goes on meanwhile. 0: only
     at the end."""
 
+    push_to_hub: str | None = Field(default=None, min_length=1)
+    """Hugging Face hub repository, `organisation/name`, to which the export is uploaded at the end of the run. A new
+    one is private. The token is the hub's own setting (HF_TOKEN, or hf auth login). null: it stays here."""
+
     profile_steps: list[Positive] = Field(default_factory=list)
     """RL steps of which a trace and flame graphs are written to <run>/profiles (docs/operations.md#profiling). Such a
     step takes longer."""

@@ -97,6 +97,8 @@ class Feed:
                 self._guarded(self._tell)
         if self._is_open:
             self._guarded(self._tracker.close)
+        if self._lock is not None:
+            self._lock.close()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:

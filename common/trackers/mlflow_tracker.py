@@ -15,9 +15,9 @@ _CHANGED = "changed."
 _MOST_METRICS, _MOST_PARAMS, _MOST_CHARACTERS = 1000, 100, 500  # of a request twice, of a value
 _NOT_IN_NAMES = re.compile(r"[^\w\-. /]")
 
-# A server that is away is noticed in under a minute, not after five; and nothing we start reports home.
+# The feed tries again by itself, and says so in one line, not in one a try; and nothing we start reports home.
 _DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

@@ -21,13 +21,13 @@ class WandbTracker:
         self._run: Any = None
 
     def open(self, run: TrackedRun) -> None:
-        """Begin or resume the run of this id. Waits for the network up to wandb's ``init_timeout``."""
+        """Begin or resume the run of this id. Waits half a minute for a server at most."""
         import wandb
 
         run.folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=self._project, dir=str(run.folder), group=run.run, name=run.service, id=run.id, resume="allow",
-            reinit="finish_previous", settings=wandb.Settings(console="off", silent=True),
+            reinit="finish_previous", settings=wandb.Settings(console="off", silent=True, init_timeout=30),
         )  # fmt: skip
         self._run.config.update({"run_id": run.run, "service": run.service, **run.flat_settings}, allow_val_change=True)
         self._run.define_metric("*", step_metric=STEP)

@@ -61,7 +61,7 @@ def wanted_trackers(config: VcppoConfig) -> list[Wanted]:
 def missing_trackers(config: VcppoConfig) -> Iterator[Missing]:
     """What each wanted tracker lacks."""
     for wanted in wanted_trackers(config):
-        if find_spec(wanted.package) is None:
+        if not _is_installed(wanted.package):
             text = f"{wanted}: {wanted.package} is not installed"
             yield Missing(text, f"pip install vcppo[{wanted.package}], or leave it null")
         elif wanted.package == "mlflow" and not (config.metrics.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")):
@@ -87,3 +87,9 @@ def open_trackers(config: VcppoConfig, service: str, axis: Axis) -> Trackers | N
         position = folder.tracker_position(service, wanted.package)
         feeds.append(Feed(wanted.make(), run, Source(folder.metrics_file(service), axis, position, tables)))
     return Trackers(feeds) if feeds else None
+
+
+def _is_installed(package: str) -> bool:
+    """A folder of that name, as wandb and MLflow leave behind where they were run, is none of its modules."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
+from vcppo.common.evaluation.on_the_way import read_evaluations
 from vcppo.common.records.ids import make_group_id, make_prompt_id, purpose_of
 from vcppo.common.records.trained_log import check_trained_once, read_trained_log, replays_differ
 from vcppo.common.records.trajectory import Purpose
@@ -39,6 +40,7 @@ class Evidence:
     Attributes:
         next_index: purpose -> prompts the learner has issued by number.
         steps: step -> its line of trained.jsonl.
+        evaluations: a line of evaluations.jsonl each.
     """
 
     ledger: Ledger
@@ -46,6 +48,7 @@ class Evidence:
     dead_letters: Sequence[DeadLetter]
     next_index: dict[Purpose, int]
     steps: dict[int, dict[str, Any]]
+    evaluations: Sequence[Mapping[str, Any]] = ()
 
 
 def collect(config: VcppoConfig) -> Evidence:
@@ -58,6 +61,7 @@ def collect(config: VcppoConfig) -> Evidence:
             store.dead_letters(_MANY),
             {purpose: facts.next_index(purpose).read(store) or 0 for purpose in purposes},
             read_trained_log(RunFolder(config.run.path).trained_log),
+            read_evaluations(RunFolder(config.run.path).evaluations),
         )
 
 
@@ -78,6 +82,8 @@ def checks(evidence: Evidence, config: VcppoConfig, spoilt: Mapping[str, str] = 
     yield _accounted_for(evidence, config)
     yield _trained_count(evidence)
     yield _dead_letters(evidence, spoilt)
+    if evidence.evaluations:
+        yield _evaluated(evidence)
     if spoilt:
         yield _spoilt(evidence, spoilt)
 
@@ -169,6 +175,21 @@ def _spoilt(evidence: Evidence, spoilt: Mapping[str, str]) -> Check:
         "each spoilt payload is one dead letter and is not trained",
         not wrong,
         "; ".join(wrong[:3]) or f"{len(spoilt)} payloads",
+    )
+
+
+def _evaluated(evidence: Evidence) -> Check:
+    """Each figure is of one version, and the store has counted at least the answers that the figures are of."""
+    rows = evidence.evaluations
+    mixed = [row["version"] for row in rows if row["versions_seen"] != [row["version"]]]
+    answers = sum(each["num_samples"] for row in rows for each in (row, *row["benchmarks"].values()))
+    lost = sum(each["num_lost"] for row in rows for each in (row, *row["benchmarks"].values()))
+    counted = evidence.ledger.evaluated
+    return Check(
+        "each evaluation is of one policy version",
+        not mixed and counted >= answers,
+        f"{len(rows)} versions by {answers:,} answers, {counted:,} in the store, {lost} problems lost"
+        + (f"; mixed: {mixed[:5]}" if mixed else ""),
     )
 
 

@@ -29,12 +29,6 @@ class Finished(NamedTuple):
     prompt_token_ids: Int32Array | None = None
     segments: tuple[Segment, ...] = ()
 
-    @property
-    def num_actions(self) -> int:
-        """Tokens that the policy chose, in all conversations."""
-        others = sum(int(each.action_mask.sum()) for each in self.segments)
-        return int(self.transcript.action_mask.sum()) + others
-
     def trajectory(self, prompt: Prompt, trajectory_id: str, generator_id: str) -> Trajectory:
         """Of the prompt that was rolled out."""
         made, score = self.transcript, self.score

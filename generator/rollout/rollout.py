@@ -230,8 +230,9 @@ class RolloutWorker:
             return
         await self.control.gate.until_may_send()  # a canary may still find the weights wrong
         name = make_trajectory_id(prompt.id, self._id, self._incarnation)
-        self._sender.send(name, encode_trajectory(finished.trajectory(prompt, name, self._id)))
-        self._heartbeat.counters.num_tokens += finished.num_actions
+        made = finished.trajectory(prompt, name, self._id)
+        self._sender.send(name, encode_trajectory(made))
+        self._heartbeat.counters.num_tokens += made.num_actions
         self._heartbeat.counters.num_rollouts += 1
         log.debug("trajectory_sent", trajectory_id=name, outcome=finished.score.outcome)
 

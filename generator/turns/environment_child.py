@@ -64,6 +64,7 @@ class Child:
     def __init__(self, task: Environment, seconds: float, answers: TextIO) -> None:
         self._task, self._seconds, self._answers = task, seconds, answers
         self._rollouts: dict[int, Environment] = {}
+        self._lines: list[str] = []  # that are written when the event loop comes round
         self._calls: set[asyncio.Task[None]] = set()
 
     async def serve(self, ready: Ready) -> None:
@@ -86,7 +87,19 @@ class Child:
         answer = await self._answer(rollout, call, request["given"])
         if answer.fault is not None:
             await self._close(rollout)
-        self._answers.write(answer_line(number, answer))
+        self._say(answer_line(number, answer))
+
+    def _say(self, line: str) -> None:
+        """Soon, and before any code of the user's. Answers of one round of the event loop go in one piece: their next
+        turns are then sampled together."""
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._lines.append(line)
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            self._answers.write("".join(lines))
 
     async def _answer(self, rollout: int, call: str, given: Any) -> Answer:
         try:
@@ -102,15 +115,20 @@ class Child:
             return Answer(Observation(), "crash", f"{call}(): {type(error).__name__}: {error}")
 
     async def _awaited(self, ask: Callable[[], Any]) -> Any:
+        self._flush()
         found = ask()
         if not inspect.isawaitable(found):
             return found
-        call = asyncio.ensure_future(_coroutine(found))
+        call = asyncio.ensure_future(self._coroutine(found))
         done, _ = await asyncio.wait((call,), timeout=self._seconds)
         if not done:  # not `asyncio.timeout`: a TimeoutError may be the environment's own
             call.cancel()
             raise Late
         return call.result()
+
+    async def _coroutine(self, found: Awaitable[Any]) -> Any:
+        self._flush()
+        return await found
 
     async def _close(self, rollout: int) -> None:
         if (environment := self._rollouts.pop(rollout, None)) is None:
@@ -123,10 +141,6 @@ class Child:
 
 class Late(Exception):
     """An async call had its time."""
-
-
-async def _coroutine(found: Awaitable[Any]) -> Any:
-    return await found
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ class Judged(NamedTuple):
     """A response of one turn or several, outside of a run's accounts: of an evaluation or a check.
 
     Attributes:
-        text: all of it, what the environment said included.
-        num_tokens: that the policy wrote.
-        length: tokens of all of it.
+        text: all of it, what the environment said included; of an agent's conversations the one that ended last.
+        num_tokens: that the policy wrote, in all conversations.
+        length: tokens of all of it; of an agent's conversations the longest.
         seconds: in vLLM.
         turn_rewards: of an environment's turns.
     """
@@ -100,7 +100,7 @@ class Respondent:
                 asked = asked_of(prompt.id, prompt.answer, verdict, made, played.longest_response, played.told)
                 verdict = verdict._replace(outcome=(await self._rewards.score(asked)).outcome)
             text = decode_response(self._tokenizer, made.token_ids, played.end_ids)
-            count = int(made.action_mask.sum())
+            count = played.num_actions
             length, seconds = played.longest_response, played.generate_seconds
             return Judged(text, verdict, made.finish_reason, count, length, seconds, made.turn_rewards)
         raise VcppoError(f"{prompt.id}: its environment's child was lost {_MOST_TRIES} times: see the lines above")

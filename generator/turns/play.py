@@ -66,6 +66,12 @@ class Played(NamedTuple):
     grade_seconds: float = 0.0
 
     @property
+    def num_actions(self) -> int:
+        """Tokens that the policy chose, in all conversations."""
+        others = sum(int(each.action_mask.sum()) for each in self.segments)
+        return int(self.transcript.action_mask.sum()) + others
+
+    @property
     def longest_response(self) -> int:
         """Tokens of the response of the conversation with the longest one."""
         lengths = (len(each.response_token_ids) for each in self.segments)

@@ -3,8 +3,11 @@
     call(f), generate() ─▶ inbox ─▶ thread: f(engine), between two steps
                                             step while requests run and it is not paused ─▶ futures of the event loop
 
-The thread consumes the inbox, waits for it when there is nothing to step, and is unblocked by any call. vLLM's
-engine is made, used and ended in this one thread; it sees plain synchronous calls, as `LLM.generate` makes them.
+The thread consumes the inbox, waits for it when there is nothing to step, and is unblocked by any call. Where a request
+ends such a wait, the event loop may first finish what it has at hand: requests that come together are stepped together
+from the first step on. Sessions whose turns end in one step would drift apart, and each step have fewer of them.
+
+vLLM's engine is made, used and ended in this one thread; it sees plain synchronous calls, as `LLM.generate` makes them.
 An exception out of a step is the end of the engine: every call from then on raises it.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 _JOIN_SECONDS = 30.0
+_TOGETHER_SECONDS = 0.005  # at most, that a request waits for others in an engine that has nothing to do
 _ENGINE_DEAD = "EngineDeadError"  # vLLM's, where its core is a process of its own and that ended
 _MOST_NAMED = 8  # requests, in the words about an engine that died
 _Result = tuple[asyncio.Future[Any], Any, Exception | None]
@@ -131,16 +136,43 @@ class Stepper:
             return
         self._settle([(started, None, None)])
         while True:
+            was_idle = not self._has_work()
             try:
-                command = self._inbox.get(block=not self._has_work())
+                command = self._inbox.get(block=was_idle)
             except queue.Empty:
                 command = self._step
             if command is None:
                 return
+            self._do(command)
+            if was_idle and self._has_work():
+                self._take_what_comes_together()
+
+    def _do(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception as error:  # noqa: BLE001  (whatever it is, the engine can't be trusted any more)
+            self._fail(error)
+
+    def _take_what_comes_together(self) -> None:
+        """Until the event loop has done what it has at hand, or for `_TOGETHER_SECONDS`."""
+
+        def done() -> None: ...
+
+        try:
+            self._loop.call_soon_threadsafe(self._inbox.put, done)
+        except RuntimeError:  # the loop is closed: nobody asks any more
+            return
+        ends = time.monotonic() + _TOGETHER_SECONDS
+        while (left := ends - time.monotonic()) > 0:
             try:
-                command()
-            except Exception as error:  # noqa: BLE001  (whatever it is, the engine can't be trusted any more)
-                self._fail(error)
+                command = self._inbox.get(timeout=left)
+            except queue.Empty:
+                return
+            if command is None:
+                self._inbox.put(None)  # the end, which comes after all that is in the inbox
+            if command is None or command is done:
+                return
+            self._do(command)
 
     def _has_work(self) -> bool:
         return not self.paused and not self.is_dead and bool(self._engine.has_unfinished_requests())

@@ -75,7 +75,8 @@ class HeldOutPrompts:
         own = by_task.pop(self._own)
         if own is None:
             return None
-        spans = {span.version for found in by_problem.values() for each in found for span in each.version_spans}
+        made = [conversation for found in by_problem.values() for each in found for conversation in each.conversations]
+        spans = {span.version for conversation in made for span in conversation.version_spans}
         benchmarks = {task: figures for task, figures in by_task.items() if figures is not None}
         return {"version": version, **own, "benchmarks": benchmarks, "versions_seen": sorted(spans)}
 
@@ -93,7 +94,7 @@ class HeldOutPrompts:
             "num_lost": len(asked) - len(whole),
             "num_samples": len(every),
             "mean_reward": float(np.mean([each.reward for each in every])),
-            "mean_length": float(np.mean([np.count_nonzero(each.action_mask) for each in every])),
+            "mean_length": float(np.mean([each.num_actions for each in every])),
             "truncated_fraction": sum(each.finish_reason == "length" for each in every) / len(every),
             "outcomes": dict(Counter(each.outcome for each in every)),
         }

@@ -148,7 +148,7 @@ CONFIG = [
     Refusal(["task.judge.url=http://a/v1"], "name the model", [["task.judge.model=m"]]),
     Refusal(
         ["task.judge.url=http://a/v1", "task.judge.model=m", "task.judge.template='How good is {prompt}?'"],
-        "has no {response} in it",
+        "has no {response} and no {messages} in it",
         [["task.judge.template='How good is {response}?'"], ["task.judge.template_file=judge.txt"]],
     ),
     Refusal(

@@ -12,7 +12,7 @@ from tests.paths import ROOT
 WRITES = re.compile(
     r"\.open\(\"[wax]|\.open\(\"r\+|append_line\(|LineFile\(|KeptLines\(|write_text\(|write_bytes\(|write_whole\(|"
     r"whole_file\(|written_whole\(|save_file\(|save_pretrained\(|save_checkpoint\(|EventFileWriter\(|\.touch\(|"
-    r"export_chrome_trace\(|\"--output\""
+    r"export_chrome_trace\(|\"--output\", str\("
 )
 WINGS = ("common", "learner", "generator")
 

@@ -7,6 +7,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,18 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name(
         open_metrics(config(tmp_path, **{setting: "p"}), "learner", "steps_of_run")
 
 
+def test_a_folder_that_a_tracker_left_is_not_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MetricsError, match="wandb is not installed"):
+        open_metrics(config(tmp_path, wandb_project="p"), "learner", "steps_of_run")
+
+
 def test_mlflow_needs_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without one it would write a database into the folder a process happens to be in."""
-    monkeypatch.setattr("vcppo.common.trackers.wanted.find_spec", lambda package: package)
+    monkeypatch.setattr("vcppo.common.trackers.wanted._is_installed", lambda package: True)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     wanted = config(tmp_path, mlflow_experiment="e")
     with pytest.raises(MetricsError, match=r"^metrics.mlflow_experiment = 'e': nothing says where .*MLFLOW_TRACKING_U"):

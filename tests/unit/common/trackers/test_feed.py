@@ -147,6 +147,18 @@ def test_what_it_missed_is_told_by_the_next_process(tmp_path: Path) -> None:
     assert there.of_all == [(1, {"a": 1}), (2, {"a": 2})]
 
 
+def test_a_feed_that_has_ended_holds_nobody_off(tmp_path: Path) -> None:
+    """Even while somebody still has it."""
+    tracker, paths = Listing(), RunFolder(tmp_path)
+    source = Source(paths.metrics_file("learner"), "steps_of_run", paths.tracker_position("learner", "listing"))
+    feeds = []
+    for step in (1, 2):
+        MetricsWriter(tmp_path, "learner", "r").write(step, {"a": step})
+        feeds.append(Feed(tracker, TrackedRun("", "r", "learner", tmp_path), source))
+        Trackers(feeds[-1:]).close()
+    assert tracker.of_all == [(1, {"a": 1}), (2, {"a": 2})]
+
+
 def test_a_line_without_its_end_waits(tmp_path: Path) -> None:
     tracker, file = Listing(), RunFolder(tmp_path).metrics_file("learner")
     line = json.dumps({"time": "2026-01-02T03:04:05.678Z", "step": 1, "a": 1}).encode()

@@ -345,6 +345,15 @@ GOOD = Evidence(
 )
 
 
+EVALUATED = replace(GOOD.ledger, issued=12, evaluated=4)
+
+
+def evaluation(version: int, *seen: int) -> dict[str, Any]:
+    """Of two answers, one of them a benchmark's."""
+    figures = {"num_samples": 1, "num_lost": 0}
+    return {"version": version, "versions_seen": list(seen), **figures, "benchmarks": {"other": figures}}
+
+
 def failing(evidence: Evidence) -> set[str]:
     return {check.what.split(",")[0] for check in checks(evidence, CONFIG) if not check.passed}
 
@@ -362,6 +371,12 @@ class TestEvidence:
             ({"steps": GOOD.steps | {3: step(3, 4)}}, {"every issued prompt accounted for", "store and learner agree"}),
             ({"dead_letters": [GOOD.dead_letters[0]._replace(reason="invalid")]}, {"dead letters explained"}),
             ({"dead_letters": []}, {"dead letters explained"}),
+            ({"ledger": EVALUATED, "evaluations": [evaluation(2, 2), evaluation(4, 4)]}, set()),
+            ({"ledger": EVALUATED, "evaluations": [evaluation(2, 2), evaluation(4, 3, 4)]},
+             {"each evaluation is of one policy version"}),
+            ({"ledger": replace(EVALUATED, evaluated=3, issued=11),
+              "evaluations": [evaluation(2, 2), evaluation(4, 4)]},
+             {"each evaluation is of one policy version"}),
         ],
     )  # fmt: skip
     def test_each_loss_fails_a_check(self, change: dict[str, Any], fails: set[str]) -> None:

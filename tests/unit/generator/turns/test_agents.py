@@ -135,6 +135,7 @@ def test_a_conversation_begun_anew_is_counted_and_goes_with_the_rollout() -> Non
         assert made is not None and "all so far" in text_of(made)[0]
         assert made.verdict == Verdict("wrong", None, -0.25)
         (first,) = made.segments
+        assert made.num_actions == 2 * made.longest_response == 2 * len(first.response_token_ids)
         assert decoded(CHAT, first.prompt_token_ids.tolist()).count("one") == 1
         assert decoded(CHAT, first.response_token_ids.tolist()) == "yes<|im_end|>"
         assert (first.version_spans[0].version, first.finish_reason) == (1, "stop")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from vcppo.generator.vllm_engine import stepper
 from vcppo.generator.vllm_engine.stepper import EngineDead, Stepper
 
 
@@ -74,6 +76,32 @@ def test_requests_run_side_by_side_in_one_other_thread() -> None:
     assert len(engine.threads) == 1
     assert threading.get_ident() not in engine.threads
     assert engine.ended
+
+
+def test_requests_that_come_together_are_stepped_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks works a little before, and lets the engine's thread run, as a tokenizer does."""
+    monkeypatch.setattr(stepper, "_TOGETHER_SECONDS", 10.0)  # however slow the machine is
+
+    async def ask(made: Stepper, name: str) -> None:
+        time.sleep(0.0005)
+        await made.generate(name, 4, None)
+
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        for turn in range(8):
+            await asyncio.gather(*(ask(stepper, f"{turn} {i}") for i in range(6)))
+
+    assert run(body).num_steps == 8 * 4
+
+
+def test_an_event_loop_that_is_busy_keeps_nobody_waiting() -> None:
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        asking = asyncio.create_task(stepper.generate("a", 3, None))
+        await asyncio.sleep(0)
+        time.sleep(0.5)  # what it has at hand takes long
+        assert engine.num_steps == 3
+        await asking
+
+    run(body)
 
 
 def test_nothing_is_stepped_without_requests_or_while_paused() -> None:

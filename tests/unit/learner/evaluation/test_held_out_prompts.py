@@ -12,6 +12,7 @@ from tests.unit.rig.fake_run import config_of
 from vcppo.common.config import VcppoConfig
 from vcppo.common.evaluation.held_out import HeldOut, held_out_problems, sample_seed
 from vcppo.common.evaluation.intervals import wilson
+from vcppo.common.records.trajectory import Segment, VersionSpan
 from vcppo.common.tasks import Problem, load_task
 from vcppo.learner.evaluation.held_out_prompts import HeldOutPrompts, metrics_of
 
@@ -63,6 +64,16 @@ def test_one_sample_a_problem_has_wilsons_interval(tmp_path: Path) -> None:
     row = made.figures(0, [answer_to(prompt, is_right=True) for prompt in made.of(0)])
     assert row is not None and row["pass_at_1_interval"] == wilson(4, 4)
     assert "eval/pass_at_k" not in metrics_of({**row, "seconds": 0.0, "stall_seconds": 0.0})
+
+
+def test_all_conversations_of_an_agent_count_in_its_answers_length_and_versions(tmp_path: Path) -> None:
+    made_for = config(tmp_path)
+    made = HeldOutPrompts(made_for, {made_for.task.name: HeldOut(PROBLEMS, 0)}, encode, is_open=True)
+    first, *others = (answer_to(prompt, is_right=True) for prompt in made.of(3))
+    arrays = (getattr(first, name) for name in Segment._fields[:4])
+    earlier = Segment(*arrays, version_spans=(VersionSpan(2, 3),), finish_reason="stop")
+    row = made.figures(3, [replace(first, segments=(earlier,)), *others])
+    assert row is not None and (row["num_samples"], row["mean_length"], row["versions_seen"]) == (4, 3.75, [2, 3])
 
 
 def test_answers_to_other_prompts_or_of_other_versions_do_not_count(tmp_path: Path) -> None:
