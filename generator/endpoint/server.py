@@ -33,8 +33,10 @@ log = structlog.get_logger(__name__)
 _MAX_BODY = 2 << 20
 _BODY_SECONDS = 30.0
 _MOST_WAITING = 16  # requests of one session
-_SILENT = logging.getLogger(f"{__name__}.http")  # a stranger's broken requests are no lines of ours
-_SILENT.disabled = True
+# A stranger's broken requests are no lines of ours. A logger that logging does not know of: when a library such as vLLM
+# sets logging up, known ones that were silenced speak again.
+_SILENT = logging.Logger(f"{__name__}.http")
+_SILENT.addHandler(logging.NullHandler())
 _ERRORS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

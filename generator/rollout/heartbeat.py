@@ -124,6 +124,10 @@ class Heartbeat:
             },
         )
 
+    def write_last(self) -> None:
+        """Into the metrics, when nothing more is rolled out: what was done since the last beat."""
+        self._write_metrics()
+
     def _write_metrics(self) -> None:
         counters, now = self.counters, time.monotonic()
         self.counters = Counters(now)

@@ -126,6 +126,7 @@ class RolloutWorker:
             self._liveness.end()
             watchdog.stage("leave", waiting_for=["buffer", "redis"])
             await self._leave()
+            self._heartbeat.write_last()
         if self._failure is not None:
             raise self._failure
 

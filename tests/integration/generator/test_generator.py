@@ -266,9 +266,9 @@ def test_the_verifier_sees_what_stands_before_the_stop_string_and_all_tokens_are
 ) -> None:
     judge, texts = VerifierPool.verify, []
 
-    async def seeing(self: VerifierPool, answer: Any, text: str, reason: Any) -> Any:
+    async def seeing(self: VerifierPool, answer: Any, text: str, reason: Any, messages: Any = ()) -> Any:
         texts.append(text)
-        return await judge(self, answer, text, reason)
+        return await judge(self, answer, text, reason, messages)
 
     monkeypatch.setattr(VerifierPool, "verify", seeing)
 

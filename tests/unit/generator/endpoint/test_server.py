@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging.config
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -154,6 +155,7 @@ def test_broken_requests_are_answered_and_fill_no_log(caplog: pytest.LogCaptureF
             writer.close()
         assert error_of(await bench.post({}, None)) == (401, "no_key")
 
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # as libraries do when imported
     run(body)
     assert [record for record in caplog.records if "aiohttp" in record.name or "endpoint" in record.name] == []
 
