@@ -110,7 +110,7 @@ def _bytes_in(folder: Path) -> int:
     """Of the parts of a run that the plan counts, as far as they are written."""
     run = RunFolder(folder)
     total = 0
-    for part in (run.checkpoints, run.value_pretraining, run.export, run.redis):
+    for part in (run.checkpoints, run.value_pretraining, run.export, run.exports, run.redis):
         for path in part.rglob("*"):
             with contextlib.suppress(OSError):  # it went while we looked
                 total += path.lstat().st_size if path.is_file() else 0

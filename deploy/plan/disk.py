@@ -8,6 +8,7 @@ from vcppo.common.config import VcppoConfig
 from vcppo.deploy.plan.architecture import Models
 from vcppo.deploy.plan.arithmetic import flow_plan, rank_plan
 
+_OF_EVALUATIONS = 3
 _REWRITE = 2  # Redis' append-only file and its successor, while it is rewritten
 
 
@@ -29,13 +30,15 @@ class DiskPlan(NamedTuple):
 
 
 def disk_plan(models: Models, config: VcppoConfig) -> DiskPlan:
-    """Of a whole run: its checkpoints and the one being written, recording, pretrained critic, export, store."""
+    """Of a whole run: its checkpoints and the one being written, recording, pretrained critic, exports, store."""
     flow = flow_plan(models.policy, config)
     export = flow.update_bytes
     width = export // models.policy.policy_parameters
     records = config.algorithm.has_critic and config.critic.init == "value_pretrained"
     recorded = config.value_pretraining.num_trajectories if records else 0
-    checkpoints = (config.learner.keep_checkpoints + 1) * rank_plan(models, config).checkpoint
+    keeps_best = config.eval.keep_best and (config.eval.every > 0 or config.eval.at_start)
+    checkpoints = (config.learner.keep_checkpoints + 1 + keeps_best) * rank_plan(models, config).checkpoint
+    on_the_way = _num_exports(config, keeps_best=keeps_best) * export
     critic = width * models.critic.critic_parameters if records else 0
     return DiskPlan(
         (
@@ -43,7 +46,14 @@ def disk_plan(models: Models, config: VcppoConfig) -> DiskPlan:
             ("recording", recorded * flow.trajectory_bytes),
             ("critic", critic),
             ("export", export),
+            ("exports on the way", on_the_way),
             ("redis", _REWRITE * flow.store_bytes if config.redis.url is None else 0),
         ),
-        certain=checkpoints + critic + export,
+        certain=checkpoints + critic + export + on_the_way,
     )
+
+
+def _num_exports(config: VcppoConfig, *, keeps_best: bool) -> int:
+    """Beside the run's own: of the version that is being evaluated, of the best and the last; and the regular ones."""
+    every = config.learner.export_every
+    return (_OF_EVALUATIONS if keeps_best else 0) + (config.rl.num_steps // every if every else 0)
