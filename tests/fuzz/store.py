@@ -42,7 +42,7 @@ def one(data: bytes) -> str:
 
 def _payload(data: bytes) -> str:
     batch = Batch.decode([data], 3)
-    assert len(batch) == 1 and batch.num_actions >= 0 and batch.lengths[0] > 0
+    assert len(batch.rollouts) == 1 and len(batch) >= 1 and batch.num_actions >= 0 and min(batch.lengths) > 0
     return ACCEPTED
 
 
