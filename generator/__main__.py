@@ -110,7 +110,7 @@ async def _roll_out(generator: Generator, stopping: asyncio.Event) -> None:
 
 def _benchmarks(config: VcppoConfig) -> dict[str, TaskConfig]:
     """Those that this run will ask."""
-    return benchmark_tasks(config) if config.eval.every or config.eval.at_start else {}
+    return benchmark_tasks(config) if config.eval.is_during_training else {}
 
 
 def _quit(number: int, frame: FrameType | None) -> None:

@@ -552,3 +552,13 @@ class EvalConfig(Section):
 
     top_k: int = Field(default=0, ge=0)
     """Sample from the k likeliest tokens; 0 keeps all."""
+
+    @property
+    def is_during_training(self) -> bool:
+        """Whether anything is evaluated while a run trains."""
+        return self.every > 0 or self.at_start
+
+    @property
+    def keeps_best_version(self) -> bool:
+        """Whether the best of what is evaluated is kept."""
+        return self.keep_best and self.is_during_training

@@ -36,9 +36,9 @@ def disk_plan(models: Models, config: VcppoConfig) -> DiskPlan:
     width = export // models.policy.policy_parameters
     records = config.algorithm.has_critic and config.critic.init == "value_pretrained"
     recorded = config.value_pretraining.num_trajectories if records else 0
-    keeps_best = config.eval.keep_best and (config.eval.every > 0 or config.eval.at_start)
+    keeps_best = config.eval.keeps_best_version
     checkpoints = (config.learner.keep_checkpoints + 1 + keeps_best) * rank_plan(models, config).checkpoint
-    on_the_way = _num_exports(config, keeps_best=keeps_best) * export
+    on_the_way = _num_exports(config) * export
     critic = width * models.critic.critic_parameters if records else 0
     return DiskPlan(
         (
@@ -53,7 +53,7 @@ def disk_plan(models: Models, config: VcppoConfig) -> DiskPlan:
     )
 
 
-def _num_exports(config: VcppoConfig, *, keeps_best: bool) -> int:
+def _num_exports(config: VcppoConfig) -> int:
     """Beside the run's own: of the version that is being evaluated, of the best and the last; and the regular ones."""
     every = config.learner.export_every
-    return (_OF_EVALUATIONS if keeps_best else 0) + (config.rl.num_steps // every if every else 0)
+    return (_OF_EVALUATIONS if config.eval.keeps_best_version else 0) + (config.rl.num_steps // every if every else 0)

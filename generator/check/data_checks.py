@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from vcppo.common.check.check_lines import Result, failed, passed, warned
-from vcppo.common.evaluation.benchmark_tasks import benchmark_tasks, with_task
+from vcppo.common.evaluation.benchmark_tasks import benchmark_task, with_task
 from vcppo.common.evaluation.held_out import held_out_problems
 from vcppo.common.tasks import Finding, TaskError, load_task
 from vcppo.generator.check.data_context import Context
@@ -89,7 +89,7 @@ def on_the_way(context: Context) -> Iterator[Result]:
     """What is evaluated while the run trains, its benchmarks loaded."""
     config = context.config
     settings, most = config.eval, config.eval.num_problems_during_training
-    if not (settings.every or settings.at_start):
+    if not settings.is_during_training:
         yield passed("nothing is evaluated while the run trains: eval.every = 0")
         return
     size = context.task.num_problems("held_out")
@@ -102,7 +102,7 @@ def on_the_way(context: Context) -> Iterator[Result]:
     )
     for each in settings.benchmarks:
         try:
-            ((_, task),) = benchmark_tasks(config, [each]).items()
+            task = benchmark_task(config, each)
             found = held_out_problems(with_task(config, task), load_task(task), most, None)
         except TaskError as error:
             yield failed(f"eval.benchmarks: {each.name}: {error}", f"mend it, or leave {each.name} out")

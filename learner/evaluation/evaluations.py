@@ -53,14 +53,13 @@ class Evaluations:
         self._stop_requested, self._pin = stop_requested, pin
         self._exports = Exports(config, actor)
         self._pending: int | None = None
-        self._may_be_due = config.eval.every > 0 or config.eval.at_start
-        self._keeps_best = config.eval.keep_best and self._may_be_due
+        self._keeps_best = config.eval.keeps_best_version
         if self._keeps_best and evaluator is not None and evaluator.best_version is not None:
             pin(evaluator.best_version)
 
     def is_due(self, version: int) -> bool:
         """Whether this version is to be evaluated, and is not yet. Collective."""
-        return self._may_be_due and bool(self._agree(lambda evaluator: evaluator.is_due(version)))
+        return self._config.eval.is_during_training and bool(self._agree(lambda evaluator: evaluator.is_due(version)))
 
     def begin(self, version: int) -> None:
         """Generators run this version, and so does the actor: issue the prompts, copy the weights. Collective."""

@@ -72,7 +72,7 @@ class Evaluator:
         self._began = 0.0
         self._watch = WaitWatch("evaluation", config.learner.batch_deadline_seconds)
         self.rows = read_evaluations(self._path)
-        if config.eval.every or config.eval.at_start:
+        if config.eval.is_during_training:
             self._made()  # what is wrong with them is told before the first step
 
     def is_due(self, version: int) -> bool:

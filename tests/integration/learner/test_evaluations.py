@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from tests.integration.rig.learner_run import BATCH, NUM_STEPS, Run
-from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
+from tests.integration.rig.scripted import ScriptedGenerator
 from vcppo.common.evaluation.on_the_way import read_evaluations
 from vcppo.common.records.trajectory import Prompt, Trajectory
 from vcppo.common.telemetry.metrics import read_metrics
@@ -27,28 +27,6 @@ PLAIN: dict[str, Any] = {
     "algorithm": {"advantage_estimator": "leave_one_out"},
     "value_pretraining": {"num_trajectories": 0},
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    make_tiny_model(folder)
-    return folder
-
-
-@pytest.fixture
-def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
-    started: list[ScriptedGenerator] = []
-
-    def start(run: Run, *arguments: Any, **settings: Any) -> ScriptedGenerator:
-        generator = ScriptedGenerator(run.url, run.name, *arguments, **settings)
-        generator.start()
-        started.append(generator)
-        return generator
-
-    yield start
-    for generator in started:
-        generator.stop()
 
 
 def is_held(prompt: Prompt, version: int) -> bool:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +27,6 @@ from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.learner.rl.trained_log import read_trained_log
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    make_tiny_model(folder)
-    return folder
-
-
-@pytest.fixture
-def generate(redis_server: str) -> Iterator[Callable[..., ScriptedGenerator]]:
-    started: list[ScriptedGenerator] = []
-
-    def start(run: Run, *arguments: Any, **settings: Any) -> ScriptedGenerator:
-        generator = ScriptedGenerator(run.url, run.name, *arguments, **settings)
-        generator.start()
-        started.append(generator)
-        return generator
-
-    yield start
-    for generator in started:
-        generator.stop()
 
 
 @pytest.mark.parametrize(
