@@ -13,6 +13,7 @@ import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -29,7 +30,7 @@ from vcppo.common.store import facts
 from vcppo.common.store.access import connect_store
 from vcppo.common.store.incarnations import LEARNER
 from vcppo.common.store.run_store import RunStore
-from vcppo.common.tasks import encode_prompt, encode_prompts, load_task
+from vcppo.common.tasks import encode_prompt, load_task, prompt_lengths
 from vcppo.common.telemetry.metrics import MetricsWriter, open_metrics
 from vcppo.common.transport import use_keys
 from vcppo.learner.batching.batch import Share
@@ -176,7 +177,7 @@ def _prompt_source(config: VcppoConfig, tokenizer: Any) -> PromptSource:
         config,
         load_task(config.task),
         lambda prompt: encode_prompt(tokenizer, prompt),
-        lambda prompts: [len(ids) for ids in encode_prompts(tokenizer, prompts)],
+        partial(prompt_lengths, tokenizer),
     )
 
 

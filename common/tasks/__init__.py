@@ -50,6 +50,7 @@ __all__ = [
     "decode_response",
     "encode_prompt",
     "encode_prompts",
+    "prompt_lengths",
     "load_task",
     "parse_options",
     "prompt_text",
@@ -137,6 +138,11 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Text]) -> list[Int32Array]:
             ids = tokenizer([texts[place][0] for place in places], add_special_tokens=kind)["input_ids"]
             encoded |= {place: np.asarray(each, np.int32) for place, each in zip(places, ids, strict=True)}
     return [encoded[place] for place in range(len(texts))]
+
+
+def prompt_lengths(tokenizer: Any, prompts: Sequence[Text]) -> list[int]:
+    """Tokens of each prompt, as `encode_prompts` makes them."""
+    return [len(ids) for ids in encode_prompts(tokenizer, prompts)]
 
 
 def _special_text(tokenizer: Any, prompt: Text) -> tuple[str, bool]:

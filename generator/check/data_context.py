@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from vcppo.common.check.check_lines import NotPossible
 from vcppo.common.config import VcppoConfig
-from vcppo.common.tasks import Problem, Split, Task, TaskError, Text, encode_prompts, load_task
+from vcppo.common.tasks import Problem, Split, Task, TaskError, Text, load_task, prompt_lengths
 from vcppo.common.tasks.asking import problems_of
 from vcppo.generator.vllm_engine.end_tokens import load_tokenizer
 
@@ -59,7 +59,7 @@ class Context:
     def lengths(self, prompts: Sequence[Text]) -> list[int]:
         """Tokens of each prompt. Raises NotPossible where the chat template fails: the first prompts say how."""
         try:
-            return [len(ids) for ids in encode_prompts(self.tokenizer, prompts)]
+            return prompt_lengths(self.tokenizer, prompts)
         except TaskError as error:
             raise NotPossible("the prompts can't be made into tokens, see above") from error
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ from vcppo.common.process import watchdog
 from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.records.ids import make_evaluation_group_id, make_process_name, make_prompt_id
 from vcppo.common.records.trajectory import Prompt
-from vcppo.common.tasks import Problem, encode_prompt, encode_prompts, load_task
+from vcppo.common.tasks import Problem, encode_prompt, load_task, prompt_lengths
 from vcppo.generator.evaluation.judged_engine import judged_engine, together
 from vcppo.generator.reward_sources.source import RewardSource
 from vcppo.generator.turns.judges import Judges, Respondent
@@ -77,9 +78,7 @@ class Plan:
         Raises:
             TaskError: a task or data at fault; a prompt is too long and ``task.overlong`` is ``refuse``; all are.
         """
-        lengths_of = None
-        if tokenizer is not None:
-            lengths_of = lambda prompts: [len(tokens) for tokens in encode_prompts(tokenizer, prompts)]  # noqa: E731
+        lengths_of = None if tokenizer is None else partial(prompt_lengths, tokenizer)
         found = held_out_problems(config, load_task(config.task), config.eval.num_problems, lengths_of)
         return cls(config, model, found.problems, found.left_out)
 

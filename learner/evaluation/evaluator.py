@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -35,7 +36,7 @@ from vcppo.common.records.wire import decode_trajectory
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.store.ledger import Outstanding
 from vcppo.common.store.run_store import RunStore
-from vcppo.common.tasks import Task, encode_prompt, encode_prompts, load_task
+from vcppo.common.tasks import Task, encode_prompt, load_task, prompt_lengths
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.learner.evaluation.held_out_prompts import HeldOutPrompts, metrics_of
 from vcppo.learner.supply.collect import POLL_SECONDS, WaitWatch, describe_wait
@@ -175,7 +176,7 @@ class Evaluator:
             found = {
                 name: held_out_problems(
                     with_task(self._config, settings), task, self._config.eval.num_problems_during_training,
-                    lambda prompts: [len(ids) for ids in encode_prompts(self._tokenizer, prompts)],
+                    partial(prompt_lengths, self._tokenizer),
                 )
                 for name, (settings, task) in {self._config.task.name: (self._config.task, self._task), **tasks}.items()
             }  # fmt: skip
