@@ -57,10 +57,11 @@ real-job-test: setup ## the way of docs/first_run.md, short, with a pretrained m
 fuzz: setup ## the hostile hour: ten million inputs at all that reads; FUZZ="wire --runs 1000000 --seed 0" for one
 	@$(PYTHON_BIN) -m tests.fuzz $(FUZZ)
 
-check: setup ## formatting, lint and types
+check: setup ## formatting, lint, types, and that every test module imports
 	@$(PYTHON_BIN) -m ruff format --check --quiet .
 	@$(PYTHON_BIN) -m ruff check .
 	@$(PYTHON_BIN) -m mypy
+	@collected=$$($(PYTHON_BIN) -m pytest --collect-only -q tests 2>&1) || { echo "$$collected" | tail -n 40; exit 1; }
 
 audit: ## known vulnerabilities of what the locks pin, by pip-audit; one line where its database can't be reached
 	@PYTHON=$(or $(PYTHON),$(firstword $(wildcard $(PYTHON_BIN)) python3)) scripts/audit.sh

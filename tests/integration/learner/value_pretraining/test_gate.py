@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.learner.test_learner import Run, generate, model
+from tests.integration.rig.learner_run import Run
 from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
 from vcppo.common.config import load_config
 from vcppo.common.errors import EXIT_REFUSED
 from vcppo.deploy.run.run_config import write_config
-
-__all__ = ["generate", "model"]  # fixtures
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 Generate = Callable[..., ScriptedGenerator]
