@@ -47,7 +47,7 @@ from vcppo.learner.engine.distributed import lost_peer
 from vcppo.learner.engine.reference import Reference
 from vcppo.learner.evaluation.evaluator import Evaluator
 from vcppo.learner.evaluation.push_to_hub import push_to_hub
-from vcppo.learner.export import load_tokenizer, make_actor, make_policy
+from vcppo.learner.export import load_tokenizer, make_actor, make_policy, with_adapters
 from vcppo.learner.rl.loop import Models, RlLoop
 from vcppo.learner.rl.publish import Broadcaster
 from vcppo.learner.rl.rank_zero import RankZero
@@ -221,7 +221,7 @@ def _rl_has_critic(folder: RunFolder) -> bool:
 def _reinforcement_learning(session: Session) -> bool:
     config = session.config
     session.enter("rl")
-    models = _make_models(config, session.folder)
+    models = _make_models(config)
     broadcaster = session.make_broadcaster(config, session.store, models.actor)
     rank_zero = _rank_zero(session)
     try:
@@ -273,12 +273,15 @@ def _drawn_problems(session: Session, store: RunStore, source: PromptSource) -> 
     return drawn
 
 
-def _make_models(config: VcppoConfig, folder: RunFolder) -> Models:
-    actor = make_actor(config)
+def _make_models(config: VcppoConfig) -> Models:
+    # With adapters one base is loaded, and actor, critic and reference share it; else each has a model of its own.
+    base = None if config.lora.rank is None else make_policy(config)
+    actor = make_actor(config, base)
     reference = None
     if config.algorithm.kl_coefficient > 0:
-        reference = Reference(make_policy(config).to(actor.device), config.algorithm.reference_refresh_steps)
-    critic = make_rl_critic(config) if config.algorithm.has_critic else None
+        policy = make_policy(config) if base is None else with_adapters(base, config)
+        reference = Reference(policy.to(actor.device), config.algorithm.reference_refresh_steps)
+    critic = make_rl_critic(config, base) if config.algorithm.has_critic else None
     return Models(actor, critic, reference)
 
 

@@ -36,6 +36,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     shutdown_distributed,
 )
 from vcppo.learner.engine.forward import compute_values
+from vcppo.learner.models.base_model import check_base_models
 
 log = structlog.get_logger(__name__)
 
@@ -97,6 +98,7 @@ def write_values(config: VcppoConfig, given: argparse.Namespace) -> None:
     if given.checkpoint is not None:
         state = verify(given.checkpoint)
         check_ranks(given.checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
+        check_base_models(given.checkpoint, config, "critic")
         critic.load(given.checkpoint / "critic")
     share = Share(rank(), num_ranks(), config.learner.micro_batch_tokens)
     values = values_at(critic, [found[problem] for problem in sorted(found)], given.positions, share)

@@ -1,5 +1,7 @@
 """The trained policy as a Hugging Face folder: config, tokenizer, safetensors. transformers and vLLM load it.
 
+With ``lora.rank`` the weights in it have the adapters merged, and its folder ``adapter`` has them alone, for peft.
+
 ``python -m vcppo.learner.export --checkpoint runs/demo/checkpoints/step-000040 --output DIR`` exports one that was
 kept.
 """
@@ -34,12 +36,17 @@ from vcppo.learner.engine.deepspeed_engine import (
     rank,
     shutdown_distributed,
 )
+from vcppo.learner.models.adapters import add_adapters, save_adapter, share
+from vcppo.learner.models.base_model import check_base_models
 from vcppo.learner.models.freezing import freeze
+from vcppo.learner.models.merged_weights import is_adapter
 from vcppo.learner.models.models import PolicyModel, load_policy, save_model
 from vcppo.learner.models.saving import NotSaveable
 from vcppo.learner.models.wire_weights import own_weights
 
 log = structlog.get_logger(__name__)
+
+ADAPTER_FOLDER = "adapter"  # in an export
 
 
 def make_policy(config: VcppoConfig) -> PolicyModel:
@@ -73,10 +80,24 @@ def load_tokenizer(config: VcppoConfig) -> Any:
     return tokenizer
 
 
-def make_actor(config: VcppoConfig) -> TrainEngine:
-    """The actor's engine, from ``model.path``. Raises ConfigError when ``rl.actor_freeze`` finds or leaves nothing."""
+def with_adapters(policy: PolicyModel, config: VcppoConfig) -> PolicyModel:
+    """Another policy over the same weights, which stay frozen, with new adapters as ``lora`` says; without, itself."""
+    if config.lora.rank is None:
+        return policy
+    model = share(policy.hf_model)
+    add_adapters(model, config.lora)
+    learner = config.learner
+    return PolicyModel(model, chunk_tokens=learner.log_prob_chunk_tokens, chunk_vocab=learner.log_prob_chunk_vocab)
+
+
+def make_actor(config: VcppoConfig, base: PolicyModel | None = None) -> TrainEngine:
+    """The actor's engine, from ``model.path``. Raises ConfigError when ``rl.actor_freeze`` finds or leaves nothing.
+
+    Args:
+        base: `make_policy`'s, where it is loaded already; with ``lora.rank`` its weights are shared and stay frozen.
+    """
     options = EngineOptions.from_config(config)
-    policy = make_policy(config)
+    policy = with_adapters(base or make_policy(config), config)
     freeze(policy.hf_model, config.rl.actor_freeze, "rl.actor_freeze")
     return TrainEngine(
         policy,
@@ -104,10 +125,12 @@ def write_export(policy: PolicyModel, state: dict[str, torch.Tensor] | None, con
     """Config, generation config, weights, the model's own code, tokenizer.
 
     Args:
-        state: full weights ``[...]`` by name; None: the model's own.
+        state: full weights ``[...]`` by name, adapters besides; None: the model's own.
     """
     save_model(policy, folder, state)
     save_tokenizer(load_tokenizer(config), folder)
+    if adapter := {name: tensor for name, tensor in (state or {}).items() if is_adapter(name)}:
+        save_adapter(policy.hf_model, folder / ADAPTER_FOLDER, config.model.path, adapter)
 
 
 def try_export(policy: PolicyModel, config: VcppoConfig, folder: Path) -> None:
@@ -143,6 +166,7 @@ def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> No
     state = verify(checkpoint)
     init_distributed(config.learner.device)
     check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
+    check_base_models(checkpoint, config, "actor")
     actor = make_actor(config)
     actor.load(checkpoint / "actor")
     export_policy(actor, config, output)

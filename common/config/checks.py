@@ -18,7 +18,7 @@ from vcppo.common.config.algorithm_checks import (
     no_critic_problems,
     turn_problems,
 )
-from vcppo.common.config.critic_model_checks import critic_model_problems
+from vcppo.common.config.critic_model_checks import critic_model_problems, lora_problems
 from vcppo.common.config.reward_checks import reward_problems
 from vcppo.common.config.sampling_checks import sampling_problems, sampling_warnings
 
@@ -48,6 +48,7 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
     yield from sampling_problems(config)
     yield from reward_problems(config)
     yield from algorithm_problems(config)
+    yield from lora_problems(config)
     if config.algorithm.has_critic:
         yield from _value_pretraining_problems(config)
         yield from _critic_pass_problems(config)

@@ -1,4 +1,4 @@
-"""What must hold between the fields of the critic's backbone and head, and between them and the task's rewards."""
+"""What must hold between the fields of the critic's backbone, head and adapters, and the task's rewards."""
 
 from __future__ import annotations
 
@@ -32,6 +32,23 @@ def critic_model_problems(config: VcppoConfig) -> Iterator[str]:
         )
     if critic.head != "scalar":
         yield from _bin_problems(config)
+
+
+def lora_problems(config: VcppoConfig) -> Iterator[str]:
+    """Yield one line per contradiction."""
+    lora, stage = config.lora, config.learner.zero_stage
+    if lora.rank is None:
+        for name, given in (("alpha", lora.alpha), ("target_modules", lora.target_modules)):
+            if given:
+                yield (
+                    f"lora.{name} = {given}: has no effect with lora.rank = null: set lora.rank to 16, or leave"
+                    f" lora.{name} out"
+                )
+    elif stage == 3:
+        yield (
+            f"learner.zero_stage = 3: splits each model for itself, and with lora.rank = {lora.rank} actor and critic"
+            " share one: set learner.zero_stage to 2, which splits gradients and optimizer, or lora.rank to null"
+        )
 
 
 def _bin_problems(config: VcppoConfig) -> Iterator[str]:

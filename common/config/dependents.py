@@ -108,6 +108,7 @@ DEPENDENTS: Mapping[str, Dependents] = {
         ),
         _CRITIC_AND_BEGINS,
     ),
+    "lora.": _CRITIC_AND_BEGINS,  # which numbers are trained
     "value_pretraining.": _CRITIC,
     "value_pretraining.min_explained_variance": _NOTHING,  # the figure is there: it is only judged anew
     "rl.": _GOES_ON,
@@ -253,6 +254,9 @@ _CAME_LATER: Mapping[str, object] = {
     "task.length_cost": 0.0,
     "task.reward_service.url": None,
     "task.reward_service.send_messages": False,
+    "lora.rank": None,
+    "lora.alpha": None,
+    "lora.target_modules": [],
     "task.judge.url": None,
     **{
         f"task.judge.{name}": JudgeConfig.model_fields[name].default

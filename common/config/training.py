@@ -348,6 +348,27 @@ class CriticConfig(Section):
         return (low if self.value_min is None else self.value_min, high if self.value_max is None else self.value_max)
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA) instead of full fine-tuning: actor and critic over one frozen base (docs/lora.md)."""
+
+    rank: Positive | None = None
+    """Rank of the adapters of actor and critic; the critic's head is trained in full beside them. null: no adapters,
+    all weights are trained. The cold start and the reward model are always trained in full."""
+
+    alpha: float | None = Field(default=None, gt=0)
+    """An adapter counts alpha / rank times; null: 2 * rank."""
+
+    target_modules: list[str] = Field(default_factory=list)
+    """Linear layers that get an adapter, by the last part of their name (`q_proj`, `v_proj`). Empty: all of the
+    backbone's. Never the output layer, nor the critic's head."""
+
+    @property
+    def alpha_or_default(self) -> float:
+        """With its default worked out."""
+        assert self.rank is not None
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+
 class ValuePretrainingConfig(Section):
     """Frozen policy, Monte-Carlo targets (GAE with lambda = 1), gated by held-out explained variance."""
 

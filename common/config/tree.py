@@ -27,6 +27,7 @@ from vcppo.common.config.training import (
     AlgorithmConfig,
     CriticConfig,
     EvalConfig,
+    LoraConfig,
     ModelConfig,
     RewardModelConfig,
     RlConfig,
@@ -52,6 +53,7 @@ class VcppoConfig(Section):
     reward_model: RewardModelConfig = RewardModelConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     critic: CriticConfig = CriticConfig()
+    lora: LoraConfig = LoraConfig()
     value_pretraining: ValuePretrainingConfig = ValuePretrainingConfig()
     rl: RlConfig = RlConfig()
     learner: LearnerConfig = LearnerConfig()

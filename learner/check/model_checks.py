@@ -8,6 +8,7 @@ from vcppo.common.check.check_lines import NotPossible, Result, failed, passed, 
 from vcppo.learner.check.loaded_model import Context, num_bytes
 from vcppo.learner.critic_model.critic_engine import make_critic
 from vcppo.learner.critic_model.critic_vocabulary import usable_vocabulary
+from vcppo.learner.export import with_adapters
 from vcppo.learner.models.freezing import freeze, trained_share
 
 _GIB = 2**30
@@ -30,7 +31,7 @@ def device(context: Context) -> Result:
 
 def policy(context: Context) -> Result:
     """Load it. The proof of its architecture on packed sequences is part of loading."""
-    model = context.policy
+    model = with_adapters(context.policy, context.config)
     freeze(model.hf_model, context.config.rl.actor_freeze, "rl.actor_freeze")
     count = sum(parameter.numel() for parameter in model.parameters())
     kinds = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
@@ -56,14 +57,16 @@ def critic(context: Context) -> Result:
     config = context.config
     if not config.algorithm.has_critic:
         return skipped(f"algorithm.advantage_estimator = {config.algorithm.advantage_estimator} has none")
+    shares = config.lora.rank is not None
     try:
-        context.need(num_bytes(context.policy), "loading a critic")
+        context.need(0 if shares else num_bytes(context.policy), "loading a critic")
     except NotPossible:
         if config.critic.init in ("policy", "value_pretrained"):
             raise
     is_pretrained = config.critic.init == "value_pretrained"  # it is not there yet: a new head stands for it
     usable_vocabulary(config)
-    model = make_critic(config, "policy" if is_pretrained else config.critic.init, in_rl=not is_pretrained)
+    init = "policy" if is_pretrained else config.critic.init
+    model = make_critic(config, init, in_rl=not is_pretrained, policy=context.policy if shares else None)
     if is_pretrained:
         freeze(model.hf_model, config.rl.critic_freeze, "rl.critic_freeze")
     count = sum(parameter.numel() for parameter in model.parameters())

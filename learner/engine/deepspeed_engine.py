@@ -39,7 +39,8 @@ from vcppo.learner.engine.distributed import (
     sum_over_ranks,
 )
 from vcppo.learner.engine.save_errors import SaveErrors
-from vcppo.learner.models.wire_weights import ParameterInfo, WireWeights, own_weights
+from vcppo.learner.models.merged_weights import adapted_layers, is_adapter, trained_with_adapters
+from vcppo.learner.models.wire_weights import ParameterInfo, WireWeights, own_weights, whole_weight
 
 __all__ = [
     "EngineOptions",
@@ -145,6 +146,9 @@ class TrainEngine:
         self.num_ranks = num_ranks()
         _own_clipping(self)
         _load_weights_only(self._engine.checkpoint_engine)
+        self._trained = trained_with_adapters(self._hf_model)
+        if self._trained:
+            _keep_trained_only(self._engine, self._trained)
         self._save_errors = SaveErrors(self._engine)
         self._engine.train()
 
@@ -228,18 +232,30 @@ class TrainEngine:
     def gather_full_state_dict(self) -> dict[str, Tensor]:
         """Full weights ``[...]`` by the module's own names, on rank 0's CPU; other ranks get {}. Tied weights once.
 
-        These are the names `vcppo.learner.models.models.save_model` wants.
+        These are the names `vcppo.learner.models.models.save_model` wants. Adapters are merged, and there besides.
         """
         state: dict[str, Tensor] = {}
+        adapted = adapted_layers(self._hf_model)
         for name, tensor in own_weights(self._hf_model).items():
             with self._gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
                 if rank() == 0:
-                    state[name] = tensor.detach().cpu().clone()
+                    state[name] = whole_weight(adapted, name, tensor).cpu().clone()
+        if rank() == 0:
+            own = trained_with_adapters(self._hf_model)
+            state |= {name: each.detach().cpu().clone() for name, each in own.items() if is_adapter(name)}
         return state
 
     @torch.no_grad()
     def copy_weights_to(self, hf_model: nn.Module) -> None:
-        """Into a whole transformers model of the same kind on this rank, weight by weight, in its own type."""
+        """Into a whole transformers model of the same kind on this rank, weight by weight, in its own type.
+
+        A model with adapters has the same base: only adapters are copied.
+        """
+        if mine := trained_with_adapters(self._hf_model):
+            others = trained_with_adapters(hf_model)
+            for name, parameter in mine.items():
+                others[name].copy_(parameter)
+            return
         target = own_weights(hf_model)
         for name, tensor in own_weights(self._hf_model).items():
             with self._gathered([tensor] if isinstance(tensor, nn.Parameter) else []):
@@ -248,10 +264,13 @@ class TrainEngine:
     def save(self, folder: str | Path) -> None:
         """Weights, optimizer and schedule, sharded as they are (the same number of ranks and stage must load them).
 
+        With adapters only they and a critic's head: the base is where it came from.
         DeepSpeed writes these with torch.save. What this rank could not write is raised when all ranks are through.
         """
         with _prints_to_log():
-            self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
+            self._engine.save_checkpoint(
+                str(folder), tag=_CHECKPOINT_TAG, save_latest=False, exclude_frozen_parameters=bool(self._trained)
+            )
         self._save_errors.raise_first()
 
     def load(self, folder: str | Path) -> None:
@@ -321,6 +340,23 @@ def _own_clipping(engine: TrainEngine) -> None:
         engine._grad_norm = float(norm)
 
     engine._engine.clip_fp32_gradients = clip_fp32_gradients
+
+
+def _keep_trained_only(engine: Any, trained: dict[str, nn.Parameter]) -> None:
+    """DeepSpeed's own way to leave frozen weights out keeps tied ones, and takes a file that lacks some."""
+
+    def state_dict(**_: Any) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in trained.items()}
+
+    def load_state_dict(checkpoint: Any, **_: Any) -> None:
+        found = checkpoint["module"]
+        if found.keys() != trained.keys():
+            raise ValueError(f"{sorted(found.keys() ^ trained.keys())[:2]} are in the file or in the adapters only")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(found[name].view_as(parameter))
+
+    engine.module_state_dict, engine.load_module_state_dict = state_dict, load_state_dict
 
 
 def _load_weights_only(checkpoint_engine: Any) -> None:

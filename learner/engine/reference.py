@@ -1,5 +1,8 @@
 """The policy that KL is measured from: frozen, whole on every rank, the starting policy or a later version.
 
+With ``lora.rank`` it is a third tree over the base that actor and critic share: adapters of zero are the starting
+policy, and those of a later version are all that is copied and kept.
+
     step of a multiple of algorithm.reference_refresh_steps ─▶ the actor's weights are copied, all ranks
     checkpoint                                              ─▶ its version, and its weights once it was refreshed
 
@@ -19,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from vcppo.common.text.yaml_text import one_line
 from vcppo.learner.engine.checkpoint import CheckpointError
 from vcppo.learner.engine.deepspeed_engine import TrainEngine, rank
+from vcppo.learner.models.merged_weights import trained_with_adapters
 from vcppo.learner.models.models import PolicyModel
 from vcppo.learner.models.wire_weights import own_weights
 
@@ -57,8 +61,12 @@ class Reference:
     def save(self, folder: Path) -> None:
         """Rank 0: into a checkpoint's folder. The starting policy is not written: it is at model.path."""
         if self.version:
-            weights = {name: tensor.detach().contiguous() for name, tensor in own_weights(self.model.hf_model).items()}
+            weights = {name: tensor.detach().contiguous() for name, tensor in self._weights().items()}
             save_file(weights, folder / FILE)
+
+    def _weights(self) -> Mapping[str, torch.Tensor]:
+        """What makes it another policy than the starting one, by the model's own names."""
+        return trained_with_adapters(self.model.hf_model) or own_weights(self.model.hf_model)
 
     def load(self, folder: Path, numbers: Mapping[str, float]) -> None:
         """From a checkpoint with these `numbers`; one without a version has the starting policy.
@@ -70,7 +78,7 @@ class Reference:
         if not self.version:
             return
         path = folder / FILE
-        own = own_weights(self.model.hf_model)
+        own = self._weights()
         try:
             kept = load_file(path)
             if kept.keys() != own.keys():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -56,6 +58,42 @@ def from_pretrained(
             raise unusable(path, error) from error
     WireWeights(model)
     return model, sorted(info["missing_keys"]), proved
+
+
+def tree_over(
+    reader: Reader, model: PreTrainedModel, backbone: nn.Module, num_labels: int
+) -> tuple[PreTrainedModel, bool]:
+    """Another kind of model with this `backbone` and a new head, and whether packing has been proved for it.
+
+    Args:
+        model: the one that `backbone` is of, loaded by `from_pretrained`. No number of it is copied.
+
+    Raises:
+        VcppoError: the other kind can't be made, or has more of its own than ``score``.
+    """
+    path, trust = model.name_or_path, model.is_remote_code()
+    config = deepcopy(model.config)
+    config.num_labels = 1
+    try:
+        proved = prove(reader, config, path, trust_remote_code=trust)
+        config.num_labels = num_labels
+        with torch.device("meta"):
+            made = reader.auto_class.from_config(
+                config, attn_implementation=PACKED_ATTENTION, trust_remote_code=trust, dtype=model.dtype
+            )
+    except VcppoError:
+        raise
+    except Exception as error:  # foreign code makes transformers raise nearly anything
+        raise unusable(path, error) from error
+    made.name_or_path = path
+    setattr(made, made.base_model_prefix, backbone)
+    made.score = nn.Linear(made.score.in_features, num_labels, bias=made.score.bias is not None, dtype=model.dtype)
+    if left := [name for name, each in (*made.named_parameters(), *made.named_buffers()) if each.is_meta]:
+        raise ModelRefused(
+            f"model {path}: {type(made).__name__} has {left[0]} beside its backbone and its head, so a critic can't"
+            " share the policy's backbone: set lora.rank = null, or choose another model.path"
+        )
+    return made, proved
 
 
 @contextmanager

@@ -27,7 +27,9 @@ from vcppo.learner.algorithm.value_bins import ValueBins
 from vcppo.learner.batching.packing import PackedBatch, build_packed
 from vcppo.learner.kernels.attention import attention_arguments
 from vcppo.learner.kernels.log_probs import chunked_log_probs
-from vcppo.learner.models.model_loading import from_pretrained, prepare, read_config, refuse_missing
+from vcppo.learner.models.adapters import share, without_adapters
+from vcppo.learner.models.merged_weights import is_adapter
+from vcppo.learner.models.model_loading import from_pretrained, prepare, read_config, refuse_missing, tree_over
 from vcppo.learner.models.saving import make_saveable
 from vcppo.learner.models.surprise import add_surprise_input, check_stated_input, embedded, surprise_input
 from vcppo.learner.models.value_head import ValueHead, check_stated_head, state_head, value_of
@@ -183,22 +185,56 @@ def load_critic(
     """
     source = path if init == "policy" else init
     if init != "policy":
-        stated = read_config(init, trust_remote_code)
-        check_stated_head(init, stated, bins)
-        check_stated_input(init, stated, sees_log_probs)
+        check_stated(init, trust_remote_code, bins, sees_log_probs)
     num_labels = 1 if bins is None else bins.num_bins
     model, missing, proved = from_pretrained(
         CRITIC, source, trust_remote_code, max_tokens, dtype=dtype, num_labels=num_labels
     )
     _settle_head(model, init, missing)
+    return _finish_critic(model, bins, sees_log_probs, gradient_checkpointing, proved, str(source))
+
+
+def critic_over(
+    policy: PolicyModel,
+    *,
+    bins: ValueBins | None = None,
+    sees_log_probs: bool = False,
+    gradient_checkpointing: bool = False,
+) -> CriticModel:
+    """A critic with a new head, as `load_critic` makes it, whose backbone has the very Parameters of `policy`'s.
+
+    Raises:
+        VcppoError: transformers has no critic for this architecture, or one that is more than backbone and head.
+    """
+    hf_model = policy.hf_model
+    model, proved = tree_over(CRITIC, hf_model, _backbone(share(hf_model)), 1 if bins is None else bins.num_bins)
+    nn.init.zeros_(_linear(model, "score").weight)
+    return _finish_critic(model, bins, sees_log_probs, gradient_checkpointing, proved, hf_model.name_or_path)
+
+
+def check_stated(folder: str, trust_remote_code: bool, bins: ValueBins | None, sees_log_probs: bool) -> None:
+    """Raise VcppoError when a saved critic has another head or other inputs than these, by its config.json."""
+    stated = read_config(folder, trust_remote_code)
+    check_stated_head(folder, stated, bins)
+    check_stated_input(folder, stated, sees_log_probs)
+
+
+def _finish_critic(
+    model: PreTrainedModel,
+    bins: ValueBins | None,
+    sees_log_probs: bool,
+    gradient_checkpointing: bool,
+    proved: bool,
+    source: str,
+) -> CriticModel:
     if sees_log_probs:
-        add_surprise_input(model, str(source))
+        add_surprise_input(model, source)
     state_head(model.config, bins)
     make_saveable(model)
     prepare(model, gradient_checkpointing)
     critic = CriticModel(model, bins)
     if not proved:
-        probe(CRITIC, critic, model, str(source))
+        probe(CRITIC, critic, model, source)
     return critic
 
 
@@ -231,10 +267,13 @@ def save_model(
 
     Args:
         state_dict: Hugging Face names to full tensors ``[...]``, from `TrainEngine.gather_full_state_dict`; needed
-            where the model's own parameters are sharded. None: the model's own.
+            where the model's own parameters are sharded, or it has adapters. None: the model's own.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in state_dict.items()} if state_dict is not None else None
-    model.hf_model.save_pretrained(str(folder), state_dict=state)
+    hf_model, state = model.hf_model, None
+    if state_dict is not None:
+        state = {k: v.detach().cpu().contiguous() for k, v in state_dict.items() if not is_adapter(k)}
+        hf_model = without_adapters(hf_model) if len(state) < len(state_dict) else hf_model
+    hf_model.save_pretrained(str(folder), state_dict=state)
     for weights in Path(folder).glob("*.safetensors"):  # safetensors lets nobody but the owner read them
         shutil.copymode(Path(folder) / "config.json", weights)
 

@@ -4,12 +4,12 @@ transformers 5 renames and fuses weights while it loads (Mixtral's ``block_spars
 ``mlp.experts.gate_up_proj``) and turns that round in ``save_pretrained``. Here the same reverse conversions run group
 by group: a group is the smallest set of a model's own tensors that a conversion needs at once, nearly always one.
 So no more than one group is gathered at a time, and everything in front of the gathering (names, types, shapes) is
-worked out on meta tensors.
+worked out on meta tensors. Adapters are merged on the way (`vcppo.learner.models.merged_weights`), a group at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from transformers.core_model_loading import (
 
 from vcppo.common.errors import VcppoError
 from vcppo.common.text.yaml_text import one_line
+from vcppo.learner.models.merged_weights import adapted_layers, is_adapter, merged_weight, plain_name
 
 
 class ParameterInfo(NamedTuple):
@@ -80,6 +81,7 @@ class WireWeights:
             VcppoError: a conversion of transformers can't be turned round for this model.
         """
         self._model = model
+        self._adapted = adapted_layers(model)
         self._groups = tuple(self._described(group) for group in _groups(model))
 
     @property
@@ -96,9 +98,12 @@ class WireWeights:
         for group in self._groups:
             parameters = [tensor for *_, tensor in group.tensors if isinstance(tensor, nn.Parameter)]
             with gather(parameters):
-                made = group.convert(self._model, [tensor.detach() for *_, tensor in group.tensors])
+                made = group.convert(self._model, [self._whole(name, tensor) for name, _, tensor in group.tensors])
                 for info in group.infos:
                     yield info.name, made[info.name]
+
+    def _whole(self, own_name: str, tensor: Tensor) -> Tensor:
+        return whole_weight(self._adapted, own_name, tensor)
 
     def _described(self, group: WireGroup) -> WireGroup:
         stand_ins = [torch.empty(full_shape(t), dtype=t.dtype, device="meta") for *_, t in group.tensors]
@@ -115,10 +120,19 @@ class WireWeights:
 
 
 def own_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers ``[...]`` by the model's own names; a tied one once, under its first name."""
+    """Parameters and persistent buffers ``[...]`` by the model's own names; a tied one once, under its first name.
+
+    Of a model with adapters: the base's, under their plain names (`whole_weight` merges).
+    """
     kept = set(model.state_dict().keys())
-    weights: dict[str, Tensor] = dict(model.named_parameters())
-    return weights | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    weights: dict[str, Tensor] = {plain_name(n): p for n, p in model.named_parameters() if not is_adapter(n)}
+    return weights | {plain_name(name): buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def whole_weight(adapted: Mapping[str, Any], own_name: str, tensor: Tensor) -> Tensor:
+    """One of `own_weights` with its adapter, if it has one, of `adapted_layers`; without a gradient."""
+    layer = adapted.get(own_name)
+    return tensor.detach() if layer is None else merged_weight(own_name, layer)
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from vcppo.learner.engine.checkpoint import CheckpointState, CheckpointStore, fo
 from vcppo.learner.engine.deepspeed_engine import TrainEngine
 from vcppo.learner.engine.reference import Reference
 from vcppo.learner.engine.together import write_together
+from vcppo.learner.models.base_model import base_models, write_base_models
 from vcppo.learner.rl.phases import Phases
 from vcppo.learner.rl.rank_zero import RankZero, agree
 from vcppo.learner.rl.resume import (
@@ -76,6 +77,7 @@ class Progress:
         self._stop_requested = stop_requested
         self._config, self._share, self._rank_zero = config, share, rank_zero
         self._kept = kept
+        self._bases = base_models(config) if rank_zero is not None else {}
         self._engines = {"actor": actor} if critic is None else {"actor": actor, "critic": critic}
         self._store = None if rank_zero is None else rank_zero.store
         self._checkpoints = CheckpointStore(
@@ -134,6 +136,7 @@ class Progress:
         if self._rank_zero is not None:
             staging = self._checkpoints.begin(version)
             write_settings(staging, self._config)
+            write_base_models(staging, self._bases)
             self._kept.save(staging)
 
     def _publish(self, version: int) -> None:

@@ -38,6 +38,7 @@ from vcppo.common.store import facts
 from vcppo.common.store.run_store import RunStore, StoreChanged
 from vcppo.learner.batching.batch import Share
 from vcppo.learner.engine.checkpoint import CheckpointStore, check_ranks, hash_json
+from vcppo.learner.models.base_model import check_base_models
 from vcppo.learner.rl.rank_zero import RankZero
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,7 @@ def newest_checkpoint(checkpoints: CheckpointStore, config: VcppoConfig, share: 
         return None
     folder, state = newest
     check_ranks(folder, state, share.num_ranks, config.learner.zero_stage, config.model.dtype)
+    check_base_models(folder, config)
     if state.config_hash != config_hash(config):
         _say_what_changed(folder, config, state.step)
     return {"folder": str(folder), "step": state.step, "next_index": state.next_index, "extra": state.extra}

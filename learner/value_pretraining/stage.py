@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.learner.batching.batch import Share
 from vcppo.learner.batching.trajectory_file import TrajectoryFile
 from vcppo.learner.engine.deepspeed_engine import TrainEngine, broadcast_object, rank
+from vcppo.learner.models.adapters import save_adapter
+from vcppo.learner.models.base_model import base_models, write_base_models
 from vcppo.learner.models.models import CriticModel, save_model
 from vcppo.learner.supply.collect import PromptIssuer, give_up_outdated
 from vcppo.learner.value_pretraining.critic_pretrainer import CriticPretrainer, Part
@@ -209,7 +212,8 @@ def run_value_pretraining(
     if earlier is not None:
         return _decide(_judged_anew(earlier, config), folder, config)
     pretrainer = CriticPretrainer(config, share, train, held_out, metrics)
-    gate = pretrainer.run(lambda engine: _save_critic(engine, folder / CRITIC_FOLDER, confirm), stop_requested)
+    save = partial(_save_critic, folder=folder / CRITIC_FOLDER, confirm=confirm, config=config)
+    gate = pretrainer.run(save, stop_requested)
     if gate is None:
         return False
     confirm()
@@ -280,15 +284,21 @@ def _of_same_inputs(folder: Path, inputs: Any) -> dict[str, Any] | None:
     return None
 
 
-def _save_critic(engine: TrainEngine, folder: Path, confirm: Callable[[], None]) -> None:
-    """All ranks (gathers); rank 0 replaces the folder by rename."""
-    state = engine.gather_full_state_dict()
+def _save_critic(engine: TrainEngine, folder: Path, confirm: Callable[[], None], config: VcppoConfig) -> None:
+    """All ranks (gathers); rank 0 replaces the folder by rename. With ``lora.rank``: adapters, head and config.json."""
+    bases = base_models(config)
+    state = {} if bases else engine.gather_full_state_dict()
     if rank() != 0:
         return
     assert isinstance(engine.module, CriticModel)
     confirm()
     with written_whole(folder) as staging:
-        save_model(engine.module, staging, state)
+        if not bases:
+            save_model(engine.module, staging, state)
+            return
+        engine.module.hf_model.config.save_pretrained(str(staging))
+        save_adapter(engine.module.hf_model, staging, bases["critic"]["path"])
+        write_base_models(staging, {"critic": bases["critic"]})
 
 
 def _decide(decision: dict[str, Any], folder: Path, config: VcppoConfig) -> bool:

@@ -98,15 +98,20 @@ def plain_gradients(policy, critic, batch, old, truncation: Truncation):
 # --- the learner ------------------------------------------------------------------------------------------------------
 
 
-def packed_gradients(policy, critic, batch, old_flat, truncation: Truncation, token_budget: int, num_ranks: int):
-    """The same step on the learner's own path; ranks are walked one after the other, their gradients summed."""
+def packed_gradients(
+    policy, critic, batch, old_flat, truncation: Truncation, token_budget: int, num_ranks: int, *, engines: bool = False
+):
+    """The same step on the learner's own path; ranks are walked one after the other, their gradients summed.
+
+    `policy` and `critic` are modules, or DeepSpeed's engines around them.
+    """
     cu = action_cu_seqlens(batch)
     plan = plan_micro_batches([t.num_tokens for t in batch], token_budget, num_ranks)
     micro_batches = [build_packed(batch, group) for rank in plan for group in rank]
     values, last = np.full(cu[-1], np.nan, np.float32), np.full(len(batch), np.nan, np.float32)
     for packed in micro_batches:
         with torch.no_grad():
-            out = critic(packed)
+            out = critic.infer(packed) if engines else critic(packed)
         values[action_slots(packed, cu)] = out.values.numpy()
         last[list(packed.sequence_index)] = out.last_values.numpy()
     cut = np.array([t.finish_reason == "length" for t in batch])
@@ -140,7 +145,11 @@ def packed_gradients(policy, critic, batch, old_flat, truncation: Truncation, to
         )
         targets = torch.from_numpy(both.value_targets[at])
         value = value_loss(critic(packed).values, targets, num_tokens=num_tokens, mask=mask)
-        (actor.value + value.value).backward()
+        if engines:
+            policy.accumulate(actor.value)
+            critic.accumulate(value.value)
+        else:
+            (actor.value + value.value).backward()
         totals += [actor.value.item(), value.value.item()]
     return totals
 
