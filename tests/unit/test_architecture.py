@@ -22,8 +22,8 @@ MOST_LINES_OF_A_FUNCTION = 60
 
 # wing -> what it must never import: other wings and libraries
 FORBIDDEN = {
-    "common": {"torch", "vllm", "deepspeed", "vcppo.generator", "vcppo.learner", "vcppo.deploy"},
-    "generator": {"vcppo.learner", "vcppo.deploy", "deepspeed"},
+    "common": {"torch", "vllm", "deepspeed", "peft", "vcppo.generator", "vcppo.learner", "vcppo.deploy"},
+    "generator": {"vcppo.learner", "vcppo.deploy", "deepspeed", "peft"},
     "learner": {"vcppo.generator", "vcppo.deploy"},
     "deploy": {"vcppo.generator", "vcppo.learner", "torch", "vllm", "deepspeed"},
 }
@@ -65,6 +65,7 @@ CONFINED = {
     "wandb": ("common/trackers/wandb_tracker.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine/deepspeed_engine.py",),
+    "peft": ("learner/models/adapters.py",),
     "jinja2": ("deploy/report/markup.py",),
     "vllm": (
         "generator/check/vllm_settings.py",
@@ -233,6 +234,11 @@ def test_common_stays_light_at_run_time() -> None:
     """The buffer and the command line load `common` many times a day: no torch behind it, not even through others."""
     heavy = {"torch", "vllm", "deepspeed", "transformers"}
     assert loaded_after_importing(modules_of("common"), heavy) == set()
+
+
+def test_peft_is_loaded_by_runs_with_adapters_only() -> None:
+    """It takes seconds to import."""
+    assert loaded_after_importing(["vcppo.learner.models.adapters", "vcppo.learner.export"], {"peft"}) == set()
 
 
 def test_the_buffer_process_stays_light() -> None:

@@ -230,6 +230,16 @@ CONFIG = [
         "set it to []",
         [["rl.critic_freeze=[]"]],
     ),
+    Refusal(["lora.alpha=16"], "set lora.rank to 16", [["lora.rank=16"], ["lora.alpha=null"]]),
+    Refusal(
+        ["lora.target_modules=[q_proj]"], "or leave lora.target_modules out", [["lora.rank=16"],
+        ["lora.target_modules=[]"]],
+    ),
+    Refusal(
+        ["lora.rank=16", "learner.zero_stage=3"],
+        "set learner.zero_stage to 2, which splits gradients and optimizer, or lora.rank to null",
+        [["learner.zero_stage=2"], ["lora.rank=null"]],
+    ),
     Refusal(["critic.freeze=['(']"], "is no regular expression", [["critic.freeze=['[(]']"]]),
     Refusal(["rl.actor_freeze=['']"], "leave it out", [["rl.actor_freeze=[]"]]),
     Refusal(
@@ -456,6 +466,10 @@ ON_A_RUN = [
     Text("learner/critic_model/critic_vocabulary.py", "choose another critic.init", BEFORE, ["critic.init=policy"]),
     Text("learner/models/value_head.py", "give critic.head and its bins as the folder has them", BEFORE,
          ["critic.head=two_hot"]),
+    Text("learner/models/base_model.py", "set lora.rank = null to go on with it", TRAINED, ["lora.rank=null"]),
+    Text("learner/models/adapters.py", "give lora.rank, lora.target_modules", BEFORE,
+         ["lora.rank=16", "lora.target_modules=[q_proj]"]),
+    Text("learner/models/model_loading.py", "set lora.rank = null", BEFORE, ["lora.rank=null"]),
     Text("learner/models/surprise.py", "set it to true", BEFORE, ["critic.sees_log_probs=true"]),
     Text("learner/models/surprise.py", "or take a new critic by critic.init=policy", BEFORE, ["critic.init=policy"]),
     Text("learner/models/model_loading.py", "set generator.max_model_len to at most",

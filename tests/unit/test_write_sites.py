@@ -52,6 +52,8 @@ SITES = {
     "learner/evaluation/evaluator.py": WAITS,
     "learner/evaluation/exports.py": COSTS,
     "learner/export.py": ENDS,
+    "learner/models/adapters.py": ENDS,
+    "learner/models/base_model.py": WAITS,
     "learner/models/model_folder.py": OTHER,
     "learner/models/models.py": ENDS,
     "learner/models/saving.py": ENDS,
