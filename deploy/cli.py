@@ -210,7 +210,11 @@ def _show_config(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from vcppo.deploy.plan.plan_command import print_plan
+    from vcppo.deploy.plan.side_by_side import markdown
 
+    if arguments.side_by_side:
+        print("\n".join(markdown(_config(arguments), arguments.gpu_memory_gib or 80)))
+        return EXIT_OK
     fits = print_plan(_config(arguments), arguments.gpu_memory_gib, arguments.tokens_per_second)
     return EXIT_OK if fits else EXIT_FAILURE
 
@@ -448,6 +452,8 @@ def _add_plan(commands: Commands) -> None:
                 "vcppo plan -c my.yaml learner.num_ranks=16    what if")  # fmt: skip
     _takes_config(plan, run=True)
     plan.add_argument("--gpu-memory-gib", type=float, metavar="G", help="memory of one GPU; default: no GPU")
+    plan.add_argument("--side-by-side", action="store_true",
+                      help="instead: full fine-tuning, LoRA, GRPO; three models, on 1, 2 and 8 GPUs")  # fmt: skip
     plan.add_argument("--tokens-per-second", type=float, metavar="N", help="of one generator, for the flows")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +72,22 @@ class Architecture:
         biases = (queries + 2 * keys) if self.qkv_bias else 0
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
         return attention + biases + 3 * self.hidden * self.intermediate + norms
+
+    @property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Of one decoder layer: name → (inputs, outputs)."""
+        hidden, inner = self.hidden, self.intermediate
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys),
+            "o_proj": (queries, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }  # fmt: skip
+
+    def adapter_parameters(self, rank: int, target_modules: Sequence[str] = ()) -> int:
+        """Of low-rank adapters of all layers: ``rank`` × (inputs + outputs) each; no names: all linear layers."""
+        chosen = [size for name, size in self.linear_layers.items() if not target_modules or name in target_modules]
+        return self.layers * rank * sum(inputs + outputs for inputs, outputs in chosen)
 
     @property
     def backbone_parameters(self) -> int:

@@ -78,8 +78,12 @@ def largest_gather_bytes(architecture: Architecture, config: VcppoConfig) -> int
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One learner rank, bytes. ``critic`` and ``reference`` are None without one."""
+    """One learner rank, bytes. ``critic`` and ``reference`` are None without one.
 
+    With ``lora.rank`` actor and critic are adapters alone (and a head); ``base`` is what they are over, frozen.
+    """
+
+    base: int
     actor: ModelMemory
     critic: ModelMemory | None
     reference: int | None
@@ -93,7 +97,7 @@ class RankPlan:
     def total(self) -> int:
         """Most bytes of the rank while it trains; what only the start or a checkpoint needs is apart."""
         return (
-            self.actor.total + (self.critic.total if self.critic else 0) + (self.reference or 0)
+            self.base + self.actor.total + (self.critic.total if self.critic else 0) + (self.reference or 0)
             + self.activations + self.gathered + self.buckets
         )  # fmt: skip
 
@@ -103,6 +107,8 @@ def rank_plan(models: Models, config: VcppoConfig) -> RankPlan:
     learner, dtype = config.learner, config.model.dtype
     has_critic = config.algorithm.has_critic
     policy, critic = models.policy.policy_parameters, models.critic.critic_parameters
+    if config.lora.rank is not None:
+        return _with_adapters(models, config, config.lora.rank)
 
     def memory(count: int) -> ModelMemory:
         return model_memory(count, dtype, learner.zero_stage, learner.num_ranks)
@@ -111,6 +117,7 @@ def rank_plan(models: Models, config: VcppoConfig) -> RankPlan:
     has_reference = config.algorithm.kl_coefficient > 0
     refreshed = has_reference and config.algorithm.reference_refresh_steps is not None
     return RankPlan(
+        base=0,
         actor=memory(policy),
         critic=memory(critic) if has_critic else None,
         reference=_BYTES[dtype] * policy if has_reference else None,  # whole on every rank
@@ -120,6 +127,32 @@ def rank_plan(models: Models, config: VcppoConfig) -> RankPlan:
         host_at_start=_BYTES[dtype]
         * (max(policy, critic) if has_critic else policy),  # each rank reads the whole model before it is split
         checkpoint=state_bytes * (policy + (critic if has_critic else 0)) + refreshed * _BYTES[dtype] * policy,
+    )
+
+
+def _with_adapters(models: Models, config: VcppoConfig, rank: int) -> RankPlan:
+    """One base for actor, critic and reference, whole on every rank; a critic of another model has its own."""
+    learner, dtype, lora = config.learner, config.model.dtype, config.lora
+    width, has_critic = _BYTES[dtype], config.algorithm.has_critic
+    actor = models.policy.adapter_parameters(rank, lora.target_modules)
+    critic = (models.critic.adapter_parameters(rank, lora.target_modules) + models.critic.hidden) * has_critic
+    shares = config.critic.model is None and config.critic.init in ("value_pretrained", "policy")
+    other = 0 if shares or not has_critic else models.critic.backbone_parameters
+    has_reference = config.algorithm.kl_coefficient > 0
+
+    def memory(count: int) -> ModelMemory:
+        return model_memory(count, dtype, learner.zero_stage, learner.num_ranks)
+
+    return RankPlan(
+        base=width * (models.policy.policy_parameters + other),
+        actor=memory(actor),
+        critic=memory(critic) if has_critic else None,
+        reference=width * actor if has_reference else None,
+        activations=max(activation_bytes(each, config) for each in models),
+        gathered=0,
+        buckets=0,
+        host_at_start=width * max(models.policy.policy_parameters, other),
+        checkpoint=(12 + width) * (actor + critic),
     )
 
 
@@ -242,6 +275,7 @@ def problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
         yield (
             f"learner rank: {gib(rank.total)} of {gib(plan.gpu_bytes)} GiB: raise learner.num_ranks or"
             " learner.zero_stage, lower learner.micro_batch_tokens, or set learner.gradient_checkpointing"
+            + (" or lora.rank" if config.lora.rank is None else "")
         )
     if plan.gpu_bytes is None and plan.host_total > plan.host_bytes:
         yield (
@@ -288,7 +322,7 @@ def remarks(plan: Plan, config: VcppoConfig) -> Iterator[str]:
             f" {plan.flow.credits} prompts: some stay empty: lower generator.max_in_flight, or raise rl.batch_size or"
             " rl.max_staleness"
         )
-    if plan.rank.reference is not None:
+    if plan.rank.reference is not None and not plan.rank.base:
         yield (
             f"algorithm.kl_coefficient > 0 keeps the reference policy whole on every rank:"
             f" {gib(plan.rank.reference)} GiB"

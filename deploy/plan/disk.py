@@ -39,7 +39,12 @@ def disk_plan(models: Models, config: VcppoConfig) -> DiskPlan:
     keeps_best = config.eval.keeps_best_version
     checkpoints = (config.learner.keep_checkpoints + 1 + keeps_best) * rank_plan(models, config).checkpoint
     on_the_way = _num_exports(config) * export
-    critic = width * models.critic.critic_parameters if records else 0
+    of_critic = models.critic.critic_parameters
+    if config.lora.rank is not None:
+        of_critic = (
+            models.critic.adapter_parameters(config.lora.rank, config.lora.target_modules) + models.critic.hidden
+        )
+    critic = width * of_critic if records else 0
     return DiskPlan(
         (
             ("checkpoints", checkpoints),

@@ -61,8 +61,10 @@ def rank_rows(plan: Plan, config: VcppoConfig) -> list[Row]:
     rank, learner = plan.rank, config.learner
     rows = [
         ("ranks", str(plan.num_ranks), f"ZeRO-{learner.zero_stage}, {config.model.dtype}"),
-        _memory("actor", rank.actor),
     ]
+    if rank.base:
+        rows.append(("base", f"{gib(rank.base)} GiB", "frozen, whole on every rank, shared by actor and critic"))
+    rows.append(_memory("actor", rank.actor))
     if rank.critic is not None:
         rows.append(_memory("critic", rank.critic))
     if rank.reference is not None:

@@ -138,6 +138,7 @@ class TrainEngine:
         self._deepspeed = deepspeed
         self._hf_model: Any = module.hf_model
         self._wire = WireWeights(self._hf_model)
+        self._trained = trained_with_adapters(self._hf_model)
         self._grad_norm = math.nan
         self._configured = configured
         self._rate_setting = rate_setting
@@ -146,7 +147,6 @@ class TrainEngine:
         self.num_ranks = num_ranks()
         _own_clipping(self)
         _load_weights_only(self._engine.checkpoint_engine)
-        self._trained = trained_with_adapters(self._hf_model)
         if self._trained:
             _keep_trained_only(self._engine, self._trained)
         self._save_errors = SaveErrors(self._engine)

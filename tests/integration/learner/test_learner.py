@@ -30,9 +30,13 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
-    ("of_critic", "frozen"),
-    [({}, []), ({"head": "hl_gauss", "num_bins": 21, "freeze": ["embed_tokens", "mlp"]}, ["mlp"])],
-    ids=["scalar", "bins_and_frozen"],
+    ("of_critic", "frozen", "lora"),
+    [
+        ({}, [], {}),
+        ({"head": "hl_gauss", "num_bins": 21, "freeze": ["embed_tokens", "mlp"]}, ["mlp"], {}),
+        ({"head": "hl_gauss", "num_bins": 21}, [], {"rank": 4}),
+    ],
+    ids=["scalar", "bins_and_frozen", "adapters"],
 )
 def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
     tmp_path: Path,
@@ -41,6 +45,7 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
     generate: Callable[..., ScriptedGenerator],
     of_critic: dict[str, Any],
     frozen: list[str],
+    lora: dict[str, Any],
 ) -> None:
     # More passes than one, over more batches than one: what the critic has yet to do outlives a crash too.
     critic = {"passes": "auto", "max_passes": 3, "min_rise": 0.0, "replay_batches": 1, **of_critic}
@@ -48,10 +53,10 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
     # The checkpoint of step 4 has the reference policy of step 3; the entropy's weight goes up from step to step.
     algorithm = {"num_mini_batches": 2, "kl_coefficient": 0.05, "kl_in": "reward", "reference_refresh_steps": 3,
                  "entropy_target": 100.0, "entropy_step": 0.002}  # fmt: skip
-    calm = Run(tmp_path, "calm", redis_server, model, critic=critic, rl=rl, algorithm=algorithm)
+    calm = Run(tmp_path, "calm", redis_server, model, critic=critic, rl=rl, algorithm=algorithm, lora=lora)
     generate(calm)
     calm_process = calm.start()
-    stormy = Run(tmp_path, "stormy", redis_server, model, critic=critic, rl=rl, algorithm=algorithm)
+    stormy = Run(tmp_path, "stormy", redis_server, model, critic=critic, rl=rl, algorithm=algorithm, lora=lora)
     limit = [3]  # the generator holds back what was issued at this version and later
     generate(stormy, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0], seed=1)
     process = stormy.start()
@@ -78,7 +83,10 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
     start = load_file(model / "model.safetensors")
     assert any(np.abs(start[name] - weights).max() > 1e-4 for name, weights in undisturbed.items())
     _check_frozen(start, undisturbed, frozen)
-    _check_frozen(start, _critic_of_checkpoint(calm), of_critic.get("freeze", []))
+    if lora:
+        _check_adapters_alone(calm, start)
+    else:
+        _check_frozen(start, _critic_of_checkpoint(calm), of_critic.get("freeze", []))
     assert any(done["passes"] > 1 for done in calm.events("critic_passes_done"))
     rows = [row for row in read_metrics(calm.folder.metrics_file("learner")) if row.get("stage") == "rl"]
     assert [row["critic/learning_rate"] / 6e-5 for row in rows[:5]] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -96,6 +104,22 @@ def _check_frozen(start: dict[str, Any], now: dict[str, Any], patterns: list[str
     assert bool(found) == bool(patterns)
     assert all(np.array_equal(start[name], now[name]) for name in found)
     assert sum(not np.array_equal(start[name], now[name]) for name in {*start} - found) > len(start) / 3
+
+
+def _check_adapters_alone(run: Run, start: dict[str, Any]) -> None:
+    """Checkpoints have no number of the base; the export has the merged weights, and the adapters besides."""
+    held = _critic_of_checkpoint(run)
+    assert {"score.weight"} < held.keys() and not held.keys() & start.keys()
+    assert all(".lora_" in name or name == "score.weight" for name in held)
+    adapters = load_file(run.folder.export / "adapter" / "adapter_model.safetensors")
+    merged = load_file(run.folder.export / "model.safetensors")
+    changed = {name for name, weights in merged.items() if not np.array_equal(weights, start[name])}
+    assert changed == {
+        name.removeprefix("base_model.model.").replace(".lora_A", "") for name in adapters if ".lora_A." in name
+    }
+    for name in changed:
+        a, b = (adapters["base_model.model." + name.replace(".weight", f".lora_{side}.weight")] for side in "AB")
+        np.testing.assert_allclose(merged[name], start[name] + 2 * b @ a, rtol=1e-5, atol=1e-6)
 
 
 def _critic_of_checkpoint(run: Run) -> dict[str, Any]:
