@@ -138,7 +138,7 @@ class TrainEngine:
         self._deepspeed = deepspeed
         self._hf_model: Any = module.hf_model
         self._wire = WireWeights(self._hf_model)
-        self._trained = trained_with_adapters(self._hf_model)
+        self._trained = trained_with_adapters(module.get_submodule("hf_model"))
         self._grad_norm = math.nan
         self._configured = configured
         self._rate_setting = rate_setting

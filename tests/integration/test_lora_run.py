@@ -1,4 +1,4 @@
-"""A short real run with adapters in bfloat16: vLLM takes merged weights, proves them, and the folder is one for peft."""
+"""A short real run with adapters in bfloat16: vLLM takes merged weights and proves them; peft takes the adapters."""
 
 from __future__ import annotations
 
