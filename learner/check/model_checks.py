@@ -57,7 +57,7 @@ def critic(context: Context) -> Result:
     config = context.config
     if not config.algorithm.has_critic:
         return skipped(f"algorithm.advantage_estimator = {config.algorithm.advantage_estimator} has none")
-    shares = config.lora.rank is not None
+    shares = config.lora.rank is not None and config.critic.model is None
     try:
         context.need(0 if shares else num_bytes(context.policy), "loading a critic")
     except NotPossible:
