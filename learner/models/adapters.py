@@ -14,6 +14,7 @@ import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar
 
 import structlog
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from vcppo.common.config import LoraConfig
 from vcppo.common.errors import EXIT_REFUSED, ConfigError, VcppoError
 from vcppo.common.text.yaml_text import one_line
-from vcppo.learner.models.merged_weights import ADAPTER, adapted_layers, trained_with_adapters
+from vcppo.learner.models.merged_weights import ADAPTER, adapted_layers, adapted_linear, trained_with_adapters
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +65,8 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig) -> None:
         lora_dropout=0.0, bias="none",
     )  # fmt: skip
     inject_adapter_in_model(made, model, adapter_name=ADAPTER)
+    for layer in adapted_layers(model).values():
+        layer.forward = MethodType(adapted_linear, layer)
     trained = trained_with_adapters(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name in trained

@@ -3,10 +3,13 @@
 Adapters are peft's (`vcppo.learner.models.adapters`). They are told here by their shape alone, so that a run without
 adapters never imports peft, which takes seconds.
 
-In bfloat16 a change below half a unit in the last place would be rounded away everywhere, and generators would never
-see it, though the adapters have it. So the sum is rounded up or down by chance, in proportion to what is left over:
-right on average, hence right in the sum over a row. The chance is the same at each walk: it is drawn from the weight's
-name. Where an adapter is zero, the weight is the base's to the bit.
+In bfloat16 a change below half a unit in the last place is lost where it is added to what has been rounded already.
+
+- *Forward* (`adapted_linear`): x W is not rounded before B A x is added. peft does round, and loses most of a small
+  step: of a first step at 3e-4 SmolLM2-135M's log-probs rose by 0.07 nats with peft's forward, by 0.19 in float32.
+- *Merged* (`merged_weight`): W has been rounded. So the sum is rounded up or down by chance, in proportion to what is
+  left over: right on average, hence right in the sum over a row. The chance is the same at each walk: it is drawn from
+  the weight's name. Where an adapter is zero, the weight is the base's to the bit.
 """
 
 from __future__ import annotations
@@ -46,6 +49,15 @@ def trained_with_adapters(model: nn.Module) -> dict[str, nn.Parameter]:
     if not adapted_layers(model):
         return {}
     return {n: p for n, p in model.named_parameters() if is_adapter(n) or n.startswith(_HEADS)}
+
+
+def adapted_linear(layer: Any, x: Tensor) -> Tensor:
+    """``[..., in]`` to ``[..., out]``: x W + s B A x, rounded once; in place of the forward of peft's `layer`."""
+    base, rows = layer.base_layer, x.reshape(-1, x.shape[-1])
+    low = nn.functional.linear(rows, layer.lora_A[ADAPTER].weight) * layer.scaling[ADAPTER]
+    change = nn.functional.linear(low, layer.lora_B[ADAPTER].weight)
+    total = torch.addmm(change, rows, base.weight.T).reshape(*x.shape[:-1], -1)
+    return total if base.bias is None else total + base.bias
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vcppo.learner.models.merged_weights import adapted_layers
+
 FLOAT32 = 2.0**-10  # float32 products are taken in TF32 on many GPUs
 BFLOAT16 = 2.0**-7
 _SEED = 20_26
@@ -38,7 +40,8 @@ def rounded_differently(model: nn.Module, size: float) -> Iterator[None]:
         noise.uniform_(-size, size, generator=generator)
         return (output.float() * (1.0 + noise)).to(output.dtype)
 
-    layers = [module for module in model.modules() if next(module.children(), None) is None]
+    adapted = {id(layer) for layer in adapted_layers(model).values()}  # they compute for the modules in them
+    layers = [module for module in model.modules() if next(module.children(), None) is None or id(module) in adapted]
     handles = [layer.register_forward_hook(disturb) for layer in layers]
     try:
         yield

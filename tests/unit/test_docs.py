@@ -42,7 +42,7 @@ PAGES = (
     "docs/models.md", "docs/samples.md", "docs/sampling.md", "docs/ui.md", "docs/value_pretraining.md",
     "docs/weights.md", "docs/index.md", "docs/own_task.md", "docs/environments.md", "docs/rewards.md",
     "docs/agents.md", "docs/tools.md", "docs/formulas.md", "docs/comparison.md", "docs/glossary.md",
-    "docs/built_in_tasks.md", "docs/threats.md", "docs/trackers.md", "CONTRIBUTING.md",
+    "docs/built_in_tasks.md", "docs/threats.md", "docs/trackers.md", "docs/lora.md", "CONTRIBUTING.md",
 )  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Memory and time of a learner step with adapters against full training: `python -m benchmarks adapters`.
 
-SmolLM2-135M's shape in bfloat16, eight sequences of up to 1,220 tokens. Each arm has a process of its own, which makes
+SmolLM2-135M's shape in bfloat16, four sequences of up to 1,220 tokens. Each arm has a process of its own, which makes
 its models as the learner does and trains a batch. Memory is the process' peak from before the models are loaded,
 less what it held then (Python and libraries, the same in each arm). Time is CPU seconds of one thread, of the second
 step. Not part of `make bench`: it takes five minutes and six gigabytes.
@@ -104,7 +104,7 @@ def _measure(name: str, model: Path, quick: bool) -> Measured:
     actor = make_actor(config, base)
     models = Models(actor, make_rl_critic(config, base) if config.algorithm.has_critic else None)
     load = time.process_time() - started
-    lengths = log_normal_lengths(4 if quick else 8, longest=400 if quick else 1220)
+    lengths = log_normal_lengths(4, longest=400 if quick else 1220)
     batch = Batch(random_trajectories(lengths, vocabulary_size(model, trust_remote_code=False), 64), 0)
     loop = RlLoop(config, models, Share(0, 1, config.learner.micro_batch_tokens), cast(Broadcaster, None), None)
     loop.train(Batch(batch.trajectories[:1], 0), Phases())  # warms up

@@ -156,6 +156,40 @@ def test_in_bfloat16_small_changes_reach_the_merged_weights_on_average(folder: P
     assert torch.equal(walked(actor.hf_model)["model.layers.0.mlp.up_proj.weight"] < 0, lower > 0)
 
 
+def test_in_bfloat16_the_forward_does_not_lose_small_changes(folder: Path) -> None:
+    """Each change is far below half a unit in the last place of the output: added to a rounded one, it would vanish."""
+    actor = adapted(load_policy(folder, dtype=torch.bfloat16), LoraConfig(rank=4, alpha=4.0))
+    layer = adapted_layers(actor.hf_model)["model.layers.0.mlp.up_proj.weight"]
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(4096, 32, generator=generator).to(torch.bfloat16)
+    layer.base_layer.weight.data.normal_(std=3.0, generator=generator)  # outputs of about 17: a unit is 0.125
+    layer.lora_A["default"].weight.data.normal_(std=0.01, generator=generator)
+    layer.lora_B["default"].weight.data.normal_(std=0.05, generator=generator)
+    a, b = (getattr(layer, side)["default"].weight.double() for side in ("lora_A", "lora_B"))
+    with torch.no_grad():
+        change = x.double() @ a.T @ b.T
+        assert change.abs().max() < 0.125 / 2
+        exact = x.double() @ layer.base_layer.weight.double().T
+        arrives = [
+            float(((forward(x).double() - exact) * change).sum() / (change * change).sum())
+            for forward in (layer, lambda x: type(layer).forward(layer, x))
+        ]
+    assert abs(arrives[0] - 1) < 0.15 and arrives[1] < 0.7, "of the change, in our forward and in peft's"
+
+
+def test_rounding_differently_reaches_layers_with_adapters(folder: Path) -> None:
+    from vcppo.learner.models.rounding import BFLOAT16, rounded_differently
+
+    base = load_policy(folder, chunk_tokens=4, chunk_vocab=12)
+    actor = adapted(base)
+    moved = []
+    for policy in (base, actor):
+        with rounded_differently(policy, BFLOAT16):
+            disturbed = log_probs(policy)
+        moved.append((disturbed - log_probs(policy)).abs().mean().item())
+    assert 0.5 < moved[1] / moved[0] < 2
+
+
 def test_in_bfloat16_merged_weights_agree_to_rounding(folder: Path) -> None:
     """As the canary judges it: the mean difference of log-probs against what rounding explains."""
     from vcppo.learner.models.rounding import last_place, rounded_differently
