@@ -6,7 +6,7 @@ pyarrow is imported when a file is written or read, not before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -224,18 +224,20 @@ def _type_of(kind: str) -> Any:
 
 
 class SampleTable:
-    """A file that was read.
+    """A file that was read: all of it, or the columns that are named; those that it is too old to have are left out.
 
     Raises:
         SampleError: it is none of ours, of a later version, or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Collection[str] | None = None) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         try:
-            self._table = parquet.read_table(path)
+            with parquet.ParquetFile(path) as file:
+                there = [name for name in file.schema_arrow.names if columns is None or name in columns]
+                self._table = file.read(there)
         except (pa.ArrowException, OSError) as error:
             raise SampleError(f"{path}: not readable as samples: {one_line(error)}") from error
         known = (self._table.schema.metadata or {}).get(b"vcppo_samples")
