@@ -49,7 +49,8 @@ RESPONSE_COLUMNS = {
     ),
     "length": ("int32", "actions: tokens that the policy chose"),
     "turns": ("int32", "turns of the policy"),
-    "last_value": ("float32", "V after the last token; null without a critic"),
+    "believed": ("float32", "V before its last action: what the critic believed at the end; null without a critic"),
+    "last_value": ("float32", "V after the last token, which only a cut response's targets use; null without a critic"),
     "largest_advantage": ("float32", "largest absolute advantage of its tokens"),
     "largest_mismatch": ("float32", "largest absolute difference of the two log-probs of a token"),
     "prompt": ("string", "its text, special tokens included"),
@@ -164,6 +165,7 @@ def _head(row: SampleRow) -> dict[str, Any]:
         "turn_rewards": list(made.turn_rewards),
         "length": int(made.action_mask.sum()),
         "turns": made.num_turns,
+        "believed": None if numbers.values is None else float(numbers.values[-1]),
         "last_value": row.last_value,
         "largest_advantage": float(np.abs(numbers.advantages).max()),
         "largest_mismatch": float(np.abs(numbers.old_log_probs - behaviour).max()),
@@ -249,15 +251,18 @@ class SampleTable:
 
     def responses(self) -> pyarrow.Table:
         """What each response has once, `RESPONSE_COLUMNS`."""
-        return self._with_segment().select(list(RESPONSE_COLUMNS))
+        return self._with_later_columns().select(list(RESPONSE_COLUMNS))
 
-    def _with_segment(self) -> pyarrow.Table:
-        """Files of before rollouts had several conversations lack the column."""
-        if "segment" in self._table.column_names:
-            return self._table
+    def _with_later_columns(self) -> pyarrow.Table:
+        """Files of before rollouts had several conversations, or of before that, lack some."""
         import pyarrow as pa
 
-        return self._table.append_column("segment", pa.array(np.zeros(len(self), np.int32)))
+        later = {"segment": pa.array(np.zeros(len(self), np.int32)), "believed": pa.nulls(len(self), pa.float32())}
+        table = self._table
+        for name, column in later.items():
+            if name not in table.column_names:
+                table = table.append_column(name, column)
+        return table
 
     def heads(self) -> list[dict[str, Any]]:
         """The same as rows."""

@@ -149,8 +149,8 @@ class ChainArithmetic(Task):
         shown = chain_style.num_operations
         if shown is not None and shown > self.options.num_operations:
             raise TaskError(
-                f"sft.phases.style.num_operations = {shown}: the task has {self.options.num_operations}: lower it, or raise"
-                " task.options.num_operations"
+                f"sft.phases.style.num_operations = {shown}: the task has {self.options.num_operations}: lower it,"
+                " or raise task.options.num_operations"
             )
         chains = [self._draw("train", rng, shown) for _ in range(count)]
         return [Demonstration(self._prompt(chain), self._response(chain, chain_style, rng)) for chain in chains]
@@ -162,7 +162,7 @@ class ChainArithmetic(Task):
         return symbol_tokenizer(symbols, r"<[a-z/]+>|[\s\S]")
 
     def _draw(self, split: Split, rng: random.Random, num_operations: int | None = None) -> ChainProblem:
-        """A problem of `split`, of so many operations: draws are repeated until the problem's own hash puts it there."""
+        """A problem of `split`, of so many operations: drawn again until the problem's own hash puts it there."""
         letters = _LETTERS[: self.options.num_operations]
         while True:
             named = letters if num_operations is None else sorted(rng.sample(letters, num_operations))

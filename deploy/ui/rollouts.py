@@ -98,8 +98,8 @@ def find(folder: RunFolder, wanted: Wanted, sort: str, page: int) -> Found:
 
 
 def _surprise(table: pa.Table) -> Any:
-    """What came less what was believed at the end."""
-    return pc.subtract(table["reward"], pc.cast(pc.fill_null(table["last_value"], 0.0), "float64"))
+    """What came less what was believed at the end; null, and sorted last, where nothing is known of that."""
+    return pc.subtract(table["reward"], pc.cast(table["believed"], "float64"))
 
 
 def _flat(column: Any) -> Any:

@@ -130,7 +130,8 @@ class TestWriter:
             "sample_index": 0, "segment": 0, "task": "t", "generator": "generator-0", "issue_version": 2,
             "staleness": 3,
             "outcome": "correct", "finish_reason": "stop", "reward": 0.75, "components": {"base": 0.5, "brevity": 0.25},
-            "turn_rewards": [], "length": 3, "turns": 2, "last_value": 0.5, "largest_mismatch": 0.25,
+            "turn_rewards": [], "length": 3, "turns": 2, "believed": pytest.approx(values[-1]), "last_value": 0.5,
+            "largest_mismatch": 0.25,
             "largest_advantage": pytest.approx(max(advantages)), "prompt": "two plus two is",
             "response": "four four four four <eos>", "prompt_token_ids": [1, 2, 1, 3],
         }  # fmt: skip
@@ -150,16 +151,19 @@ class TestWriter:
         }  # fmt: skip
         assert list(tokens) == list(TOKEN_COLUMNS)
 
-    def test_a_file_of_before_there_were_segments_is_read(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("gone", [["segment"], ["believed"], ["segment", "believed"]])
+    def test_a_file_of_before_some_columns_is_read(self, tmp_path: Path, gone: list[str]) -> None:
         write(tmp_path, 1, batch(wrong=2))
         path = tmp_path / "step-000001.parquet"
-        parquet.write_table(parquet.read_table(path).drop_columns(["segment"]), path)
-        assert [(head["segment"], head["outcome"]) for head in SampleTable(path).heads()] == [(0, "wrong")] * 2
+        parquet.write_table(parquet.read_table(path).drop_columns(gone), path)
+        heads = SampleTable(path).heads()
+        assert [(head["segment"], head["outcome"]) for head in heads] == [(0, "wrong")] * 2
+        assert [head["believed"] is None for head in heads] == ["believed" in gone] * 2
 
     def test_without_a_critic_nobody_believed_anything(self, tmp_path: Path) -> None:
         write(tmp_path, 1, batch(wrong=2), has_critic=False)
         table = SampleTable(tmp_path / "step-000001.parquet")
-        assert table.heads()[0]["last_value"] is None
+        assert table.heads()[0]["last_value"] is table.heads()[0]["believed"] is None
         assert table.tokens(1)["values"] == table.tokens(1)["value_targets"] == [None] * 3
         assert None not in table.tokens(1)["advantages"]
 

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from tests.unit.rig.fake_run import make_run
 from tests.unit.rig.learner_samples import trajectory
 from tests.unit.rig.written_samples import write_step
-from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.trajectory import Trajectory, VersionSpan
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.deploy.cli import main
@@ -230,6 +230,21 @@ def test_the_most_misjudged_first_and_a_page_at_a_time(browser: TestClient) -> N
     assert re.findall(r"<td class='outcome \w+'>(\w+)", page)[:9] == ["wrong"] * 9
     assert "after →" not in page
     assert "match" in text(browser, "/samples?run=first&page=99")
+
+
+def test_too_hopeful_is_what_was_believed_before_the_last_token(tmp_path: Path) -> None:
+    """Not the value after it, which no critic is trained for: here 0.5 everywhere. Beliefs grow with the length."""
+    folder = make_run(tmp_path, "hopeful")
+    wrong = [replace(each, reward=-1.0, outcome="wrong") for each in responses(1, 4)]
+    lengths = [each.response_token_ids.size for each in wrong]
+    cut = [replace(each, response_token_ids=each.response_token_ids[:n], action_mask=np.ones(n, np.bool_),
+                   behaviour_log_probs=each.behaviour_log_probs[:n], version_spans=(VersionSpan(0, n),))
+           for each, n in zip(wrong, (3, 9, 6, 12), strict=True)]  # fmt: skip
+    assert min(lengths) >= 12
+    write_step(folder.samples, 1, cut, WORDS)
+    browser = TestClient(make_app(tmp_path), base_url="http://localhost")
+    page = text(browser, "/samples?run=hopeful&sort=critic+too+hopeful")
+    assert re.findall(r"data-is='believed'>([\d.]+)", page) == ["1.10", "0.80", "0.50", "0.20"]
 
 
 def test_a_response_token_by_token_with_its_relatives(browser: TestClient) -> None:
