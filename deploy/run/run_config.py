@@ -37,9 +37,14 @@ def changes(before: VcppoConfig, now: VcppoConfig) -> list[Change]:
     return differences(*(flat(config.model_dump(mode="json")) for config in (before, now)))
 
 
-def harmful_changes(folder: RunFolder, now: VcppoConfig) -> str:
-    """What differs from the run's config and would change what is learnt, as text; empty: nothing."""
-    return "; ".join(str(change) for change in changes(load_config(folder.config), now) if not change.harmless)
+def harmful_changes(folder: RunFolder, now: VcppoConfig, shaping: Sequence[str] = ("",)) -> str:
+    """What differs from the run's config and would change what is learnt, as text; empty: nothing.
+
+    Args:
+        shaping: how the names of settings begin that what is there was made with.
+    """
+    found = changes(load_config(folder.config), now)
+    return "; ".join(str(each) for each in found if not each.harmless and each.field.startswith(tuple(shaping)))
 
 
 def begun(folder: RunFolder) -> Begun:
