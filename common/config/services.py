@@ -43,11 +43,11 @@ class LearnerConfig(Section):
     micro_batch_tokens: Positive = 8192
     """Token budget of one packed micro-batch; at least max prompt + response."""
 
-    log_prob_chunk_tokens: Positive = 256
-    """Tokens per chunk of the log-prob kernel; bounds the logits in memory."""
+    log_prob_chunk_tokens: Positive | None = None
+    """Tokens per chunk of the log-prob kernel; bounds the logits in memory. null: 256 on a CPU, 1024 on CUDA."""
 
-    log_prob_chunk_vocab: Positive = 8192
-    """Vocabulary entries per chunk of the log-prob kernel."""
+    log_prob_chunk_vocab: Positive | None = None
+    """Vocabulary entries per chunk of the log-prob kernel. null: 8192."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in backward."""

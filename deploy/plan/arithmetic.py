@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from vcppo.common.chunk_sizes import chunk_sizes
 from vcppo.common.config import VcppoConfig
 from vcppo.deploy.plan.architecture import Architecture, Models
 
@@ -64,7 +65,10 @@ def activation_bytes(architecture: Architecture, config: VcppoConfig) -> int:
     tokens, layers = learner.micro_batch_tokens, architecture.layers
     layer = architecture.activation_elements_per_token
     per_token = layers * architecture.hidden + layer if learner.gradient_checkpointing else layers * layer
-    block = learner.log_prob_chunk_tokens * min(learner.log_prob_chunk_vocab, architecture.vocabulary)
+    chunk = chunk_sizes(
+        "cpu" if learner.device == "cpu" else "cuda", learner.log_prob_chunk_tokens, learner.log_prob_chunk_vocab
+    )
+    block = chunk.tokens * min(chunk.vocab, architecture.vocabulary)
     return tokens * (per_token + 2 * architecture.hidden) * width + 3 * 4 * block
 
 

@@ -58,8 +58,8 @@ class CriticOutput(NamedTuple):
 class LogProbHead(nn.Linear):
     """The output layer: plain logits as usual, log-probs of `targets` in chunks when they are given."""
 
-    chunk_tokens: int = 256
-    chunk_vocab: int = 8192
+    chunk_tokens: int | None = None
+    chunk_vocab: int | None = None
 
     def forward(
         self,
@@ -88,7 +88,9 @@ class LogProbHead(nn.Linear):
 class PolicyModel(nn.Module):
     """pi(a|s) of packed trajectories."""
 
-    def __init__(self, hf_model: PreTrainedModel, *, chunk_tokens: int = 256, chunk_vocab: int = 8192) -> None:
+    def __init__(
+        self, hf_model: PreTrainedModel, *, chunk_tokens: int | None = None, chunk_vocab: int | None = None
+    ) -> None:
         super().__init__()
         head = _retype(_linear(hf_model, "lm_head"), LogProbHead)
         head.chunk_tokens, head.chunk_vocab = chunk_tokens, chunk_vocab
@@ -132,8 +134,8 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
-    chunk_tokens: int = 256,
-    chunk_vocab: int = 8192,
+    chunk_tokens: int | None = None,
+    chunk_vocab: int | None = None,
     max_tokens: int | None = None,
 ) -> PolicyModel:
     """A causal language model from a folder or a Hugging Face id.
