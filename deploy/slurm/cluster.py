@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_USAGE, VcppoError
 from vcppo.common.text.yaml_text import one_line
-from vcppo.deploy.slurm.job import TIDY_SECONDS, Request
+from vcppo.deploy.slurm.batch_script import TIDY_SECONDS, Request
 
 _SECONDS = 60.0
 _NEEDED = ("sbatch", "sinfo", "squeue", "scontrol", "srun")

@@ -21,7 +21,7 @@ from vcppo.common.errors import DeadlineExceeded
 from vcppo.common.files.json_file import JsonError, parse_json
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.transport.keys import private_files
-from vcppo.deploy.slurm.job import slurm_folder
+from vcppo.deploy.slurm.batch_script import slurm_folder
 
 log = structlog.get_logger(__name__)
 

@@ -15,6 +15,7 @@ from vcppo.common.files.whole_file import write_whole
 from vcppo.common.transport.keys import make_keys, private_files
 from vcppo.deploy.check.quick import refuse_start
 from vcppo.deploy.run.run_config import config_of_run, exclusive, open_run, write_config
+from vcppo.deploy.slurm.batch_script import Request, join_script, run_script
 from vcppo.deploy.slurm.cluster import (
     SlurmError,
     SlurmRefused,
@@ -27,7 +28,6 @@ from vcppo.deploy.slurm.cluster import (
     require_slurm,
 )
 from vcppo.deploy.slurm.head_note import read_note
-from vcppo.deploy.slurm.job import Request, join_script, run_script
 from vcppo.deploy.terminal.keys_command import make_redis_access
 
 Command = Callable[[argparse.Namespace], int]

@@ -14,11 +14,13 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,12 +51,12 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=5,sched_interval=5
+SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0,batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
-KillWait=30
+KillWait=10
 MinJobAge=3600
 JobRequeue=1
 PreemptType=preempt/partition_prio
@@ -88,7 +90,7 @@ class Cluster:
     Args:
         folder: everything of it lies there; short, since socket paths are.
         nodes: how many.
-        gpus: of each node: files that nobody opens, so that Slurm deals them out.
+        gpus: of each node: devices that nobody opens, so that Slurm deals them out.
     """
 
     def __init__(self, folder: Path, nodes: int, cpus: int = 2, gpus: int = 0) -> None:
@@ -115,7 +117,7 @@ class Cluster:
     def _gres(self, gpus: int) -> str:
         files = [self.folder / f"gpu{number}" for number in range(gpus)]
         for file in files:
-            file.touch()
+            os.mknod(file, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # /dev/null's numbers: Slurm wants a device
         return "".join(f"NodeName={name} Name=gpu File={file}\n" for name in self.names for file in files)
 
     # ---- its life
@@ -229,20 +231,23 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, nodes: int, cpus: int = 2, gpus: int = 0) -> Iterator[Cluster]:
-    """Up within the block."""
-    one = Cluster(folder, nodes, cpus, gpus)
-    try:
+def cluster(nodes: int, cpus: int = 2, gpus: int = 0, folder: Path | None = None) -> Iterator[Cluster]:
+    """Up within the block. Its folder, by default one that goes with it, must be one that all users may enter."""
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp")))
+            folder.chmod(0o755)  # munged wants it so
+        one = Cluster(folder, nodes, cpus, gpus)
+        stack.callback(one.stop)
         one.start()
         yield one
-    finally:
-        one.stop()
 
 
 if __name__ == "__main__":
     if (reason := why_none()) is not None:
         sys.exit(reason)
-    with cluster(Path(sys.argv[1]).absolute(), nodes=4) as started:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with cluster(nodes=4, folder=Path(sys.argv[1]).absolute()) as started:
         sys.stdout.write(f"up: export SLURM_CONF={started.environment['SLURM_CONF']}\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):

@@ -87,7 +87,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("slurm")
-    with cluster(root / "c", nodes=4, cpus=len(os.sched_getaffinity(0))) as slurm:
+    with cluster(nodes=4, cpus=len(os.sched_getaffinity(0))) as slurm:
         one = Site(slurm, root)
         done = one.vcppo("sft", "-c", str(CONFIG))
         assert done.returncode == 0, done.stderr + done.stdout

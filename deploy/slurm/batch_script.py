@@ -88,14 +88,13 @@ def run_script(request: Request) -> str:
         "# Redis, buffers and this node's learner ranks.",
         f"{head} &",
         "head=$!",
-        "others=()",
     ]
     if others:
-        lines += ["", "# The learner's other nodes.", *(f"{each} &\nothers+=($!)" for each in others)]
+        lines += ["", "# The learner's other nodes.", *(f"{each} &" for each in others)]
     if generators:
         lines += ["", "# Generators: one step a node, so that a node that fails takes nobody along."]
         lines += [f"{each} &" for each in generators]
-    return "\n".join([*lines, *_end("head", watched="others")])
+    return "\n".join([*lines, *_end("head", request.learner_nodes)])
 
 
 def join_script(request: Request) -> str:
@@ -126,8 +125,8 @@ def _header(request: Request, name: str, nodes: int, log: str, *more: str) -> li
         "--requeue",
         f"--signal=TERM@{request.grace_seconds}",
         "--open-mode=append",
-        f"--output={request.slurm}/{log}.log",
-        f"--chdir={request.work}",
+        f"--output={shlex.quote(f'{request.slurm}/{log}.log')}",
+        f"--chdir={shlex.quote(str(request.work))}",
         *request.sbatch,
     ]
     return [
@@ -155,7 +154,7 @@ def _share_of_node(cpus: int | None) -> list[str]:
 
 def _srun(request: Request, role: str, node: int, *, tasks: int = 1, gpus: int = 0, first: int = 0) -> str:
     words = [
-        "srun --mpi=none --cpu-bind=none --kill-on-bad-exit=0",
+        "srun --mpi=none --cpu-bind=none --kill-on-bad-exit=0 --no-kill=off",
         f"--nodes=1 --relative={node} --ntasks={tasks}",
         *([f"--gpus-per-task={gpus}"] if gpus else []),
         f'"$python" -m vcppo.deploy.slurm.role {role} --config "$config"',
@@ -176,22 +175,26 @@ def _generators(request: Request, node: int) -> str:
 
 _WATCH = """\
 # A learner node that fails takes the learner along: all of it starts again from the last checkpoint, on other nodes.
+# Slurm takes it out of the job; its srun would wait for it.
+learners=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n {learner_nodes})
 while kill -0 "$head" 2>/dev/null; do
-  for step in "${others[@]}"; do
-    if ! kill -0 "$step" 2>/dev/null; then
-      wait "$step" || { lost=1; echo "a learner node is lost"; break 2; }
-    fi
-  done
-  sleep 2
+  if nodes=$(squeue --noheader --jobs "$job" --format %N) && [ -n "$nodes" ]; then
+    left=$(scontrol show hostnames "$nodes")
+    for node in $learners; do
+      grep --quiet --line-regexp --fixed-strings "$node" <<<"$left" && continue
+      echo "learner node $node is lost"; lost=1; break 2
+    done
+  fi
+  for _ in 1 2 3 4 5; do sleep 1; kill -0 "$head" 2>/dev/null || break; done
 done"""
 
 
-def _end(waited: str, watched: str = "") -> list[str]:
+def _end(waited: str, learner_nodes: int = 0) -> list[str]:
     """Who ended decides. A run that was stopped is queued again, unless its user has cancelled the job."""
     return [
         "",
         "lost=0",
-        *([_WATCH] if watched else []),
+        *([_WATCH.format(learner_nodes=learner_nodes)] if learner_nodes > 1 else []),
         "code=1",
         "while ((!lost)); do",
         f'  wait "${waited}"; code=$?; kill -0 "${waited}" 2>/dev/null || break',
@@ -203,6 +206,7 @@ def _end(waited: str, watched: str = "") -> list[str]:
         '    echo "stopped with code $code: queued again, to resume"',
         '    scontrol requeue "$job"',
         f"    sleep {TIDY_SECONDS}  # it ends us",
+        '    exit "$code"',
         "  fi",
         "fi",
         'echo "ended with code $code, state $state"',
