@@ -71,6 +71,10 @@ class HeadNote:
         """Whether the newest note says that this start has ended; no note says nothing."""
         return newest is not None and not (newest.state == "up" and self.same_start(newest))
 
+    def takes_over(self, before: HeadNote | None) -> bool:
+        """Whether whoever worked for the start `before` may go by this note: its end for good, or another start."""
+        return self.is_final or not self.same_start(before)
+
     def same_start(self, other: HeadNote | None) -> bool:
         """Whether `other` is of this very start."""
         return other is not None and other.launch == self.launch
@@ -86,6 +90,11 @@ def write_note(run: Path, note: HeadNote) -> None:
     note_file(run).parent.mkdir(parents=True, exist_ok=True)
     with private_files():
         write_whole(note_file(run), json.dumps(asdict(note)) + "\n")
+
+
+def remove_note(run: Path) -> None:
+    """Before a run is submitted again: the end of an earlier job is not the end of this one."""
+    note_file(run).unlink(missing_ok=True)
 
 
 def read_note(run: Path) -> HeadNote | None:

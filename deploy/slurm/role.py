@@ -166,7 +166,7 @@ def generator(config: VcppoConfig, arguments: argparse.Namespace, sink: LogSink)
     require(config, CONTAINER["generator"])
     before: HeadNote | None = None
     while True:
-        note = wait_for_note(config.run.path, lambda note: not note.same_start(before), HEAD_SECONDS)  # noqa: B023
+        note = wait_for_note(config.run.path, lambda note: note.takes_over(before), HEAD_SECONDS)  # noqa: B023
         if note.is_final:
             log.info("run_over", state=note.state)
             return EXIT_OK

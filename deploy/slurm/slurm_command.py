@@ -27,7 +27,7 @@ from vcppo.deploy.slurm.cluster import (
     queued,
     require_slurm,
 )
-from vcppo.deploy.slurm.head_note import read_note
+from vcppo.deploy.slurm.head_note import read_note, remove_note
 from vcppo.deploy.terminal.keys_command import make_redis_access
 
 Command = Callable[[argparse.Namespace], int]
@@ -117,6 +117,7 @@ def run_slurm(arguments: argparse.Namespace) -> int:
             refuse_start(config, BEFORE_SUBMITTING - {"run folder"})
             write_config(config)
             make_access(config)
+            remove_note(config.run.path)
             _write(path, script)
     if arguments.write_only:
         print(path)

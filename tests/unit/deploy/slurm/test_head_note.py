@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vcppo.common.errors import DeadlineExceeded
-from vcppo.deploy.slurm.head_note import HeadNote, note_file, read_note, wait_for_note, write_note
+from vcppo.deploy.slurm.head_note import HeadNote, note_file, read_note, remove_note, wait_for_note, write_note
 
 NOTE = HeadNote(
     state="up",
@@ -52,10 +52,26 @@ def test_a_start_is_over_when_its_note_says_so_or_another_came() -> None:
     assert NOTE.is_over_by(NEXT)
 
 
+def test_who_worked_for_a_start_goes_by_its_end_and_by_the_next(tmp_path: Path) -> None:
+    """A generator that saw `done` once waited for another head for a quarter of an hour."""
+    assert not NOTE.takes_over(NOTE)
+    assert not NOTE.ended("stopped").takes_over(NOTE)
+    assert NOTE.ended("done").takes_over(NOTE)
+    assert NEXT.takes_over(NOTE)
+    assert NOTE.takes_over(None)
+
+
+def test_a_run_that_is_submitted_again_has_no_end_yet(tmp_path: Path) -> None:
+    write_note(tmp_path, NOTE.ended("failed"))
+    remove_note(tmp_path)
+    assert read_note(tmp_path) is None
+    remove_note(tmp_path)
+
+
 def test_waiting_is_for_a_head_that_is_up_and_suits(tmp_path: Path) -> None:
     written = iter([NOTE.ended("stopped"), NOTE, NEXT])
     found = wait_for_note(
-        tmp_path, lambda note: not note.same_start(NOTE), 60, pause=lambda _: write_note(tmp_path, next(written))
+        tmp_path, lambda note: note.takes_over(NOTE), 60, pause=lambda _: write_note(tmp_path, next(written))
     )
     assert found == NEXT
 
