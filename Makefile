@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test faults compose-test real-job real-job-test fuzz check audit measures docs bench lock clean
+.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test faults compose-test slurm-test real-job real-job-test fuzz check audit measures docs bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -47,6 +47,9 @@ faults: setup ## kill, freeze and cut off real processes, minutes of chaos inclu
 
 compose-test: setup ## the compose application on a docker engine: built, scaled, hurt, finished (skipped without one)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/compose
+
+slurm-test: setup ## a run on a real Slurm of several nodes on this machine: joined, hurt, preempted (skipped without slurmd)
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/slurm
 
 real-job: ## a pretrained model and data for real-job-test, in .cache/real-job (needs ../shared)
 	@if [ -x ../shared/real-job/make ]; then ../shared/real-job/make .cache/real-job; \

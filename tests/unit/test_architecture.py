@@ -47,7 +47,7 @@ FLOORS = {
     ),
     "deploy": (
         {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"},
-        {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment"}, {"cli"},
+        {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment", "slurm"}, {"cli"},
     ),
 }  # fmt: skip
 # Two ends of one thing may have one name.

@@ -26,7 +26,20 @@ from vcppo.deploy.launch.start_over import start_over
 from vcppo.deploy.processes import redis_server
 from vcppo.deploy.run.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
 
-COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", "demo", "experiment", "reward-model")
+COMMANDS = (
+    "up",
+    "sft",
+    "eval",
+    "ledger",
+    "logs",
+    "report",
+    "watch",
+    "config",
+    "demo",
+    "experiment",
+    "reward-model",
+    "slurm",
+)
 
 
 @pytest.fixture
