@@ -34,7 +34,7 @@ class TaskConfig(Section):
 
     name: str = "chain_arithmetic"
     """A built-in task (aime, chain_arithmetic, code, command_agent, dataset, gpqa, hidden_choices, look_up, mix,
-    products, reasoning_gym, tools), or module:Class of your own."""
+    products, reasoning_gym, tools, verifiers), or module:Class of your own."""
 
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""

@@ -64,7 +64,8 @@ class AgentPlayer(Player):
     def new_conversation(self, prompt: Prompt) -> Conversation:
         """Within the limits of the prompt, the model and the task."""
         sequence, task = self._config.generator.max_model_len, self._config.task
-        limits = Limits(prompt.max_response_tokens, sequence, task.max_turns, task.max_segments)
+        most = int(self._config.transport.max_message_mib * 2**20)
+        limits = Limits(prompt.max_response_tokens, sequence, task.max_turns, task.max_segments, most)
         return Conversation(self._encoder, limits)
 
     def count(self, *, requests: int = 0, segments: int = 0) -> None:
