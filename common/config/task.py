@@ -70,6 +70,11 @@ class TaskConfig(Section):
     environment_calls: Positive = 64
     """Calls of an async environment, or agents, at the same time, per generator."""
 
+    endpoint_host: str = Field(default="127.0.0.1", pattern=r"^[0-9A-Za-z.:_-]+$")
+    """Address of the generator's machine that the endpoint for agents binds to and is announced at. Beyond the loopback
+    agents on other machines reach it, and so does everybody there: only a session's key lets in, and it travels
+    unencrypted (docs/agents.md)."""
+
     reward_correct: float = 1.0
     """Reward of a correct response (paper: +1)."""
 

@@ -37,13 +37,18 @@ class Ready(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The reply to one call: an observation (empty after `reset`), a fault, or that the rollout is lost in its child,
-    which is not its own fault."""
+    """The reply to one call: an observation (empty after `reset`), or a fault.
+
+    Attributes:
+        is_lost: what the rollout needs in its child is gone, and not by its own fault.
+        has_died: the child, while the call was under way: nobody knows by whose fault.
+    """
 
     observation: Observation
     fault: Fault | None = None
     detail: str | None = None
     is_lost: bool = False
+    has_died: bool = False
 
 
 def request_line(number: int, rollout: int, call: Call, given: object = None) -> bytes:

@@ -194,7 +194,7 @@ class EnvironmentPool:
                 self._replace(child, f"no answer in {seconds:g} s")
                 answer = Answer(Observation(), "timeout", f"{call}() took more than {seconds:g} s")
             except ChildDied as error:
-                answer = Answer(Observation(), "crash", str(error))
+                answer = Answer(Observation(), "crash", str(error), has_died=True)
         if answer.is_lost:
             log.warning("environment_lost", detail=answer.detail, task=self._config.name)
             raise RolloutLost
