@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test faults compose-test slurm-test real-job real-job-test fuzz check audit measures docs bench lock clean
+.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test verifiers-test faults compose-test slurm-test real-job real-job-test fuzz check audit measures docs bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,11 @@ extras-test: setup ## tests of the optional extras but mlflow, their packages in
 mlflow-test: setup ## metrics to a real MLflow server, its packages in .cache/mlflow: two minutes, so CI leaves it out
 	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/mlflow -r requirements/mlflow.lock
 	@PYTHONPATH=.cache/mlflow $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit/common/trackers/test_real_trackers.py -k mlflow
+
+verifiers-test: setup ## environments of the package verifiers, in virtual environments of its own in .cache (1.3 GiB, five minutes)
+	@for name in verifiers verifiers_v1; do $(PYTHON_BIN) -m venv .cache/$$name && .cache/$$name/bin/python -m pip install \
+		--disable-pip-version-check --quiet --no-deps -r requirements/$$name.lock || exit; done
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit/generator/turns/test_verifiers_agents.py tests/integration/test_verifiers_run.py
 
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) $(FAULTS)

@@ -114,6 +114,11 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
             "security.curve = never with ports that other machines reach: whoever reaches them can send trajectories"
             " and replace weights; leave it at auto"
         )
+    if not is_local(f"tcp://{_in_url(config.task.endpoint_host)}"):
+        yield (
+            f"task.endpoint_host = {config.task.endpoint_host!r}: agents' requests and keys of their sessions travel"
+            " unencrypted: keep generators and agents on a network of their own"
+        )
     yield from _source_warnings(config)
     if config.transport.credit_window > generator.max_in_flight:
         yield (
@@ -154,6 +159,11 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f"learner.batch_deadline_seconds = {config.learner.batch_deadline_seconds:g}: must be above"
             f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
             f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
+        )
+    if (host := config.task.endpoint_host) in ("0.0.0.0", "::"):  # noqa: S104  (it is refused)
+        yield (
+            f"task.endpoint_host = {host!r}: agents are told this address, and it is no machine's: name the address of"
+            " the generator's machine at which they reach it"
         )
     rollout, deadline = config.task.max_rollout_seconds, config.learner.batch_deadline_seconds
     if rollout >= deadline and rollout != type(config.task).model_fields["max_rollout_seconds"].default:
@@ -409,6 +419,10 @@ def _is_endpoint(endpoint: str) -> bool:
         return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port)
     except ValueError:  # urlsplit's word for a port that is none, or half an IPv6 address
         return False
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def is_local(endpoint: str) -> bool:

@@ -60,6 +60,7 @@ DEPENDENTS: Mapping[str, Dependents] = {
     "task.": _EVERYTHING,
     "task.verifier_processes": _NOTHING,
     "task.environment_calls": _NOTHING,
+    "task.endpoint_host": _NOTHING,
     "task.overlong": _GOES_ON,  # which prompts are passed over; those recorded stay
     "task.options.require_isolation": _NOTHING,  # how programs are judged, not how well
     # A response judged under another limit may have another outcome.

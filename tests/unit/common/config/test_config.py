@@ -392,3 +392,14 @@ def test_sections_are_frozen(run_yaml: Path) -> None:
     config = load_config(run_yaml, [])
     with pytest.raises(ValueError):
         config.rl.batch_size = 1  # type: ignore[misc]
+
+
+def test_an_endpoint_beyond_the_loopback_has_an_address_and_is_warned_of(run_yaml: Path) -> None:
+    for host in ("0.0.0.0", "::"):  # noqa: S104  (they are refused)
+        (problem,) = problems_of(run_yaml, f"task.endpoint_host='{host}'")
+        assert f"task.endpoint_host = '{host}': agents are told this address" in problem
+    (problem,) = problems_of(run_yaml, "task.endpoint_host=http://here")
+    assert "task.endpoint_host" in problem
+    for host, warned in (("10.0.0.7", True), ("fd00::2", True), ("agents.lan", True), ("::1", False)):
+        warnings = config_warnings(load_config(run_yaml, [f"task.endpoint_host='{host}'"]))
+        assert ["unencrypted" in each for each in warnings if "task.endpoint_host" in each] == [True] * warned
