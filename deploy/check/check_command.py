@@ -66,7 +66,7 @@ def run_check(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
 
 
 def _quick(config: VcppoConfig, screen: Screen) -> None:
-    setup = Setup(config, Machine.look(ask_gpus=True))
+    setup = Setup(config, Machine.look())
     for check in QUICK:
         for line in check.lines(setup):
             screen.add(line)

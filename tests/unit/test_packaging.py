@@ -29,6 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 UNDECLARED = {
     "latex2sympy2_extended": "math-verify requires the one version it works with",
     "mlflow": "mlflow-skinny brings it, and so does the whole mlflow",
+    "pynvml": "nvidia-ml-py, which vLLM requires on CUDA alone; without it GPUs are only counted",
     "pydantic_core": "pydantic requires the one version it works with",
 }
 # requirement -> why none of our modules imports it
