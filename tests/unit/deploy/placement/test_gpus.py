@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.paths import ROOT
 from vcppo.deploy.placement.gpus import (
     Device,
     Gpu,
@@ -190,3 +193,16 @@ def test_nodes_of_cores(tmp_path: Path) -> None:
         (folder / "cpulist").write_text(text)
     assert nodes_of_cores([0, 3, 4, 7, 8, 9], tmp_path) == [0, 0, 1, 1, 0, None]
     assert nodes_of_cores([0, 1], tmp_path / "none") == [None, None]
+
+
+def test_what_is_asked_of_nvml_is_there() -> None:
+    """vLLM carries a copy of NVIDIA's module; ours is the package itself, with the same functions."""
+    found = find_spec("vllm")
+    assert found is not None and found.origin is not None
+    copy = Path(found.origin).parent / "third_party" / "pynvml.py"
+    there = set(re.findall(r"^def (nvml\w+)\(", copy.read_text(), re.MULTILINE))
+    source = (ROOT / "deploy" / "placement" / "gpus.py").read_text()
+    asked = set(re.findall(r"nvml\.(nvml\w+)", source))
+    assert len(asked) > 8
+    assert asked <= there
+    assert {name for name in vars(FakeNvml) if name.startswith("nvml")} == asked
