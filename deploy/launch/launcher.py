@@ -133,7 +133,13 @@ class Launcher:
         for spec in buffers:
             start(spec)
         self.supervisor.wait_ready([spec.name for spec in buffers])
-        for spec in [self.learner_spec(), *self.generator_specs()]:
+        learner, generators = self.learner_spec(), self.generator_specs()
+        if self.placement.is_shared:
+            # vLLM measures what is free while it comes up: a learner that grows beside it would count as its own use.
+            for spec in generators:
+                start(spec)
+            self.supervisor.wait_ready([spec.name for spec in generators])
+        for spec in [learner] if self.placement.is_shared else [learner, *generators]:
             start(spec)
 
     def _stop(self, *roles: str) -> None:
@@ -265,10 +271,11 @@ class Launcher:
         held = {
             word
             for child in children
-            if child.alive or child.restart_at < float("inf")
+            if (child.alive or child.restart_at < float("inf"))
+            and not (placed.is_shared and child.spec.role == "learner")
             for word in child.spec.environment.get(VISIBLE, "").split(",")
         }
-        everything = [*placed.ranks, *(device for group in placed.generators for device in group), *placed.free]
+        everything = dict.fromkeys([*placed.free, *(d for group in placed.generators for d in group), *placed.ranks])
         free = [device for device in everything if device.name not in held]
         if len(free) < count:
             raise PlacementError(

@@ -101,6 +101,9 @@ def _memory_problems(config: VcppoConfig, models: Models, placement: Placement) 
         if name != "learner":
             share = config.generator.gpu_memory_utilization
             has = f"generator.gpu_memory_utilization = {share:g} of {has} is {gib(share * device.memory)}"
+        elif any(device in group for group in placement.generators):
+            left = gib((1 - config.generator.gpu_memory_utilization) * device.memory)
+            has = f"generator.gpu_memory_utilization leaves it {left} of {has}"
         else:
             has = f"it has {has}"
         yield Problem(f"{what}, and {has}", (device, name) in sure)

@@ -72,6 +72,11 @@ class Placement:
         return bool(self.ranks or self.generators)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether an engine is on a GPU of a learner rank."""
+        return bool(set(self.ranks) & {device for group in self.generators for device in group})
+
+    @property
     def rank_nodes(self) -> set[int]:
         """NUMA nodes of the ranks' devices."""
         return {device.node for device in self.ranks if device.node is not None}
@@ -103,7 +108,9 @@ def place(
     if (problem := too_few(config, devices, part)) is not None:
         raise PlacementError(problem)
     sizes = [part.num_ranks] * (part.num_ranks > 0) + [config.generator.tensor_parallel_size] * part.num_generators
-    groups = min(_tries(sizes, one_a_gpu(devices), bool(part.num_ranks)), key=lambda tried: _cost(tried, part, needs))
+    shares = config.launcher.share_gpus and part.num_ranks > 0
+    tries = _tries(sizes, one_a_gpu(devices), bool(part.num_ranks), shares)
+    groups = min(tries, key=lambda tried: _cost(tried, part, needs))
     ranks: Group = groups[0] if part.num_ranks else ()
     generators = tuple(groups[1:] if part.num_ranks else groups)
     taken = {device.key for group in groups for device in group}
@@ -122,8 +129,8 @@ def one_a_gpu(devices: Iterable[Device]) -> Group:
 def too_few(config: VcppoConfig, devices: Sequence[Device], part: Part) -> str | None:
     """What of the run has no device at all; None: everything has."""
     parallel = config.generator.tensor_parallel_size
-    wanted = part.num_ranks + part.num_generators * parallel
-    usable = one_a_gpu(devices)
+    usable, engines = one_a_gpu(devices), part.num_generators * parallel
+    wanted = max(part.num_ranks, engines) if config.launcher.share_gpus else part.num_ranks + engines
     asked = " + ".join([
         *([f"learner.num_ranks = {part.num_ranks}"] if part.num_ranks else []),
         *([f"generator.num_generators = {part.num_generators} * generator.tensor_parallel_size = {parallel}"]
@@ -143,9 +150,13 @@ def too_few(config: VcppoConfig, devices: Sequence[Device], part: Part) -> str |
 
 
 def lacking(placement: Placement, needs: Needs) -> Iterator[tuple[Device, str, int]]:
-    """Devices that are too small for who is on them: the device, ``learner`` or the generator's name, and bytes."""
+    """Devices that are too small for who is on them: the device, ``learner`` or the generator's name, and bytes.
+
+    On a GPU that they share, the learner has what the engine's share leaves.
+    """
+    engines = {device for group in placement.generators for device in group}
     for device in placement.ranks:
-        if device.memory is not None and needs.rank > device.memory:
+        if device.memory is not None and needs.rank > device.memory * (1 - needs.share * (device in engines)):
             yield device, "learner", needs.rank
     for index, group in enumerate(placement.generators):
         for device in group:
@@ -153,16 +164,28 @@ def lacking(placement: Placement, needs: Needs) -> Iterator[tuple[Device, str, i
                 yield device, f"generator-{index}", needs.generator
 
 
-def _tries(sizes: list[int], devices: Group, has_ranks: bool) -> Iterator[list[Group]]:
-    """Ways to share devices out: by number or the largest memory first, in turn or the largest group first."""
+def _tries(sizes: list[int], devices: Group, has_ranks: bool, shares: bool) -> Iterator[list[Group]]:
+    """Ways to share devices out: by number or the largest memory first, in turn or the largest group first.
+
+    Args:
+        has_ranks: the first group is the learner's.
+        shares: engines may have its devices too, when there are no others.
+    """
     by_memory = tuple(sorted(devices, key=lambda device: -(device.memory or 0)))
     in_turn = list(range(len(sizes)))
     by_size = sorted(in_turn, key=lambda index: -sizes[index])
     for order in (devices, by_memory):
-        for turn in (in_turn, by_size, in_turn[1:] + in_turn[:1] if has_ranks else in_turn):
+        for turn in (in_turn, by_size, in_turn[1:] + in_turn[:1] if has_ranks and not shares else in_turn):
             left, groups = list(order), {}
+            spare: list[Device] = []
+            if shares:
+                groups[0] = take(left, sizes[0])
+                spare += groups[0]
             for index in turn:
-                groups[index] = take(left, sizes[index])
+                if index not in groups:
+                    size = sizes[index]
+                    more, spare = spare[: max(0, size - len(left))], spare[max(0, size - len(left)) :]
+                    groups[index] = (*take(left, min(size, len(left))), *more)
             yield [groups[index] for index in in_turn]
 
 
@@ -179,12 +202,13 @@ def take(left: list[Device], size: int) -> Group:
     return tuple(group)
 
 
-def _cost(groups: list[Group], part: Part, needs: Needs) -> tuple[int, int]:
-    """How many devices are too small for who is on them, and how many NUMA nodes too many the groups lie on."""
+def _cost(groups: list[Group], part: Part, needs: Needs) -> tuple[int, int, int]:
+    """How many devices are too small for who is on them, how many are shared, and how many NUMA nodes are too many."""
     ranks = groups[0] if part.num_ranks else ()
     generators = tuple(groups[1:] if part.num_ranks else groups)
     tried = Placement(ranks, generators, (), plan_cores(1, 0, 1))
-    return len(list(lacking(tried, needs))), sum(len({device.node for device in group}) - 1 for group in groups)
+    too_small, used = len(list(lacking(tried, needs))), [device for group in groups for device in group]
+    return too_small, len(used) - len(set(used)), sum(len({device.node for device in group}) - 1 for group in groups)
 
 
 def _cores_near(core_nodes: Sequence[int | None], ranks: Group, generators: tuple[Group, ...]) -> CorePlan:

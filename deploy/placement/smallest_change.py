@@ -22,8 +22,13 @@ def remedy(config: VcppoConfig, devices: Sequence[Device], models: Models | None
     changes = smallest_change(config, devices, models)
     if changes is not None:
         return "set " + " ".join(f"{name}={_written(value)}" for name, value in changes)
-    if len({device.key for device in devices}) < 2:
-        return "learner and generator need a GPU each: use a machine with two or more"
+    if len({device.key for device in devices}) < 2 and not config.launcher.share_gpus:
+        shared = changed(config, [("launcher.share_gpus", True)])
+        more = smallest_change(shared, devices, models) if problems_of(shared, devices, models) else ()
+        if more is None:
+            return "learner and generator need a GPU each: use a machine with two or more"
+        words = "".join(f" {name}={_written(value)}" for name, value in more)
+        return f"use a machine with two or more, or let them share one: set launcher.share_gpus=true{words}"
     return "no change of ranks, engines, ZeRO stage or micro-batch makes it fit: use more or larger GPUs"
 
 
@@ -67,7 +72,7 @@ def _options(config: VcppoConfig, num_devices: int) -> dict[str, Sequence[object
     ranks = [count for count in range(1, num_devices) if count != learner.num_ranks]
     options: dict[str, Sequence[object]] = {
         "generator.num_generators": list(range(generator.num_generators - 1, 0, -1)),
-        "generator.gpu_memory_utilization": [share for share in _SHARES if share > generator.gpu_memory_utilization],
+        "generator.gpu_memory_utilization": _shares(config),
         "learner.gradient_checkpointing": [] if learner.gradient_checkpointing else [True],
         "learner.micro_batch_tokens": list(_halves(learner.micro_batch_tokens, generator.max_model_len)),
         "generator.tensor_parallel_size": parallel,
@@ -75,6 +80,14 @@ def _options(config: VcppoConfig, num_devices: int) -> dict[str, Sequence[object
         "learner.num_ranks": sorted(ranks, key=lambda count: abs(count - learner.num_ranks))[:_NEAREST_RANKS],
     }
     return {name: values for name, values in options.items() if values}
+
+
+def _shares(config: VcppoConfig) -> list[float]:
+    """More for an engine with a GPU of its own; beside a learner less, a twentieth at a time."""
+    now = config.generator.gpu_memory_utilization
+    if not config.launcher.share_gpus:
+        return [share for share in _SHARES if share > now]
+    return [share / 100 for share in range(int(now * 100) // 5 * 5, 0, -5) if share / 100 < now]
 
 
 def _halves(tokens: int, least: int) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +84,35 @@ def test_a_generator_that_comes_later_takes_what_is_free(tmp_path: Path) -> None
             one.generator_spec(3)
         supervisor.stop([["generator-0"]])
         assert seen(one.generator_spec(3)) == "1"
+
+
+def test_where_they_share_a_gpu_engines_come_up_before_the_learner(tmp_path: Path) -> None:
+    """vLLM measures what is free while it comes up; the learner is started when all engines have theirs."""
+    one = launcher(tmp_path, gpus(2), 2, 2, 1, launcher={"share_gpus": True}, redis={"url": "redis://127.0.0.1:1/0"})
+    assert [seen(spec) for spec in (one.learner_spec(), *one.generator_specs())] == ["0,1", "0", "1"]
+    assert order_of_starts(one) == ["generator-0", "generator-1", "ready: generator-0 generator-1", "learner"]
+    apart = launcher(tmp_path, gpus(4), 2, 2, 1, launcher={"share_gpus": True}, redis={"url": "redis://127.0.0.1:1/0"})
+    assert order_of_starts(apart) == ["learner", "generator-0", "generator-1"]  # there is room: nobody shares
+
+
+def order_of_starts(one: Launcher) -> list[str]:
+    """What the launcher asks of its supervisor, buffers apart."""
+    asked: list[str] = []
+    one.supervisor.start = lambda spec: asked.append(spec.name)  # type: ignore[assignment,method-assign,return-value]
+    one.supervisor.wait_ready = lambda names: asked.append(f"ready: {' '.join(names)}")  # type: ignore[method-assign]
+    one.store = lambda: SimpleNamespace(enter=lambda name: None, close=lambda: None)  # type: ignore[assignment,method-assign,return-value]
+    one.folder.path.mkdir(exist_ok=True)
+    one._bring_up()
+    return [each for each in asked if "buffer" not in each]
+
+
+def test_one_that_comes_later_to_a_shared_machine(tmp_path: Path) -> None:
+    """It takes a GPU without an engine, the learner's too."""
+    one = launcher(tmp_path, gpus(2), 2, 1, 1, launcher={"share_gpus": True})
+    with one.supervisor as supervisor:
+        for spec in (one.learner_spec(), *one.generator_specs()):
+            supervisor.start(ProcessSpec(spec.name, ["sleep", "60"], role=spec.role, environment=spec.environment))
+        assert (seen(one.generator_spec(0)), seen(one.generator_spec(1))) == ("0", "1")
 
 
 @pytest.mark.parametrize("has_numactl", [True, False])

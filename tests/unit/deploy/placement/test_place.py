@@ -152,6 +152,26 @@ def test_who_gets_what(sizes: tuple[int, int, int], machine: list[Device], words
     assert placed_words(place(config(*sizes), machine, cores(64, 2))) == words
 
 
+@given(sizes=SIZES, machine=MACHINES)
+def test_a_gpu_is_shared_only_when_asked_and_never_by_two_of_a_kind(sizes: Any, machine: Any) -> None:
+    devices, near = machine
+    ranks, generators, parallel = sizes
+    asked = config(*sizes, launcher={"share_gpus": True})
+    if max(ranks, generators * parallel) > len(devices):
+        with pytest.raises(PlacementError):
+            place(asked, devices, near)
+        return
+    found = place(asked, devices, near)
+    engines = [device for group in found.generators for device in group]
+    assert len(set(found.ranks)) == ranks and len(set(engines)) == generators * parallel
+    both = set(found.ranks) & set(engines)
+    assert found.is_shared == bool(both)
+    assert not set(found.free) & {*found.ranks, *engines}
+    assert len(both) == max(0, ranks + generators * parallel - len(devices))  # no more than there must be
+    if ranks + generators * parallel <= len(devices):
+        assert not place(config(*sizes), devices, near).is_shared
+
+
 def test_a_part_of_a_run_asks_for_its_own() -> None:
     """In a container, or on one of a learner's machines."""
     many = config(8, 4, 2)
