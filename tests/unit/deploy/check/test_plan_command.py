@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,23 @@ def test_many_machines_are_not_placed(run: str, capsys: pytest.CaptureFixture[st
 def test_machines_that_can_not_be(run: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-c", run, *words]) == 2
     assert "--gpus" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command of docs/placement.md with the block below it, line by line."""
+    page = (ROOT / "docs" / "placement.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (config,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("my.yaml").write_text(config)
+    shown = re.findall(r"^    vcppo (plan (?:[^\n]|\\\n)*)\n\n```\n([^`]*)```", page, re.MULTILINE)
+    assert len(shown) == 3
+    with_both = page.partition("With these two settings it prints:")[2].split("```")[1]
+    settings: list[str] = []
+    for command, block in [*shown, (shown[-1][0], with_both)]:
+        main([*shlex.split(command.replace("\\\n", "")), *settings])
+        printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        for line in block.strip().splitlines():
+            assert line == "..." or " ".join(line.split()) in printed, (command, line)
+        settings = block.rpartition(": set ")[2].split() if ": set " in block else []
