@@ -372,6 +372,11 @@ def _batched_token_problems(config: VcppoConfig) -> Iterator[str]:
 def _network_problems(config: VcppoConfig) -> Iterator[str]:
     if config.broadcast.backend == "nccl" and config.learner.device == "cpu":
         yield "broadcast.backend = nccl: can't run with learner.device = cpu: set it to auto or gloo"
+    if config.broadcast.backend == "nccl" and config.launcher.share_gpus:
+        yield (
+            "broadcast.backend = nccl: NCCL takes one process a GPU, and launcher.share_gpus = true puts two on one:"
+            " set it to auto or gloo"
+        )
     yield from _redis_problems(config)
     endpoints = config.transport.endpoints or []
     for endpoint in endpoints:

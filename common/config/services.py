@@ -203,7 +203,7 @@ class BroadcastConfig(Section):
     """Weights from learner to generators."""
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    """auto: nccl on CUDA, gloo on a CPU."""
+    """auto: nccl on CUDA, gloo on a CPU and with launcher.share_gpus."""
 
     host: str = "127.0.0.1"
     """Address of learner rank 0 that generators can reach."""
@@ -290,6 +290,10 @@ class LauncherConfig(Section):
     pin_cores: bool = True
     """Give learner ranks and generators cores of their own (taskset); where there are too few, let the learner go
     first (nice)."""
+
+    share_gpus: bool = False
+    """Let an engine share a GPU with a learner rank, both in memory at once (docs/placement.md#one-gpu). Without it
+    each has GPUs of its own. generator.gpu_memory_utilization must leave room for the learner; weights go by gloo."""
 
     startup_deadline_seconds: Seconds = 600.0
     """A process not ready by then stops the run, by name."""

@@ -67,7 +67,7 @@ class ExplainableWork:
             write_whole(self._settings, dump_config(self.config))
             with self._supervisor(session) as supervisor:
                 self._export(supervisor)
-                run_to_their_ends(supervisor, sampling_specs(self.config, "continue", self._commands()))
+                run_to_their_ends(supervisor, sampling_specs(self.config, "continue", self._commands()), self.config)
             found = files.read()
             if not found.is_complete(self.wanted):
                 raise VcppoError(f"{self.folder}: records are missing or damaged: the same command makes them again")

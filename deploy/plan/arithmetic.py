@@ -20,7 +20,8 @@ _WIRE_BYTES_PER_PROMPT_TOKEN = 4
 _WIRE_BYTES_FIXED = 500  # ids, spans, timings, field names
 _STORE_FACTOR = 1.25  # Redis' allocator and its per-prompt hashes and sorted sets
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's reduce_bucket_size, as we leave it; float32
-_VLLM_WORKSPACE = 2 * GIB  # activations of a prefill and CUDA graphs, a typical figure
+VLLM_WORKSPACE = 2 * GIB  # activations of a prefill and CUDA graphs, a typical figure
+CUDA_CONTEXT = GIB  # a process on a GPU; a typical figure
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def generator_plan(architecture: Architecture, config: VcppoConfig, gpu_bytes: i
     per_token = width * architecture.kv_elements_per_token // min(parallel, architecture.kv_heads)
     room = int(generator.kv_cache_gib * GIB)
     if gpu_bytes is not None:
-        room = int(gpu_bytes * generator.gpu_memory_utilization) - weights - _VLLM_WORKSPACE
+        room = int(gpu_bytes * generator.gpu_memory_utilization) - weights - VLLM_WORKSPACE
     return GeneratorPlan(weights, per_token, per_token * generator.max_in_flight * generator.max_model_len, room)
 
 
@@ -241,7 +242,12 @@ def make_plan(models: Models, config: VcppoConfig, gpu_bytes: int | None, host_b
 
 def problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
     """What will not fit, one line each: field, figures, remedy."""
-    rank, generator, flow = plan.rank, plan.generator, plan.flow
+    yield from _memory_problems(plan, config)
+    yield from setting_problems(plan, config)
+
+
+def _memory_problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
+    rank, generator = plan.rank, plan.generator
     if plan.gpu_bytes is not None and rank.total > plan.gpu_bytes:
         yield (
             f"learner rank: {gib(rank.total)} of {gib(plan.gpu_bytes)} GiB: raise learner.num_ranks or"
@@ -259,6 +265,11 @@ def problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
             f" generator.max_model_len = {config.generator.max_model_len}: raise generator.tensor_parallel_size"
             " (or generator.kv_cache_gib)"
         )
+
+
+def setting_problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
+    """What will not fit whatever the devices are, likewise."""
+    flow = plan.flow
     limit = config.redis.maxmemory_mib
     if limit is not None and flow.store_bytes > limit * 2**20:
         yield (

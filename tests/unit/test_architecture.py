@@ -46,8 +46,8 @@ FLOORS = {
         {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
     "deploy": (
-        {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"},
-        {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment", "slurm"}, {"cli"},
+        {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"placement"}, {"check", "terminal"},
+        {"evaluation", "launch"}, {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment", "slurm"}, {"cli"},
     ),
 }  # fmt: skip
 # Two ends of one thing may have one name.

@@ -537,6 +537,7 @@ NOT_ON_A_RUN = {
     "common/config/critic_model_checks.py": "as above",
     "common/config/reward_checks.py": "as above",
     "deploy/plan/": "advice about a config before it starts",
+    "deploy/placement/": "as above; `test_smallest_change.py` follows it",
     "deploy/check/": "as above; the tests of each check follow what it says",
     "generator/check/": "as above",
     "learner/check/": "as above",

@@ -25,7 +25,7 @@ from vcppo.deploy.plan.arithmetic import (
     rank_plan,
     remarks,
 )
-from vcppo.deploy.plan.plan_command import model_rows
+from vcppo.deploy.plan.plan_tables import model_rows
 from vcppo.deploy.report.paper_numbers import paper_numbers
 
 PAPER = ROOT / "deploy" / "configs" / "paper_qwen32b.yaml"
