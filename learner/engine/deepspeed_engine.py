@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,10 @@ from vcppo.learner.engine.distributed import (
     shutdown_distributed,
     sum_over_ranks,
 )
+from vcppo.learner.engine.load_by_name import load_by_name, load_weights
 from vcppo.learner.engine.save_errors import SaveErrors
+from vcppo.learner.engine.saved_state import SavedState, read_saved_state
+from vcppo.learner.engine.shard_layout import Layout
 from vcppo.learner.models.wire_weights import ParameterInfo, WireWeights, own_weights
 
 __all__ = [
@@ -50,6 +54,7 @@ __all__ = [
     "broadcast_object",
     "choose_device",
     "init_distributed",
+    "load_module_weights",
     "num_ranks",
     "rank",
     "shutdown_distributed",
@@ -96,6 +101,11 @@ class EngineOptions:
     def torch_dtype(self) -> torch.dtype:
         """Of the weights and activations; the optimizer keeps float32."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+    @property
+    def computed_stage(self) -> int:
+        """Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums."""
+        return max(1, self.zero_stage) if self.dtype == "bfloat16" else self.zero_stage
 
 
 class TrainEngine:
@@ -246,7 +256,7 @@ class TrainEngine:
                 target[name].copy_(tensor)
 
     def save(self, folder: str | Path) -> None:
-        """Weights, optimizer and schedule, sharded as they are (the same number of ranks and stage must load them).
+        """Weights, optimizer and schedule, cut as they are: no rank gathers or sends anything.
 
         DeepSpeed writes these with torch.save. What this rank could not write is raised when all ranks are through.
         """
@@ -260,22 +270,24 @@ class TrainEngine:
         Learning rate, weight decay, betas and the clipping norm are those this engine was made with; what differs from
         the saved ones is a log line. With the same settings the next step is the one that would have followed.
 
+        Saved by another number of ranks or at another ZeRO stage, it is read by the names of the parameters
+        (`vcppo.learner.engine.load_by_name`).
+
         Files are read with ``weights_only`` and a short list of DeepSpeed's own types: a checkpoint can't run code.
 
         Raises:
-            VcppoError: nothing there, or saved by another number of ranks or ZeRO stage.
+            VcppoError: nothing there, or saved of another model or with other parameters trained.
         """
-        remedy = (
-            f"it must come from the same model, learner.num_ranks={self.num_ranks} "
-            f"and learner.zero_stage={self.options.zero_stage}"
-        )
-        try:
-            with _prints_to_log():
-                loaded, _ = self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
-        except Exception as error:  # foreign files make DeepSpeed and torch raise nearly anything
-            raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
-        if loaded is None:
-            raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
+        with _loading(folder), _prints_to_log():
+            saved = _saved_state(folder)
+            layout = Layout.of(self.options.computed_stage, self.num_ranks, self.options.dtype)
+            if saved.layout == layout:
+                del saved
+                self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+            else:
+                load_by_name(self._engine, saved, layout.stage, rank(), self.num_ranks)
+                if rank() == 0:
+                    log.info("checkpoint_cut_anew", folder=str(folder), saved=str(saved.layout), now=str(layout))
         changed = self._configured.restore(self._engine.optimizer, self._scheduler)
         if changed and rank() == 0:
             log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
@@ -295,17 +307,14 @@ def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
-    bf16 = options.dtype == "bfloat16"
-    # Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums.
-    stage = max(1, options.zero_stage) if bf16 else options.zero_stage
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": options.max_grad_norm,
         "steps_per_print": None,
-        "bf16": {"enabled": bf16},
-        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "bf16": {"enabled": options.dtype == "bfloat16"},
+        "zero_optimization": {"stage": options.computed_stage, "overlap_comm": False},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",  # else the summed gradients are rounded to bfloat16, also on one rank
         "zero_allow_untested_optimizer": True,
@@ -323,19 +332,48 @@ def _own_clipping(engine: TrainEngine) -> None:
     engine._engine.clip_fp32_gradients = clip_fp32_gradients
 
 
-def _load_weights_only(checkpoint_engine: Any) -> None:
-    """DeepSpeed reads its files with everything pickle can do; read them with tensors and its own plain types only."""
+def load_module_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype) -> None:
+    """What `TrainEngine.save` wrote, on any number of ranks, into a plain module; its optimizer's state is not read.
+
+    The module's weights get `dtype`, as an engine's do.
+
+    Raises:
+        VcppoError: as `TrainEngine.load`.
+    """
+    _import_deepspeed()
+    _cast_parameters(module, dtype)
+    with _loading(folder):
+        load_weights(module, _saved_state(folder))
+
+
+@contextmanager
+def _loading(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # foreign files make DeepSpeed and torch raise nearly anything
+        raise VcppoError(
+            f"checkpoint {folder} can't be loaded ({error}); it must come from the same model, with the same settings"
+            " of what is frozen: set them back, or remove this checkpoint and the one before it is used"
+        ) from error
+
+
+def _saved_state(folder: str | Path) -> SavedState:
+    return read_saved_state(Path(folder) / _CHECKPOINT_TAG, partial(_read_weights_only, mmap=True))
+
+
+def _read_weights_only(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
+    """DeepSpeed's files with tensors and its own plain types only, not with everything pickle can do."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    allowed = [LossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
 
-    def load(path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location=map_location, weights_only=True)
 
-    checkpoint_engine.load = load
+def _load_weights_only(checkpoint_engine: Any) -> None:
+    """DeepSpeed would read with everything pickle can do."""
+    checkpoint_engine.load = _read_weights_only
 
 
 @contextmanager
