@@ -40,11 +40,12 @@ from vcppo.learner.models.wire_weights import own_weights
 log = structlog.get_logger(__name__)
 
 
-def make_policy(config: VcppoConfig) -> PolicyModel:
-    """The policy at ``model.path``, as the learner computes it."""
+def make_policy(config: VcppoConfig, *, as_stored: bool = False) -> PolicyModel:
+    """The policy at ``model.path``, as the learner computes it; `as_stored` as of `load_policy`."""
     return load_policy(
         config.model.path,
         dtype=EngineOptions.from_config(config).torch_dtype,
+        as_stored=as_stored,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
@@ -74,7 +75,7 @@ def load_tokenizer(config: VcppoConfig) -> Any:
 def make_actor(config: VcppoConfig) -> TrainEngine:
     """The actor's engine, from ``model.path``. Raises ConfigError when ``rl.actor_freeze`` finds or leaves nothing."""
     options = EngineOptions.from_config(config)
-    policy = make_policy(config)
+    policy = make_policy(config, as_stored=options.zero_stage == 3)
     freeze(policy.hf_model, config.rl.actor_freeze, "rl.actor_freeze")
     return TrainEngine(
         policy,

@@ -43,6 +43,7 @@ from vcppo.learner.engine.load_by_name import load_by_name, load_weights
 from vcppo.learner.engine.save_errors import SaveErrors
 from vcppo.learner.engine.saved_state import SavedState, read_saved_state
 from vcppo.learner.engine.shard_layout import Layout
+from vcppo.learner.engine.sharding import shard
 from vcppo.learner.models.wire_weights import ParameterInfo, WireWeights, own_weights
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "load_module_weights",
     "num_ranks",
     "rank",
+    "sharing",
     "shutdown_distributed",
     "sum_over_ranks",
 ]
@@ -74,11 +76,15 @@ class EngineOptions:
     Attributes:
         zero_stage: 0 replicates all; 1 shards optimizer state; 2 gradients too; 3 weights too.
         dtype: of weights in forward and backward; with bfloat16 the optimizer keeps float32 master weights.
+        offload_optimizer: its state is in host memory, and its step is made there. Stages 1 to 3.
+        offload_parameters: this rank's part of the weights is in host memory between uses. Stage 3.
         schedule: ``constant``, or ``cosine`` to 0 over total_steps; both after a linear warm-up.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
@@ -90,8 +96,7 @@ class EngineOptions:
     def from_config(cls, config: VcppoConfig) -> EngineOptions:
         """The run's settings, with a constant schedule: RL scales it (`TrainEngine.scale_learning_rate`)."""
         return cls(
-            zero_stage=config.learner.zero_stage,
-            dtype=config.model.dtype,
+            **sharing(config),
             weight_decay=config.rl.weight_decay,
             adam_beta2=config.rl.adam_beta2,
             max_grad_norm=config.rl.max_grad_norm,
@@ -106,6 +111,17 @@ class EngineOptions:
     def computed_stage(self) -> int:
         """Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums."""
         return max(1, self.zero_stage) if self.dtype == "bfloat16" else self.zero_stage
+
+
+def sharing(config: VcppoConfig) -> dict[str, Any]:
+    """The fields of `EngineOptions` that every engine of a run has alike."""
+    learner = config.learner
+    return {
+        "zero_stage": learner.zero_stage,
+        "dtype": config.model.dtype,
+        "offload_optimizer": learner.offload.optimizer == "cpu",
+        "offload_parameters": learner.offload.parameters == "cpu",
+    }
 
 
 class TrainEngine:
@@ -125,7 +141,13 @@ class TrainEngine:
         init_distributed()
         deepspeed = _import_deepspeed()
         self.options = options
-        _cast_parameters(module, options.torch_dtype)
+        settings = _deepspeed_config(options)
+        if options.zero_stage == 3:
+            with _prints_to_log():
+                cut = partial(deepspeed.zero.Init, config_dict_or_path=settings, dtype=options.torch_dtype)
+                shard(module, options.torch_dtype, lambda each: cut(module=each))
+        else:
+            _cast_parameters(module, options.torch_dtype)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=learning_rate,
@@ -141,9 +163,11 @@ class TrainEngine:
                 model=module,
                 optimizer=optimizer,
                 lr_scheduler=scheduler,
-                config=_deepspeed_config(options),
+                config=settings,
                 dist_init_required=False,
             )
+        for buffer in module.buffers():  # DeepSpeed has moved what it has cut, and no buffers with it
+            buffer.data = buffer.data.to(self._engine.device)
         self._deepspeed = deepspeed
         self._hf_model: Any = module.hf_model
         self._wire = WireWeights(self._hf_model)
@@ -280,14 +304,14 @@ class TrainEngine:
         """
         with _loading(folder), _prints_to_log():
             saved = _saved_state(folder)
-            layout = Layout.of(self.options.computed_stage, self.num_ranks, self.options.dtype)
-            if saved.layout == layout:
+            before, now = saved.layout, Layout.of(self.options.computed_stage, self.num_ranks, self.options.dtype)
+            if before == now:
                 del saved
                 self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
             else:
-                load_by_name(self._engine, saved, layout.stage, rank(), self.num_ranks)
-                if rank() == 0:
-                    log.info("checkpoint_cut_anew", folder=str(folder), saved=str(saved.layout), now=str(layout))
+                load_by_name(self._engine, saved, now.stage, rank(), self.num_ranks)
+        if before != now and rank() == 0:
+            log.info("checkpoint_cut_anew", folder=str(folder), saved=str(before), now=str(now))
         changed = self._configured.restore(self._engine.optimizer, self._scheduler)
         if changed and rank() == 0:
             log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
@@ -314,12 +338,18 @@ def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
         "gradient_clipping": options.max_grad_norm,
         "steps_per_print": None,
         "bf16": {"enabled": options.dtype == "bfloat16"},
-        "zero_optimization": {"stage": options.computed_stage, "overlap_comm": False},
+        "zero_optimization": {"stage": options.computed_stage, "overlap_comm": False, **_offloaded(options)},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",  # else the summed gradients are rounded to bfloat16, also on one rank
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def _offloaded(options: EngineOptions) -> dict[str, Any]:
+    """Pinned: pages that a GPU copies from and to by itself."""
+    wanted = {"offload_optimizer": options.offload_optimizer, "offload_param": options.offload_parameters}
+    return {name: {"device": "cpu", "pin_memory": True} for name, is_wanted in wanted.items() if is_wanted}
 
 
 def _own_clipping(engine: TrainEngine) -> None:
