@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -82,9 +81,7 @@ def check_config(config: VcppoConfig, found: Begun, rename: str = "run.name") ->
     folder = RunFolder(config.run.path)
     if not found.anything or not folder.config.exists():
         return
-    before = load_config(folder.config)
-    found = replace(found, sharded=before.learner.zero_stage > 0 or before.model.dtype == "bfloat16")
-    changed = changes(before, config)
+    changed = changes(load_config(folder.config), config)
     refused = [change for change in changed if consequence(change, found) == "refused"]
     if refused:
         others = [change for change in changed if change not in refused]

@@ -135,6 +135,15 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         (["sampling.temperature=0"], "sampling.temperature = 0: must be greater than 0 (Softmax temperature"),
         (["sampling.temperature=.nan"], "sampling.temperature = '.nan': '.nan' is no finite number"),
         (["broadcast.backend=mpi"], "broadcast.backend = 'mpi': must be 'auto', 'gloo' or 'nccl'"),
+        (
+            ["learner.offload.optimizer=cpu"],
+            "learner.zero_stage = 0: set learner.zero_stage to 1 or more",
+        ),
+        (
+            ["learner.offload.parameters=cpu", "learner.zero_stage=2"],
+            "learner.offload.parameters = cpu: DeepSpeed offloads parameters at ZeRO stage 3",
+        ),
+        (["learner.offload.optimizer=nvme"], "learner.offload.optimizer = 'nvme': must be 'none' or 'cpu'"),
         (["rl=3"], "rl = 3: must be a section with fields of its own"),
         (["run.name=../up"], "run.name = '../up'"),
         (["rl.batch_size"], "'rl.batch_size' is no override: write section.field=value"),
