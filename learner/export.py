@@ -27,14 +27,12 @@ from vcppo.common.process.end_process import end_process
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.log import configure_logging
 from vcppo.common.text.yaml_text import one_line
-from vcppo.learner.engine.checkpoint import check_ranks, verify
+from vcppo.learner.engine.checkpoint import verify
 from vcppo.learner.engine.deepspeed_engine import (
     EngineOptions,
     TrainEngine,
-    init_distributed,
-    num_ranks,
+    load_module_weights,
     rank,
-    shutdown_distributed,
 )
 from vcppo.learner.models.adapters import add_adapters, save_adapter, share
 from vcppo.learner.models.base_model import check_base_models
@@ -42,18 +40,19 @@ from vcppo.learner.models.freezing import freeze
 from vcppo.learner.models.merged_weights import is_adapter
 from vcppo.learner.models.models import PolicyModel, load_policy, save_model
 from vcppo.learner.models.saving import NotSaveable
-from vcppo.learner.models.wire_weights import own_weights
+from vcppo.learner.models.wire_weights import own_weights, whole_state
 
 log = structlog.get_logger(__name__)
 
 ADAPTER_FOLDER = "adapter"  # in an export
 
 
-def make_policy(config: VcppoConfig) -> PolicyModel:
-    """The policy at ``model.path``, as the learner computes it."""
+def make_policy(config: VcppoConfig, *, as_stored: bool = False) -> PolicyModel:
+    """The policy at ``model.path``, as the learner computes it; `as_stored` as of `load_policy`."""
     return load_policy(
         config.model.path,
         dtype=EngineOptions.from_config(config).torch_dtype,
+        as_stored=as_stored,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
@@ -97,7 +96,7 @@ def make_actor(config: VcppoConfig, base: PolicyModel | None = None) -> TrainEng
         base: `make_policy`'s, where it is loaded already; with ``lora.rank`` its weights are shared and stay frozen.
     """
     options = EngineOptions.from_config(config)
-    policy = with_adapters(base or make_policy(config), config)
+    policy = with_adapters(base or make_policy(config, as_stored=options.zero_stage == 3), config)
     freeze(policy.hf_model, config.rl.actor_freeze, "rl.actor_freeze")
     return TrainEngine(
         policy,
@@ -162,14 +161,15 @@ def _is_same(left: torch.Tensor, right: torch.Tensor | None) -> bool:
 
 
 def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> None:
-    """Verify and load a checkpoint, export its policy."""
-    state = verify(checkpoint)
-    init_distributed(config.learner.device)
-    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
+    """Verify a checkpoint and export its policy: one process, whatever number of ranks wrote it, and no optimizer."""
+    verify(checkpoint)
     check_base_models(checkpoint, config, "actor")
-    actor = make_actor(config)
-    actor.load(checkpoint / "actor")
-    export_policy(actor, config, output)
+    policy = with_adapters(make_policy(config), config)
+    load_module_weights(policy, checkpoint / "actor", EngineOptions.from_config(config).torch_dtype)
+    state = None if config.lora.rank is None else whole_state(policy.hf_model)
+    with written_whole(output) as staging:
+        write_export(policy, state, config, staging)
+    log.info("policy_exported", folder=str(output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,8 +187,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VcppoError as error:
         log.critical("fatal", error=str(error))
         return error.exit_code
-    finally:
-        shutdown_distributed()
     return 0
 
 

@@ -16,13 +16,14 @@ from vcppo.learner.models.models import CriticModel, PolicyModel, check_stated, 
 
 
 def make_critic(
-    config: VcppoConfig, init: str, *, in_rl: bool = False, policy: PolicyModel | None = None
+    config: VcppoConfig, init: str, *, in_rl: bool = False, as_stored: bool = False, policy: PolicyModel | None = None
 ) -> CriticModel:
     """Load it.
 
     Args:
         init: ``policy``: a new head; else the folder of a critic or reward model, or of a critic's adapters.
         in_rl: ``rl.critic_freeze`` holds as well.
+        as_stored: as of `load_policy`.
         policy: with ``lora.rank``: shares its frozen base with the critic where both are over the same model.
 
     Raises:
@@ -42,7 +43,7 @@ def make_critic(
             gradient_checkpointing=config.learner.gradient_checkpointing,
         )
     else:
-        critic = _load(config, init)
+        critic = _load(config, init, as_stored=as_stored)
     if config.lora.rank is not None:
         add_adapters(critic.hf_model, config.lora)
         if adapter is not None:
@@ -51,13 +52,14 @@ def make_critic(
     return critic
 
 
-def _load(config: VcppoConfig, init: str) -> CriticModel:
+def _load(config: VcppoConfig, init: str, *, as_stored: bool) -> CriticModel:
     return load_critic(
         config.critic.model or config.model.path,
         init=init,
         bins=ValueBins.of(config),
         sees_log_probs=config.critic.sees_log_probs,
         dtype=EngineOptions.from_config(config).torch_dtype,
+        as_stored=as_stored,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
@@ -87,8 +89,8 @@ def make_critic_engine(
     policy: PolicyModel | None = None,
 ) -> TrainEngine:
     """The same with its optimizer; collective. Raises as `make_critic` does."""
-    critic = make_critic(config, init, in_rl=in_rl, policy=policy)
     options = EngineOptions.from_config(config)
+    critic = make_critic(config, init, in_rl=in_rl, as_stored=options.zero_stage == 3, policy=policy)
     return TrainEngine(critic, learning_rate=learning_rate, options=options, rate_setting=rate_setting)
 
 

@@ -45,10 +45,18 @@ def plain_name(name: str) -> str:
 
 
 def trained_with_adapters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All that is not the frozen base, by the model's own names: adapters, and a critic's head. Empty without any."""
+    """All that is not the frozen base, by the model's own names: adapters, and a critic's head. Empty without any.
+
+    Args:
+        model: transformers', or the policy or critic around it.
+    """
     if not adapted_layers(model):
         return {}
-    return {n: p for n, p in model.named_parameters() if is_adapter(n) or n.startswith(_HEADS)}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if is_adapter(name) or name.removeprefix("hf_model.").startswith(_HEADS)
+    }
 
 
 def adapted_linear(layer: Any, x: Tensor) -> Tensor:

@@ -135,6 +135,13 @@ def whole_weight(adapted: Mapping[str, Any], own_name: str, tensor: Tensor) -> T
     return tensor.detach() if layer is None else merged_weight(own_name, layer)
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Of a model that is not cut: `own_weights`, each with its adapter, and the adapters besides."""
+    adapted = adapted_layers(model)
+    merged = {name: whole_weight(adapted, name, tensor) for name, tensor in own_weights(model).items()}
+    return merged | {name: each.detach() for name, each in model.named_parameters() if is_adapter(name)}
+
+
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
     """Of a parameter that ZeRO-3 may have sharded: between uses its own tensor is ``[0]``."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
