@@ -89,6 +89,10 @@ def train(folder: Path, dtype: str, stage: int) -> None:
     else:
         for each in critics.values():
             each.gather_full_state_dict()
+    if num_ranks() > 1:  # what one rank has written, at another stage
+        actor.load(folder / f"checkpoint_actor_{dtype}_1_0")
+        expected = load_file(folder / f"{dtype}_1_0.safetensors")
+        assert all(torch.equal(expected[name], tensor) for name, tensor in actor.weight_source())
 
 
 def check_holds_adapters_alone(folder: Path, engine: Any) -> None:
