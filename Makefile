@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 BENCH ?=
 FAULTS ?= tests/faults
 FUZZ ?=
+GPU_TEST ?=
 
 # Nothing this project starts reports home.
 export VLLM_NO_USAGE_STATS := 1
@@ -15,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test extras-test mlflow-test faults compose-test real-job real-job-test fuzz check audit measures docs bench lock clean
+.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test verifiers-test faults compose-test slurm-test real-job real-job-test fuzz check audit measures docs bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,11 +42,19 @@ mlflow-test: setup ## metrics to a real MLflow server, its packages in .cache/ml
 	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/mlflow -r requirements/mlflow.lock
 	@PYTHONPATH=.cache/mlflow $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit/common/trackers/test_real_trackers.py -k mlflow
 
+verifiers-test: setup ## environments of the package verifiers, in virtual environments of its own in .cache (1.3 GiB, five minutes)
+	@for name in verifiers verifiers_v1; do $(PYTHON_BIN) -m venv .cache/$$name && .cache/$$name/bin/python -m pip install \
+		--disable-pip-version-check --quiet --no-deps -r requirements/$$name.lock || exit; done
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/unit/generator/turns/test_verifiers_agents.py tests/integration/test_verifiers_run.py
+
 faults: setup ## kill, freeze and cut off real processes, minutes of chaos included
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) $(FAULTS)
 
 compose-test: setup ## the compose application on a docker engine: built, scaled, hurt, finished (skipped without one)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/compose
+
+slurm-test: setup ## a run on a real Slurm of several nodes on this machine: joined, hurt, preempted (skipped without slurmd)
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/slurm
 
 real-job: ## a pretrained model and data for real-job-test, in .cache/real-job (needs ../shared)
 	@if [ -x ../shared/real-job/make ]; then ../shared/real-job/make .cache/real-job; \
@@ -80,6 +89,10 @@ docs: .venv-docs/made ## the documentation as a site, in site/; a dead link or a
 
 bench: setup ## measure against physical limits and the peers' ways; BENCH="gae wire" for some, BENCH=--quick for a trial
 	@$(PYTHON_BIN) -m benchmarks $(BENCH)
+
+gpu-test: DEVICE = cuda
+gpu-test: setup ## on a machine with a GPU: is what it computes right, how fast? Writes a page to docs/records/gpu (GPU_TEST="--part a", a check's name)
+	@$(PYTHON_BIN) -m benchmarks.gpu $(GPU_TEST)
 
 lock: setup ## resolve the lock files again (needs uv on PATH)
 	@scripts/lock.sh

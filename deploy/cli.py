@@ -248,6 +248,7 @@ examples:
   vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
   vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
   vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)
+  vcppo slurm -c my.yaml --generator-nodes 4   the same on a cluster
   vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
@@ -289,6 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.evaluation.explainable_command import add_explainable
     from vcppo.deploy.experiment.experiment_command import add_experiment
     from vcppo.deploy.samples.samples_command import add_samples
+    from vcppo.deploy.slurm.slurm_command import add_slurm
     from vcppo.deploy.ui.ui_command import add_ui
 
     parser = argparse.ArgumentParser(
@@ -299,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_up(commands)
+    add_slurm(partial(_add, commands))
     _add_sft(commands)
     _add_reward_model(commands)
     add_evaluation(partial(_add, commands), partial(_takes_config, run=True), _config)

@@ -41,6 +41,7 @@ from vcppo.generator.turns.agent_pool import AgentPool
 from vcppo.generator.turns.environment_pool import EnvironmentPool
 from vcppo.generator.turns.play import Player
 from vcppo.generator.vllm_engine.engine import Engine, Rollout
+from vcppo.generator.vllm_engine.stepper import Hear
 
 NUM_TURNS = 8
 SAID = "1" * 16
@@ -291,7 +292,7 @@ class Forms:
     async def _session(self, player: Player, prompt: Prompt) -> list[Turn]:
         turns: list[Turn] = []
 
-        async def sample(turn: Prompt) -> Rollout:
+        async def sample(turn: Prompt, /, hear: Hear | None = None) -> Rollout:
             made = await self.engine.generate(replace(turn, max_response_tokens=self.case.turn_tokens))
             turns.append(Turn(len(made.token_ids), len(turn.token_ids), made.num_cached))
             return replace(made, finish_reason="stop")

@@ -60,6 +60,7 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
     yield from _length_problems(config)
     yield from _generator_problems(config)
     yield from _network_problems(config)
+    yield from _offload_problems(config)
     if config.eval.k > config.eval.samples_per_problem:
         yield (
             f"eval.k = {config.eval.k}: pass@k needs at least k samples, but eval.samples_per_problem ="
@@ -72,6 +73,21 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
         yield (
             f"eval.patience = {config.eval.patience}: nothing is evaluated during training, since eval.every = 0: set"
             " eval.every, or eval.patience to 0"
+        )
+
+
+def _offload_problems(config: VcppoConfig) -> Iterator[str]:
+    """DeepSpeed offloads what it has cut."""
+    learner = config.learner
+    if learner.offload.optimizer == "cpu" and learner.zero_stage == 0:
+        yield (
+            "learner.offload.optimizer = cpu: DeepSpeed offloads the optimizer at ZeRO stages 1 to 3, and"
+            " learner.zero_stage = 0: set learner.zero_stage to 1 or more"
+        )
+    if learner.offload.parameters == "cpu" and learner.zero_stage < 3:
+        yield (
+            "learner.offload.parameters = cpu: DeepSpeed offloads parameters at ZeRO stage 3, and learner.zero_stage ="
+            f" {learner.zero_stage}: set learner.zero_stage to 3"
         )
 
 
@@ -114,6 +130,11 @@ def config_warnings(config: VcppoConfig) -> Iterator[str]:
             "security.curve = never with ports that other machines reach: whoever reaches them can send trajectories"
             " and replace weights; leave it at auto"
         )
+    if not is_local(f"tcp://{_in_url(config.task.endpoint_host)}"):
+        yield (
+            f"task.endpoint_host = {config.task.endpoint_host!r}: agents' requests and keys of their sessions travel"
+            " unencrypted: keep generators and agents on a network of their own"
+        )
     yield from _source_warnings(config)
     if config.transport.credit_window > generator.max_in_flight:
         yield (
@@ -154,6 +175,11 @@ def _batch_problems(config: VcppoConfig) -> Iterator[str]:
             f"learner.batch_deadline_seconds = {config.learner.batch_deadline_seconds:g}: must be above"
             f" generator.lease_seconds = {config.generator.lease_seconds:g}, or one dead generator stops the run before"
             f" its prompts go back to the queue: raise it to {10 * config.generator.lease_seconds:g}"
+        )
+    if (host := config.task.endpoint_host) in ("0.0.0.0", "::"):  # noqa: S104  (it is refused)
+        yield (
+            f"task.endpoint_host = {host!r}: agents are told this address, and it is no machine's: name the address of"
+            " the generator's machine at which they reach it"
         )
     rollout, deadline = config.task.max_rollout_seconds, config.learner.batch_deadline_seconds
     if rollout >= deadline and rollout != type(config.task).model_fields["max_rollout_seconds"].default:
@@ -414,6 +440,10 @@ def _is_endpoint(endpoint: str) -> bool:
         return parts.scheme == "tcp" and bool(parts.hostname) and bool(parts.port)
     except ValueError:  # urlsplit's word for a port that is none, or half an IPv6 address
         return False
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def is_local(endpoint: str) -> bool:

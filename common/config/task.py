@@ -34,7 +34,7 @@ class TaskConfig(Section):
 
     name: str = "chain_arithmetic"
     """A built-in task (aime, chain_arithmetic, code, command_agent, dataset, gpqa, hidden_choices, look_up, mix,
-    products, reasoning_gym, tools), or module:Class of your own."""
+    products, reasoning_gym, tools, verifiers), or module:Class of your own."""
 
     options: dict[str, object] = Field(default_factory=dict)
     """Passed to the task; each task documents its own."""
@@ -69,6 +69,11 @@ class TaskConfig(Section):
 
     environment_calls: Positive = 64
     """Calls of an async environment, or agents, at the same time, per generator."""
+
+    endpoint_host: str = Field(default="127.0.0.1", pattern=r"^[0-9A-Za-z.:_-]+$")
+    """Address of the generator's machine that the endpoint for agents binds to and is announced at. Beyond the loopback
+    agents on other machines reach it, and so does everybody there: only a session's key lets in, and it travels
+    unencrypted (docs/agents.md)."""
 
     reward_correct: float = 1.0
     """Reward of a correct response (paper: +1)."""

@@ -25,6 +25,10 @@ class Endpoint(NamedTuple):
     model: str
 
 
+class SessionLost(Exception):
+    """What a rollout needs is gone, and not by its own fault: raised in `Agent.run`, its prompt begins anew."""
+
+
 class Agent(Environment):
     """A task whose rollouts are an agent's. A user implements `problems` and `run`.
 

@@ -70,6 +70,7 @@ BUILT_IN_TASKS = {
     "products": "vcppo.common.tools.products:Products",
     "reasoning_gym": "vcppo.common.tasks.reasoning_gym.gym_task:ReasoningGymTask",
     "tools": "vcppo.common.tools.tool_task:ToolTask",
+    "verifiers": "vcppo.common.environments.verifiers_agent:VerifiersAgent",
 }
 
 _TURN_ENDS = frozenset(

@@ -56,7 +56,8 @@ def chaos(arguments: argparse.Namespace) -> int:
     config = chaos_config(arguments.config or RECIPE, arguments.overrides, arguments.seed)
     kinds = [Kind(text) for text in arguments.only or ()]
     if arguments.plan:
-        sys.stdout.write("\n".join(plan(arguments.seed, kinds or possible_kinds(config), arguments.plan)) + "\n")
+        possible = possible_kinds(config, arguments.within)
+        sys.stdout.write("\n".join(plan(arguments.seed, kinds or possible, arguments.plan)) + "\n")
         return EXIT_OK
     return Chaos(
         config,

@@ -13,6 +13,7 @@ from rich.console import Console
 from vcppo.common.config import VcppoConfig, load_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, VcppoError
 from vcppo.common.run_folder import RunFolder
+from vcppo.common.tasks import task_class
 from vcppo.common.transport.endpoints import endpoints_of
 from vcppo.common.transport.ports import free_endpoint
 from vcppo.deploy.chaos.chaos_page import Outcome, print_outcome, write_outcome
@@ -20,7 +21,7 @@ from vcppo.deploy.chaos.evidence import Check, checks, collect, process_checks
 from vcppo.deploy.chaos.faults.hanging_task import FLAG_OPTION
 from vcppo.deploy.chaos.faults.hanging_task import NAME as HANGING_TASK
 from vcppo.deploy.chaos.faults.peers import ROLE as PEER_ROLE
-from vcppo.deploy.chaos.faults.scene import Scene
+from vcppo.deploy.chaos.faults.scene import Scene, freeze_seconds
 from vcppo.deploy.chaos.injector import Injector
 from vcppo.deploy.chaos.proxy import Address, Link, Links
 from vcppo.deploy.chaos.schedule import Kind, schedule
@@ -46,7 +47,8 @@ def chaos_config(path: Path, overrides: Sequence[str], seed: int) -> VcppoConfig
     """The config as given, in a run folder of chaos' own, restarting without end, with a spool that can be filled."""
     given = load_config(path, overrides)
     name = _free_name(given.run.folder, f"{given.run.name}-chaos-{seed}")
-    message_mib = given.generator.max_model_len * _BYTES_PER_TOKEN / 2**20
+    conversations = given.task.max_segments if task_class(given.task.name).is_agent else 1
+    message_mib = conversations * given.generator.max_model_len * _BYTES_PER_TOKEN / 2**20
     own = [
         f"run.name={name}",
         f"rl.num_steps={_MANY}",
@@ -72,9 +74,12 @@ def _free_name(folder: Path, base: str) -> str:
     return base if last == 0 else f"{base}-{last + 1}"
 
 
-def possible_kinds(config: VcppoConfig) -> list[Kind]:
-    """Without an embedded server there is no redis process to hit; only a task of ours hangs when it is told to."""
+def possible_kinds(config: VcppoConfig, limit_seconds: float) -> list[Kind]:
+    """Without an embedded server there is no redis process to hit; only a task of ours hangs when it is told to; and a
+    frozen child must be noticed within the limit, which an agents' child is by ``task.max_rollout_seconds``."""
     without = set()
+    if freeze_seconds("verifier", config) >= limit_seconds:
+        without.add(Kind.FREEZE_VERIFIER)
     if config.redis.url is not None:
         without |= {kind for kind in Kind if kind.target == "redis"}
     if config.task.name not in (PLAIN_TASK, HANGING_TASK):
@@ -166,7 +171,7 @@ class Chaos:
     ) -> None:
         self.config, self.console = config, console
         self.minutes, self.seed, self.limit = minutes, seed, limit_seconds
-        self.kinds = [kind for kind in possible_kinds(config) if not kinds or kind in kinds]
+        self.kinds = [kind for kind in possible_kinds(config, limit_seconds) if not kinds or kind in kinds]
         self.watch = Watch(RunFolder(config.run.path))
 
     def run(self) -> int:

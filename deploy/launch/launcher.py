@@ -29,7 +29,7 @@ from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport.endpoints import choose_endpoints, note_endpoints
 from vcppo.common.transport.keys import make_keys
 from vcppo.deploy.check.machine import devices_of
-from vcppo.deploy.check.quick import require
+from vcppo.deploy.check.quick import UP, require
 from vcppo.deploy.launch.nodes import ENVIRONMENT as NODES_ENVIRONMENT
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.launch.room_watch import watch_room
@@ -56,7 +56,12 @@ class Launcher:
         on_tick: called about once a second while the run is up (a live view).
         part: of the run that is on this machine; None: all of it.
         devices: GPUs for its processes; None: those there are.
+
+    Attributes:
+        checks: the quick checks a start begins with.
     """
+
+    checks = UP
 
     def __init__(
         self,
@@ -73,7 +78,7 @@ class Launcher:
         self.redis_url = config.redis.url or redis_server.url(self.folder.redis)
         self._places: dict[str, int] = {}
         self._on_tick, self._room = on_tick, watch_room(config)
-        self._launch: Incarnation | None = None
+        self.launch: Incarnation | None = None
         self.supervisor = Supervisor(
             sink,
             stop_deadline_seconds=config.launcher.stop_deadline_seconds,
@@ -89,7 +94,7 @@ class Launcher:
         Raises:
             VcppoError: what failed, by name, with its last lines; everything is down by then.
         """
-        require(self.config)
+        require(self.config, self.checks)
         with self.supervisor:
             try:
                 self._bring_up()
@@ -112,6 +117,9 @@ class Launcher:
         """The run itself: until the learner is done."""
         self.supervisor.wait_exit("learner")
 
+    def announce(self) -> None:
+        """Redis and buffers are up. On one machine nobody has to be told (`vcppo.deploy.slurm` does)."""
+
     def store(self) -> RunStore:
         """A connection to the run's store."""
         return connect_store(self.config, url=self.redis_url)
@@ -128,11 +136,12 @@ class Launcher:
             self.supervisor.start(self.redis_spec())
             self.supervisor.wait_ready(["redis"])
         with closing(self.store()) as store:
-            self._launch = store.enter(LAUNCHER)
+            self.launch = store.enter(LAUNCHER)
         buffers = self.buffer_specs()
         for spec in buffers:
             start(spec)
         self.supervisor.wait_ready([spec.name for spec in buffers])
+        self.announce()
         learner, generators = self.learner_spec(), self.generator_specs()
         if self.placement.is_shared:
             # vLLM measures what is free while it comes up: a learner that grows beside it would count as its own use.
@@ -155,8 +164,8 @@ class Launcher:
 
     def on_this_host(self, spec: ProcessSpec) -> ProcessSpec:
         """`spec` as part of this launch, with a metrics port of its own: processes of one host can't share one."""
-        if self._launch is not None:
-            spec = replace(spec, environment={**spec.environment, LAUNCH_VARIABLE: self._launch.as_text()})
+        if self.launch is not None:
+            spec = replace(spec, environment={**spec.environment, LAUNCH_VARIABLE: self.launch.as_text()})
         first = self.config.metrics.prometheus_port
         if not first:
             return spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from vcppo.common.files.json_file import JsonError, parse_json
@@ -115,16 +114,46 @@ def completion(name: str, reply: Reply, created: int) -> dict[str, Any]:
     return {**head, "choices": [choice], "usage": _usage(reply)}
 
 
-def chunks(name: str, reply: Reply, created: int, *, with_usage: bool) -> Iterator[bytes]:
-    """A streamed reply as events: all of the message in one, since a turn is judged as a whole."""
-    head = {"id": name, "object": "chat.completion.chunk", "created": created, "model": MODEL}
-    calls = [{"index": place, **call} for place, call in enumerate(reply.message.get("tool_calls", []))]
-    said = {**_shown(reply), **({"tool_calls": calls} if calls else {})}
-    for delta, ended in ((said, None), ({}, reply.finish_reason)):
-        yield _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": ended, "logprobs": None}]})
-    if with_usage:
-        yield _event({**head, "choices": [], "usage": _usage(reply)})
-    yield b"data: [DONE]\n\n"
+class Chunks:
+    """A streamed reply as events: pieces of its text, then how it ended.
+
+    Args:
+        name, created: of the completion.
+    """
+
+    def __init__(self, name: str, created: int, *, with_usage: bool) -> None:
+        self._head = {"id": name, "object": "chat.completion.chunk", "created": created, "model": MODEL}
+        self._with_usage, self._said = with_usage, ""
+
+    def piece(self, text: str) -> bytes:
+        """Some of its text."""
+        role = {} if self._said else {"role": "assistant"}
+        self._said += text
+        return self._delta({**role, "content": text})
+
+    def end(self, reply: Reply) -> bytes:
+        """What has not been said of the reply, and the end; an error where something else was said."""
+        message = reply.message
+        calls = [{"index": place, **call} for place, call in enumerate(message.get("tool_calls", []))]
+        found = b""
+        if not self._said:
+            found = self._delta({**_shown(reply), **({"tool_calls": calls} if calls else {})})
+        elif not message["content"].startswith(self._said):
+            return self.broken("failed", "the text of the turn is not what was streamed of it: ask again")
+        elif rest := message["content"][len(self._said) :]:
+            found = self.piece(rest)
+        found += self._delta({}, reply.finish_reason)
+        if self._with_usage:
+            found += _event({**self._head, "choices": [], "usage": _usage(reply)})
+        return found + b"data: [DONE]\n\n"
+
+    def broken(self, code: str, text: str) -> bytes:
+        """Said in place of the rest."""
+        return _event({"error": {"message": text, "type": "server_error", "param": None, "code": code}})
+
+    def _delta(self, delta: dict[str, Any], ended: FinishedBy | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": ended, "logprobs": None}
+        return _event({**self._head, "choices": [choice]})
 
 
 def _shown(reply: Reply) -> dict[str, Any]:

@@ -13,6 +13,7 @@ takes leaves everything as it was.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +26,9 @@ from vcppo.common.records.trajectory import FinishReason, Float32Array, Int32Arr
 from vcppo.common.tasks.interface import ChatMessages
 from vcppo.generator.endpoint.refusal import Refusal
 
+# Of the message that a rollout becomes, at most: of a token of a prompt, of a response (its log-prob, mask and share of
+# spans too), and of a segment beside the first.
+_PROMPT_BYTES, _RESPONSE_BYTES, _SEGMENT_BYTES = 4, 16, 256
 Tools = list[dict[str, Any]] | None
 
 
@@ -46,12 +50,14 @@ class Limits(NamedTuple):
         sequence: tokens of a segment.
         turns: of the policy, in all segments.
         segments: of the session.
+        message_bytes: of the rollout's message, with all segments.
     """
 
     response: int
     sequence: int
     turns: int
     segments: int
+    message_bytes: int = sys.maxsize
 
 
 @dataclass(eq=False)
@@ -167,7 +173,7 @@ class Conversation:
             self._segments.remove(segment)
             episode.observe(plan.said, 0.0, done=False)
         episode.act(_Turn(turn.token_ids, turn.log_probs, turn.version_spans))
-        segment.is_cut = turn.finish_reason == "length" and episode.room == 0
+        segment.is_cut = turn.finish_reason == "length" and len(turn.token_ids) == plan.room
         segment.said = [*plan.messages, reply]
         segment.turns.append(text)
         self._segments.append(segment)
@@ -201,8 +207,8 @@ class Conversation:
         room = min(self._limits.response, self._limits.sequence - len(prompt))
         if room < 1:
             raise _too_long(f"a prompt of {len(prompt)} tokens, generator.max_model_len = {self._limits.sequence}")
-        segment = Segment(prompt, tools, Episode(room, self._limits.turns))
-        return Plan(segment, messages, (), prompt, room)
+        left = self._left(_PROMPT_BYTES * len(prompt) + _SEGMENT_BYTES * bool(self._segments))
+        return Plan(Segment(prompt, tools, Episode(room, self._limits.turns)), messages, (), prompt, min(room, left))
 
     def _next(self, segment: Segment, messages: ChatMessages) -> Plan:
         before = segment.token_ids
@@ -214,7 +220,29 @@ class Conversation:
                 f"{len(said)} more tokens, room for {segment.episode.room} of sampling.max_response_tokens ="
                 f" {self._limits.response} (generator.max_model_len = {self._limits.sequence})"
             )
-        return Plan(segment, messages, said, np.concatenate([before, np.asarray(said, np.int32)]), room)
+        try:
+            left = self._left(_RESPONSE_BYTES * len(said))
+        except Refusal:
+            segment.is_cut = True
+            raise
+        tokens = np.concatenate([before, np.asarray(said, np.int32)])
+        return Plan(segment, messages, said, tokens, min(room, left))
+
+    def _left(self, more: int) -> int:
+        """Tokens that the message has room for behind so many more bytes. Raises Refusal where there is none."""
+        held = sum(
+            _PROMPT_BYTES * len(each.prompt) + _RESPONSE_BYTES * len(each.episode.token_ids) for each in self._segments
+        )
+        held += _SEGMENT_BYTES * max(0, len(self._segments) - 1)
+        left = (self._limits.message_bytes - held - more) // _RESPONSE_BYTES
+        if left < 1:
+            raise Refusal(
+                "rollout_too_large",
+                f"messages: all conversations of the session are one message to the learner, and with {more:,} more"
+                f" bytes its {held:,} would be above transport.max_message_mib ="
+                f" {self._limits.message_bytes / 2**20:g}: finish the agent, or raise that setting",
+            )
+        return left
 
 
 def _as_record(segment: Segment) -> records.Segment:

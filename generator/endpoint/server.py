@@ -1,4 +1,4 @@
-"""The port: an OpenAI-compatible endpoint on this machine's loopback, for the agents of this generator's rollouts.
+"""The port: an OpenAI-compatible endpoint, on this machine's loopback by default, for the agents of its rollouts.
 
     request ─▶ key ─▶ body ─▶ its session's queue ─▶ (the rollout samples) ─▶ reply
                ╰ no session's: refused before the body is read
@@ -15,7 +15,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,8 +23,9 @@ import structlog
 from aiohttp import web
 
 from vcppo.common.environments.agent import Endpoint
+from vcppo.common.tasks.interface import TaskError
 from vcppo.common.text.yaml_text import one_line
-from vcppo.generator.endpoint.chat_form import MODEL, ChatRequest, Reply, chunks, completion, read_request
+from vcppo.generator.endpoint.chat_form import MODEL, ChatRequest, Chunks, Reply, completion, read_request
 from vcppo.generator.endpoint.refusal import Refusal, invalid
 from vcppo.generator.endpoint.session_keys import SessionKeys
 
@@ -48,6 +49,12 @@ class Call:
     def __init__(self, request: ChatRequest) -> None:
         self.request = request
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self.pieces: asyncio.Queue[str] = asyncio.Queue()
+
+    def say(self, text: str) -> None:
+        """Some of the reply's text, ahead of the reply."""
+        if text and self.is_wanted:
+            self.pieces.put_nowait(text)
 
     @property
     def is_wanted(self) -> bool:
@@ -83,11 +90,11 @@ class EndpointServer:
     """Make it, ``await start()``, ``open()`` sessions, ``await close()``.
 
     Attributes:
-        host: that it listens on.
+        host: ``task.endpoint_host``: it listens there, and agents are told to ask there.
     """
 
-    def __init__(self) -> None:
-        self.host = "127.0.0.1"
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self.host = host
         self._keys = SessionKeys()
         self._numbers = itertools.count(1)
         self._sessions: dict[int, Session] = {}
@@ -95,7 +102,7 @@ class EndpointServer:
         self._base_url = ""
 
     async def start(self) -> None:
-        """Listen on a port of the system's choice."""
+        """Listen on a port of the system's choice. Raises TaskError where this machine has no such address."""
         app = web.Application(client_max_size=_MAX_BODY, middlewares=[self._guard])
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/chat/completions", self._complete)
@@ -104,8 +111,16 @@ class EndpointServer:
             app, handler_cancellation=True, access_log=None, logger=_SILENT, shutdown_timeout=1.0
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.host, 0).start()
-        self._base_url = f"http://{self.host}:{self._runner.addresses[0][1]}/v1"
+        try:
+            await web.TCPSite(self._runner, self.host, 0).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise TaskError(
+                f"task.endpoint_host = {self.host!r}: the endpoint can't listen there ({error.strerror or error}): name"
+                " an address of this machine"
+            ) from error
+        shown = f"[{self.host}]" if ":" in self.host else self.host
+        self._base_url = f"http://{shown}:{self._runner.addresses[0][1]}/v1"
         log.info("endpoint_ready", address=self._base_url)
 
     async def close(self) -> None:
@@ -163,21 +178,56 @@ class EndpointServer:
             raise Refusal("too_many_calls", f"{_MOST_WAITING} calls of this session wait already", 429) from None
         session.pending.add(call)
         try:
-            reply = await call.reply
+            if asked.stream:
+                return await _streamed(request, call)
+            return web.json_response(completion(_name(), await call.reply, int(time.time())))
         finally:
+            call.reply.cancel()  # whoever waited has gone: what is not answered yet is sampled for nobody
             session.pending.discard(call)
-        name, created = f"chatcmpl-{secrets.token_hex(8)}", int(time.time())
-        if not asked.stream:
-            return web.json_response(completion(name, reply, created))
-        return await _stream(request, b"".join(chunks(name, reply, created, with_usage=asked.with_usage)))
 
 
-async def _stream(request: web.Request, events: bytes) -> web.StreamResponse:
+async def _streamed(request: web.Request, call: Call) -> web.StreamResponse:
+    """A reply in pieces, as they come. Raises Refusal while nothing has been said."""
+    chunks = Chunks(_name(), int(time.time()), with_usage=call.request.with_usage)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-    await response.prepare(request)
-    await response.write(events)
-    await response.write_eof()
+    try:
+        async for text in _pieces(call):
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(chunks.piece(text))
+        end = await _end(call, chunks, is_begun=response.prepared)
+        if not response.prepared:
+            await response.prepare(request)
+        await response.write(end)
+        await response.write_eof()
+    except ConnectionError:  # the client has gone
+        log.debug("stream_broken_off")
     return response
+
+
+async def _end(call: Call, chunks: Chunks, *, is_begun: bool) -> bytes:
+    try:
+        return chunks.end(await call.reply)
+    except Refusal as refusal:
+        if not is_begun:
+            raise
+        return chunks.broken(refusal.code, str(refusal))
+
+
+async def _pieces(call: Call) -> AsyncIterator[str]:
+    """Of its text, until the reply is there."""
+    while not call.reply.done():
+        coming = asyncio.ensure_future(call.pieces.get())
+        try:
+            await asyncio.wait((coming, call.reply), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            coming.cancel()
+        if coming.done() and not coming.cancelled():
+            yield coming.result()
+
+
+def _name() -> str:
+    return f"chatcmpl-{secrets.token_hex(8)}"
 
 
 def _refused(refusal: Refusal) -> web.Response:

@@ -41,6 +41,7 @@ from vcppo.generator.turns.environment_pool import RolloutLost
 from vcppo.generator.turns.play import NotBegun
 from vcppo.generator.verifying.scorer import Scorer
 from vcppo.generator.vllm_engine.engine import UNSYNCED, EngineError, Rollout
+from vcppo.generator.vllm_engine.stepper import Hear
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
 log = structlog.get_logger(__name__)
@@ -201,12 +202,12 @@ class RolloutWorker:
             self._failure = error
             self._stopping.set()
 
-    async def _generate(self, prompt: Prompt) -> Rollout | None:
+    async def _generate(self, prompt: Prompt, hear: Hear | None = None) -> Rollout | None:
         """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
         try:
             async with self._places:
                 await self.control.gate.until_may_begin()  # an update may have begun while the lease was on its way
-                return await self._engine.generate(prompt)
+                return await (self._engine.generate(prompt) if hear is None else self._engine.generate(prompt, hear))
         except EngineError as error:
             if self._engine.is_dead:
                 raise
@@ -263,10 +264,10 @@ class RolloutWorker:
             SourceAway, NoReward: it can't be scored now, or ever.
         """
 
-        async def sample(turn: Prompt) -> Rollout | None:
+        async def sample(turn: Prompt, /, hear: Hear | None = None) -> Rollout | None:
             self._in_flight.take_place(asyncio.current_task())
             try:
-                return await self._generate(turn)
+                return await self._generate(turn, hear)
             finally:
                 self._in_flight.free_place(asyncio.current_task())
                 self._liveness.progress()

@@ -31,8 +31,9 @@ from vcppo.generator.endpoint.tool_calls import read_tool_calls
 from vcppo.generator.turns.agent_pool import AgentPool
 from vcppo.generator.turns.environment_lines import Answer
 from vcppo.generator.turns.environment_pool import EnvironmentPool, RolloutLost, Session
-from vcppo.generator.turns.play import NotBegun, Played, Player, Sample
+from vcppo.generator.turns.play import Played, Player, Sample
 from vcppo.generator.vllm_engine.engine import Rollout
+from vcppo.generator.vllm_engine.stepper import Hear
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +65,8 @@ class AgentPlayer(Player):
     def new_conversation(self, prompt: Prompt) -> Conversation:
         """Within the limits of the prompt, the model and the task."""
         sequence, task = self._config.generator.max_model_len, self._config.task
-        limits = Limits(prompt.max_response_tokens, sequence, task.max_turns, task.max_segments)
+        most = int(self._config.transport.max_message_mib * 2**20)
+        limits = Limits(prompt.max_response_tokens, sequence, task.max_turns, task.max_segments, most)
         return Conversation(self._encoder, limits)
 
     def count(self, *, requests: int = 0, segments: int = 0) -> None:
@@ -96,7 +98,8 @@ class _AgentRollout:
         began = time.monotonic()
         begun = await self._session.reset(dict(self._prompt.answer))
         if begun.fault is not None:
-            raise NotBegun(f"the agent could not begin ({begun.fault}): {begun.detail}")
+            text = f"the agent could not begin ({begun.fault}): {begun.detail}"
+            raise self._player.not_begun(self._prompt, begun, text)
         with self._player.server.open() as opened:
             working = asyncio.ensure_future(self._session.step(json.dumps(opened.endpoint._asdict())))
             try:
@@ -118,7 +121,8 @@ class _AgentRollout:
             call.refuse(refusal)
             return True
         room = plan.room if asked.max_tokens is None else min(plan.room, asked.max_tokens)
-        turn = await sample(self._prompt_of(plan, room))
+        prompt, hear = self._prompt_of(plan, room), self._hear(call)
+        turn = await (sample(prompt) if hear is None else sample(prompt, hear))
         self._num_sampled += 1
         if turn is None:
             return False
@@ -133,6 +137,14 @@ class _AgentRollout:
             self._player.count(requests=1)
             call.answer(reply)
         return True
+
+    def _hear(self, call: Call) -> Hear | None:
+        """Where the agent wants its turn streamed. With tools it gets all in one piece: what is a call shows at its
+        end."""
+        if not call.request.stream or call.request.tools is not None:
+            return None
+        text = self._player.streamed()
+        return lambda tokens: call.say(text.more(tokens))
 
     def _prompt_of(self, plan: Plan, room: int) -> Prompt:
         """The first turn's seed is the prompt's, each later one's its own."""
@@ -150,7 +162,8 @@ class _AgentRollout:
     def _played(self, answer: Answer, seconds: float) -> Played:
         if not self._conversation.num_segments:
             what = "ended" if answer.fault is None else f"failed ({answer.detail})"
-            raise NotBegun(f"the agent {what} before it had asked the policy: there is nothing to train")
+            text = f"the agent {what} before it had asked the policy: there is nothing to train"
+            raise self._player.not_begun(self._prompt, answer, text)
         self._player.count(segments=self._conversation.num_segments - 1)
         seen: Observation = answer.observation
         last = self._conversation.last

@@ -18,7 +18,7 @@ class AgentPool(EnvironmentPool):
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
-        self.server = EndpointServer()
+        self.server = EndpointServer(config.endpoint_host)
 
     def child_environment(self) -> dict[str, str]:
         """The way to the endpoint leads past any proxy that this machine needs for others."""

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TextIO
 
 from vcppo.common.config import TaskConfig
+from vcppo.common.environments.agent import SessionLost
 from vcppo.common.environments.environment import Environment, Observation, checked
 from vcppo.common.tasks import Split, Task, load_task
 from vcppo.common.tasks.asking import problems_of
@@ -85,7 +86,7 @@ class Child:
             await self._close(rollout)
             return
         answer = await self._answer(rollout, call, request["given"])
-        if answer.fault is not None:
+        if answer.fault is not None or answer.is_lost:
             await self._close(rollout)
         self._say(answer_line(number, answer))
 
@@ -111,6 +112,8 @@ class Child:
             return Answer(checked(await self._awaited(lambda: environment.step(given))))
         except Late:
             return Answer(Observation(), "timeout", f"{call}() took more than {self._seconds:g} s")
+        except SessionLost as error:
+            return Answer(Observation(), None, str(error), is_lost=True)
         except Exception as error:  # noqa: BLE001  (the user's code: whatever it raises is its crash, not ours)
             return Answer(Observation(), "crash", f"{call}(): {type(error).__name__}: {error}")
 

@@ -37,11 +37,18 @@ class Ready(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The reply to one call: an observation (empty after `reset`), or a fault."""
+    """The reply to one call: an observation (empty after `reset`), or a fault.
+
+    Attributes:
+        is_lost: what the rollout needs in its child is gone, and not by its own fault.
+        has_died: the child, while the call was under way: nobody knows by whose fault.
+    """
 
     observation: Observation
     fault: Fault | None = None
     detail: str | None = None
+    is_lost: bool = False
+    has_died: bool = False
 
 
 def request_line(number: int, rollout: int, call: Call, given: object = None) -> bytes:
@@ -59,7 +66,7 @@ def answer_line(number: int, answer: Answer) -> str:
     seen = answer.observation
     reply = {
         "number": number, "content": seen.content, "reward": seen.reward, "done": seen.done, "outcome": seen.outcome,
-        "tools": seen.tools, "fault": answer.fault,
+        "tools": seen.tools, "fault": answer.fault, "is_lost": answer.is_lost,
         "detail": None if answer.detail is None else answer.detail[:_MAX_TEXT],
     }  # fmt: skip
     return json.dumps(reply) + "\n"
@@ -77,17 +84,19 @@ def parse_ready(line: bytes) -> Ready:
 
 def parse_answer(line: bytes) -> tuple[int, Answer]:
     """(number, answer). ValueError for anything else."""
-    reply = _parse(line, {"number", "content", "reward", "done", "outcome", "tools", "fault", "detail"})
+    reply = _parse(line, {"number", "content", "reward", "done", "outcome", "tools", "fault", "detail", "is_lost"})
     fault, detail = reply["fault"], reply["detail"]
     if type(reply["number"]) is not int or fault not in (None, "timeout", "crash"):
         raise ValueError(f"no reply: {line[:80]!r}")
     if detail is not None and type(detail) is not str:
         raise ValueError(f"a {type(detail).__name__} where text should be")
+    if type(reply["is_lost"]) is not bool:
+        raise ValueError(f"a {type(reply['is_lost']).__name__} where is_lost should be")
     if type(reply["reward"]) is not float:
         raise ValueError(f"a {type(reply['reward']).__name__} where a reward should be")
     use = ToolUse(*reply["tools"]) if isinstance(reply["tools"], list) and len(reply["tools"]) == 3 else reply["tools"]
     seen = checked(Observation(reply["content"], reply["reward"], reply["done"], reply["outcome"], use))
-    return reply["number"], Answer(seen, cast(Fault | None, fault), detail)
+    return reply["number"], Answer(seen, cast(Fault | None, fault), detail, reply["is_lost"])
 
 
 def _parse(line: bytes, fields: set[str]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class EnvironmentPool:
         """One call; returns within its deadline (`call_seconds`) of its turn, whatever the environment does.
 
         Raises:
-            RolloutLost: the child ended for another reason.
+            RolloutLost: the child ended for another reason, or what the rollout needs in it.
         """
         asking = asyncio.ensure_future(self._ask(child, rollout, call, given))
         self._asking.add(asking)
@@ -194,7 +194,10 @@ class EnvironmentPool:
                 self._replace(child, f"no answer in {seconds:g} s")
                 answer = Answer(Observation(), "timeout", f"{call}() took more than {seconds:g} s")
             except ChildDied as error:
-                answer = Answer(Observation(), "crash", str(error))
+                answer = Answer(Observation(), "crash", str(error), has_died=True)
+        if answer.is_lost:
+            log.warning("environment_lost", detail=answer.detail, task=self._config.name)
+            raise RolloutLost
         self.counts.calls += 1
         self.counts.seconds += time.monotonic() - began
         self.counts.tools = self.counts.tools.and_(answer.observation.tools)

@@ -18,6 +18,7 @@ from vcppo.generator.turns.play import Player
 from vcppo.generator.verifying.scorer import asked_of
 from vcppo.generator.verifying.verifier_pool import VerifierPool
 from vcppo.generator.vllm_engine.engine import Engine, Rollout
+from vcppo.generator.vllm_engine.stepper import Hear
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
 Judges = VerifierPool | EnvironmentPool
@@ -85,8 +86,8 @@ class Respondent:
         return Judged(text, verdict, rollout.finish_reason, count, count, rollout.seconds)
 
     async def _turns(self, prompt: Prompt, player: Player) -> Judged:
-        async def sample(turn: Prompt) -> Rollout:
-            return await self._engine.generate(turn)
+        async def sample(turn: Prompt, /, hear: Hear | None = None) -> Rollout:
+            return await (self._engine.generate(turn) if hear is None else self._engine.generate(turn, hear))
 
         for _ in range(_MOST_TRIES):  # another rollout may end the child that holds this one
             try:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import structlog
@@ -24,15 +25,28 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.records.seeds import derive_seed
 from vcppo.common.records.trajectory import Int32Array, Prompt, Segment
 from vcppo.common.tasks import ChatMessages, TaskError, Verdict, decode_response
+from vcppo.generator.endpoint.streamed_text import StreamedText
 from vcppo.generator.turns.environment_lines import Answer
 from vcppo.generator.turns.environment_pool import CallCounts, EnvironmentPool, RolloutLost, Session
 from vcppo.generator.vllm_engine.engine import Rollout
+from vcppo.generator.vllm_engine.stepper import Hear
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
 log = structlog.get_logger(__name__)
 
-Sample = Callable[[Prompt], Awaitable[Rollout | None]]
-"""Makes one turn: the prompt holds all tokens so far, the turn's own seed, and what room is left. None: refused."""
+_MOST_DEATHS = 3  # of children, until a prompt whose rollout had not begun in any of them is given up
+
+
+class Sample(Protocol):
+    """Makes one turn."""
+
+    async def __call__(self, prompt: Prompt, /, hear: Hear | None = None) -> Rollout | None:
+        """None: it is refused.
+
+        Args:
+            prompt: all tokens so far, the turn's own seed, and what room is left.
+            hear: is called with the turn's tokens so far, now and then.
+        """
 
 
 class NotBegun(VcppoError):
@@ -87,6 +101,8 @@ class Player:
 
     def __init__(self, config: VcppoConfig, pool: EnvironmentPool, tokenizer: Any) -> None:
         self._task, self._stop_in_text = config.task, config.sampling.stop_in_text
+        self._stops = tuple(config.sampling.stop)
+        self._deaths = Counter[str]()  # of children in which a prompt's rollout had not begun
         self._pool, self._tokenizer = pool, tokenizer
         self._turn_text = TurnText(tokenizer, is_chat=pool.is_chat, template=pool.template)
 
@@ -116,6 +132,17 @@ class Player:
             return None
         return Told.of(str(self._tokenizer.decode(prompt_token_ids.tolist())), turns, messages)
 
+    def not_begun(self, prompt: Prompt, answer: Answer, text: str) -> VcppoError | RolloutLost:
+        """What ends a rollout of which there is nothing to train.
+
+        Where its child has died it begins anew: somebody may have killed that. Not for ever: it may be the rollout.
+        """
+        if answer.has_died and self._deaths[prompt.id] < _MOST_DEATHS:
+            self._deaths[prompt.id] += 1
+            return RolloutLost()
+        self._deaths.pop(prompt.id, None)
+        return NotBegun(text)
+
     def take_counts(self) -> CallCounts:
         """Of the environments' calls since this was asked last."""
         taken, self._pool.counts = self._pool.counts, CallCounts()
@@ -125,6 +152,16 @@ class Player:
         """What the environment sees of a turn."""
         text = decode_response(self._tokenizer, turn.token_ids, turn.end_ids)
         return judged_text(text, turn.stop_string, self._stop_in_text)
+
+    def streamed(self) -> StreamedText:
+        """The text of a turn while it is sampled, as `action_of` will say it."""
+        tokenizer = self._tokenizer
+
+        def decode(tokens: Sequence[int]) -> str:
+            return str(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+        stops = () if self._stop_in_text else self._stops
+        return StreamedText(decode, lambda token: not decode_response(tokenizer, [token]), stops)
 
     def new_episode(self, prompt: Prompt) -> Episode:
         """Within the limits of the prompt and the task."""
@@ -155,7 +192,8 @@ class _Game:
     async def play(self, sample: Sample) -> Played | None:
         begun = await self._ask(self._session.reset(dict(self._prompt.answer)))
         if begun.fault is not None:
-            raise NotBegun(f"the environment could not begin ({begun.fault}): {begun.detail}")
+            text = f"the environment could not begin ({begun.fault}): {begun.detail}"
+            raise self._player.not_begun(self._prompt, begun, text)
         while True:
             turn = await sample(self._next_prompt())
             if turn is None:

@@ -43,7 +43,7 @@ from vcppo.generator.vllm_engine.engine_start import (
 )
 from vcppo.generator.vllm_engine.received_weights import SumsReport
 from vcppo.generator.vllm_engine.served import require_served
-from vcppo.generator.vllm_engine.stepper import EngineDead, Stepper
+from vcppo.generator.vllm_engine.stepper import EngineDead, Hear, Stepper
 from vcppo.generator.vllm_engine.stop_strings import StopStrings, watch
 
 log = structlog.get_logger(__name__)
@@ -258,17 +258,22 @@ class Engine:
 
     # Generation
 
-    async def generate(self, prompt: Prompt, *, seed: int | None = None, num_begun: int = 0) -> Rollout:
+    async def generate(
+        self, prompt: Prompt, hear: Hear | None = None, *, seed: int | None = None, num_begun: int = 0
+    ) -> Rollout:
         """Sample one response. The seed is the prompt's, unless given. Raises EngineError when vLLM refuses or died.
 
         Args:
+            hear: called with all tokens so far, now and then; the rollout is the same.
             num_begun: the prompt ends with so many tokens of a response that is to be continued.
         """
         params = self._sampling_params(prompt, prompt.seed if seed is None else seed)
+        if hear is not None:
+            params.output_kind = type(params.output_kind).CUMULATIVE
         began = time.monotonic()
         begun = prompt.token_ids[len(prompt.token_ids) - num_begun :].tolist()
         watch_text = partial(self._watch_text, begun)
-        output = await self._run(prompt.token_ids, params, prompt.id, f"v{self.policy_version}", watch_text)
+        output = await self._run(prompt.token_ids, params, prompt.id, f"v{self.policy_version}", watch_text, hear)
         return _rollout(output, time.monotonic() - began)
 
     def _sampling_params(self, prompt: Prompt, seed: int) -> Any:
@@ -346,6 +351,7 @@ class Engine:
         name: str,
         salt: str,
         prepare: Callable[[Any, str], None] | None = None,
+        hear: Hear | None = None,
     ) -> Any:
         self._check_tokens(token_ids, name)
         self._counter += 1
@@ -355,7 +361,7 @@ class Engine:
         prompt: Any = {"prompt_token_ids": ids, "cache_salt": salt}
         self._requests.add(request_id)
         try:
-            return await self.stepper.generate(request_id, prompt, params, prepare)
+            return await self.stepper.generate(request_id, prompt, params, prepare, hear)
         except EngineDead as error:
             raise EngineError(f"vLLM's engine died: {error}") from error
         except Exception as error:  # many kinds: vLLM's own validation errors are no ValueErrors

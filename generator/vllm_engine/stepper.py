@@ -14,6 +14,7 @@ An exception out of a step is the end of the engine: every call from then on rai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -29,6 +30,9 @@ _JOIN_SECONDS = 30.0
 _TOGETHER_SECONDS = 0.005  # at most, that a request waits for others in an engine that has nothing to do
 _ENGINE_DEAD = "EngineDeadError"  # vLLM's, where its core is a process of its own and that ended
 _MOST_NAMED = 8  # requests, in the words about an engine that died
+_HEARD_SECONDS = 0.05
+Hear = Callable[[Sequence[int]], None]
+"""Is called with all tokens so far."""
 _Result = tuple[asyncio.Future[Any], Any, Exception | None]
 
 
@@ -40,7 +44,8 @@ class Stepper:
     """Make it in the event loop, ``await start(make_engine)``, ``stop()`` at the end.
 
     ``make_engine()`` returns what has vLLM's LLMEngine interface: ``add_request``, ``abort_request``, ``step`` and
-    ``has_unfinished_requests``. Requests must ask for their final output only.
+    ``has_unfinished_requests``. Requests must ask for their final output only, or for all of it so far where somebody
+    hears it.
     """
 
     def __init__(self) -> None:
@@ -49,6 +54,7 @@ class Stepper:
         self._loop = asyncio.get_running_loop()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._waiting: dict[str, asyncio.Future[Any]] = {}  # by request id; the thread's own
+        self._hearing: dict[str, tuple[Hear, float]] = {}  # likewise, and when it was told last
         self._engine: Any = None
         self._thread: threading.Thread | None = None
 
@@ -82,13 +88,19 @@ class Stepper:
         return await future
 
     async def generate(
-        self, request_id: str, prompt: Any, params: Any, prepare: Callable[[Any, str], None] | None = None
+        self,
+        request_id: str,
+        prompt: Any,
+        params: Any,
+        prepare: Callable[[Any, str], None] | None = None,
+        hear: Hear | None = None,
     ) -> Any:
         """The final output of one request. Cancelling this aborts it. Raises what vLLM refuses it with.
 
         Args:
             request_id, prompt, params: as `LLMEngine.add_request` takes them.
             prepare: called with the engine and the id it gave the request, before the request's first step.
+            hear: called in the event loop with all tokens so far, now and then.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
 
@@ -97,6 +109,8 @@ class Stepper:
                 self._check()
                 given_id = self._engine.add_request(request_id, prompt, params)
                 self._waiting[request_id] = future
+                if hear is not None:
+                    self._hearing[request_id] = hear, 0.0
                 if prepare is not None:
                     prepare(self._engine, given_id)
             except Exception as error:  # noqa: BLE001  (handed to the caller)
@@ -104,6 +118,7 @@ class Stepper:
                 self._settle([(future, None, error)])
 
         def abort() -> None:
+            self._hearing.pop(request_id, None)
             if self._waiting.pop(request_id, None) is not None and not self.is_dead:
                 self._engine.abort_request([request_id])
 
@@ -179,9 +194,23 @@ class Stepper:
 
     def _step(self) -> None:
         outputs = self._engine.step()
-        ended = [(self._waiting.pop(output.request_id, None), output) for output in outputs]
+        ended = [(self._waiting.pop(each.request_id, None), each) for each in outputs if each.finished]
+        if self._hearing:
+            self._tell(outputs)
         if found := [(future, output, None) for future, output in ended if future is not None]:
             self._settle(found)
+
+    def _tell(self, outputs: Sequence[Any]) -> None:
+        """Whoever hears a request is told what it has so far, at most every `_HEARD_SECONDS`."""
+        now = time.monotonic()
+        for output in outputs:
+            hear, told = self._hearing.get(output.request_id, (None, now))
+            if output.finished:
+                self._hearing.pop(output.request_id, None)
+            elif hear is not None and now - told >= _HEARD_SECONDS:
+                self._hearing[output.request_id] = hear, now
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody hears any more
+                    self._loop.call_soon_threadsafe(hear, list(output.outputs[0].token_ids))
 
     def _fail(self, error: Exception) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.fuzz.rig.harness import ACCEPTED, Harness, reason_of
 from tests.fuzz.rig.mutate import mutate_bytes
-from vcppo.generator.endpoint.chat_form import Reply, chunks, completion, read_request
+from vcppo.generator.endpoint.chat_form import Chunks, Reply, completion, read_request
 from vcppo.generator.endpoint.chat_messages import assistant_message, for_template, read_messages
 from vcppo.generator.endpoint.refusal import Refusal
 from vcppo.generator.endpoint.session_keys import SessionKeys
@@ -55,7 +55,9 @@ def _text(data: bytes) -> str:
     shown: Any = completion("x", Reply(message, "stop", 1, 1), 0)["choices"][0]["message"]
     asked = {"role": "user", "content": "x"}
     assert read_messages([asked, json.loads(json.dumps(shown)), asked]) == [asked, message, asked]
-    assert b"".join(chunks("x", Reply(message, "stop", 1, 1), 0, with_usage=True)).endswith(b"data: [DONE]\n\n")
+    chunks = Chunks("x", 0, with_usage=True)
+    pieces = [chunks.piece(said[: len(said) // 2])] if not calls else []
+    assert (b"".join(pieces) + chunks.end(Reply(message, "stop", 1, 1))).endswith(b"data: [DONE]\n\n")
     return ACCEPTED if calls else "no call"
 
 

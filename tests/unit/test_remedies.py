@@ -541,6 +541,7 @@ NOT_ON_A_RUN = {
     "deploy/check/": "as above; the tests of each check follow what it says",
     "generator/check/": "as above",
     "learner/check/": "as above",
+    "deploy/slurm/": "before anything is submitted; `test_cluster.py` follows what can be followed",
     "deploy/run/run_config.py": "a folder that can't be written is no run yet: the next start is under another one",
 }
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vcppo.common.config import VcppoConfig
 from vcppo.common.store.redis_connection import SOCKET_TIMEOUT_SECONDS as REDIS_SOCKET_SECONDS
+from vcppo.common.tasks import task_class
 from vcppo.deploy.chaos.proxy import Links
 from vcppo.deploy.chaos.schedule import Fault
 from vcppo.deploy.chaos.shortages import LoweredLimit
@@ -138,15 +139,18 @@ class Scene:
 
 
 def freeze_seconds(role: str, config: VcppoConfig) -> float:
-    """The longest deadline that watches a process of this role. The launcher is watched by nobody: as the longest."""
+    """The longest deadline that watches a process of this role. The launcher is watched by nobody: as the longest of
+    those that the launcher itself starts. An agents' child has the deadline of a rollout, which is its one call."""
     lease, update = config.generator.lease_seconds, config.broadcast.deadline_seconds
     found = {
         "generator": max(lease, update, ZMTP_HEARTBEAT_SECONDS),
         "learner": update,
         "buffer": max(config.transport.ack_deadline_seconds, ZMTP_HEARTBEAT_SECONDS),
         "redis": REDIS_SOCKET_SECONDS,
-        "verifier": config.task.verifier_timeout_seconds,
     }
+    if role == "verifier":
+        is_agent = task_class(config.task.name).is_agent
+        return config.task.max_rollout_seconds if is_agent else config.task.verifier_timeout_seconds
     return max(found.values()) if role == "launcher" else found[role]
 
 

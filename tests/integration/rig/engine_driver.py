@@ -4,7 +4,8 @@
 
 TASK: ``grid`` (prompts of 60 to 400 tokens, 8, 64 and 256 in flight, a pause for weights in the middle), or
 ``refusals`` (requests that can't be served, then one that can), ``stops`` (the same requests, cut by stop strings), or
-``turns`` (rollouts of several turns in `Talking`, new weights' version between two turns).
+``turns`` (rollouts of several turns in `Talking`, new weights' version between two turns), or ``heard`` (the same
+requests with and without somebody who hears them as they grow, a pause for weights in the middle).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,29 @@ async def stops(engine: Engine) -> dict[str, Any]:
     }
 
 
+async def heard(engine: Engine) -> dict[str, Any]:
+    """What is sampled plainly, what is sampled when it is heard, and what was heard of it."""
+    prompts = [prompt(number, 20 + number, 100) for number in range(16)]
+    plain = await generate(engine, prompts, 16)
+    said: list[list[list[int]]] = [[] for _ in prompts]
+
+    def hear(number: int) -> Callable[[Sequence[int]], None]:
+        return lambda token_ids: said[number].append(list(token_ids))
+
+    work = asyncio.gather(*(engine.generate(each, hear(number)) for number, each in enumerate(prompts)))
+    await asyncio.sleep(0.1)  # not a wait: the pause may fall anywhere
+    await engine.pause()
+    await engine.set_version(engine.policy_version + 1)
+    await engine.resume()
+    found = [[_shown(each) for each in rollouts] for rollouts in (plain, await work)]
+    return {"plain": found[0], "found": found[1], "heard": said}
+
+
+def _shown(each: Rollout) -> list[Any]:
+    covered = sum(span.count for span in each.version_spans)
+    return [each.token_ids.tolist(), each.log_probs.tolist(), each.finish_reason, list(each.end_ids), covered]
+
+
 class Talking(Environment):
     """Says some digits after each of three turns."""
 
@@ -175,7 +199,9 @@ async def main(config: Path, task: str) -> None:
     try:
         await engine.start()
         async with asyncio.timeout(500):
-            result = await {"grid": grid, "refusals": refusals, "stops": stops, "turns": turns}[task](engine)
+            result = await {"grid": grid, "refusals": refusals, "stops": stops, "turns": turns, "heard": heard}[task](
+                engine
+            )
     except EngineError as error:
         result = {"error": str(error)}
     sys.stdout.write("\n" + json.dumps(result) + "\n")

@@ -132,6 +132,18 @@ def test_stop_strings_cut_what_would_have_been_sampled(tmp_path: Path, model: Pa
 
 
 @pytest.mark.slow
+def test_a_response_that_is_heard_is_the_same(tmp_path: Path, model: Path) -> None:
+    found = drive(tmp_path, model, "heard", sampling={"max_response_tokens": 100})
+    assert "found" in found, found
+    assert sum(bool(each) for each in found["heard"]) > 8
+    for plain, made, pieces in zip(found["plain"], found["found"], found["heard"], strict=True):
+        assert made[0] == plain[0] and made[2:4] == plain[2:4] and made[4] == len(made[0])
+        assert made[1] == pytest.approx(plain[1], abs=1e-4)
+        assert all(piece == made[0][: len(piece)] and len(piece) < len(made[0]) for piece in pieces)
+        assert [len(piece) for piece in pieces] == sorted({len(piece) for piece in pieces})
+
+
+@pytest.mark.slow
 def test_turns_are_sampled_behind_all_tokens_before(tmp_path: Path, model: Path) -> None:
     """Log-probs of each action are those of the whole text; the cache finds a prefix again where no weights came."""
     vocabulary = AutoTokenizer.from_pretrained(model).get_vocab()

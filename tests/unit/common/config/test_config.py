@@ -135,6 +135,15 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         (["sampling.temperature=0"], "sampling.temperature = 0: must be greater than 0 (Softmax temperature"),
         (["sampling.temperature=.nan"], "sampling.temperature = '.nan': '.nan' is no finite number"),
         (["broadcast.backend=mpi"], "broadcast.backend = 'mpi': must be 'auto', 'gloo' or 'nccl'"),
+        (
+            ["learner.offload.optimizer=cpu"],
+            "learner.zero_stage = 0: set learner.zero_stage to 1 or more",
+        ),
+        (
+            ["learner.offload.parameters=cpu", "learner.zero_stage=2"],
+            "learner.offload.parameters = cpu: DeepSpeed offloads parameters at ZeRO stage 3",
+        ),
+        (["learner.offload.optimizer=nvme"], "learner.offload.optimizer = 'nvme': must be 'none' or 'cpu'"),
         (["rl=3"], "rl = 3: must be a section with fields of its own"),
         (["run.name=../up"], "run.name = '../up'"),
         (["rl.batch_size"], "'rl.batch_size' is no override: write section.field=value"),
@@ -393,6 +402,17 @@ def test_sections_are_frozen(run_yaml: Path) -> None:
     config = load_config(run_yaml, [])
     with pytest.raises(ValueError):
         config.rl.batch_size = 1  # type: ignore[misc]
+
+
+def test_an_endpoint_beyond_the_loopback_has_an_address_and_is_warned_of(run_yaml: Path) -> None:
+    for host in ("0.0.0.0", "::"):  # noqa: S104  (they are refused)
+        (problem,) = problems_of(run_yaml, f"task.endpoint_host='{host}'")
+        assert f"task.endpoint_host = '{host}': agents are told this address" in problem
+    (problem,) = problems_of(run_yaml, "task.endpoint_host=http://here")
+    assert "task.endpoint_host" in problem
+    for host, warned in (("10.0.0.7", True), ("fd00::2", True), ("agents.lan", True), ("::1", False)):
+        warnings = config_warnings(load_config(run_yaml, [f"task.endpoint_host='{host}'"]))
+        assert ["unencrypted" in each for each in warnings if "task.endpoint_host" in each] == [True] * warned
 
 
 def test_what_weights_go_by() -> None:

@@ -185,7 +185,7 @@ class TestConfig:
 
     def test_a_redis_of_ones_own_is_not_killed_but_cut_off(self, tmp_path: Path) -> None:
         config = self.config(tmp_path, "redis.url=redis://127.0.0.1:6390/2")
-        kinds = possible_kinds(config)
+        kinds = possible_kinds(config, 90.0)
         assert Kind.KILL_REDIS not in kinds
         assert {Kind.CUT_REDIS, Kind.BLOCK_REDIS, Kind.KILL_LEARNER} <= set(kinds)
         assert make_links(config)[-1].target == Address(host="127.0.0.1", port=6390)
@@ -199,6 +199,17 @@ class TestConfig:
         assert freeze_seconds("buffer", config) >= config.transport.ack_deadline_seconds
         assert freeze_seconds("redis", config) >= redis_connection.SOCKET_TIMEOUT_SECONDS
         assert freeze_seconds("buffer", config) >= sockets.HEARTBEAT_DEADLINE_SECONDS
+
+    def test_an_agents_rollouts_have_room_and_their_child_is_frozen_beyond_its_deadline(self, tmp_path: Path) -> None:
+        plain = self.config(tmp_path)
+        options = "task.options={command: ['true'], problems: chain_arithmetic}"
+        agents = ("task.name=command_agent", options, "task.max_segments=4", "task.max_rollout_seconds=20")
+        config = self.config(tmp_path, *agents)
+        assert config.transport.max_message_mib == 4 * plain.transport.max_message_mib
+        assert freeze_seconds("verifier", plain) == plain.task.verifier_timeout_seconds
+        assert freeze_seconds("verifier", config) == 20 and freeze_seconds("launcher", config) < 20
+        assert Kind.FREEZE_VERIFIER in possible_kinds(config, 90.0)
+        assert Kind.FREEZE_VERIFIER not in possible_kinds(config, 20.0)
 
 
 class FakeInjector:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vcppo.common.records.trajectory import FinishReason, Segment, VersionSpan
+from vcppo.common.records.trajectory import FinishReason, Segment, Trajectory, VersionSpan
+from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.tasks.interface import ChatMessages
 from vcppo.generator.endpoint.chat_messages import assistant_message
 from vcppo.generator.endpoint.conversation import Conversation, Limits, Plan, Tools
@@ -55,8 +56,10 @@ def turn(text: str, version: int = 0, reason: FinishReason = "stop") -> Turn:
     )
 
 
-def conversation(response: int = 1000, sequence: int = 2000, turns: int = 99, segments: int = 99) -> Conversation:
-    return Conversation(Letters(), Limits(response, sequence, turns, segments))
+def conversation(
+    response: int = 1000, sequence: int = 2000, turns: int = 99, segments: int = 99, message: int = 1 << 30
+) -> Conversation:
+    return Conversation(Letters(), Limits(response, sequence, turns, segments, message))
 
 
 def say(of: Conversation, messages: ChatMessages, text: str, tools: Tools = None, **given: Any) -> ChatMessages:
@@ -181,6 +184,47 @@ def test_a_segment_that_had_no_room_is_cut_and_the_one_after_is_not() -> None:
     say(made, [user("sum")], "up")
     _, transcript, others = made.finish(1.0)
     assert (transcript.finish_reason, [each.finish_reason for each in others]) == ("stop", ["length"])
+
+
+def message_of(made: Conversation) -> bytes:
+    prompt, transcript, others = made.finish(1.0)
+    return encode_trajectory(
+        Trajectory(
+            "rl-00000001-0@generator-0.1", "rl-00000001-0", "rl-00000001", 0, "agent", prompt, transcript.token_ids,
+            transcript.action_mask, transcript.log_probs, transcript.version_spans, transcript.finish_reason, 1.0,
+            "correct", "generator-0", 1, {"generate": 1.0, "verify": 2.0, "tools": 3.0}, segments=others,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("does", ["goes on", "begins anew"])
+def test_a_rollout_stays_within_its_message(does: str) -> None:
+    """However it fills it; and what is refused could not have been in it, but for the reckoning's margin."""
+    made, limit = conversation(4000, 5000, 999, 999, message=200_000), 200_000
+
+    def fill() -> None:
+        said: ChatMessages = []
+        for version in range(999):
+            asked = [*said, user("a" * 30)]
+            room = made.plan(asked, None).room
+            said = say(made, asked, "b" * min(40, room - 1), version=version)
+            if does == "begins anew" or len(said) > 40:
+                said = []
+
+    with pytest.raises(Refusal, match=r"above transport.max_message_mib = 0.190735: finish the agent") as refused:
+        fill()
+    assert (refused.value.code, refused.value.status) == ("rollout_too_large", 400)
+    assert 0.4 * limit < len(message_of(made)) <= limit
+
+
+def test_a_turn_is_cut_where_its_message_is_full() -> None:
+    made = conversation(message=16 * 20 + 4 * 3)
+    plan = made.plan([user("ab")], None)
+    assert plan.room == 20
+    made.take(plan, turn("x" * 20, reason="length"), "x" * 20, assistant_message("x" * 20, []))
+    with pytest.raises(Refusal, match=r"transport.max_message_mib"):
+        made.plan([user("other")], None)
+    assert made.finish(1.0)[1].finish_reason == "length"
 
 
 def test_nothing_asked_is_no_rollout() -> None:

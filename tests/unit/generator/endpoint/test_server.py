@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging.config
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ import openai
 import pytest
 from structlog.testing import capture_logs
 
+from vcppo.common.tasks import TaskError
 from vcppo.generator.endpoint.chat_form import Reply
 from vcppo.generator.endpoint.chat_messages import assistant_message
 from vcppo.generator.endpoint.refusal import Refusal
@@ -59,9 +61,9 @@ class Bench:
         await task
 
 
-def run(body: Callable[[Bench], Awaitable[None]]) -> None:
+def run(body: Callable[[Bench], Awaitable[None]], host: str = "127.0.0.1") -> None:
     async def main() -> None:
-        server = EndpointServer()
+        server = EndpointServer(host)
         await server.start()
         try:
             with server.open() as session:
@@ -109,7 +111,7 @@ def test_calls_of_tools_come_back_as_they_went() -> None:
     run(body)
 
 
-def test_a_stream_is_the_whole_turn() -> None:
+def test_a_stream_of_a_turn_with_tools_is_one_piece() -> None:
     async def body(bench: Bench) -> None:
         async with bench.answering(replying("well", [CALL])) as client:
             stream = await client.chat.completions.create(
@@ -119,6 +121,81 @@ def test_a_stream_is_the_whole_turn() -> None:
         first, last, usage = found
         assert first.choices[0].delta.content == "well" and first.choices[0].delta.tool_calls[0].index == 0
         assert last.choices[0].finish_reason == "tool_calls" and usage.usage.completion_tokens == 3
+
+    run(body)
+
+
+async def streamed(client: Any, pieces: list[str]) -> Any:
+    """An open stream that has said the first of its pieces."""
+    stream = await client.chat.completions.create(
+        model="any", messages=HELLO, stream=True, stream_options={"include_usage": True}
+    )
+    first = await anext(stream)
+    assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", pieces[0])
+    return stream
+
+
+@asynccontextmanager
+async def saying(bench: Bench, pieces: list[str]) -> AsyncIterator[tuple[Any, Any]]:
+    """A call that has been asked and has said some of its reply, and the open stream."""
+    client = openai.AsyncOpenAI(base_url=bench.url, api_key=bench.key, timeout=20, max_retries=0)
+    opening = asyncio.ensure_future(streamed(client, pieces))
+    call = await bench.session.calls.get()
+    for piece in pieces:
+        call.say(piece)
+    yield call, await opening
+
+
+def test_a_stream_comes_as_it_is_said() -> None:
+    async def body(bench: Bench) -> None:
+        async with saying(bench, ["we", "ll"]) as (call, stream):
+            assert (await anext(stream)).choices[0].delta.content == "ll"
+            call.say("")
+            call.say(", no")
+            call.answer(replying("well, no more"))
+            found = [chunk async for chunk in stream]
+        assert "".join(each.choices[0].delta.content or "" for each in found[:-1]) == ", no more"
+        assert (found[-2].choices[0].finish_reason, found[-1].usage.completion_tokens) == ("stop", 3)
+
+    run(body)
+
+
+@pytest.mark.parametrize("end", ["another text", "refused"])
+def test_a_stream_that_cant_go_on_ends_by_an_error(end: str) -> None:
+    async def body(bench: Bench) -> None:
+        async with saying(bench, ["well"]) as (call, stream):
+            if end == "refused":
+                call.refuse(Refusal("session_over", "the session is over", 410))
+            else:
+                call.answer(replying("wall"))
+            with pytest.raises(
+                openai.APIError, match="session is over" if end == "refused" else "not what was streamed"
+            ):
+                [chunk async for chunk in stream]
+
+    run(body)
+
+
+def test_a_refusal_before_a_word_has_its_status() -> None:
+    async def body(bench: Bench) -> None:
+        async with bench.answering(Refusal("too_many_turns", "no more")) as client:
+            with pytest.raises(openai.BadRequestError, match="no more"):
+                await client.chat.completions.create(model="any", messages=HELLO, stream=True)
+
+    run(body)
+
+
+def test_a_client_that_leaves_a_stream_wants_its_reply_no_more() -> None:
+    async def body(bench: Bench) -> None:
+        async with saying(bench, ["well"]) as (call, stream):
+            assert call.is_wanted
+            await stream.close()
+            async with asyncio.timeout(10):
+                while call.is_wanted:
+                    await asyncio.sleep(0.01)
+            call.say("more")
+            call.answer(replying("well, more"))
+        assert bench.session.pending == set()
 
     run(body)
 
@@ -284,3 +361,40 @@ def test_what_means_the_same_is_the_same() -> None:
         assert (found.ignored, found.max_tokens) == ({"temperature", "seed"}, 5)
 
     run(body)
+
+
+def own_address() -> str | None:
+    """Of this machine beyond the loopback; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        found = str(probe.getsockname()[0])
+    return None if found.startswith("127.") else found
+
+
+def test_beyond_the_loopback_only_a_key_lets_in() -> None:
+    if (host := own_address()) is None:
+        pytest.skip("this machine has no address beyond the loopback")
+
+    async def body(bench: Bench) -> None:
+        assert httpx.URL(bench.url).host == host
+        for key, code in ((None, "no_key"), ("sk-mine", "wrong_key")):
+            assert error_of(await bench.post({"messages": HELLO}, key)) == (401, code)
+        with pytest.raises(httpx.ConnectError):
+            await bench.client.get(bench.url.replace(host, "127.0.0.1"))
+        async with bench.answering(replying("hi")) as client:
+            found = await client.chat.completions.create(model="any", messages=HELLO)
+        assert found.choices[0].message.content == "hi"
+
+    run(body, host)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "no.such.host.invalid"])
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
+    async def main() -> None:
+        with pytest.raises(TaskError, match=f"task.endpoint_host = '{host}': the endpoint can't listen there"):
+            await EndpointServer(host).start()
+
+    asyncio.run(main())

@@ -21,9 +21,11 @@ from vcppo.common.environments.command_agent import read_reward
 from vcppo.common.records.trajectory import Prompt, VersionSpan
 from vcppo.common.tasks import Problem, TaskError, Verdict, encode_prompt, load_task
 from vcppo.generator.turns.agent_play import AgentPlayer, make_player
+from vcppo.generator.turns.environment_pool import RolloutLost
 from vcppo.generator.turns.judges import Respondent, make_judges
 from vcppo.generator.turns.play import NotBegun, Played
 from vcppo.generator.vllm_engine.engine import Rollout
+from vcppo.generator.vllm_engine.stepper import Hear
 
 HERE = "tests.unit.generator.turns.test_agents"
 ISSUED = encode_prompt(CHAT, [{"role": "user", "content": "issued"}])
@@ -55,6 +57,17 @@ class Asking(Agent):
         return answer.get("reward", 0.5)  # type: ignore[no-any-return]
 
     async def _ask(self, client: openai.AsyncOpenAI, chat: list[Any], **given: Any) -> Any:
+        if given.get("stream"):
+            stream = await client.chat.completions.create(model="policy", messages=chat, **given)
+            pieces = []
+            async for chunk in stream:
+                pieces.append(chunk.choices[0].delta.content or "")
+                if chat[-1]["content"] == "leave":
+                    await stream.close()
+                    chat.pop()
+                    return await self._ask(client, [*chat, {"role": "user", "content": "back"}], **given)
+            assert len(pieces) > 2, pieces
+            return {"role": "assistant", "content": "".join(pieces)}
         return (await client.chat.completions.create(model="policy", messages=chat, **given)).choices[0].message
 
 
@@ -64,12 +77,17 @@ class Saying:
     def __init__(self, *texts: str) -> None:
         self.texts, self.prompts = texts or ("yes",), list[Prompt]()
         self.sampled = asyncio.Event()
+        self.was_heard: list[bool] = []
 
-    async def generate(self, prompt: Prompt) -> Rollout:
+    async def generate(self, prompt: Prompt, /, hear: Hear | None = None) -> Rollout:
         self.prompts.append(prompt)
         self.sampled.set()
         text = self.texts[min(len(self.prompts), len(self.texts)) - 1]
         tokens = np.asarray([*CHAT(text)["input_ids"], END], np.int32)
+        self.was_heard.append(hear is not None)
+        for count in range(1, len(tokens)) if hear is not None else ():
+            hear(tokens[:count].tolist())
+            await asyncio.sleep(0.02)
         spans = (VersionSpan(len(self.prompts), len(tokens)),)
         return Rollout(tokens, np.full(len(tokens), -0.5, np.float32), spans, "stop", 0.01, end_ids=(END,))
 
@@ -127,6 +145,25 @@ def test_what_an_agent_asks_becomes_one_rollout() -> None:
     assert first.seed == 7 != second.seed
     assert second.max_response_tokens == 300 - (len(mask) - 4)  # four are its own
     assert second.token_ids.tolist() == [*first.token_ids, *made.transcript.token_ids[:-4]]
+
+
+def test_a_turn_that_is_streamed_is_recorded_as_any_other() -> None:
+    """Piece by piece to the agent; the tokens are the same, and what the agent says next goes on from them."""
+    then = [{"role": "user", "content": "two"}]
+    plain, _ = played("yes, of course", then=then)
+    made, engine = played("yes, of course", then=then, **{"with": {"stream": True}})
+    assert engine.was_heard == [True, True] and made.segments == ()
+    for name in ("token_ids", "action_mask", "log_probs"):
+        assert np.array_equal(getattr(made.transcript, name), getattr(plain.transcript, name))
+    assert made.transcript.version_spans == plain.transcript.version_spans and made.verdict == plain.verdict
+
+
+def test_a_turn_whose_client_left_in_its_middle_is_not_trained() -> None:
+    then = [{"role": "user", "content": "leave"}]
+    made, engine = played("yes, of course", then=then, **{"with": {"stream": True}})
+    assert len(engine.prompts) == 3 and made.segments == ()
+    assert text_of(made)[1].count("yes, of course") == 2 and "leave" not in text_of(made)[1]
+    assert "back" in text_of(made)[1] and [span.version for span in made.transcript.version_spans] == [1, 3]
 
 
 def test_a_conversation_begun_anew_is_counted_and_goes_with_the_rollout() -> None:
@@ -197,6 +234,25 @@ def test_an_agent_that_asks_nothing_is_no_rollout() -> None:
             await player.play(a_prompt(asks=False, raises=True), engine.generate)
 
     run(body)
+
+
+def test_an_agent_whose_child_is_killed_before_it_has_asked_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not for ever: it may be the agent that kills it."""
+    monkeypatch.setattr("vcppo.generator.turns.play._MOST_DEATHS", 2)
+
+    async def body(player: AgentPlayer, engine: Saying) -> None:
+        async def killed() -> Any:
+            playing = asyncio.ensure_future(player.play(a_prompt(asks=False, seconds=600), engine.generate))
+            while not (child := next(iter(player._pool._children), None)) or not child._waiting:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)  # it is in `run`
+            child._died("killed by the test")
+            return (await asyncio.gather(playing, return_exceptions=True))[0]
+
+        assert [type(await killed()) for _ in range(3)] == [RolloutLost, RolloutLost, NotBegun]
+        assert player._deaths == {}
+
+    run(body, max_rollout_seconds=100.0)
 
 
 def test_a_request_beyond_the_limits_is_told_to_the_agent() -> None:

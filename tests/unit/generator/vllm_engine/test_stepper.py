@@ -50,7 +50,14 @@ class FakeEngine:
         self.left = {name: count - 1 for name, count in self.left.items()}
         ended = [name for name, count in self.left.items() if count == 0]
         self.left = {name: count for name, count in self.left.items() if count > 0}
-        return [SimpleNamespace(request_id=name) for name in ended]
+        running = [
+            SimpleNamespace(request_id=name, finished=False, outputs=[_said(self.num_steps)]) for name in self.left
+        ]
+        return running + [SimpleNamespace(request_id=name, finished=True) for name in ended]
+
+
+def _said(count: int) -> Any:
+    return SimpleNamespace(token_ids=list(range(count)))
 
 
 def run(body: Callable[[Stepper, FakeEngine], Awaitable[None]]) -> FakeEngine:
@@ -65,6 +72,24 @@ def run(body: Callable[[Stepper, FakeEngine], Awaitable[None]]) -> FakeEngine:
         return engine
 
     return asyncio.run(main())
+
+
+def test_a_request_is_heard_in_the_event_loop_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vcppo.generator.vllm_engine.stepper._HEARD_SECONDS", 0.0)
+    heard: list[tuple[int, int]] = []
+
+    async def body(stepper: Stepper, engine: FakeEngine) -> None:
+        def hear(token_ids: Any) -> None:
+            heard.append((len(token_ids), threading.get_ident()))
+
+        output = await stepper.generate("r", 4, None, hear=hear)
+        assert output.finished and await stepper.generate("s", 3, None) is not None
+        with pytest.raises(ValueError):
+            await stepper.generate("refused", 0, None, hear=hear)
+        assert stepper._hearing == {}
+
+    run(body)
+    assert heard == [(1, threading.get_ident()), (2, threading.get_ident()), (3, threading.get_ident())]
 
 
 def test_requests_run_side_by_side_in_one_other_thread() -> None:
