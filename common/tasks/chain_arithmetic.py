@@ -149,8 +149,7 @@ class ChainArithmetic(Task):
         shown = chain_style.num_operations
         if shown is not None and shown > self.options.num_operations:
             raise TaskError(
-                f"sft.phases.style.num_operations = {shown}: the task has {self.options.num_operations}: lower it,"
-                " or raise task.options.num_operations"
+                f"sft.phases.style.num_operations = {shown}: the task has {self.options.num_operations}: lower it"
             )
         chains = [self._draw("train", rng, shown) for _ in range(count)]
         return [Demonstration(self._prompt(chain), self._response(chain, chain_style, rng)) for chain in chains]
