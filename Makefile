@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 BENCH ?=
 FAULTS ?= tests/faults
 FUZZ ?=
+GPU_TEST ?=
 
 # Nothing this project starts reports home.
 export VLLM_NO_USAGE_STATS := 1
@@ -15,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test extras-test mlflow-test verifiers-test faults compose-test real-job real-job-test fuzz check audit measures docs bench lock clean
+.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test verifiers-test faults compose-test slurm-test real-job real-job-test fuzz check audit measures docs bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -52,6 +53,9 @@ faults: setup ## kill, freeze and cut off real processes, minutes of chaos inclu
 compose-test: setup ## the compose application on a docker engine: built, scaled, hurt, finished (skipped without one)
 	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/compose
 
+slurm-test: setup ## a run on a real Slurm of several nodes on this machine: joined, hurt, preempted (skipped without slurmd)
+	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS) tests/slurm
+
 real-job: ## a pretrained model and data for real-job-test, in .cache/real-job (needs ../shared)
 	@if [ -x ../shared/real-job/make ]; then ../shared/real-job/make .cache/real-job; \
 	else echo "real-job left out: no ../shared/real-job/make; REAL_JOB=FOLDER names one that is made"; fi
@@ -85,6 +89,10 @@ docs: .venv-docs/made ## the documentation as a site, in site/; a dead link or a
 
 bench: setup ## measure against physical limits and the peers' ways; BENCH="gae wire" for some, BENCH=--quick for a trial
 	@$(PYTHON_BIN) -m benchmarks $(BENCH)
+
+gpu-test: DEVICE = cuda
+gpu-test: setup ## on a machine with a GPU: is what it computes right, how fast? Writes a page to docs/records/gpu (GPU_TEST="--part a", a check's name)
+	@$(PYTHON_BIN) -m benchmarks.gpu $(GPU_TEST)
 
 lock: setup ## resolve the lock files again (needs uv on PATH)
 	@scripts/lock.sh

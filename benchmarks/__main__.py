@@ -56,6 +56,7 @@ BENCHMARKS = (
     Benchmark("start_up", 2, "a generator and the learner coming up against vLLM's engine alone"),
     Benchmark("processes", 2, "1 to 4 generators, 1 to 2 learner ranks: is it a straight line?"),
     Benchmark("growth", 2, "1k to 32k tokens, 10² to 10⁵ buffered trajectories: is it a straight line?"),
+    Benchmark("pages", 2, "`vcppo ui` on a run of 10⁴ steps and 10⁵ samples: milliseconds a page"),
     Benchmark("soak", 2, "memory of every process over half an hour of training", by_name_only=True),
     Benchmark("compose_scaling", 2, "docker compose --scale 1 → 2 → 4 → 1: throughput follows?", by_name_only=True),
 )

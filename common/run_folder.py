@@ -125,6 +125,11 @@ class RunFolder:
         return self.path / ".processes"
 
     @property
+    def devices(self) -> Path:
+        """Which generator container has which GPU, as locks (`vcppo.deploy.placement.claims`)."""
+        return self.path / ".devices"
+
+    @property
     def trained_log(self) -> Path:
         """JSON lines: step, trained prompt and trajectory ids, staleness."""
         return self.path / "trained.jsonl"

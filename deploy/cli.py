@@ -208,13 +208,6 @@ def _show_config(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _plan(arguments: argparse.Namespace) -> int:
-    from vcppo.deploy.plan.plan_command import print_plan
-
-    fits = print_plan(_config(arguments), arguments.gpu_memory_gib, arguments.tokens_per_second)
-    return EXIT_OK if fits else EXIT_FAILURE
-
-
 def _demo(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -255,6 +248,7 @@ examples:
   vcppo sft -c my.yaml                         cold start: supervised training on the task's demonstrations
   vcppo up -c my.yaml run.name=first           value pretraining and RL, to the end; again: resumes
   vcppo up -c my.yaml rl.max_staleness=0       any setting as section.field=value (list them: vcppo config)
+  vcppo slurm -c my.yaml --generator-nodes 4   the same on a cluster
   vcppo check -c my.yaml                       model, data, prompts, verifier, machine: would it run?
   vcppo plan -c my.yaml --gpu-memory-gib 80    what it will need, and what won't fit
   vcppo watch                                  live view of the latest run
@@ -290,11 +284,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.chaos.chaos_command import add_chaos
     from vcppo.deploy.check.check_command import add_check
+    from vcppo.deploy.check.plan_command import add_plan
     from vcppo.deploy.evaluation.advise_command import add_advise
     from vcppo.deploy.evaluation.eval_command import add_evaluation
     from vcppo.deploy.evaluation.explainable_command import add_explainable
     from vcppo.deploy.experiment.experiment_command import add_experiment
     from vcppo.deploy.samples.samples_command import add_samples
+    from vcppo.deploy.slurm.slurm_command import add_slurm
     from vcppo.deploy.ui.ui_command import add_ui
 
     parser = argparse.ArgumentParser(
@@ -305,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_up(commands)
+    add_slurm(partial(_add, commands))
     _add_sft(commands)
     _add_reward_model(commands)
     add_evaluation(partial(_add, commands), partial(_takes_config, run=True), _config)
@@ -320,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
     add_check(partial(_add, commands), partial(_takes_config, run=True), _config)
-    _add_plan(commands)
+    add_plan(partial(_add, commands), partial(_takes_config, run=True), _config)
     _add_watch(commands)
     _add_config(commands)
     _add_demo(commands)
@@ -439,16 +436,6 @@ def _add_report(commands: Commands) -> None:
         metavar="FILE",
         help="of a suite: also its records as .tar.xz, without weights and logs; unpacked it is a suite again",
     )
-
-
-def _add_plan(commands: Commands) -> None:
-    plan = _add(commands, "plan", _plan, "memory, bytes and credits of a config before it starts; exit 1: won't fit",
-                "vcppo plan -c my.yaml                         on this machine's CPU\n"
-                "vcppo plan -c my.yaml --gpu-memory-gib 80     on GPUs of that size\n"
-                "vcppo plan -c my.yaml learner.num_ranks=16    what if")  # fmt: skip
-    _takes_config(plan, run=True)
-    plan.add_argument("--gpu-memory-gib", type=float, metavar="G", help="memory of one GPU; default: no GPU")
-    plan.add_argument("--tokens-per-second", type=float, metavar="N", help="of one generator, for the flows")
 
 
 def _add_watch(commands: Commands) -> None:

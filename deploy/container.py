@@ -39,11 +39,14 @@ from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.transport.keys import ROLES as ROLES_WITH_KEYS
 from vcppo.common.transport.keys import Role, make_keys, private_files
+from vcppo.deploy.check.machine import devices_of
 from vcppo.deploy.check.quick import CONTAINER, require
 from vcppo.deploy.launch.launcher import Launcher
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.launch.room_watch import watch_room
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink, Screen, timestamp
+from vcppo.deploy.placement.claims import Claim, claim
+from vcppo.deploy.placement.place import Part, PlacementError
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 from vcppo.deploy.processes.supervisor import Interrupted, ProcessFailed, ProcessSpec, Supervisor
 from vcppo.deploy.run.run_config import RunError, write_config
@@ -232,7 +235,8 @@ def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
     config = _prepared(run, overrides)
     require(config, CONTAINER["generator"])
     name = make_process_name("generator", socket.gethostname())
-    spec = Launcher(config, sink).generator_spec(0)
+    claimed = _claim(config, name)
+    spec = Launcher(config, sink, part=Part(0, 1), devices=claimed.devices).generator_spec(0)
     command = [name if word == spec.name else word for word in spec.command]
     spec = replace(
         spec,
@@ -242,7 +246,8 @@ def generator(run: str, overrides: Sequence[str], sink: LogSink) -> int:
         cores=None,
         niceness=0,
     )
-    return _supervise(config, sink, spec, start_seconds=config.launcher.startup_deadline_seconds)
+    with closing(claimed):
+        return _supervise(config, sink, spec, start_seconds=config.launcher.startup_deadline_seconds)
 
 
 def learner(run: str, overrides: Sequence[str], sink: LogSink, *, until: str | None = None) -> int:
@@ -250,7 +255,13 @@ def learner(run: str, overrides: Sequence[str], sink: LogSink, *, until: str | N
     config = _prepared(run, overrides)
     require(config, CONTAINER["learner"])
     nodes = Nodes.from_environment(os.environ)
-    spec = Launcher(config, sink).learner_spec(nodes)
+    here = config.learner.num_ranks // (1 if nodes is None else nodes.count)
+    try:
+        spec = Launcher(config, sink, part=Part(here, 0)).learner_spec(nodes)
+    except PlacementError as error:
+        raise PlacementError(
+            f"{error}: give this container more of them (LEARNER_DEVICES in .env, nvidia.com/gpu on Kubernetes)"
+        ) from None
     if nodes is not None and nodes.index > 0:
         spec = replace(
             spec, name=make_process_name("learner", f"node{nodes.index}")
@@ -321,6 +332,13 @@ def own_address() -> str:
         raise VcppoError(
             f"no way to the service {REDIS!r} ({error.strerror or error}): is it up? (`docker compose ps`)"
         ) from None
+
+
+def _claim(config: VcppoConfig, who: str) -> Claim:
+    """GPUs of this generator: of those its service was given, ones that no other container has. None on a CPU."""
+    if not (devices := devices_of(config)):
+        return Claim((), ())
+    return claim(RunFolder(config.run.path).devices, devices, config.generator.tensor_parallel_size, who)
 
 
 def _threads(default: int | None) -> dict[str, str]:

@@ -27,7 +27,7 @@ from vcppo.common.process.main import process_parser, run_process
 from vcppo.common.records.trajectory import Trajectory, VersionSpan
 from vcppo.learner.batching.batch import Batch, Packer, Share
 from vcppo.learner.critic_model.critic_engine import make_rl_critic
-from vcppo.learner.engine.checkpoint import check_ranks, verify
+from vcppo.learner.engine.checkpoint import verify
 from vcppo.learner.engine.deepspeed_engine import (
     TrainEngine,
     init_distributed,
@@ -95,8 +95,7 @@ def write_values(config: VcppoConfig, given: argparse.Namespace) -> None:
     init_distributed(config.learner.device)
     critic = make_rl_critic(config)
     if given.checkpoint is not None:
-        state = verify(given.checkpoint)
-        check_ranks(given.checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
+        verify(given.checkpoint)
         critic.load(given.checkpoint / "critic")
     share = Share(rank(), num_ranks(), config.learner.micro_batch_tokens)
     values = values_at(critic, [found[problem] for problem in sorted(found)], given.positions, share)

@@ -25,14 +25,12 @@ from vcppo.common.process.end_process import end_process
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.log import configure_logging
 from vcppo.common.text.yaml_text import one_line
-from vcppo.learner.engine.checkpoint import check_ranks, verify
+from vcppo.learner.engine.checkpoint import verify
 from vcppo.learner.engine.deepspeed_engine import (
     EngineOptions,
     TrainEngine,
-    init_distributed,
-    num_ranks,
+    load_module_weights,
     rank,
-    shutdown_distributed,
 )
 from vcppo.learner.models.freezing import freeze
 from vcppo.learner.models.models import PolicyModel, load_policy, save_model
@@ -42,11 +40,12 @@ from vcppo.learner.models.wire_weights import own_weights
 log = structlog.get_logger(__name__)
 
 
-def make_policy(config: VcppoConfig) -> PolicyModel:
-    """The policy at ``model.path``, as the learner computes it."""
+def make_policy(config: VcppoConfig, *, as_stored: bool = False) -> PolicyModel:
+    """The policy at ``model.path``, as the learner computes it; `as_stored` as of `load_policy`."""
     return load_policy(
         config.model.path,
         dtype=EngineOptions.from_config(config).torch_dtype,
+        as_stored=as_stored,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
@@ -76,7 +75,7 @@ def load_tokenizer(config: VcppoConfig) -> Any:
 def make_actor(config: VcppoConfig) -> TrainEngine:
     """The actor's engine, from ``model.path``. Raises ConfigError when ``rl.actor_freeze`` finds or leaves nothing."""
     options = EngineOptions.from_config(config)
-    policy = make_policy(config)
+    policy = make_policy(config, as_stored=options.zero_stage == 3)
     freeze(policy.hf_model, config.rl.actor_freeze, "rl.actor_freeze")
     return TrainEngine(
         policy,
@@ -139,13 +138,13 @@ def _is_same(left: torch.Tensor, right: torch.Tensor | None) -> bool:
 
 
 def export_checkpoint(checkpoint: Path, output: Path, config: VcppoConfig) -> None:
-    """Verify and load a checkpoint, export its policy."""
-    state = verify(checkpoint)
-    init_distributed(config.learner.device)
-    check_ranks(checkpoint, state, num_ranks(), config.learner.zero_stage, config.model.dtype)
-    actor = make_actor(config)
-    actor.load(checkpoint / "actor")
-    export_policy(actor, config, output)
+    """Verify a checkpoint and export its policy: one process, whatever number of ranks wrote it, and no optimizer."""
+    verify(checkpoint)
+    policy = make_policy(config)
+    load_module_weights(policy, checkpoint / "actor", EngineOptions.from_config(config).torch_dtype)
+    with written_whole(output) as staging:
+        write_export(policy, None, config, staging)
+    log.info("policy_exported", folder=str(output))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,8 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VcppoError as error:
         log.critical("fatal", error=str(error))
         return error.exit_code
-    finally:
-        shutdown_distributed()
     return 0
 
 

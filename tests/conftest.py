@@ -44,7 +44,7 @@ hypothesis.settings.load_profile("vcppo")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0]
-        if tier in ("unit", "conformance", "integration", "fuzz", "faults", "compose", "real_job"):
+        if tier in ("unit", "conformance", "integration", "fuzz", "faults", "compose", "real_job", "slurm"):
             item.add_marker(getattr(pytest.mark, tier))
 
 

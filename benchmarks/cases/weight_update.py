@@ -97,6 +97,10 @@ class Learner:
             raise AssertionError(f"not every generator took the weights: {report}")
         return report
 
+    def probe(self, *, other: bool = False) -> CanaryProbe:
+        """Of the weights sent last; `other`: of those that were not."""
+        return self._sets[(self.version + other) % 2][1]
+
     def _weights(self) -> list[torch.Tensor]:
         return [parameter.detach().clone() for parameter in self.actor.module.parameters()]
 

@@ -60,6 +60,7 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
     yield from _length_problems(config)
     yield from _generator_problems(config)
     yield from _network_problems(config)
+    yield from _offload_problems(config)
     if config.eval.k > config.eval.samples_per_problem:
         yield (
             f"eval.k = {config.eval.k}: pass@k needs at least k samples, but eval.samples_per_problem ="
@@ -72,6 +73,21 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
         yield (
             f"eval.patience = {config.eval.patience}: nothing is evaluated during training, since eval.every = 0: set"
             " eval.every, or eval.patience to 0"
+        )
+
+
+def _offload_problems(config: VcppoConfig) -> Iterator[str]:
+    """DeepSpeed offloads what it has cut."""
+    learner = config.learner
+    if learner.offload.optimizer == "cpu" and learner.zero_stage == 0:
+        yield (
+            "learner.offload.optimizer = cpu: DeepSpeed offloads the optimizer at ZeRO stages 1 to 3, and"
+            " learner.zero_stage = 0: set learner.zero_stage to 1 or more"
+        )
+    if learner.offload.parameters == "cpu" and learner.zero_stage < 3:
+        yield (
+            "learner.offload.parameters = cpu: DeepSpeed offloads parameters at ZeRO stage 3, and learner.zero_stage ="
+            f" {learner.zero_stage}: set learner.zero_stage to 3"
         )
 
 
@@ -372,6 +388,11 @@ def _batched_token_problems(config: VcppoConfig) -> Iterator[str]:
 def _network_problems(config: VcppoConfig) -> Iterator[str]:
     if config.broadcast.backend == "nccl" and config.learner.device == "cpu":
         yield "broadcast.backend = nccl: can't run with learner.device = cpu: set it to auto or gloo"
+    if config.broadcast.backend == "nccl" and config.launcher.share_gpus:
+        yield (
+            "broadcast.backend = nccl: NCCL takes one process a GPU, and launcher.share_gpus = true puts two on one:"
+            " set it to auto or gloo"
+        )
     yield from _redis_problems(config)
     endpoints = config.transport.endpoints or []
     for endpoint in endpoints:

@@ -120,8 +120,8 @@ DEPENDENTS: Mapping[str, Dependents] = {
     "rl.adam_beta2": _CRITIC_AND_RL,
     "rl.max_grad_norm": _CRITIC_AND_RL,
     "learner.": _NOTHING,
-    "learner.num_ranks": _BEGINS,  # how the optimizer's state is cut into files
-    "learner.zero_stage": _BEGINS,
+    "learner.num_ranks": _GOES_ON,  # checkpoints are read by name where they are cut otherwise
+    "learner.zero_stage": _GOES_ON,
     "generator.": _NOTHING,
     "generator.dtype": _GOES_ON,
     "redis.": _NOTHING,
@@ -144,12 +144,10 @@ class Begun:
         recorded: responses for value pretraining are on disk.
         rl: a step of RL was trained.
         longest_tokens: of a recorded prompt with the longest response it could get; None: not known.
-        sharded: the optimizers' state in checkpoints is cut by rank.
     """
 
     recorded: bool = False
     rl: bool = False
-    sharded: bool = True
     longest_tokens: int | None = None
 
     @property
@@ -196,8 +194,6 @@ def consequence(change: Change, begun: Begun) -> Consequence:
         return "recording_goes_on" if _is_more(change) else "critic_again"
     if uses.cold_start and begun.anything:
         return "refused"
-    if change.field == "learner.num_ranks" and not begun.sharded:
-        return "nothing"
     if begun.rl:
         if uses.rl == "goes_on":
             return "rl_goes_on"

@@ -28,6 +28,16 @@ class RunConfig(Section):
         return self.folder / self.name
 
 
+class OffloadConfig(Section):
+    """What a learner rank keeps in host memory instead of on its GPU (docs/memory.md#offload)."""
+
+    optimizer: Literal["none", "cpu"] = "none"
+    """cpu: float32 weights, Adam's moments and the step itself are on the host. Needs learner.zero_stage of 1 to 3."""
+
+    parameters: Literal["none", "cpu"] = "none"
+    """cpu: a rank's part of the weights is on the host between uses. Needs learner.zero_stage = 3."""
+
+
 class LearnerConfig(Section):
     """How the learner computes: ranks, sharding, micro-batches, checkpoints."""
 
@@ -37,17 +47,19 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage of actor and critic."""
 
+    offload: OffloadConfig = Field(default_factory=OffloadConfig)
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA when there is one."""
 
     micro_batch_tokens: Positive = 8192
     """Token budget of one packed micro-batch; at least max prompt + response."""
 
-    log_prob_chunk_tokens: Positive = 256
-    """Tokens per chunk of the log-prob kernel; bounds the logits in memory."""
+    log_prob_chunk_tokens: Positive | None = None
+    """Tokens per chunk of the log-prob kernel; bounds the logits in memory. null: 256 on a CPU, 1024 on CUDA."""
 
-    log_prob_chunk_vocab: Positive = 8192
-    """Vocabulary entries per chunk of the log-prob kernel."""
+    log_prob_chunk_vocab: Positive | None = None
+    """Vocabulary entries per chunk of the log-prob kernel. null: 8192."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in backward."""
@@ -203,7 +215,7 @@ class BroadcastConfig(Section):
     """Weights from learner to generators."""
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    """auto: nccl on CUDA, gloo on a CPU."""
+    """auto: nccl on CUDA, gloo on a CPU and with launcher.share_gpus."""
 
     host: str = "127.0.0.1"
     """Address of learner rank 0 that generators can reach."""
@@ -290,6 +302,10 @@ class LauncherConfig(Section):
     pin_cores: bool = True
     """Give learner ranks and generators cores of their own (taskset); where there are too few, let the learner go
     first (nice)."""
+
+    share_gpus: bool = False
+    """Let an engine share a GPU with a learner rank, both in memory at once (docs/placement.md#one-gpu). Without it
+    each has GPUs of its own. generator.gpu_memory_utilization must leave room for the learner; weights go by gloo."""
 
     startup_deadline_seconds: Seconds = 600.0
     """A process not ready by then stops the run, by name."""

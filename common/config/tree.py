@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -70,6 +70,13 @@ class VcppoConfig(Section):
     def reward_rule(self) -> RewardRule:
         """How the reward of a response is made, and what it can be."""
         return self.task.reward_rule(self.sampling.max_response_tokens)
+
+    def transfer_backend(self, *, on_cuda: bool) -> Literal["gloo", "nccl"]:
+        """What weights go by: `broadcast.backend`, with ``auto`` resolved for the device of either end."""
+        if self.broadcast.backend != "auto":
+            return self.broadcast.backend
+        # NCCL refuses a group with two members on one GPU.
+        return "nccl" if on_cuda and not self.launcher.share_gpus else "gloo"
 
     @property
     def uses_curve(self) -> bool:

@@ -92,6 +92,23 @@ def read_json_lines(path: Path) -> list[Row]:
     return [*tail.read(), *tail.rest()]
 
 
+def newest_json_lines(path: Path, most_bytes: int) -> tuple[list[Row], bool]:
+    """Objects of whole lines in the last `most_bytes` of a file, and whether those are all of it.
+
+    A missing file has none.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = max(0, file.seek(0, os.SEEK_END) - most_bytes)
+            file.seek(begin)
+            first, *lines = file.read(most_bytes).split(b"\n")
+    except FileNotFoundError:
+        return [], True
+    # A piece may be the middle of a line: without its beginning it is no object, or another one.
+    whole = lines if begin else [first, *lines]
+    return [row for line in whole if (row := parse_object(line)) is not None], not begin
+
+
 class LineFile:
     """Lines at the end of a file, each whole or not there; for one writer. The file is opened, or made, at the first.
 

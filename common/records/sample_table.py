@@ -6,7 +6,7 @@ pyarrow is imported when a file is written or read, not before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,7 +49,8 @@ RESPONSE_COLUMNS = {
     ),
     "length": ("int32", "actions: tokens that the policy chose"),
     "turns": ("int32", "turns of the policy"),
-    "last_value": ("float32", "V after the last token; null without a critic"),
+    "believed": ("float32", "V before its last action: what the critic believed at the end; null without a critic"),
+    "last_value": ("float32", "V after the last token, which only a cut response's targets use; null without a critic"),
     "largest_advantage": ("float32", "largest absolute advantage of its tokens"),
     "largest_mismatch": ("float32", "largest absolute difference of the two log-probs of a token"),
     "prompt": ("string", "its text, special tokens included"),
@@ -164,6 +165,7 @@ def _head(row: SampleRow) -> dict[str, Any]:
         "turn_rewards": list(made.turn_rewards),
         "length": int(made.action_mask.sum()),
         "turns": made.num_turns,
+        "believed": None if numbers.values is None else float(numbers.values[-1]),
         "last_value": row.last_value,
         "largest_advantage": float(np.abs(numbers.advantages).max()),
         "largest_mismatch": float(np.abs(numbers.old_log_probs - behaviour).max()),
@@ -224,18 +226,20 @@ def _type_of(kind: str) -> Any:
 
 
 class SampleTable:
-    """A file that was read.
+    """A file that was read: all of it, or the columns that are named; those that it is too old to have are left out.
 
     Raises:
         SampleError: it is none of ours, of a later version, or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Collection[str] | None = None) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         try:
-            self._table = parquet.read_table(path)
+            with parquet.ParquetFile(path) as file:
+                there = [name for name in file.schema_arrow.names if columns is None or name in columns]
+                self._table = file.read(there)
         except (pa.ArrowException, OSError) as error:
             raise SampleError(f"{path}: not readable as samples: {one_line(error)}") from error
         known = (self._table.schema.metadata or {}).get(b"vcppo_samples")
@@ -247,15 +251,18 @@ class SampleTable:
 
     def responses(self) -> pyarrow.Table:
         """What each response has once, `RESPONSE_COLUMNS`."""
-        return self._with_segment().select(list(RESPONSE_COLUMNS))
+        return self._with_later_columns().select(list(RESPONSE_COLUMNS))
 
-    def _with_segment(self) -> pyarrow.Table:
-        """Files of before rollouts had several conversations lack the column."""
-        if "segment" in self._table.column_names:
-            return self._table
+    def _with_later_columns(self) -> pyarrow.Table:
+        """Files of before rollouts had several conversations, or of before that, lack some."""
         import pyarrow as pa
 
-        return self._table.append_column("segment", pa.array(np.zeros(len(self), np.int32)))
+        later = {"segment": pa.array(np.zeros(len(self), np.int32)), "believed": pa.nulls(len(self), pa.float32())}
+        table = self._table
+        for name, column in later.items():
+            if name not in table.column_names:
+                table = table.append_column(name, column)
+        return table
 
     def heads(self) -> list[dict[str, Any]]:
         """The same as rows."""

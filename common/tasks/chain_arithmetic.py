@@ -37,6 +37,7 @@ from vcppo.common.tasks.interface import (
     Problem,
     Split,
     Task,
+    TaskError,
     TaskOptions,
     Verdict,
     parse_options,
@@ -100,6 +101,10 @@ class ChainStyle(TaskOptions):
     check: float = Field(default=0.3, ge=0, le=1)
     """Probability that a sloppy step is checked."""
 
+    num_operations: int | None = Field(default=None, ge=1)
+    """Operations of a demonstration, any of the task's letters in their order; null: the task's number. Looking an
+    operation up is learnt on few, and not on many (docs/long_horizon.md)."""
+
 
 class Operation(NamedTuple):
     """``x <- x * multiplier + addend``, called `letter` in the prompt, its addend by the same letter in lower case."""
@@ -141,7 +146,12 @@ class ChainArithmetic(Task):
         """See `Task.demonstrations`; `style` is a `ChainStyle`."""
         chain_style = parse_options(ChainStyle, style, "sft.phases.style")
         rng = random.Random(f"demonstrations:{seed}")
-        chains = [self._draw("train", rng) for _ in range(count)]
+        shown = chain_style.num_operations
+        if shown is not None and shown > self.options.num_operations:
+            raise TaskError(
+                f"sft.phases.style.num_operations = {shown}: the task has {self.options.num_operations}: lower it"
+            )
+        chains = [self._draw("train", rng, shown) for _ in range(count)]
         return [Demonstration(self._prompt(chain), self._response(chain, chain_style, rng)) for chain in chains]
 
     def tokenizer(self) -> Tokenizer:
@@ -150,12 +160,13 @@ class ChainArithmetic(Task):
         symbols = [PAD, EOS, THINK, END_THINK, *"0123456789", *"*+=;>#~?\n", *letters, *letters.lower()]
         return symbol_tokenizer(symbols, r"<[a-z/]+>|[\s\S]")
 
-    def _draw(self, split: Split, rng: random.Random) -> ChainProblem:
-        """A problem of `split`: draws are repeated until the problem's own hash puts it there."""
+    def _draw(self, split: Split, rng: random.Random, num_operations: int | None = None) -> ChainProblem:
+        """A problem of `split`, of so many operations: drawn again until the problem's own hash puts it there."""
+        letters = _LETTERS[: self.options.num_operations]
         while True:
+            named = letters if num_operations is None else sorted(rng.sample(letters, num_operations))
             operations = tuple(
-                Operation(letter, rng.randint(2, self.options.max_multiplier), rng.randint(0, 9))
-                for letter in _LETTERS[: self.options.num_operations]
+                Operation(letter, rng.randint(2, self.options.max_multiplier), rng.randint(0, 9)) for letter in named
             )
             chain = ChainProblem(rng.randrange(self._modulus), operations)
             if is_in(split, self._prompt(chain)):

@@ -18,9 +18,11 @@ from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.config import VcppoConfig, dump_config
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK, ConfigError
 from vcppo.deploy.check.children import Children, Ended, Planned, child_programs
-from vcppo.deploy.check.machine import Machine, Setup
+from vcppo.deploy.check.machine import Machine, Setup, devices_of
 from vcppo.deploy.check.quick import QUICK
 from vcppo.deploy.check.render import GROUPS, Screen
+from vcppo.deploy.placement.needs import best_place, known_models
+from vcppo.deploy.placement.place import Placement, PlacementError
 
 Command = Callable[[argparse.Namespace], int]
 Add = Callable[[str, Command, str, str], argparse.ArgumentParser]
@@ -66,7 +68,7 @@ def run_check(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
 
 
 def _quick(config: VcppoConfig, screen: Screen) -> None:
-    setup = Setup(config, Machine.look(ask_gpus=True))
+    setup = Setup(config, Machine.look())
     for check in QUICK:
         for line in check.lines(setup):
             screen.add(line)
@@ -78,9 +80,17 @@ def _all(config: VcppoConfig, screen: Screen, generate: int) -> None:
     with tempfile.TemporaryDirectory(prefix="vcppo-check-") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(dump_config(config), encoding="utf-8")
-        with Children(child_programs(path, generate)) as children:
+        with Children(child_programs(path, generate, _placement(config))) as children:
             _quick(config, screen)
             _follow(children, screen)
+
+
+def _placement(config: VcppoConfig) -> Placement | None:
+    """None: there is none, as a quick check says."""
+    try:
+        return best_place(config, devices_of(config), known_models(config))
+    except PlacementError:
+        return None
 
 
 def _follow(children: Children, screen: Screen) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,8 @@ from vcppo.common.check.check_lines import CheckLine
 from vcppo.common.files.json_file import parse_json
 from vcppo.common.process.family import END_SECONDS, guarded
 from vcppo.common.user_modules import SAFE_PATH
+from vcppo.deploy.placement.gpus import visible_to
+from vcppo.deploy.placement.place import Placement
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 
 START_SECONDS = 180.0  # imports of torch and vLLM, on a busy machine
@@ -68,11 +70,13 @@ class Child:
         name: shown when it fails.
         command: without ``--first``.
         group: heading of a failure before it has said what it runs.
+        environment: added to ours.
     """
 
     name: str
     command: Sequence[str]
     group: str
+    environment: Mapping[str, str] = field(default_factory=dict)
     start_seconds: float = START_SECONDS
     checks: tuple[tuple[str, str], ...] = ()
     current: int = -1
@@ -138,7 +142,7 @@ class Children:
         child.process = subprocess.Popen(
             guarded([*child.command, "--first", str(first)]),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=child.stderr, text=True, errors="replace",
-            env=self._environment, start_new_session=True,
+            env={**self._environment, **child.environment}, start_new_session=True,
         )  # fmt: skip
         child.current = first - 1
         self._expect(child, child.start_seconds)
@@ -209,13 +213,20 @@ class Children:
             child.is_done = True
 
 
-def child_programs(config: Path, generate: int) -> list[Child]:
-    """The learner's and the generator's, on a config that is written down."""
+def child_programs(config: Path, generate: int, placement: Placement | None = None) -> list[Child]:
+    """The learner's and the generator's, on a config that is written down.
+
+    Args:
+        placement: of the run; each then sees the GPUs of the first process of its kind, and both run side by side.
+    """
     more = ["--generate", str(generate)] if generate else []
     given = ["--config", str(config)]
+    is_placed = placement is not None and placement.has_devices
+    learner, generator = (placement.ranks[:1], placement.generators[0]) if placement and is_placed else ((), ())
+    sees = visible_to(learner), visible_to(generator)
     return [
-        Child("learner", [sys.executable, "-m", "vcppo.learner.check", *given], "model"),
-        Child("generator", [sys.executable, "-m", "vcppo.generator.check", *given, *more], "data"),
+        Child("learner", [sys.executable, "-m", "vcppo.learner.check", *given], "model", sees[0]),
+        Child("generator", [sys.executable, "-m", "vcppo.generator.check", *given, *more], "data", sees[1]),
     ]
 
 

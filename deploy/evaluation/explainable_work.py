@@ -67,7 +67,7 @@ class ExplainableWork:
             write_whole(self._settings, dump_config(self.config))
             with self._supervisor(session) as supervisor:
                 self._export(supervisor)
-                run_to_their_ends(supervisor, sampling_specs(self.config, "continue", self._commands()))
+                run_to_their_ends(supervisor, sampling_specs(self.config, "continue", self._commands()), self.config)
             found = files.read()
             if not found.is_complete(self.wanted):
                 raise VcppoError(f"{self.folder}: records are missing or damaged: the same command makes them again")
@@ -101,7 +101,7 @@ class ExplainableWork:
             self.files.plan, "--positions", positions, "--output", str(partial), *checkpoint, JSON_LOGS,
         ]  # fmt: skip
         with self._supervisor(session) as supervisor:
-            self._run_learner(supervisor, "critic_values", words)
+            self._run_learner(supervisor, "critic_values", words, self.config.learner.num_ranks)
         write_whole(path, json.dumps({CRITIC: self.weights.critic, "values": read_json(partial)}) + "\n")
         partial.unlink(missing_ok=True)
         if (made := self._read_values(path, found)) is None:
@@ -143,19 +143,19 @@ class ExplainableWork:
         if self.weights.checkpoint is None or (Path(self.weights.model) / "config.json").exists():
             return
         words = ["vcppo.learner.export", "--checkpoint", str(self.weights.checkpoint), "--output", self.weights.model]
-        self._run_learner(supervisor, "export", [*words, "--config", str(self._settings)])
+        self._run_learner(supervisor, "export", [*words, "--config", str(self._settings)], num_ranks=1)
 
     def _remove_export(self) -> None:
         """It is as large as the model, and can be made again."""
         if self.weights.checkpoint is not None:
             shutil.rmtree(self.weights.model, ignore_errors=True)
 
-    def _run_learner(self, supervisor: Supervisor, name: str, words: Sequence[str]) -> None:
-        """A program of the learner, on as many ranks as the run has: shards load on no other number."""
-        ranks, cores = self.config.learner.num_ranks, available_cores()
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-        command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), *words]
-        threads = self.config.learner.num_threads or max(1, len(cores) // ranks)
+    def _run_learner(self, supervisor: Supervisor, name: str, words: Sequence[str], num_ranks: int) -> None:
+        """A program of the learner."""
+        cores = available_cores()
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks), "-m"]
+        command = [sys.executable, "-m", *(torchrun if num_ranks > 1 else []), *words]
+        threads = self.config.learner.num_threads or max(1, len(cores) // num_ranks)
         supervisor.start(ProcessSpec(name, command, role=name, environment=thread_environment(threads, shared=True)))
         supervisor.wait_exit(name)
 

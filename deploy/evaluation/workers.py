@@ -20,7 +20,11 @@ from vcppo.common.evaluation.intervals import wilson
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.records.ids import make_process_name
 from vcppo.common.run_folder import RunFolder
+from vcppo.deploy.check.machine import devices_of
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.placement.gpus import Device, visible_to
+from vcppo.deploy.placement.place import Part, one_a_gpu
+from vcppo.deploy.placement.place import place as place_on
 from vcppo.deploy.processes.cores import available_cores, malloc_environment, thread_environment
 from vcppo.deploy.processes.supervisor import ProcessSpec, Supervisor
 from vcppo.deploy.run.run_config import RunError
@@ -156,13 +160,16 @@ def evaluation_specs(config: VcppoConfig, models: Mapping[str, Path], place: Pla
 
 
 def sampling_specs(config: VcppoConfig, role: str, commands: Mapping[str, Sequence[str]]) -> list[ProcessSpec]:
-    """Processes with vLLM in them, the cores divided between those that run at once.
+    """Processes with vLLM in them, GPUs and cores divided between those that run at once.
 
     Args:
         commands: name of the process → module and arguments.
+
+    Raises:
+        PlacementError: there are GPUs, and too few for one engine.
     """
-    cores = available_cores()
-    at_once = min(len(commands), len(cores))
+    cores, places = available_cores(), _places(config)
+    at_once = min(len(commands), most_at_once(config))
     share = len(cores) // at_once
     specs = []
     for index, (name, words) in enumerate(commands.items()):
@@ -171,6 +178,7 @@ def sampling_specs(config: VcppoConfig, role: str, commands: Mapping[str, Sequen
             **thread_environment(share, shared=False),
             **malloc_environment(),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            **visible_to(places[index % at_once] if places else ()),
         }
         pinned = frozenset(mine) if config.launcher.pin_cores else None
         command = [sys.executable, "-m", *words, JSON_LOGS]
@@ -178,9 +186,22 @@ def sampling_specs(config: VcppoConfig, role: str, commands: Mapping[str, Sequen
     return specs
 
 
-def run_to_their_ends(supervisor: Supervisor, specs: Sequence[ProcessSpec]) -> None:
-    """As many at once as there are cores. Raises ProcessFailed."""
-    at_once = len(available_cores())
+def most_at_once(config: VcppoConfig) -> int:
+    """How many processes with vLLM there is room for: as many as cores, on GPUs as many engines as fit."""
+    cores, places = len(available_cores()), _places(config)
+    return min(cores, len(places)) if places else cores
+
+
+def _places(config: VcppoConfig) -> tuple[tuple[Device, ...], ...]:
+    """Devices of as many engines as there can be; empty: all is on the CPU."""
+    devices = devices_of(config)
+    count = len(one_a_gpu(devices)) // config.generator.tensor_parallel_size
+    return place_on(config, devices, [None], part=Part(0, max(1, count))).generators if devices else ()
+
+
+def run_to_their_ends(supervisor: Supervisor, specs: Sequence[ProcessSpec], config: VcppoConfig) -> None:
+    """As many at once as there is room for. Raises ProcessFailed."""
+    at_once = most_at_once(config)
     for start in range(0, len(specs), at_once):
         batch = specs[start : start + at_once]
         for spec in batch:
@@ -215,7 +236,7 @@ def evaluate(
     ) as supervisor:
         for name in models:
             place.result(name).unlink(missing_ok=True)
-        run_to_their_ends(supervisor, evaluation_specs(config, models, place, workers))
+        run_to_their_ends(supervisor, evaluation_specs(config, models, place, workers), config)
     return [result for name in models if (result := read_result(place.result(name), name))]
 
 

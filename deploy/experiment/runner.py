@@ -28,6 +28,9 @@ from vcppo.deploy.terminal.display import clock, number
 from vcppo.deploy.terminal.session import Mode, Session, open_session
 
 WAIT_SECONDS = 5.0
+SHAPE_COLD_START = ("run.", "model.", "task.", "sampling.", "sft.")
+"""How names of settings begin that a cold start is made with. A changed gate, say, costs its run the critic alone."""
+SHAPE_REWARD_MODEL = (*SHAPE_COLD_START, "reward_model.")
 Stage = Callable[[VcppoConfig, Session], object]
 
 
@@ -151,7 +154,7 @@ class Experiment:
         """The seed's own, and its evaluation."""
         config, folder = run.cold_start, RunFolder(run.cold_start.run.path)
         with exclusive(folder.path):
-            _check_settings(folder, config)
+            _check_settings(folder, config, SHAPE_COLD_START)
             write_config(config)
             if not (folder.cold_start / "config.json").exists():
                 self._stage(config, "cold start", run_sft)
@@ -164,7 +167,7 @@ class Experiment:
             return
         folder = RunFolder(config.run.path)
         with exclusive(folder.path):
-            _check_settings(folder, config)
+            _check_settings(folder, config, SHAPE_REWARD_MODEL)
             if (folder.reward_model / "config.json").exists():
                 return
             wanted = config.reward_model.rollouts
@@ -215,9 +218,12 @@ class Experiment:
         self.console.print(f"\\[{clock(time.monotonic() - self.started):>7}] {text}", highlight=False, soft_wrap=True)
 
 
-def _check_settings(folder: RunFolder, config: VcppoConfig) -> None:
-    """What is there was made with these settings. Raises RunError, by field."""
-    if folder.config.exists() and (harmful := harmful_changes(folder, config)):
+def _check_settings(folder: RunFolder, config: VcppoConfig, shaping: Sequence[str] = ("",)) -> None:
+    """What is there was made with these settings, as far as names that begin with `shaping` go.
+
+    Raises RunError, by field.
+    """
+    if folder.config.exists() and (harmful := harmful_changes(folder, config, shaping)):
         raise RunError(
             f"{folder.path} was made with other settings: {harmful}."
             " Give the suite another name or --folder, or remove that folder."

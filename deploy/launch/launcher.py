@@ -9,8 +9,9 @@ row than launcher.*_restarts allows.
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -27,13 +28,18 @@ from vcppo.common.store.ledger import Ledger
 from vcppo.common.store.run_store import RunStore
 from vcppo.common.transport.endpoints import choose_endpoints, note_endpoints
 from vcppo.common.transport.keys import make_keys
-from vcppo.deploy.check.quick import require
+from vcppo.deploy.check.machine import devices_of
+from vcppo.deploy.check.quick import UP, require
 from vcppo.deploy.launch.nodes import ENVIRONMENT as NODES_ENVIRONMENT
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.launch.room_watch import watch_room
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.placement.gpus import VISIBLE, Device, nodes_of_cores, visible_to
+from vcppo.deploy.placement.needs import best_place, known_models
+from vcppo.deploy.placement.place import Part, Placement, PlacementError, take
+from vcppo.deploy.placement.placement_table import placed_words
 from vcppo.deploy.processes import redis_server
-from vcppo.deploy.processes.cores import CorePlan, available_cores, malloc_environment, plan_cores, thread_environment
+from vcppo.deploy.processes.cores import available_cores, malloc_environment, thread_environment
 from vcppo.deploy.processes.supervisor import FINAL, ProcessFailed, ProcessSpec, Supervisor
 
 log = structlog.get_logger(__name__)
@@ -48,15 +54,31 @@ class Launcher:
         config: the run's tree; its config.yaml is written already.
         sink: where lines of the processes go.
         on_tick: called about once a second while the run is up (a live view).
+        part: of the run that is on this machine; None: all of it.
+        devices: GPUs for its processes; None: those there are.
+
+    Attributes:
+        checks: the quick checks a start begins with.
     """
 
-    def __init__(self, config: VcppoConfig, sink: LogSink, on_tick: Callable[[], None] | None = None) -> None:
+    checks = UP
+
+    def __init__(
+        self,
+        config: VcppoConfig,
+        sink: LogSink,
+        on_tick: Callable[[], None] | None = None,
+        *,
+        part: Part | None = None,
+        devices: Sequence[Device] | None = None,
+    ) -> None:
         self.config, self.folder, self.sink = config, RunFolder(config.run.path), sink
+        self._part, self._given_devices = part, devices
         self.embedded = config.redis.url is None
         self.redis_url = config.redis.url or redis_server.url(self.folder.redis)
         self._places: dict[str, int] = {}
         self._on_tick, self._room = on_tick, watch_room(config)
-        self._launch: Incarnation | None = None
+        self.launch: Incarnation | None = None
         self.supervisor = Supervisor(
             sink,
             stop_deadline_seconds=config.launcher.stop_deadline_seconds,
@@ -72,7 +94,7 @@ class Launcher:
         Raises:
             VcppoError: what failed, by name, with its last lines; everything is down by then.
         """
-        require(self.config)
+        require(self.config, self.checks)
         with self.supervisor:
             try:
                 self._bring_up()
@@ -95,6 +117,9 @@ class Launcher:
         """The run itself: until the learner is done."""
         self.supervisor.wait_exit("learner")
 
+    def announce(self) -> None:
+        """Redis and buffers are up. On one machine nobody has to be told (`vcppo.deploy.slurm` does)."""
+
     def store(self) -> RunStore:
         """A connection to the run's store."""
         return connect_store(self.config, url=self.redis_url)
@@ -111,12 +136,19 @@ class Launcher:
             self.supervisor.start(self.redis_spec())
             self.supervisor.wait_ready(["redis"])
         with closing(self.store()) as store:
-            self._launch = store.enter(LAUNCHER)
+            self.launch = store.enter(LAUNCHER)
         buffers = self.buffer_specs()
         for spec in buffers:
             start(spec)
         self.supervisor.wait_ready([spec.name for spec in buffers])
-        for spec in [self.learner_spec(), *self.generator_specs()]:
+        self.announce()
+        learner, generators = self.learner_spec(), self.generator_specs()
+        if self.placement.is_shared:
+            # vLLM measures what is free while it comes up: a learner that grows beside it would count as its own use.
+            for spec in generators:
+                start(spec)
+            self.supervisor.wait_ready([spec.name for spec in generators])
+        for spec in [learner] if self.placement.is_shared else [learner, *generators]:
             start(spec)
 
     def _stop(self, *roles: str) -> None:
@@ -132,8 +164,8 @@ class Launcher:
 
     def on_this_host(self, spec: ProcessSpec) -> ProcessSpec:
         """`spec` as part of this launch, with a metrics port of its own: processes of one host can't share one."""
-        if self._launch is not None:
-            spec = replace(spec, environment={**spec.environment, LAUNCH_VARIABLE: self._launch.as_text()})
+        if self.launch is not None:
+            spec = replace(spec, environment={**spec.environment, LAUNCH_VARIABLE: self.launch.as_text()})
         first = self.config.metrics.prometheus_port
         if not first:
             return spec
@@ -173,12 +205,16 @@ class Launcher:
         ]
 
     def generator_specs(self) -> list[ProcessSpec]:
-        """N generators, each with cores of its own as far as there are enough."""
+        """N generators, each with GPUs of its own, and with cores of its own as far as there are enough."""
         return [self.generator_spec(index) for index in range(self.config.generator.num_generators)]
 
     def generator_spec(self, index: int) -> ProcessSpec:
-        """Generator number `index`; one beyond those configured shares all cores."""
-        cores, plan, launcher = available_cores(), self._plan(), self.config.launcher
+        """Generator number `index`; one beyond those configured takes GPUs that are free, and shares all cores.
+
+        Raises:
+            PlacementError: too few are free.
+        """
+        cores, plan, launcher = available_cores(), self.placement.cores, self.config.launcher
         mine = plan.generators[index] if index < len(plan.generators) else range(len(cores))
         name = make_process_name("generator", index)
         return ProcessSpec(
@@ -190,6 +226,7 @@ class Launcher:
                 **thread_environment(plan.generator_threads, shared=plan.shared),
                 **malloc_environment(),
                 "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                **visible_to(self._devices_of_generator(index)),
             },
             cores=frozenset(cores[i] for i in mine) if launcher.pin_cores else None,
             niceness=plan.generator_niceness if launcher.pin_cores else 0,
@@ -200,8 +237,9 @@ class Launcher:
 
     def learner_spec(self, nodes: Nodes | None = None) -> ProcessSpec:
         """The learner: plain with one rank, under torchrun with more; with `nodes` this machine's part of it."""
-        cores, plan, ranks = available_cores(), self._plan(), self.config.learner.num_ranks
-        words = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "vcppo.learner"]
+        cores, plan, ranks = available_cores(), self.placement.cores, self.config.learner.num_ranks
+        words = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        words += [*self._numa_binding(), "-m", "vcppo.learner"]
         if nodes is not None:
             words = nodes.torchrun(self.config.run.name, ranks)
         elif ranks == 1:
@@ -213,10 +251,49 @@ class Launcher:
             environment={
                 **thread_environment(self.config.learner.num_threads or plan.learner_threads, shared=plan.shared),
                 **({} if nodes is None else NODES_ENVIRONMENT),
+                **visible_to(self.placement.ranks),
             },
             cores=frozenset(cores[i] for i in plan.learner) if self.config.launcher.pin_cores else None,
             max_restarts=self.config.launcher.learner_restarts,
         )
 
-    def _plan(self) -> CorePlan:
-        return plan_cores(len(available_cores()), self.config.generator.num_generators, self.config.learner.num_ranks)
+    # ---- where
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Which process has which GPUs and cores, decided once a launch. Raises PlacementError."""
+        cores = available_cores()
+        devices = devices_of(self.config) if self._given_devices is None else self._given_devices
+        models = known_models(self.config)
+        found = best_place(
+            self.config, devices, models, self._part, nodes_of_cores(cores) if devices else [None] * len(cores)
+        )
+        if found.has_devices:
+            log.info("placed", devices=placed_words(found))
+        return found
+
+    def _devices_of_generator(self, index: int) -> Sequence[Device]:
+        placed, count = self.placement, self.config.generator.tensor_parallel_size
+        if index < len(placed.generators) or not placed.has_devices:
+            return placed.generators[index] if placed.has_devices else ()
+        children = self.supervisor.children.values()
+        held = {
+            word
+            for child in children
+            if (child.alive or child.restart_at < float("inf"))
+            and not (placed.is_shared and child.spec.role == "learner")
+            for word in child.spec.environment.get(VISIBLE, "").split(",")
+        }
+        everything = dict.fromkeys([*placed.free, *(d for group in placed.generators for d in group), *placed.ranks])
+        free = [device for device in everything if device.name not in held]
+        if len(free) < count:
+            raise PlacementError(
+                f"{make_process_name('generator', index)} needs {count} GPU{'' if count == 1 else 's'}, and {len(free)}"
+                f" of {len(everything)} are free ({placed_words(placed)}): stop another generator first"
+            )
+        return take(free, count)
+
+    def _numa_binding(self) -> list[str]:
+        """Of torchrun: each rank on the cores next to its GPU, where its ranks have GPUs of several NUMA nodes."""
+        spread = len(self.placement.rank_nodes) > 1 and self.config.launcher.pin_cores
+        return ["--numa-binding", "node"] if spread and shutil.which("numactl") is not None else []

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from vcppo.common.files.json_lines import newest_json_lines
 from vcppo.common.records.ids import is_process_of, prompt_named_by
 from vcppo.deploy.logs.log_lines import LEVELS, Record, level_of, parse_line
 from vcppo.deploy.run.run_data import JsonLinesTail
@@ -63,6 +65,39 @@ def from_text(lines: Iterable[str]) -> Iterator[Record]:
             yield parse_line(text[prefix.end() :] if prefix else text, service, "")
 
 
+class Newest(NamedTuple):
+    """Records of all processes of a run by time, and whether they are all there are."""
+
+    records: list[Record]
+    is_all: bool
+
+
+def newest_from_folder(folder: Path, most_bytes: int) -> Newest:
+    """The newest lines of a run, `most_bytes` in all; what small files leave of their share goes to larger ones."""
+    paths = sorted(folder.glob("*.jsonl"), key=_size)
+    found: list[list[Record]] = []
+    is_all, left = True, most_bytes
+    for number, path in enumerate(paths):
+        share = left // (len(paths) - number)
+        rows, is_whole = newest_json_lines(path, share)
+        left -= min(share, _size(path))
+        is_all = is_all and is_whole
+        found.append(rows)
+    return Newest(list(_by_time(found)), is_all)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _by_time(files: Iterable[list[Record]]) -> Iterator[Record]:
+    """Within a file the order written is kept; files are merged by time."""
+    return heapq.merge(*files, key=lambda record: str(record.get("time", "")))
+
+
 def from_folder(folder: Path, follow: bool) -> Iterator[Record]:
     """Records of all processes of a run by time; with `follow`, then those that come, until interrupted."""
     tails: dict[Path, JsonLinesTail] = {}
@@ -70,8 +105,7 @@ def from_folder(folder: Path, follow: bool) -> Iterator[Record]:
     def read() -> Iterator[Record]:
         for path in sorted(folder.glob("*.jsonl")):
             tails.setdefault(path, JsonLinesTail(path))
-        # Within a file the order written is kept; files are merged by time.
-        return heapq.merge(*(tail.read() for tail in tails.values()), key=lambda record: str(record.get("time", "")))
+        return _by_time(tail.read() for tail in tails.values())
 
     yield from read()
     never = threading.Event()

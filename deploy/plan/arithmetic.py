@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from vcppo.common.chunk_sizes import chunk_sizes
 from vcppo.common.config import VcppoConfig
 from vcppo.deploy.plan.architecture import Architecture, Models
 
@@ -19,7 +21,8 @@ _WIRE_BYTES_PER_PROMPT_TOKEN = 4
 _WIRE_BYTES_FIXED = 500  # ids, spans, timings, field names
 _STORE_FACTOR = 1.25  # Redis' allocator and its per-prompt hashes and sorted sets
 _BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's reduce_bucket_size, as we leave it; float32
-_VLLM_WORKSPACE = 2 * GIB  # activations of a prefill and CUDA graphs, a typical figure
+VLLM_WORKSPACE = 2 * GIB  # activations of a prefill and CUDA graphs, a typical figure
+CUDA_CONTEXT = GIB  # a process on a GPU; a typical figure
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ def activation_bytes(architecture: Architecture, config: VcppoConfig) -> int:
     tokens, layers = learner.micro_batch_tokens, architecture.layers
     layer = architecture.activation_elements_per_token
     per_token = layers * architecture.hidden + layer if learner.gradient_checkpointing else layers * layer
-    block = learner.log_prob_chunk_tokens * min(learner.log_prob_chunk_vocab, architecture.vocabulary)
+    chunk = chunk_sizes(
+        "cpu" if learner.device == "cpu" else "cuda", learner.log_prob_chunk_tokens, learner.log_prob_chunk_vocab
+    )
+    block = chunk.tokens * min(chunk.vocab, architecture.vocabulary)
     return tokens * (per_token + 2 * architecture.hidden) * width + 3 * 4 * block
 
 
@@ -78,7 +84,7 @@ def largest_gather_bytes(architecture: Architecture, config: VcppoConfig) -> int
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One learner rank, bytes. ``critic`` and ``reference`` are None without one."""
+    """One learner rank, bytes. ``critic`` and ``reference`` are None without one; ``offloaded`` is in host memory."""
 
     actor: ModelMemory
     critic: ModelMemory | None
@@ -87,6 +93,7 @@ class RankPlan:
     gathered: int
     buckets: int
     host_at_start: int
+    offloaded: int
     checkpoint: int
 
     @property
@@ -107,19 +114,32 @@ def rank_plan(models: Models, config: VcppoConfig) -> RankPlan:
     def memory(count: int) -> ModelMemory:
         return model_memory(count, dtype, learner.zero_stage, learner.num_ranks)
 
+    whole = [memory(policy), *([memory(critic)] if has_critic else [])]
+    kept = [_not_offloaded(each, config) for each in whole]
     state_bytes = 12 + _BYTES[dtype]
     has_reference = config.algorithm.kl_coefficient > 0
     refreshed = has_reference and config.algorithm.reference_refresh_steps is not None
     return RankPlan(
-        actor=memory(policy),
-        critic=memory(critic) if has_critic else None,
+        actor=kept[0],
+        critic=kept[1] if has_critic else None,
         reference=_BYTES[dtype] * policy if has_reference else None,  # whole on every rank
         activations=max(activation_bytes(each, config) for each in models),
         gathered=max(largest_gather_bytes(each, config) for each in models),
         buckets=4 * _BUCKET_ELEMENTS * (1 + has_critic) if learner.zero_stage == 3 else 0,  # made whole at the start
         host_at_start=_BYTES[dtype]
         * (max(policy, critic) if has_critic else policy),  # each rank reads the whole model before it is split
+        offloaded=sum(each.total for each in whole) - sum(each.total for each in kept),
         checkpoint=state_bytes * (policy + (critic if has_critic else 0)) + refreshed * _BYTES[dtype] * policy,
+    )
+
+
+def _not_offloaded(memory: ModelMemory, config: VcppoConfig) -> ModelMemory:
+    """What stays on the device. Sums of gradients are counted there, though DeepSpeed moves them at times."""
+    offload = config.learner.offload
+    return ModelMemory(
+        memory.weights if offload.parameters == "none" else 0,
+        memory.gradients,
+        memory.optimizer if offload.optimizer == "none" else 0,
     )
 
 
@@ -153,7 +173,7 @@ def generator_plan(architecture: Architecture, config: VcppoConfig, gpu_bytes: i
     per_token = width * architecture.kv_elements_per_token // min(parallel, architecture.kv_heads)
     room = int(generator.kv_cache_gib * GIB)
     if gpu_bytes is not None:
-        room = int(gpu_bytes * generator.gpu_memory_utilization) - weights - _VLLM_WORKSPACE
+        room = int(gpu_bytes * generator.gpu_memory_utilization) - weights - VLLM_WORKSPACE
     return GeneratorPlan(weights, per_token, per_token * generator.max_in_flight * generator.max_model_len, room)
 
 
@@ -237,7 +257,12 @@ def make_plan(models: Models, config: VcppoConfig, gpu_bytes: int | None, host_b
 
 def problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
     """What will not fit, one line each: field, figures, remedy."""
-    rank, generator, flow = plan.rank, plan.generator, plan.flow
+    yield from _memory_problems(plan, config)
+    yield from setting_problems(plan, config)
+
+
+def _memory_problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
+    rank, generator = plan.rank, plan.generator
     if plan.gpu_bytes is not None and rank.total > plan.gpu_bytes:
         yield (
             f"learner rank: {gib(rank.total)} of {gib(plan.gpu_bytes)} GiB: raise learner.num_ranks or"
@@ -255,6 +280,11 @@ def problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
             f" generator.max_model_len = {config.generator.max_model_len}: raise generator.tensor_parallel_size"
             " (or generator.kv_cache_gib)"
         )
+
+
+def setting_problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
+    """What will not fit whatever the devices are, likewise."""
+    flow = plan.flow
     limit = config.redis.maxmemory_mib
     if limit is not None and flow.store_bytes > limit * 2**20:
         yield (
@@ -277,10 +307,13 @@ def remarks(plan: Plan, config: VcppoConfig) -> Iterator[str]:
             f"generator: {at_once} sequences of full length fit at once, generator.max_in_flight ="
             f" {config.generator.max_in_flight}: vLLM sets some aside when all are long"
         )
-    if plan.gpu_bytes is not None:
+    if plan.rank.offloaded:
+        yield f"learner.offload: {gib(plan.rank.offloaded)} GiB of each rank are in host memory, and not counted above"
+    if plan.gpu_bytes is not None and not (config.learner.zero_stage == 3 and Path(config.model.path).is_dir()):
         yield (
             f"host memory while starting: each rank reads the whole model, {gib(plan.rank.host_at_start)} GiB, before"
-            " it is split: times the ranks on one host"
+            " it is split: times the ranks on one host (with learner.zero_stage = 3 and a local folder: weight by"
+            " weight)"
         )
     if plan.flow.credits < plan.flow.places:
         yield (

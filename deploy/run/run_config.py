@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -37,9 +36,14 @@ def changes(before: VcppoConfig, now: VcppoConfig) -> list[Change]:
     return differences(*(flat(config.model_dump(mode="json")) for config in (before, now)))
 
 
-def harmful_changes(folder: RunFolder, now: VcppoConfig) -> str:
-    """What differs from the run's config and would change what is learnt, as text; empty: nothing."""
-    return "; ".join(str(change) for change in changes(load_config(folder.config), now) if not change.harmless)
+def harmful_changes(folder: RunFolder, now: VcppoConfig, shaping: Sequence[str] = ("",)) -> str:
+    """What differs from the run's config and would change what is learnt, as text; empty: nothing.
+
+    Args:
+        shaping: how the names of settings begin that what is there was made with.
+    """
+    found = changes(load_config(folder.config), now)
+    return "; ".join(str(each) for each in found if not each.harmless and each.field.startswith(tuple(shaping)))
 
 
 def begun(folder: RunFolder) -> Begun:
@@ -77,9 +81,7 @@ def check_config(config: VcppoConfig, found: Begun, rename: str = "run.name") ->
     folder = RunFolder(config.run.path)
     if not found.anything or not folder.config.exists():
         return
-    before = load_config(folder.config)
-    found = replace(found, sharded=before.learner.zero_stage > 0 or before.model.dtype == "bfloat16")
-    changed = changes(before, config)
+    changed = changes(load_config(folder.config), config)
     refused = [change for change in changed if consequence(change, found) == "refused"]
     if refused:
         others = [change for change in changed if change not in refused]

@@ -75,9 +75,11 @@ class RunData:
                 steps.clear()  # the critic is trained again
             if measured and steps is not None:
                 steps[row["step"]] = {**steps.get(row["step"], {}), **row}
-        self.rl = [row for _, row in sorted(self._steps["rl"].items())]
-        self.value_pretraining = [row for _, row in sorted(self._steps["value_pretraining"].items())]
-        self.evaluations = [row for _, row in sorted(self._steps["evaluation"].items())]
+        if rows:
+            self.rl, self.value_pretraining, self.evaluations = (
+                [row for _, row in sorted(self._steps[stage].items())]
+                for stage in ("rl", "value_pretraining", "evaluation")
+            )
         for path in sorted(self.folder.metrics.glob("generator-*.jsonl")):
             self.generators.setdefault(path.stem, []).extend(self._read(path.stem))
         return self

@@ -5,13 +5,16 @@ Each is read while its writer goes on; what it is in the middle of writing is le
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from vcppo.common.files.json_lines import Row, read_json_lines
@@ -25,6 +28,8 @@ from vcppo.common.run_folder import RECORD_FILE, RunFolder
 Stage = Literal["value_pretraining", "rl", "eval"]
 STAGES: tuple[Stage, ...] = ("value_pretraining", "rl", "eval")
 ALL_STEPS = (0, sys.maxsize)
+_STEP_FILE = re.compile(r"step-(\d+)\.parquet")
+_SETTLED_NS = 1_000_000_000
 _SHARED = (
     "step", "id", "outcome", "finish_reason", "length", "reward", "prompt", "response", "generator", "components",
     "turn_rewards", "largest_advantage", "largest_mismatch",
@@ -71,10 +76,36 @@ class Sample:
     largest_mismatch: float | None = None
 
 
-def steps_of(folder: RunFolder) -> dict[int, Path]:
+def steps_of(folder: RunFolder) -> Mapping[int, Path]:
     """RL steps whose samples are kept, in order."""
-    found = ((re.fullmatch(r"step-(\d+)\.parquet", path.name), path) for path in folder.samples.glob("step-*.parquet"))
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    changed = _changed(folder.samples)
+    # Two changes of one moment have one time: what was changed just now may be changed again unseen.
+    if changed is None or time.time_ns() - changed < _SETTLED_NS:
+        return _listed(folder.samples)
+    return _listed_at(folder.samples, changed)
+
+
+def _changed(folder: Path) -> int | None:
+    """When a file was last put in it or taken out; None: there is no such folder."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _listed_at(folder: Path, changed: int) -> Mapping[int, Path]:
+    """Of a run of ten thousand steps it takes a tenth of a second, and a page asks more than once."""
+    return _listed(folder)
+
+
+def _listed(folder: Path) -> Mapping[int, Path]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return {}
+    found = ((_STEP_FILE.fullmatch(name), name) for name in names)
+    return MappingProxyType(dict(sorted((int(match[1]), folder / name) for match, name in found if match)))
 
 
 def parse_steps(text: str) -> tuple[int, int] | None:

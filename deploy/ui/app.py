@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import threading
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +19,7 @@ from fastapi.staticfiles import StaticFiles
 from vcppo.common.errors import VcppoError
 from vcppo.common.telemetry.log_render import printable
 from vcppo.deploy.logs.log_lines import LEVELS
-from vcppo.deploy.logs.logs_command import LogFilter, from_folder
+from vcppo.deploy.logs.logs_command import LogFilter, newest_from_folder
 from vcppo.deploy.report.markup import templates_in
 from vcppo.deploy.report.run_page import all_settings
 from vcppo.deploy.report.write import read_evals
@@ -38,7 +40,8 @@ _EVERY_SECONDS = 1.0
 _SIGN_EVERY = 15
 _TOKENS_A_PAGE = 4000
 _LINES = 300
-_MOST_LINES = 200_000
+_LOG_BYTES = 4 << 20
+_MOST_LOG_BYTES = 256 << 20
 _UPDATES = 10
 Run = Annotated[str, Query(max_length=400)]
 Text = Annotated[str, Query(max_length=400)]
@@ -48,13 +51,24 @@ Page = Annotated[int, Query(ge=1, le=10**6)]
 def make_app(root: Path, token: str | None = None) -> FastAPI:
     """The pages of the runs under `root`; with a `token` nothing is shown without it."""
     runs = Runs(root)
-    app = FastAPI(title="vcppo", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="vcppo", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_reading_ahead(runs))
     app.middleware("http")(Guard(token))
     app.mount("/static", StaticFiles(directory=_HERE / "static"), name="static")
     app.exception_handler(VcppoError)(_refused)
     for add in (_add_lists, _add_run, _add_samples, _add_critic, _add_rest, _add_live):
         add(app, runs)
     return app
+
+
+def _reading_ahead(runs: Runs) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What runs have written so far takes a second to read where they are long: that begins before anybody asks."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=lambda: list(runs.lines()), name="read_ahead", daemon=True).start()
+        yield
+
+    return lifespan
 
 
 def _add_lists(app: FastAPI, runs: Runs) -> None:
@@ -157,6 +171,12 @@ def _at_the_end(values: Sequence[float | None]) -> float | None:
     return next((value for value in reversed(values) if value is not None), None)
 
 
+def _beside(kept: Sequence[int], step: int) -> tuple[int | None, int | None]:
+    """The steps kept before and after one that is kept."""
+    place = bisect_left(kept, step)
+    return kept[place - 1] if place else None, kept[place + 1] if place + 1 < len(kept) else None
+
+
 def _add_critic(app: FastAPI, runs: Runs) -> None:
     @app.get("/critic")
     def critic(run: Run, step: int | None = None) -> HTMLResponse:
@@ -165,8 +185,10 @@ def _add_critic(app: FastAPI, runs: Runs) -> None:
         chosen = step if step is not None else (kept[-1] if kept else None)
         responses = rollouts.believed(folder, chosen) if chosen is not None else []
         rule = config.reward_rule
+        older, newer = _beside(kept, chosen) if chosen is not None else (None, None)
         return _page(
-            "critic.html.j2", run=run, kept=kept, step=chosen, num_responses=len(responses),
+            "critic.html.j2", run=run, first=kept[0] if kept else None, last=kept[-1] if kept else None, step=chosen,
+            older=older, newer=newer, num_responses=len(responses),
             bins=beliefs.calibration(responses, rule.low, rule.high), minds=beliefs.changed_minds(responses, 20),
             misjudged=beliefs.misjudged(responses, rule.low, rule.high, 20),
         )  # fmt: skip
@@ -209,13 +231,17 @@ def _add_rest(app: FastAPI, runs: Runs) -> None:
         )
 
     @app.get("/logs")
-    def logs(run: Run, service: Text = "", level: Text = "", trajectory: Text = "", version: Text = "") -> HTMLResponse:
+    def logs(
+        run: Run, service: Text = "", level: Text = "", trajectory: Text = "", version: Text = "", all: bool = False
+    ) -> HTMLResponse:
         folder = runs.folder(run)
         wanted = LogFilter(service or None, level if level in LEVELS else None, trajectory or None, _whole(version))
-        records = [each for each in islice(from_folder(folder.logs, follow=False), _MOST_LINES) if wanted.wants(each)]
+        newest = newest_from_folder(folder.logs, _MOST_LOG_BYTES if all else _LOG_BYTES)
+        records = [each for each in newest.records if wanted.wants(each)]
         given = {"service": service, "level": level, "trajectory": trajectory, "version": version}
         return _page(
             "logs.html.j2", run=run, records=records[-_LINES:], num_matching=len(records), given=given,
+            num_read=len(newest.records), is_all=newest.is_all, can_read_more=not (newest.is_all or all),
             services=sorted(path.stem for path in folder.logs.glob("*.jsonl")), levels=list(LEVELS),
         )  # fmt: skip
 

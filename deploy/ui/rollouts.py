@@ -98,8 +98,8 @@ def find(folder: RunFolder, wanted: Wanted, sort: str, page: int) -> Found:
 
 
 def _surprise(table: pa.Table) -> Any:
-    """What came less what was believed at the end."""
-    return pc.subtract(table["reward"], pc.cast(pc.fill_null(table["last_value"], 0.0), "float64"))
+    """What came less what was believed at the end; null, and sorted last, where nothing is known of that."""
+    return pc.subtract(table["reward"], pc.cast(table["believed"], "float64"))
 
 
 def _flat(column: Any) -> Any:
@@ -132,7 +132,7 @@ def show(folder: RunFolder, step: int, id: str) -> Shown:
 
 def believed(folder: RunFolder, step: int) -> list[Believed]:
     """Of all samples of a step what the critic believed; empty without a critic. Raises NoSamples."""
-    table = SampleTable(_path(steps_of(folder), step))
+    table = SampleTable(_path(steps_of(folder), step), (*RESPONSE_COLUMNS, "token_ids", "tokens", "values"))
     found = []
     for number, head in enumerate(table.heads()):
         tokens = table.tokens(number, ("values", "tokens"))
@@ -178,7 +178,9 @@ def _judged(
 
 def _path(kept: Mapping[int, Path], step: int) -> Path:
     if step not in kept:
-        raise NoSamples(f"there are no samples of step {step}")
+        first, last = (min(kept), max(kept)) if kept else (None, None)
+        among = "of no step at all" if first is None else f"of steps between {first} and {last}, not of each"
+        raise NoSamples(f"there are no samples of step {step}: there are some {among}")
     return kept[step]
 
 
@@ -198,4 +200,4 @@ def _written(path: Path) -> int:
 
 @lru_cache(maxsize=_KEPT_FILES)
 def _read(path: Path, written: int) -> pa.Table:
-    return SampleTable(path).responses()
+    return SampleTable(path, RESPONSE_COLUMNS).responses()

@@ -479,6 +479,4 @@ def on_cpu() -> bool:
 
 def transfer_backend(config: VcppoConfig) -> str:
     """``broadcast.backend`` with ``auto`` resolved for this machine."""
-    if config.broadcast.backend != "auto":
-        return config.broadcast.backend
-    return "gloo" if on_cpu() else "nccl"
+    return config.transfer_backend(on_cuda=config.broadcast.backend == "auto" and not on_cpu())

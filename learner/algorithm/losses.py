@@ -132,7 +132,8 @@ def _of_sequences(
     if action_cu_seqlens is None:
         raise ValueError("policy_loss: objective=gspo needs action_cu_seqlens")
     lengths = action_cu_seqlens.diff()
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=log_probs.device), lengths)
+    sequences = torch.arange(len(lengths), device=log_probs.device)
+    owner = torch.repeat_interleave(sequences, lengths, output_size=len(log_probs))  # else the host waits for CUDA
     zeros = torch.zeros(len(lengths), dtype=log_probs.dtype, device=log_probs.device)
     total = zeros.index_add(0, owner, (log_ratio * weight).detach())
     mean = total / zeros.index_add(0, owner, weight).clamp(min=1.0)

@@ -45,6 +45,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     init_distributed,
     num_ranks,
     rank,
+    sharing,
     sum_over_ranks,
 )
 from vcppo.learner.engine.forward import compute_values
@@ -147,8 +148,7 @@ def pair_source(config: VcppoConfig) -> PairSource:
 
 def _engine(config: VcppoConfig) -> TrainEngine:
     options = EngineOptions(
-        zero_stage=config.learner.zero_stage,
-        dtype=config.model.dtype,
+        **sharing(config),
         max_grad_norm=config.rl.max_grad_norm,
         schedule="cosine",
         warmup_steps=config.reward_model.steps // 10,
@@ -158,6 +158,7 @@ def _engine(config: VcppoConfig) -> TrainEngine:
         config.model.path,
         init="policy",
         dtype=options.torch_dtype,
+        as_stored=options.zero_stage == 3,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,

@@ -48,6 +48,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     init_distributed,
     num_ranks,
     rank,
+    sharing,
     sum_over_ranks,
 )
 from vcppo.learner.models.models import PolicyModel, load_policy, save_model
@@ -154,6 +155,7 @@ def _load(config: VcppoConfig, path: str) -> PolicyModel:
     return load_policy(
         path,
         dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32,
+        as_stored=config.learner.zero_stage == 3,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
@@ -164,8 +166,7 @@ def _load(config: VcppoConfig, path: str) -> PolicyModel:
 
 def _engine(config: VcppoConfig, policy: PolicyModel) -> TrainEngine:
     options = EngineOptions(
-        zero_stage=config.learner.zero_stage,
-        dtype=config.model.dtype,
+        **sharing(config),
         adam_beta2=_ADAM_BETA2,
         max_grad_norm=config.rl.max_grad_norm,
     )

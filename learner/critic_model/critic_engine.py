@@ -11,12 +11,13 @@ from vcppo.learner.models.freezing import freeze
 from vcppo.learner.models.models import CriticModel, load_critic
 
 
-def make_critic(config: VcppoConfig, init: str, *, in_rl: bool = False) -> CriticModel:
+def make_critic(config: VcppoConfig, init: str, *, in_rl: bool = False, as_stored: bool = False) -> CriticModel:
     """Load it.
 
     Args:
         init: ``policy``: a new head; else the folder of a critic or reward model.
         in_rl: ``rl.critic_freeze`` holds as well.
+        as_stored: as of `load_policy`.
 
     Raises:
         VcppoError: as `load_critic` does.
@@ -28,6 +29,7 @@ def make_critic(config: VcppoConfig, init: str, *, in_rl: bool = False) -> Criti
         bins=ValueBins.of(config),
         sees_log_probs=config.critic.sees_log_probs,
         dtype=EngineOptions.from_config(config).torch_dtype,
+        as_stored=as_stored,
         trust_remote_code=config.model.trust_remote_code,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
@@ -49,8 +51,8 @@ def make_critic_engine(
     config: VcppoConfig, init: str, learning_rate: float, rate_setting: str, *, in_rl: bool = False
 ) -> TrainEngine:
     """The same with its optimizer; collective. Raises as `make_critic` does."""
-    critic = make_critic(config, init, in_rl=in_rl)
     options = EngineOptions.from_config(config)
+    critic = make_critic(config, init, in_rl=in_rl, as_stored=options.zero_stage == 3)
     return TrainEngine(critic, learning_rate=learning_rate, options=options, rate_setting=rate_setting)
 
 

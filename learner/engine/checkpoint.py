@@ -63,8 +63,8 @@ class CheckpointState:
         next_index: purpose → index of the next prompt to issue.
         prompt_ids: trained since the checkpoint before, in step order (they are committed once this is durable).
         config_hash: of the config that made it; a difference on resume is logged.
-        num_ranks: learner ranks that made it; ZeRO shards load only on as many.
-        zero_stage: see num_ranks.
+        num_ranks: learner ranks that made it. It loads on any number, for whoever reads the manifest.
+        zero_stage: at which it was made. It loads at any.
         extra: further numbers by name: which version the reference policy is, how the entropy's weight stands.
     """
 
@@ -221,19 +221,6 @@ def _plain_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_ranks(folder: Path, state: CheckpointState, num_ranks: int, zero_stage: int, dtype: str = "float32") -> None:
-    """ZeRO 1-3 shards are per rank: refuse to load them on another number of ranks, or at another stage.
-
-    In bfloat16 stage 0 is computed as stage 1 (`vcppo.learner.engine.deepspeed_engine`).
-    """
-    is_sharded = zero_stage > 0 or dtype == "bfloat16"
-    if state.zero_stage != zero_stage or (is_sharded and state.num_ranks != num_ranks):
-        raise CheckpointError(
-            f"{folder} was made with learner.num_ranks={state.num_ranks}, learner.zero_stage={state.zero_stage}; "
-            f"now they are {num_ranks} and {zero_stage}: set them back to resume"
-        )
-
-
 def save_rng(folder: Path, rank: int) -> None:
     """This rank's torch generators. Mini-batch order needs none: it is seeded by (run.seed, step, epoch)."""
     states = {"cpu": torch.get_rng_state()}
@@ -243,7 +230,7 @@ def save_rng(folder: Path, rank: int) -> None:
 
 
 def load_rng(folder: Path, rank: int) -> None:
-    """Restore what `save_rng` wrote. A rank that did not exist then keeps its fresh state."""
+    """Restore what `save_rng` wrote. A rank that did not exist then keeps its fresh state: no rank draws from it."""
     path = folder / f"rng-rank-{rank:05d}.safetensors"
     if not path.exists():
         return

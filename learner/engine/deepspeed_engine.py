@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,11 @@ from vcppo.learner.engine.distributed import (
     shutdown_distributed,
     sum_over_ranks,
 )
+from vcppo.learner.engine.load_by_name import load_by_name, load_weights
 from vcppo.learner.engine.save_errors import SaveErrors
+from vcppo.learner.engine.saved_state import SavedState, read_saved_state
+from vcppo.learner.engine.shard_layout import Layout
+from vcppo.learner.engine.sharding import shard
 from vcppo.learner.models.wire_weights import ParameterInfo, WireWeights, own_weights
 
 __all__ = [
@@ -50,8 +55,10 @@ __all__ = [
     "broadcast_object",
     "choose_device",
     "init_distributed",
+    "load_module_weights",
     "num_ranks",
     "rank",
+    "sharing",
     "shutdown_distributed",
     "sum_over_ranks",
 ]
@@ -69,11 +76,15 @@ class EngineOptions:
     Attributes:
         zero_stage: 0 replicates all; 1 shards optimizer state; 2 gradients too; 3 weights too.
         dtype: of weights in forward and backward; with bfloat16 the optimizer keeps float32 master weights.
+        offload_optimizer: its state is in host memory, and its step is made there. Stages 1 to 3.
+        offload_parameters: this rank's part of the weights is in host memory between uses. Stage 3.
         schedule: ``constant``, or ``cosine`` to 0 over total_steps; both after a linear warm-up.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
@@ -85,8 +96,7 @@ class EngineOptions:
     def from_config(cls, config: VcppoConfig) -> EngineOptions:
         """The run's settings, with a constant schedule: RL scales it (`TrainEngine.scale_learning_rate`)."""
         return cls(
-            zero_stage=config.learner.zero_stage,
-            dtype=config.model.dtype,
+            **sharing(config),
             weight_decay=config.rl.weight_decay,
             adam_beta2=config.rl.adam_beta2,
             max_grad_norm=config.rl.max_grad_norm,
@@ -96,6 +106,22 @@ class EngineOptions:
     def torch_dtype(self) -> torch.dtype:
         """Of the weights and activations; the optimizer keeps float32."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+    @property
+    def computed_stage(self) -> int:
+        """Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums."""
+        return max(1, self.zero_stage) if self.dtype == "bfloat16" else self.zero_stage
+
+
+def sharing(config: VcppoConfig) -> dict[str, Any]:
+    """The fields of `EngineOptions` that every engine of a run has alike."""
+    learner = config.learner
+    return {
+        "zero_stage": learner.zero_stage,
+        "dtype": config.model.dtype,
+        "offload_optimizer": learner.offload.optimizer == "cpu",
+        "offload_parameters": learner.offload.parameters == "cpu",
+    }
 
 
 class TrainEngine:
@@ -115,7 +141,13 @@ class TrainEngine:
         init_distributed()
         deepspeed = _import_deepspeed()
         self.options = options
-        _cast_parameters(module, options.torch_dtype)
+        settings = _deepspeed_config(options)
+        if options.zero_stage == 3:
+            with _prints_to_log():
+                cut = partial(deepspeed.zero.Init, config_dict_or_path=settings, dtype=options.torch_dtype)
+                shard(module, options.torch_dtype, lambda each: cut(module=each))
+        else:
+            _cast_parameters(module, options.torch_dtype)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=learning_rate,
@@ -131,9 +163,11 @@ class TrainEngine:
                 model=module,
                 optimizer=optimizer,
                 lr_scheduler=scheduler,
-                config=_deepspeed_config(options),
+                config=settings,
                 dist_init_required=False,
             )
+        for buffer in module.buffers():  # DeepSpeed has moved what it has cut, and no buffers with it
+            buffer.data = buffer.data.to(self._engine.device)
         self._deepspeed = deepspeed
         self._hf_model: Any = module.hf_model
         self._wire = WireWeights(self._hf_model)
@@ -246,7 +280,7 @@ class TrainEngine:
                 target[name].copy_(tensor)
 
     def save(self, folder: str | Path) -> None:
-        """Weights, optimizer and schedule, sharded as they are (the same number of ranks and stage must load them).
+        """Weights, optimizer and schedule, cut as they are: no rank gathers or sends anything.
 
         DeepSpeed writes these with torch.save. What this rank could not write is raised when all ranks are through.
         """
@@ -260,22 +294,24 @@ class TrainEngine:
         Learning rate, weight decay, betas and the clipping norm are those this engine was made with; what differs from
         the saved ones is a log line. With the same settings the next step is the one that would have followed.
 
+        Saved by another number of ranks or at another ZeRO stage, it is read by the names of the parameters
+        (`vcppo.learner.engine.load_by_name`).
+
         Files are read with ``weights_only`` and a short list of DeepSpeed's own types: a checkpoint can't run code.
 
         Raises:
-            VcppoError: nothing there, or saved by another number of ranks or ZeRO stage.
+            VcppoError: nothing there, or saved of another model or with other parameters trained.
         """
-        remedy = (
-            f"it must come from the same model, learner.num_ranks={self.num_ranks} "
-            f"and learner.zero_stage={self.options.zero_stage}"
-        )
-        try:
-            with _prints_to_log():
-                loaded, _ = self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
-        except Exception as error:  # foreign files make DeepSpeed and torch raise nearly anything
-            raise VcppoError(f"checkpoint {folder} can't be loaded ({error}); {remedy}") from error
-        if loaded is None:
-            raise VcppoError(f"checkpoint {folder} holds no engine state; {remedy}")
+        with _loading(folder), _prints_to_log():
+            saved = _saved_state(folder)
+            before, now = saved.layout, Layout.of(self.options.computed_stage, self.num_ranks, self.options.dtype)
+            if before == now:
+                del saved
+                self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+            else:
+                load_by_name(self._engine, saved, now.stage, rank(), self.num_ranks)
+        if before != now and rank() == 0:
+            log.info("checkpoint_cut_anew", folder=str(folder), saved=str(before), now=str(now))
         changed = self._configured.restore(self._engine.optimizer, self._scheduler)
         if changed and rank() == 0:
             log.info("optimizer_settings_changed", model=type(self.module).__name__, **changed)
@@ -295,22 +331,25 @@ def _cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
-    bf16 = options.dtype == "bfloat16"
-    # Without ZeRO, DeepSpeed would accumulate gradients in bfloat16; stage 1 keeps float32 masters and sums.
-    stage = max(1, options.zero_stage) if bf16 else options.zero_stage
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": options.max_grad_norm,
         "steps_per_print": None,
-        "bf16": {"enabled": bf16},
-        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "bf16": {"enabled": options.dtype == "bfloat16"},
+        "zero_optimization": {"stage": options.computed_stage, "overlap_comm": False, **_offloaded(options)},
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",  # else the summed gradients are rounded to bfloat16, also on one rank
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def _offloaded(options: EngineOptions) -> dict[str, Any]:
+    """Pinned: pages that a GPU copies from and to by itself."""
+    wanted = {"offload_optimizer": options.offload_optimizer, "offload_param": options.offload_parameters}
+    return {name: {"device": "cpu", "pin_memory": True} for name, is_wanted in wanted.items() if is_wanted}
 
 
 def _own_clipping(engine: TrainEngine) -> None:
@@ -323,19 +362,48 @@ def _own_clipping(engine: TrainEngine) -> None:
     engine._engine.clip_fp32_gradients = clip_fp32_gradients
 
 
-def _load_weights_only(checkpoint_engine: Any) -> None:
-    """DeepSpeed reads its files with everything pickle can do; read them with tensors and its own plain types only."""
+def load_module_weights(module: nn.Module, folder: str | Path, dtype: torch.dtype) -> None:
+    """What `TrainEngine.save` wrote, on any number of ranks, into a plain module; its optimizer's state is not read.
+
+    The module's weights get `dtype`, as an engine's do.
+
+    Raises:
+        VcppoError: as `TrainEngine.load`.
+    """
+    _import_deepspeed()
+    _cast_parameters(module, dtype)
+    with _loading(folder):
+        load_weights(module, _saved_state(folder))
+
+
+@contextmanager
+def _loading(folder: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # foreign files make DeepSpeed and torch raise nearly anything
+        raise VcppoError(
+            f"checkpoint {folder} can't be loaded ({error}); it must come from the same model, with the same settings"
+            " of what is frozen: set them back, or remove this checkpoint and the one before it is used"
+        ) from error
+
+
+def _saved_state(folder: str | Path) -> SavedState:
+    return read_saved_state(Path(folder) / _CHECKPOINT_TAG, partial(_read_weights_only, mmap=True))
+
+
+def _read_weights_only(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> Any:
+    """DeepSpeed's files with tensors and its own plain types only, not with everything pickle can do."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    allowed = [LossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
 
-    def load(path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location=map_location, weights_only=True)
 
-    checkpoint_engine.load = load
+def _load_weights_only(checkpoint_engine: Any) -> None:
+    """DeepSpeed would read with everything pickle can do."""
+    checkpoint_engine.load = _read_weights_only
 
 
 @contextmanager

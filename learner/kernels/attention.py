@@ -7,8 +7,9 @@ forward. No mask is ever built: transformers makes none for an implementation wi
 On a CPU the cost is the sum of squared segment lengths, not the square of the pack. Float32 goes through torch's own
 kernel, neighbouring segments of one length in one call; bfloat16 through `vcppo.learner.kernels.segment_attention`, up
 to three times as fast, but for long segments on a CPU with AMX, which torch's kernel uses better. On CUDA
-`torch.nn.attention.varlen.varlen_attn` does the same in one kernel (written on torch's documented interface; NOT RUN
-here, there being no GPU).
+`torch.nn.attention.varlen.varlen_attn` does the same in one flash kernel, which knows 16-bit types only: float32 goes
+through torch's own kernel there too (written on torch's documented interface; NOT RUN here, there being no GPU).
+`choose_kernel` decides.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import groupby, takewhile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +31,10 @@ from vcppo.learner.kernels.segment_attention import Group, plan, segment_attenti
 
 PACKED_ATTENTION = "vcppo_packed"
 FUSED_FROM = 384  # tokens of a segment, from where torch's bfloat16 kernel is the faster one with AMX, both ways
+MOST_FLASH_HEAD = 256
 _REFUSED = ("softcap", "s_aux", "position_bias")
+
+Kernel = Literal["varlen", "runs", "segments"]
 
 
 @dataclass(frozen=True)
@@ -113,13 +117,27 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < packed_segments.longest else None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, H, D]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if query.is_cuda:
-        out = _varlen(q, k, v, packed_segments, scale, window)
-    elif query.dtype == torch.float32:
-        out = by_runs(q, k, v, packed_segments.runs, scale, window)
-    else:
-        out = _bfloat16(q, k, v, packed_segments, scale, window)
+    match choose_kernel(query.device.type, query.dtype, query.shape[-1], value.shape[-1]):
+        case "varlen":
+            out = _varlen(q, k, v, packed_segments, scale, window)
+        case "runs":
+            out = by_runs(q, k, v, packed_segments.runs, scale, window)
+        case "segments":
+            out = _bfloat16(q, k, v, packed_segments, scale, window)
     return out[None], None
+
+
+def choose_kernel(device_type: str, dtype: torch.dtype, head_size: int, value_size: int) -> Kernel:
+    """Which kernel attends: by kind of device, type, and sizes of a head. Pure.
+
+    ``varlen``: one flash kernel over the pack, of 16-bit types. A head's size is a multiple of 8, at most 256, and the
+    same in queries and values. ``runs``: torch's own kernel, a call for each run of equal lengths. ``segments``: ours,
+    for bfloat16 on a CPU.
+    """
+    if device_type == "cpu":
+        return "runs" if dtype == torch.float32 else "segments"
+    is_flash = dtype in (torch.bfloat16, torch.float16) and head_size == value_size
+    return "varlen" if is_flash and head_size % 8 == 0 and head_size <= MOST_FLASH_HEAD else "runs"
 
 
 def _bfloat16(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:

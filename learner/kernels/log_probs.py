@@ -21,11 +21,9 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from vcppo.common.chunk_sizes import ChunkSizes, chunk_sizes
 from vcppo.learner.kernels.bf16_matmul import bfloat16_products
 
-# Of a vocabulary chunk's weights backward holds a float32 copy and a float32 gradient, of a token chunk's hidden states
-# a product: 4 MiB each.
-MAX_CHUNK_STATES = 2**20
 _VOCAB_STEP = 64  # a chunk that is a multiple of this fills the registers of a matrix product
 
 
@@ -44,8 +42,8 @@ def chunked_log_probs(
     temperature: float = 1.0,
     bias: Float[Tensor, "V"] | None = None,
     entropy_gradient: bool = False,
-    chunk_tokens: int = 256,
-    chunk_vocab: int = 8192,
+    chunk_tokens: int | None = None,
+    chunk_vocab: int | None = None,
 ) -> LogProbsAndEntropy:
     """log softmax((hidden @ weight.T + bias) / temperature) at `targets`, and the entropy of that softmax.
 
@@ -57,9 +55,10 @@ def chunked_log_probs(
         bias: ``[V]`` or None.
         entropy_gradient: whether backward goes through the entropy too (it takes one more block of logits).
         chunk_tokens, chunk_vocab: a block of logits is chunk_tokens x chunk_vocab float32; with a smaller vocabulary
-            more tokens fit the same memory and are taken at once.
+            more tokens fit the same memory and are taken at once. None: the device's (`vcppo.common.chunk_sizes`).
     """
-    block = _Block.of(chunk_tokens, chunk_vocab, num_vocab=len(weight), hidden_size=weight.shape[1])
+    sizes = chunk_sizes(hidden.device.type, chunk_tokens, chunk_vocab)
+    block = _Block.of(sizes, num_vocab=len(weight), hidden_size=weight.shape[1])
     log_probs, entropy = _ChunkedLogProbs.apply(hidden, weight, bias, targets, temperature, block, entropy_gradient)
     return LogProbsAndEntropy(log_probs, entropy)
 
@@ -71,15 +70,16 @@ class _Block(NamedTuple):
     vocab: int
 
     @classmethod
-    def of(cls, chunk_tokens: int, chunk_vocab: int, num_vocab: int, hidden_size: int) -> _Block:
+    def of(cls, sizes: ChunkSizes, num_vocab: int, hidden_size: int) -> _Block:
         """As asked for, or narrower and longer where the weights of a chunk would take more memory than its logits.
 
-        A chunk of tokens holds at most as many states as one of the vocabulary holds weights.
+        A chunk of tokens holds at most as many states as one of the vocabulary holds weights. Of a vocabulary chunk's
+        weights backward holds a float32 copy (on a CPU) and a float32 gradient, of a token chunk's states a product.
         """
-        vocab = max(1, min(chunk_vocab, num_vocab, MAX_CHUNK_STATES // hidden_size))
+        vocab = max(1, min(sizes.vocab, num_vocab, sizes.states // hidden_size))
         if _VOCAB_STEP < vocab < num_vocab:
             vocab -= vocab % _VOCAB_STEP
-        return cls(max(1, min(chunk_tokens * chunk_vocab // vocab, MAX_CHUNK_STATES // hidden_size)), vocab)
+        return cls(max(1, min(sizes.tokens * sizes.vocab // vocab, sizes.states // hidden_size)), vocab)
 
     def vocab_slices(self, num_vocab: int) -> Iterator[slice]:
         return (slice(v, min(v + self.vocab, num_vocab)) for v in range(0, num_vocab, self.vocab))
@@ -189,7 +189,9 @@ def _walk(
     """
     scale = math.log2(math.e) / temperature
     logits_buffer = hidden.new_empty(min(block.tokens, len(hidden)) * block.vocab, dtype=torch.float32)
-    chunk_buffer = weight.new_empty((block.vocab, weight.shape[1]), dtype=torch.float32)  # no memory until written to
+    chunk_buffer = None
+    if not weight.is_cuda:  # where it would take memory, and nothing is copied
+        chunk_buffer = weight.new_empty((block.vocab, weight.shape[1]), dtype=torch.float32)  # none until written to
     wide_hidden = _operand(hidden)
     for columns in block.vocab_slices(len(weight)):
         chunk = _operand(weight[columns], chunk_buffer)

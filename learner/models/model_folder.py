@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from vcppo.common.errors import VcppoError
 
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _SPARE = 1_000_000  # a new value head, or a few missing weights, which are refused by name later
 
 
@@ -38,6 +39,15 @@ def check_weights(path: str | Path, auto_class: Any, config: Any, trust_remote_c
             f"model path {str(path)!r}: its config.json asks for {wanted:,} parameters, its safetensors hold {stored:,}"
             "; give a folder whose config.json and safetensors belong together"
         )
+
+
+def stored_dtype(path: str | Path) -> torch.dtype | None:
+    """Of the weights in a local folder's safetensors; None where they differ, or where they are no local files."""
+    found = set()
+    for file in Path(path).glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return _DTYPES.get(found.pop()) if len(found) == 1 else None
 
 
 def _num_stored(file: Path) -> int:

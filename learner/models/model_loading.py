@@ -16,7 +16,7 @@ from vcppo.common.errors import VcppoError
 from vcppo.common.files.room import exhausted, shortage_of
 from vcppo.common.text.yaml_text import one_line
 from vcppo.learner.kernels.attention import PACKED_ATTENTION
-from vcppo.learner.models.model_folder import check_weights
+from vcppo.learner.models.model_folder import check_weights, stored_dtype
 from vcppo.learner.models.wire_weights import WireWeights
 from vcppo.learner.packing_proof.proof import SUGGESTION, ModelRefused, Reader, prove
 
@@ -27,9 +27,13 @@ _RANDOM = re.compile(r"drop|^(input_)?jitter_noise$")
 
 
 def from_pretrained(
-    reader: Reader, path: str | Path, trust_remote_code: bool, max_tokens: int | None, **kwargs: Any
+    reader: Reader, path: str | Path, trust_remote_code: bool, max_tokens: int | None, *, as_stored: bool, **kwargs: Any
 ) -> tuple[PreTrainedModel, list[str], bool]:
     """The model, the names of parameters its files don't hold, and whether packing has been proved on a tiny instance.
+
+    Args:
+        as_stored: in the type of its files, whatever `dtype` says, where that is one: then its weights lie in the
+            mapped files and take no memory of their own. Whoever asks for it casts them.
 
     Raises:
         VcppoError: no such model, or one that can't be computed, trained or sent to generators here.
@@ -42,6 +46,8 @@ def from_pretrained(
             _check_settings(path, config, max_tokens)
             check_weights(path, reader.auto_class, config, trust_remote_code)
             proved = prove(reader, config, str(path), trust_remote_code=trust_remote_code)
+            if as_stored:
+                kwargs["dtype"] = stored_dtype(path) or kwargs["dtype"]
             model, info = reader.auto_class.from_pretrained(
                 str(path),
                 attn_implementation=PACKED_ATTENTION,

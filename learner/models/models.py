@@ -58,8 +58,8 @@ class CriticOutput(NamedTuple):
 class LogProbHead(nn.Linear):
     """The output layer: plain logits as usual, log-probs of `targets` in chunks when they are given."""
 
-    chunk_tokens: int = 256
-    chunk_vocab: int = 8192
+    chunk_tokens: int | None = None
+    chunk_vocab: int | None = None
 
     def forward(
         self,
@@ -88,7 +88,9 @@ class LogProbHead(nn.Linear):
 class PolicyModel(nn.Module):
     """pi(a|s) of packed trajectories."""
 
-    def __init__(self, hf_model: PreTrainedModel, *, chunk_tokens: int = 256, chunk_vocab: int = 8192) -> None:
+    def __init__(
+        self, hf_model: PreTrainedModel, *, chunk_tokens: int | None = None, chunk_vocab: int | None = None
+    ) -> None:
         super().__init__()
         head = _retype(_linear(hf_model, "lm_head"), LogProbHead)
         head.chunk_tokens, head.chunk_vocab = chunk_tokens, chunk_vocab
@@ -130,23 +132,27 @@ def load_policy(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
+    as_stored: bool = False,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
-    chunk_tokens: int = 256,
-    chunk_vocab: int = 8192,
+    chunk_tokens: int | None = None,
+    chunk_vocab: int | None = None,
     max_tokens: int | None = None,
 ) -> PolicyModel:
     """A causal language model from a folder or a Hugging Face id.
 
     Args:
+        as_stored: leave the weights in the mapped files, in their type: for an engine of ZeRO-3, which casts and cuts
+            them one by one. Only for a local folder whose weights are of one type and under the names of the modules;
+            else the whole model is in this process' memory until it is cut.
         max_tokens: no sequence is longer (generator.max_model_len); None: any length.
-
-    Every rank holds the whole model in host memory while loading, also under ZeRO-3 (which shards it afterwards).
 
     Raises:
         VcppoError: no such model, or one whose logits or attention can't be computed here; says what to do.
     """
-    model, missing, proved = from_pretrained(POLICY, path, trust_remote_code, max_tokens, dtype=dtype)
+    model, missing, proved = from_pretrained(
+        POLICY, path, trust_remote_code, max_tokens, as_stored=as_stored, dtype=dtype
+    )
     refuse_missing(path, missing)
     make_saveable(model)
     prepare(model, gradient_checkpointing)
@@ -163,6 +169,7 @@ def load_critic(
     bins: ValueBins | None = None,
     sees_log_probs: bool = False,
     dtype: torch.dtype = torch.float32,
+    as_stored: bool = False,
     trust_remote_code: bool = False,
     gradient_checkpointing: bool = False,
     max_tokens: int | None = None,
@@ -176,7 +183,7 @@ def load_critic(
             saved by `save_model`, or a Hugging Face reward model.
         bins: of a head that gives a distribution: a new one is uniform, so V starts in the middle of the bins.
         sees_log_probs: it is given what tokens were sampled with (`vcppo.learner.models.surprise`).
-        max_tokens: as of `load_policy`.
+        as_stored, max_tokens: as of `load_policy`.
 
     Raises:
         VcppoError: no such model, or it has no ``score`` head, or another one than `bins` says, or other inputs.
@@ -188,7 +195,7 @@ def load_critic(
         check_stated_input(init, stated, sees_log_probs)
     num_labels = 1 if bins is None else bins.num_bins
     model, missing, proved = from_pretrained(
-        CRITIC, source, trust_remote_code, max_tokens, dtype=dtype, num_labels=num_labels
+        CRITIC, source, trust_remote_code, max_tokens, as_stored=as_stored, dtype=dtype, num_labels=num_labels
     )
     _settle_head(model, init, missing)
     if sees_log_probs:

@@ -149,7 +149,7 @@ class Progress:
         version = 0
         if self._rank_zero is not None:
             self._checkpoints.remove_leftovers()
-        found = agree(self._rank_zero, lambda _: newest_checkpoint(self._checkpoints, self._config, self._share))
+        found = agree(self._rank_zero, lambda _: newest_checkpoint(self._checkpoints, self._config))
         if found is not None:
             version = self._load(Path(found["folder"]), found)
         plan = agree(self._rank_zero, lambda it: plan_replay(it.store, version, self._checkpoints.root))

@@ -36,8 +36,7 @@ from vcppo.common.files.json_file import read_json_object
 from vcppo.common.files.whole_file import write_whole
 from vcppo.common.store import facts
 from vcppo.common.store.run_store import RunStore, StoreChanged
-from vcppo.learner.batching.batch import Share
-from vcppo.learner.engine.checkpoint import CheckpointStore, check_ranks, hash_json
+from vcppo.learner.engine.checkpoint import CheckpointStore, hash_json
 from vcppo.learner.rl.rank_zero import RankZero
 
 log = structlog.get_logger(__name__)
@@ -45,13 +44,12 @@ log = structlog.get_logger(__name__)
 _SETTINGS_FILE = "settings.json"  # in a checkpoint: what RL was made with up to its step
 
 
-def newest_checkpoint(checkpoints: CheckpointStore, config: VcppoConfig, share: Share) -> dict[str, Any] | None:
+def newest_checkpoint(checkpoints: CheckpointStore, config: VcppoConfig) -> dict[str, Any] | None:
     """Rank 0: the newest sound checkpoint as plain values for the other ranks; None: start from the beginning."""
     newest = checkpoints.newest()
     if newest is None:
         return None
     folder, state = newest
-    check_ranks(folder, state, share.num_ranks, config.learner.zero_stage, config.model.dtype)
     if state.config_hash != config_hash(config):
         _say_what_changed(folder, config, state.step)
     return {"folder": str(folder), "step": state.step, "next_index": state.next_index, "extra": state.extra}

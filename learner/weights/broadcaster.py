@@ -115,9 +115,7 @@ class WeightBroadcaster:
         self._store = store
         self._weights = engine
         self._rank = rank()
-        self._backend = config.broadcast.backend
-        if self._backend == "auto":
-            self._backend = "nccl" if engine.device.type == "cuda" else "gloo"
+        self._backend = config.transfer_backend(on_cuda=engine.device.type == "cuda")
         self._fan_out: FanOut | None = None
         self._joined: frozenset[Registration] = frozenset()
         self._membership = Membership(store, config.broadcast.attempts) if store is not None else None

@@ -75,7 +75,13 @@ class LockstepSource(WeightSource):
         self._round = None
 
     def begin_round(self) -> None:
-        """Forget the last round; the next iteration walks all weights."""
+        """Forget the last round; the next iteration walks all weights.
+
+        vLLM's NCCL engine reads them on streams of its own, which wait for nobody: the optimizer's last kernels must
+        be through.
+        """
+        if self._engine.device.type == "cuda":
+            torch.cuda.synchronize(self._engine.device)
         self._round = None
 
 

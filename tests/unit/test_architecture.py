@@ -31,7 +31,7 @@ FORBIDDEN = {
 # come has its place already: deploy/ui beside report.
 FLOORS = {
     "common": (
-        {"errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
+        {"chunk_sizes", "errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
         {"model_folder", "records", "sandbox"}, {"rewards", "trackers"}, {"config", "telemetry"},
         {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation", "tools"},
     ),
@@ -46,8 +46,8 @@ FLOORS = {
         {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
     "deploy": (
-        {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"check", "terminal"}, {"evaluation", "launch"},
-        {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment"}, {"cli"},
+        {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"placement"}, {"check", "terminal"},
+        {"evaluation", "launch"}, {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment", "slurm"}, {"cli"},
     ),
 }  # fmt: skip
 # Two ends of one thing may have one name.

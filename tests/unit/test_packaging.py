@@ -30,6 +30,7 @@ UNDECLARED = {
     "latex2sympy2_extended": "math-verify requires the one version it works with",
     "mlflow": "mlflow-skinny brings it, and so does the whole mlflow",
     "openai": "verifiers brings it, in its own Python",
+    "pynvml": "nvidia-ml-py, which vLLM requires on CUDA alone; without it GPUs are only counted",
     "pydantic_core": "pydantic requires the one version it works with",
     "verifiers": "a Python of its own has it: task.name verifiers",
 }

@@ -537,9 +537,11 @@ NOT_ON_A_RUN = {
     "common/config/critic_model_checks.py": "as above",
     "common/config/reward_checks.py": "as above",
     "deploy/plan/": "advice about a config before it starts",
+    "deploy/placement/": "as above; `test_smallest_change.py` follows it",
     "deploy/check/": "as above; the tests of each check follow what it says",
     "generator/check/": "as above",
     "learner/check/": "as above",
+    "deploy/slurm/": "before anything is submitted; `test_cluster.py` follows what can be followed",
     "deploy/run/run_config.py": "a folder that can't be written is no run yet: the next start is under another one",
 }
 

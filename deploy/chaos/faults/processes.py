@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vcppo.deploy.chaos.faults.scene import Blow, Scene, freeze_seconds
 from vcppo.deploy.chaos.schedule import Fault
+from vcppo.deploy.placement.place import PlacementError
 from vcppo.deploy.processes.supervisor import Child
 
 FREEZER = str(Path(__file__).with_name("freezer.py"))
@@ -74,9 +75,12 @@ def fill_spool(scene: Scene, fault: Fault) -> Blow | None:
     return Blow(fault, "spool", scene.limit, over=filled, achieved=filled, undo=lambda: scene.resume(pids))
 
 
-def add(scene: Scene, fault: Fault) -> Blow:
-    """One more generator."""
-    spec = scene.members.generator_spec(scene.next_index)
+def add(scene: Scene, fault: Fault) -> Blow | None:
+    """One more generator, where there is a place for it."""
+    try:
+        spec = scene.members.generator_spec(scene.next_index)
+    except PlacementError:
+        return None
     scene.next_index += 1
     child = scene.supervisor.start(spec)
     return Blow(

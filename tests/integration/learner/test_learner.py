@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch_file
 
 from tests.integration.rig.learner_run import BATCH, NUM_STEPS, Run
 from tests.integration.rig.scripted import ScriptedGenerator, make_tiny_model
@@ -87,7 +88,7 @@ def test_synchronous_run_survives_kills_and_ends_like_an_undisturbed_one(
     for run in (calm, stormy):
         _check_reference_and_entropy(run)
     _check_artefacts(calm)
-    _check_export_of_checkpoint(calm)
+    _check_export_of_checkpoint(calm, NUM_STEPS)
 
 
 def _check_frozen(start: dict[str, Any], now: dict[str, Any], patterns: list[str]) -> None:
@@ -115,8 +116,8 @@ def _check_reference_and_entropy(run: Run) -> None:
     assert max(kl[0], kl[3], kl[6]) < 1e-5 < min(kl[1], kl[2], kl[4], kl[5])  # 0 where the two have just become one
 
 
-def _check_export_of_checkpoint(run: Run) -> None:
-    checkpoint, output = run.folder.checkpoints / f"step-{NUM_STEPS:06d}", run.folder.path / "again"
+def _check_export_of_checkpoint(run: Run, step: int) -> None:
+    checkpoint, output = run.folder.checkpoints / f"step-{step:06d}", run.folder.path / "again"
     command = [sys.executable, "-m", "vcppo.learner.export", "--checkpoint", str(checkpoint), "--output", str(output)]
     subprocess.run(command, check=True, timeout=200, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     expected, found = (load_file(folder / "model.safetensors") for folder in (run.folder.export, output))
@@ -223,18 +224,95 @@ def test_two_ranks_train_what_one_does(
     _check_profiles(two, 2)
     expected = load_file(one.folder.export / "model.safetensors")
     found = load_file(two.folder.export / "model.safetensors")
-    start = load_file(model / "model.safetensors")
-    assert expected.keys() == found.keys()
-    for name, weights in expected.items():
-        moved = np.abs(weights - start[name]).mean()
-        # Adam turns rounding of near-zero gradients into whole steps, so a few entries may differ.
-        assert np.abs(found[name] - weights).mean() < 0.02 * moved, name
+    _check_close(load_file(model / "model.safetensors"), expected, found)
+    _check_export_of_checkpoint(two, 2)  # one process, whoever wrote it
     made = json.loads((two.folder.value_pretraining / "critic" / "config.json").read_text())
     assert made["hidden_size"] == (64 if zero_stage == 3 else 32)
     assert made.get("vcppo_sees_log_probs", False) == of_critic.get("sees_log_probs", False)
     if zero_stage == 3:  # RL has read it from there; whether it learns is seen in test_engine_ranks.py
         saved = load_file(two.folder.value_pretraining / "critic" / "model.safetensors")
         assert saved["surprise_input.weight"].shape == (64, 2)
+
+
+def _check_close(
+    start: dict[str, Any], expected: dict[str, Any], found: dict[str, Any], share: float = 0.02, unit: float = 0.0
+) -> None:
+    """Weights of two runs differ by a small share of what training has moved them, and by `unit` of their size."""
+    assert expected.keys() == found.keys()
+    for name, weights in expected.items():
+        moved, size = np.abs(weights - start[name]).mean(), np.abs(weights).mean()
+        # Adam turns rounding of near-zero gradients into whole steps, so a few entries may differ.
+        assert np.abs(found[name] - weights).mean() < share * moved + unit * size, name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_goes_on_with_other_ranks_and_zero_stages(
+    tmp_path: Path, redis_server: str, model: Path, generate: Callable[..., ScriptedGenerator], dtype: str
+) -> None:
+    """1 rank at stage 0, then 2 at stage 3, then 1 at stage 0: as a run on one rank that nobody has touched."""
+    critic = {"passes": 2, "replay_batches": 1}
+    rl = {"actor_schedule": "cosine", "actor_warmup_steps": 1, "critic_warmup_steps": 4, "actor_learning_rate": 1e-4}
+    algorithm = {"num_mini_batches": 2, "kl_coefficient": 0.05, "kl_in": "reward", "reference_refresh_steps": 3,
+                 "entropy_target": 100.0, "entropy_step": 0.002}  # fmt: skip
+    sections = {"critic": critic, "rl": rl, "algorithm": algorithm}
+    calm = Run(tmp_path, "calm", redis_server, model, **sections)
+    moving = Run(tmp_path, "moving", redis_server, model, **sections)
+    for run in (calm, moving):
+        _set(run, "model", dtype=dtype)
+    generate(calm)
+    calm_process = calm.start()
+    limit = [3]  # the generator holds back what was issued at this version and later
+    generate(moving, lambda prompt: prompt.purpose != "rl" or prompt.issue_version < limit[0], seed=1)
+    process = moving.start()
+    moving.wait_for_step(process, 3)
+    process.send_signal(signal.SIGTERM)  # with a checkpoint of step 3
+    assert process.wait(100) == 128 + signal.SIGTERM, moving.tail()
+    _set(moving, "learner", num_ranks=2, zero_stage=3)
+    limit[0] = 5
+    process = moving.start(num_ranks=2)
+    moving.wait_for_step(process, 5)  # the checkpoint is of step 4: step 5 is trained again, by one rank
+    moving.kill(process)
+    limit[0] = 99
+    _set(moving, "learner", num_ranks=1, zero_stage=0)
+    moving.finish(moving.start())
+    calm.finish(calm_process)
+
+    for run in (calm, moving):
+        run.check_accounts(max_staleness=0)
+        _check_reference_and_entropy(run)
+    ready = [event for event in moving.events("learner_ready") if event["service"] == "learner"]
+    assert [event["num_ranks"] for event in ready] == [1, 2, 1]
+    ways = [(event["saved"], event["now"]) for event in moving.events("checkpoint_cut_anew")]
+    plain = f"ZeRO {int(dtype == 'bfloat16')}, 1 ranks, {dtype}"
+    cut = f"ZeRO 3, 2 ranks, {dtype}"
+    assert ways == [(plain, cut)] * 2 + [(cut, plain)] * 2  # actor and critic
+    assert moving.events("step_replayed")
+    changed = {(e["setting"], e["before"], e["now"]) for e in moving.events("setting_changed")}
+    assert changed >= {("learner.num_ranks", 1, 2), ("learner.zero_stage", 3, 0)}
+    assert not moving.events("optimizer_settings_changed")
+    folders = (model, calm.folder.export, moving.folder.export)
+    weights = [_in_float32(folder / "model.safetensors") for folder in folders]
+    if dtype == "float32":
+        _check_close(*weights, share=0.05)
+    else:
+        _check_close(*weights, share=0.3, unit=2**-9)
+    rates = ["policy/learning_rate", "critic/learning_rate"]
+    by_step = [
+        {row["step"]: [row[name] for name in rates] for row in read_metrics(run.folder.metrics_file("learner"))
+         if row.get("stage") == "rl"}
+        for run in (calm, moving)
+    ]  # fmt: skip
+    assert by_step[0] == by_step[1] and sorted(by_step[0]) == list(range(1, NUM_STEPS + 1))
+
+
+def _in_float32(file: Path) -> dict[str, Any]:
+    return {name: tensor.float().numpy() for name, tensor in load_torch_file(file).items()}
+
+
+def _set(run: Run, section: str, **settings: Any) -> None:
+    tree = yaml.safe_load(run.folder.config.read_text())
+    tree[section] |= settings
+    run.folder.config.write_text(yaml.safe_dump(tree))
 
 
 def test_value_pretraining_takes_in_the_recording_of_another_run(

@@ -79,7 +79,10 @@ class Run:
             time.sleep(0.01)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        process.send_signal(signal.SIGKILL)
+        """torchrun's ranks first: once it is dead itself they would be asked to stop, and stop in order."""
+        ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for each in (*map(int, ranks), process.pid):
+            os.kill(each, signal.SIGKILL)
         process.wait(10)
 
     def store(self) -> RunStore:

@@ -26,7 +26,20 @@ from vcppo.deploy.launch.start_over import start_over
 from vcppo.deploy.processes import redis_server
 from vcppo.deploy.run.run_config import Change, RunError, changes, config_of_run, exclusive, open_run, write_config
 
-COMMANDS = ("up", "sft", "eval", "ledger", "logs", "report", "watch", "config", "demo", "experiment", "reward-model")
+COMMANDS = (
+    "up",
+    "sft",
+    "eval",
+    "ledger",
+    "logs",
+    "report",
+    "watch",
+    "config",
+    "demo",
+    "experiment",
+    "reward-model",
+    "slurm",
+)
 
 
 @pytest.fixture
@@ -272,13 +285,14 @@ class TestResume:
         train(write_config(load_config(config_file)))
         path = write_config(
             load_config(config_file, ["rl.num_steps=80", "rl.actor_learning_rate=1e-6", "algorithm.num_epochs=2",
-                                      "logging.level=debug", "generator.num_generators=3"])
+                                      "logging.level=debug", "generator.num_generators=3", "learner.num_ranks=2",
+                                      "learner.zero_stage=3"])
         )  # fmt: skip
         assert load_config(path).rl.actor_learning_rate == 1e-6
 
     @pytest.mark.parametrize(
         ("override", "stage"),
-        [("critic.init=policy", "rl"), ("value_pretraining.learning_rate=1e-3", "rl"), ("learner.zero_stage=2", "rl"),
+        [("critic.init=policy", "rl"), ("value_pretraining.learning_rate=1e-3", "rl"),
          ("task.reward_wrong=0.0", "value_pretraining")],
     )  # fmt: skip
     def test_what_rl_began_with_is_refused_once_it_has_begun(

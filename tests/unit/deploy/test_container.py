@@ -13,10 +13,17 @@ import structlog
 import yaml
 
 from tests.paths import ROOT
+from tests.unit.deploy.placement.test_place import gpus
+from vcppo.common.config import dump_config, load_config
 from vcppo.common.errors import ConfigError
 from vcppo.common.transport.keys import PEERS
 from vcppo.deploy import container
 from vcppo.deploy.container import run_config, share_keys
+from vcppo.deploy.launch import launcher
+from vcppo.deploy.logs.log_lines import LogSink
+from vcppo.deploy.placement.claims import claim
+from vcppo.deploy.placement.place import PlacementError
+from vcppo.deploy.processes.process_spec import ProcessSpec
 
 DEMO = ROOT / "deploy" / "configs" / "demo.yaml"
 
@@ -159,3 +166,56 @@ def test_redis_lines_become_json() -> None:
     ]
     assert records[0]["event"].startswith('Ready to "accept" c\\o')
     assert all(record["service"] == "redis" for record in records)
+
+
+class TestGpus:
+    """Containers that see GPUs which are only counted; what would be started is looked at, not started."""
+
+    @pytest.fixture
+    def started(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ProcessSpec]:
+        monkeypatch.setattr(container, "RUNS", tmp_path)
+        monkeypatch.setattr(container, "require", lambda config, names: None)
+        monkeypatch.setattr(container, "own_address", lambda: "10.0.0.1")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        specs: list[ProcessSpec] = []
+        monkeypatch.setattr(container, "_supervise", lambda config, sink, spec, **_: specs.append(spec) or 0)
+        (tmp_path / "first").mkdir()
+        return specs
+
+    def see(self, count: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *overrides: str) -> None:
+        config = load_config(DEMO, [f"run.folder={tmp_path}", "run.name=first", *overrides])
+        (tmp_path / "first" / "config.yaml").write_text(dump_config(config))
+        for module in (container, launcher):
+            monkeypatch.setattr(module, "devices_of", lambda config: gpus(count))
+
+    def test_a_generator_takes_gpus_that_no_other_has(
+        self, started: list[ProcessSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self.see(3, monkeypatch, tmp_path, "generator.tensor_parallel_size=2")
+        held = claim(tmp_path / "first" / ".devices", gpus(3), 1, "another")
+        assert container.generator("first", [], LogSink(tmp_path / "logs", "first")) == 0
+        assert started[0].environment["CUDA_VISIBLE_DEVICES"] == "1,2"
+        other = claim(tmp_path / "first" / ".devices", gpus(3)[1:], 2, "a third")  # given back with the container
+        with pytest.raises(PlacementError, match="others hold all but 0"):
+            container.generator("first", [], LogSink(tmp_path / "logs", "first"))
+        held.close()
+        other.close()
+
+    def test_a_learner_wants_a_gpu_a_rank_of_its_node(
+        self, started: list[ProcessSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self.see(2, monkeypatch, tmp_path, "learner.num_ranks=4")
+        with pytest.raises(PlacementError, match=r"4 GPUs .* and 2 are visible: .*LEARNER_DEVICES"):
+            container.learner("first", [], LogSink(tmp_path / "logs", "first"))
+        for name, value in (("NODES", "2"), ("NODE", "1"), ("RENDEZVOUS", "a:1"), ("ADDRESS", "b")):
+            monkeypatch.setenv(f"VCPPO_{name}", value)
+        assert container.learner("first", [], LogSink(tmp_path / "logs", "first")) == 0
+        assert started[0].environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+    def test_a_container_without_gpus_has_nothing_to_do_with_them(
+        self, started: list[ProcessSpec], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self.see(0, monkeypatch, tmp_path)
+        assert container.generator("first", [], LogSink(tmp_path / "logs", "first")) == 0
+        assert not any(name.startswith("CUDA") for name in started[0].environment)
+        assert not (tmp_path / "first" / ".devices").exists()

@@ -14,6 +14,8 @@ from tests.paths import ROOT
 from vcppo.common.config import load_config
 from vcppo.deploy.container import ROLES, run_config
 from vcppo.deploy.launch.nodes import Nodes
+from vcppo.deploy.placement.gpus import Device
+from vcppo.deploy.placement.place import Part, place
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 CONFIGS = {"cpu": "demo.yaml", "gpu": "paper_qwen32b.yaml"}
@@ -116,6 +118,10 @@ def test_shapes_agree_with_the_config(overlay: str) -> None:
     limits = generators["template"]["spec"]["containers"][0]["resources"].get("limits", {})
     assert limits.get("nvidia.com/gpu", 1) == config.generator.tensor_parallel_size
     assert learner["resources"].get("limits", {}).get("nvidia.com/gpu", 1) == ranks
+    for container, part in ((learner, Part(ranks, 0)), (generators["template"]["spec"]["containers"][0], Part(0, 1))):
+        count = container["resources"].get("limits", {}).get("nvidia.com/gpu", 0)
+        seen = [Device(str(number)) for number in range(count)]
+        assert place(config, seen, [None], part=part).free == ()  # each pod's GPUs are all used, and are enough
     port = one(overlay, "Service", "learner")["spec"]["ports"][0]["port"]
     assert environment["VCPPO_RENDEZVOUS"] == f"learner-0.learner:{port}"
     assert environment["VCPPO_ADDRESS"] == "learner-$(VCPPO_NODE).learner"

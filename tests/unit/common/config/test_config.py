@@ -135,6 +135,15 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
         (["sampling.temperature=0"], "sampling.temperature = 0: must be greater than 0 (Softmax temperature"),
         (["sampling.temperature=.nan"], "sampling.temperature = '.nan': '.nan' is no finite number"),
         (["broadcast.backend=mpi"], "broadcast.backend = 'mpi': must be 'auto', 'gloo' or 'nccl'"),
+        (
+            ["learner.offload.optimizer=cpu"],
+            "learner.zero_stage = 0: set learner.zero_stage to 1 or more",
+        ),
+        (
+            ["learner.offload.parameters=cpu", "learner.zero_stage=2"],
+            "learner.offload.parameters = cpu: DeepSpeed offloads parameters at ZeRO stage 3",
+        ),
+        (["learner.offload.optimizer=nvme"], "learner.offload.optimizer = 'nvme': must be 'none' or 'cpu'"),
         (["rl=3"], "rl = 3: must be a section with fields of its own"),
         (["run.name=../up"], "run.name = '../up'"),
         (["rl.batch_size"], "'rl.batch_size' is no override: write section.field=value"),
@@ -286,6 +295,7 @@ GRPO = "algorithm.advantage_estimator=group_mean"
         (["generator.lease_seconds=10"], ["generator.lease_seconds = 10", "generator.heartbeat_seconds = 5", "15"]),
         (["generator.engine_options={dtype: half}"], ["generator.engine_options.dtype", "set generator.dtype instead"]),
         (["generator.engine_options={logprobs_mode: x}"], ["generator.engine_options.logprobs_mode", "leave it out"]),
+        (["broadcast.backend=nccl", "launcher.share_gpus=true"], ["NCCL takes one process a GPU", "auto or gloo"]),
         (["broadcast.backend=nccl", "learner.device=cpu"], ["broadcast.backend = nccl", "learner.device = cpu"]),
         (["redis.url=localhost:6379"], ["redis.url = 'localhost:6379'", "redis://"]),
         (["transport.endpoints=[tcp://10.0.0.7:5755]"], ["transport.endpoints", "10.0.0.7", "set redis.url"]),
@@ -403,3 +413,17 @@ def test_an_endpoint_beyond_the_loopback_has_an_address_and_is_warned_of(run_yam
     for host, warned in (("10.0.0.7", True), ("fd00::2", True), ("agents.lan", True), ("::1", False)):
         warnings = config_warnings(load_config(run_yaml, [f"task.endpoint_host='{host}'"]))
         assert ["unencrypted" in each for each in warnings if "task.endpoint_host" in each] == [True] * warned
+
+
+def test_what_weights_go_by() -> None:
+    """Both ends decide alike. NCCL would refuse two processes on one GPU, so sharing goes without it."""
+
+    def by(backend: str, share: bool) -> list[str]:
+        tree = {"model": {"path": "m"}, "broadcast": {"backend": backend}, "launcher": {"share_gpus": share}}
+        config = VcppoConfig.model_validate(tree)
+        return [config.transfer_backend(on_cuda=on_cuda) for on_cuda in (False, True)]
+
+    assert by("auto", False) == ["gloo", "nccl"]
+    assert by("auto", True) == ["gloo", "gloo"]
+    assert by("gloo", False) == ["gloo", "gloo"]
+    assert by("nccl", False) == ["nccl", "nccl"]

@@ -65,7 +65,8 @@ def test_before_anything_was_made_anything_may_change(field: str) -> None:
         ("model.path", "refused", "refused"),
         ("sft.init", "refused", "refused"),
         ("generator.max_model_len", "nothing", "nothing"),
-        ("learner.num_ranks", "nothing", "refused"),
+        ("learner.num_ranks", "nothing", "rl_goes_on"),
+        ("learner.zero_stage", "nothing", "rl_goes_on"),
         ("redis.url", "nothing", "nothing"),
         ("transport.endpoints", "nothing", "nothing"),
     ],
@@ -82,7 +83,6 @@ def test_some_depend_on_the_way_they_change() -> None:
     assert consequence(Change("generator.max_model_len", 512, 399), RECORDED) == "refused"
     assert consequence(Change("generator.max_model_len", 512, 400), Begun(recorded=True)) == "refused"
     assert consequence(Change("generator.max_model_len", 512, 400), TRAINED) == "refused"
-    assert consequence(Change("learner.num_ranks", 1, 2), Begun(rl=True, sharded=False)) == "nothing"
 
 
 def test_without_a_recording_its_settings_shape_nothing() -> None:

@@ -162,6 +162,16 @@ class TestDemonstrations:
             equations = re.findall(r"(\d)\*(\d)\+(\d)=(\d\d)", demonstration.response)
             assert all(int(a) * int(b) + int(c) == int(d) for a, b, c, d in equations)
 
+    def test_few_operations_have_any_of_the_letters(self) -> None:
+        """So the look-up of each is learnt where it is easy; the answers are right there, too."""
+        shown = ChainArithmetic(num_operations=14).demonstrations(3, 200, {"num_operations": 3})
+        letters = [re.findall("[A-Z]", each.prompt) for each in shown]
+        assert {len(each) for each in letters} == {3} and all(each == sorted(each) for each in letters)
+        assert {letter for each in letters for letter in each} == set("ABCDEFGHIJKLMN")
+        assert all(each.response.endswith(f"</think>{recompute(each.prompt, 3)}") for each in shown)
+        with pytest.raises(TaskError, match=r"style.num_operations = 7: the task has 3: lower it"):
+            self.task.demonstrations(0, 1, {"num_operations": 7})
+
     def test_styles(self) -> None:
         careful = self.task.demonstrations(0, 20, {"long_sloppy": 0.0})
         short = self.task.demonstrations(0, 20, {"long_fraction": 0.0, "short_sloppy": 1.0, "check": 0.0})

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.processes import is_alive
+from tests.unit.deploy.placement.test_place import config, gpus
 from vcppo.common.check.check_lines import CheckLine
-from vcppo.deploy.check.children import Began, Child, Children, Ended, Planned
+from vcppo.deploy.check.children import Began, Child, Children, Ended, Planned, child_programs
+from vcppo.deploy.placement.place import place
 
 PROGRAM = """
 import json, os, signal, subprocess, sys, time
@@ -93,6 +95,19 @@ def test_one_that_can_not_be_started(tmp_path: Path) -> None:
     lines, _ = run(Child("c", [sys.executable, str(tmp_path / "nothing.py")], "g"))
     assert [line.status for line in lines] == ["failed"]
     assert "nothing.py" in " ".join(lines[0].details)
+
+
+def test_each_sees_the_gpus_that_the_run_gives_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both run at once, and vLLM takes most of what it sees."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    placement = place(config(2, 2, 2), gpus(6), [None])
+    found = child_programs(tmp_path / "config.yaml", 0, placement)
+    assert [child.environment["CUDA_VISIBLE_DEVICES"] for child in found] == ["0", "2,3"]
+    for none in (None, place(config(), [], [None])):
+        assert [child.environment for child in child_programs(tmp_path, 0, none)] == [{}, {}]
+    says = "import os, sys; sys.stderr.write(os.environ['CUDA_VISIBLE_DEVICES']); sys.exit(1)"
+    lines, _ = run(Child("c", [sys.executable, "-c", says], "g", found[1].environment))
+    assert lines[0].details == ("2,3",)
 
 
 def test_stray_output_is_passed_over(programs: Programs) -> None:

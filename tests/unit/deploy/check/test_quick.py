@@ -25,6 +25,7 @@ from vcppo.common.transport.ports import free_port
 from vcppo.deploy.check import quick
 from vcppo.deploy.check.machine import Machine, Setup, TorchBuild, count_gpus, torch_build
 from vcppo.deploy.check.quick import BEFORE_UP, CONTAINER, QUICK, UP, StartRefused, refuse_start
+from vcppo.deploy.placement.gpus import Device
 from vcppo.deploy.run.run_config import exclusive
 
 GIB = 2**30
@@ -171,7 +172,44 @@ class TestDevices:
 
     def test_fewer_gpus_than_processes(self, folder: Path) -> None:
         line = only(look(folder, "devices", ["generator.num_generators=4"], GPU))
-        assert (line.status, "5 GPUs" in line.text, "2 are visible" in line.text) == ("warned", True, True)
+        assert (line.status, "5 GPUs" in line.text, "2 are visible" in line.text) == ("failed", True, True)
+        assert line.remedy == "set generator.num_generators=1"
+        one = only(look(folder, "devices", ["generator.num_generators=1"], replace(GPU, gpus=1)))
+        assert (one.status, "two or more, or let them share one" in one.remedy) == ("failed", True)
+        assert only(look(folder, "devices", ["generator.num_generators=1"], GPU)).text.endswith(
+            "2 GPUs; learner on 0; generator-0 on 1"
+        )
+
+    def test_too_few_gpus_end_a_start(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Machine, "look", lambda: GPU)
+        with pytest.raises(StartRefused, match=r"set generator\.num_generators=1") as refused:
+            refuse_start(config_of(folder, "generator.num_generators=4"), UP)
+        assert refused.value.exit_code == EXIT_USAGE
+
+    def test_a_gpu_that_somebody_else_holds(self, folder: Path) -> None:
+        """vLLM would refuse it, minutes later. A run that is up is checked too, and holds its own."""
+        devices = (Device("0", 80 * GIB, 80 * GIB, gpu="a"), Device("1", 80 * GIB, 40 * GIB, gpu="b"))
+        held, one = replace(GPU, devices=devices), ["generator.num_generators=1"]
+        lines = look(folder, "devices", one, held, starting=True)
+        assert [line.status for line in lines] == ["passed", "failed"]
+        assert "GPU 1 has 40.0 of 80.0 GiB free" in lines[1].text
+        assert "set generator.gpu_memory_utilization=0.49" in lines[1].text
+        assert [line.status for line in look(folder, "devices", one, held)] == ["passed", "warned"]
+        lower = [*one, "generator.gpu_memory_utilization=0.49"]
+        assert [line.status for line in look(folder, "devices", lower, held, starting=True)] == ["passed"]
+
+    def test_memory_of_each_gpu(self, folder: Path) -> None:
+        """What is sure ends a start, an estimate does not; and the learner gets the GPU that it fits on."""
+        small, one = GIB, ["generator.num_generators=1"]
+        mixed = (Device("0", small, gpu="a"), Device("1", 80 * GIB, gpu="b"), Device("2", 80 * GIB, gpu="c"))
+        machine = replace(GPU, gpus=3, gpu_bytes=small, devices=mixed)
+        assert {line.status for line in look(folder, "memory", one, machine)} == {"passed"}
+        assert only(look(folder, "devices", one, machine)).text.endswith("on 1; generator-0 on 2; free: 0")
+        two = ["generator.num_generators=2"]
+        assert look(folder, "memory", two, machine, starting=True)[0].status == "warned"
+        assert look(folder, "memory", two, machine)[0].status == "failed"
+        none = replace(machine, devices=tuple(replace(each, memory=1000) for each in mixed))
+        assert look(folder, "memory", one, none, starting=True)[0].status == "failed"
 
     def test_memory(self, folder: Path) -> None:
         lines = look(folder, "memory", [], replace(CPU, memory=GIB, memory_free=GIB))
@@ -181,10 +219,10 @@ class TestDevices:
         assert {line.status for line in starting} == {"warned"}  # an estimate refuses no run
 
     def test_memory_of_a_gpu_is_not_compared_with_the_hosts(self, folder: Path) -> None:
-        small_host = replace(GPU, memory=GIB, memory_free=GIB)
+        small_host, one = replace(GPU, memory=GIB, memory_free=GIB), ["generator.num_generators=1"]
         assert [line.status for line in look(folder, "memory", [], small_host)] == ["passed"]
         assert look(folder, "memory", [], replace(small_host, gpu_bytes=None))[0].status == "passed"
-        assert look(folder, "memory", [], replace(small_host, gpu_bytes=GIB // 100))[0].status == "failed"
+        assert look(folder, "memory", one, replace(small_host, gpu_bytes=GIB // 100))[0].status == "failed"
 
     def test_an_unknown_family_is_no_failure(self, folder: Path) -> None:
         (folder / "model" / "config.json").write_text(json.dumps({**TINY, "model_type": "new"}))

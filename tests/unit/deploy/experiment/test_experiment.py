@@ -227,6 +227,28 @@ def test_other_settings_in_the_same_folder_are_refused(suite: Suite, monkeypatch
     assert "rl.batch_size is 128 in the run and 64 now" in tally.failed["vc_ppo-seed0"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("value_pretraining.held_out_fraction=0.2", None), ("rl.batch_size=64", None),
+     ("model.dtype=bfloat16", "cold_start-seed0 was made with other settings: model.dtype is 'float32' in the run"),
+     ("task.options.num_operations=5", "cold_start-seed0 was made with other settings: task.options.num_operations")],
+)  # fmt: skip
+def test_a_run_whose_gate_failed_goes_on_as_the_gate_said(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, change: str, said: str | None
+) -> None:
+    """Its remedy is a setting and the same command. The cold start is made without that setting, and stands."""
+    stages, runs = Stages(monkeypatch), plan_runs(suite, ["vc_ppo"], [0])
+    stages.fails = {"vc_ppo-seed0"}
+    Experiment(suite, runs, runs, Console(quiet=True)).work()
+    stages.calls, stages.fails = [], set()
+    more = plan_runs(suite, ["vc_ppo"], [0], [change])
+    tally = Experiment(suite, more, more, Console(quiet=True)).work()
+    if said is None:
+        assert tally.failed == {} and [stage for stage, _ in stages.calls] == ["run_up", "evaluate"]
+    else:
+        assert said in tally.failed["vc_ppo-seed0"] and not stages.calls
+
+
 def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment", "quick", "--dry-run", "--folder", str(tmp_path)]) == 0
     out = capsys.readouterr().out

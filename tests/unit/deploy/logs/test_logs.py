@@ -11,8 +11,11 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.paths import ROOT
@@ -23,7 +26,7 @@ from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import read_metrics
 from vcppo.deploy.chaos.watch import Watch
 from vcppo.deploy.logs.log_lines import LineSplitter, LogSink, Screen, parse_line, prefix
-from vcppo.deploy.logs.logs_command import LogFilter, from_folder, from_text
+from vcppo.deploy.logs.logs_command import LogFilter, from_folder, from_text, newest_from_folder
 from vcppo.deploy.report import write_report
 from vcppo.deploy.run.run_data import JsonLinesTail, RunData
 from vcppo.deploy.terminal.display import ProgressLines
@@ -287,6 +290,26 @@ class TestSources:
         (tmp_path / "a.jsonl").write_text(line("one", 1) + "\n" + line("three", 3) + "\n")
         (tmp_path / "b.jsonl").write_text(line("two", 2) + "\n")
         assert [r["event"] for r in from_folder(tmp_path, follow=False)] == ["one", "two", "three"]
+
+    @given(counts=st.lists(st.integers(0, 40), min_size=1, max_size=4), most_bytes=st.integers(0, 12_000))
+    def test_newest_are_the_end_of_each_file(self, counts: list[int], most_bytes: int) -> None:
+        """By time, within the bytes that are given; what small files leave of their share goes to larger ones."""
+        with TemporaryDirectory() as name:
+            folder, size = Path(name), len(line("10", 10, service="a0")) + 1
+            files = [[line(str(i), i, service=f"a{number}") for i in range(10, 10 + count)]
+                     for number, count in enumerate(counts)]  # fmt: skip
+            for number, lines in enumerate(files):
+                (folder / f"a{number}.jsonl").write_text("".join(f"{each}\n" for each in lines))
+            sizes = [path.stat().st_size for path in folder.iterdir()]
+            found, is_all = newest_from_folder(folder, most_bytes)
+            assert [each["time"] for each in found] == sorted(each["time"] for each in found)
+            for number, lines in enumerate(files):
+                mine = [each["event"] for each in found if each["service"] == f"a{number}"]
+                assert mine == [json.loads(each)["event"] for each in lines][len(lines) - len(mine) :]
+            assert is_all == (sum(sizes) <= most_bytes) or len(found) == sum(counts)
+            # Of each file that was cut a piece of a line is lost, and nothing else of what was given.
+            whole = sum(len(json.dumps(each)) + 1 for each in found)
+            assert min(sum(sizes), most_bytes) - 2 * size * len(files) <= whole <= most_bytes
 
     def test_follow_sees_new_lines_and_new_files(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(line("old") + "\n")

@@ -25,7 +25,7 @@ from vcppo.deploy.plan.arithmetic import (
     rank_plan,
     remarks,
 )
-from vcppo.deploy.plan.plan_command import model_rows
+from vcppo.deploy.plan.plan_tables import model_rows
 from vcppo.deploy.report.paper_numbers import paper_numbers
 
 PAPER = ROOT / "deploy" / "configs" / "paper_qwen32b.yaml"
@@ -123,6 +123,20 @@ def test_buckets_are_stage_3s_and_one_a_model() -> None:
     assert rank_plan(models, config(learner={"zero_stage": 2})).buckets == 0
     assert rank_plan(models, config(learner={"zero_stage": 3})).buckets == 4_000_000_000
     assert rank_plan(models, config(learner={"zero_stage": 3}, **group)).buckets == 2_000_000_000
+
+
+def test_what_is_offloaded_leaves_the_device() -> None:
+    models = both("Qwen/Qwen2.5-0.5B")
+    shared = {"zero_stage": 3, "num_ranks": 4}
+    plain = rank_plan(models, config(learner=shared))
+    optimizer = rank_plan(models, config(learner={**shared, "offload": {"optimizer": "cpu"}}))
+    both_of_them = rank_plan(models, config(learner={**shared, "offload": {"optimizer": "cpu", "parameters": "cpu"}}))
+    assert plain.critic is not None and optimizer.critic is not None
+    assert plain.offloaded == 0
+    assert optimizer.offloaded == plain.actor.optimizer + plain.critic.optimizer == plain.total - optimizer.total
+    assert optimizer.actor.optimizer == optimizer.critic.optimizer == 0 < optimizer.actor.weights
+    assert both_of_them.actor.weights == 0
+    assert both_of_them.offloaded == optimizer.offloaded + plain.actor.weights + plain.critic.weights
 
 
 def test_flows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from vcppo.common.records.trajectory import FinishReason, Outcome, Trajectory, V
 from vcppo.common.records.wire import encode_trajectory
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
 from vcppo.deploy.cli import main
+from vcppo.deploy.samples.sources import steps_of
 from vcppo.learner.batching.trajectory_file import TrajectoryFile
 from vcppo.learner.rl.samples import choose_samples
 
@@ -128,7 +130,8 @@ class TestWriter:
             "sample_index": 0, "segment": 0, "task": "t", "generator": "generator-0", "issue_version": 2,
             "staleness": 3,
             "outcome": "correct", "finish_reason": "stop", "reward": 0.75, "components": {"base": 0.5, "brevity": 0.25},
-            "turn_rewards": [], "length": 3, "turns": 2, "last_value": 0.5, "largest_mismatch": 0.25,
+            "turn_rewards": [], "length": 3, "turns": 2, "believed": pytest.approx(values[-1]), "last_value": 0.5,
+            "largest_mismatch": 0.25,
             "largest_advantage": pytest.approx(max(advantages)), "prompt": "two plus two is",
             "response": "four four four four <eos>", "prompt_token_ids": [1, 2, 1, 3],
         }  # fmt: skip
@@ -148,16 +151,19 @@ class TestWriter:
         }  # fmt: skip
         assert list(tokens) == list(TOKEN_COLUMNS)
 
-    def test_a_file_of_before_there_were_segments_is_read(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("gone", [["segment"], ["believed"], ["segment", "believed"]])
+    def test_a_file_of_before_some_columns_is_read(self, tmp_path: Path, gone: list[str]) -> None:
         write(tmp_path, 1, batch(wrong=2))
         path = tmp_path / "step-000001.parquet"
-        parquet.write_table(parquet.read_table(path).drop_columns(["segment"]), path)
-        assert [(head["segment"], head["outcome"]) for head in SampleTable(path).heads()] == [(0, "wrong")] * 2
+        parquet.write_table(parquet.read_table(path).drop_columns(gone), path)
+        heads = SampleTable(path).heads()
+        assert [(head["segment"], head["outcome"]) for head in heads] == [(0, "wrong")] * 2
+        assert [head["believed"] is None for head in heads] == ["believed" in gone] * 2
 
     def test_without_a_critic_nobody_believed_anything(self, tmp_path: Path) -> None:
         write(tmp_path, 1, batch(wrong=2), has_critic=False)
         table = SampleTable(tmp_path / "step-000001.parquet")
-        assert table.heads()[0]["last_value"] is None
+        assert table.heads()[0]["last_value"] is table.heads()[0]["believed"] is None
         assert table.tokens(1)["values"] == table.tokens(1)["value_targets"] == [None] * 3
         assert None not in table.tokens(1)["advantages"]
 
@@ -199,6 +205,28 @@ class TestWriter:
         assert kept == [f"step-{step:06d}.parquet" for step in (1, 6, 7, 8)]
         write(tmp_path, 9, [trajectory(9, length=30_000)], samples_mib=room / 100)  # alone too large: the newest stays
         assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000001.parquet", "step-000009.parquet"]
+
+    def test_columns_that_are_asked_for_are_all_that_is_read(self, tmp_path: Path) -> None:
+        write_step(tmp_path, 1, batch(wrong=2), WORDS)
+        path = tmp_path / "step-000001.parquet"
+        whole, some = SampleTable(path), SampleTable(path, (*RESPONSE_COLUMNS, "token_ids", "values"))
+        assert some.heads() == whole.heads()
+        assert some.tokens(0, ("values",)) == {"values": whole.tokens(0)["values"]}
+        assert set(some.tokens(0)["advantages"]) == {None}
+
+    def test_a_step_is_seen_as_soon_as_it_is_there(self, tmp_path: Path) -> None:
+        """A folder that has not changed for a while is not listed again."""
+        folder = RunFolder(tmp_path)
+        assert not steps_of(folder)
+        write_step(folder.samples, 1, batch(wrong=2), WORDS)
+        for long_ago in (False, True):
+            if long_ago:
+                os.utime(folder.samples, ns=(10**18, 10**18))
+            assert list(steps_of(folder)) == list(steps_of(folder)) == [1]
+        write_step(folder.samples, 2, batch(wrong=2), WORDS)
+        assert list(steps_of(folder)) == [1, 2]
+        (folder.samples / "step-000001.parquet").unlink()
+        assert list(steps_of(folder)) == [2]
 
     def test_none_when_none_are_wanted(self, tmp_path: Path) -> None:
         write(tmp_path / "samples", 1, batch(wrong=3), samples_per_step=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,12 +18,13 @@ from fastapi.testclient import TestClient
 from tests.unit.rig.fake_run import make_run
 from tests.unit.rig.learner_samples import trajectory
 from tests.unit.rig.written_samples import write_step
-from vcppo.common.records.trajectory import Trajectory
+from vcppo.common.records.trajectory import Trajectory, VersionSpan
 from vcppo.common.run_folder import RunFolder
 from vcppo.common.telemetry.metrics import MetricsWriter
 from vcppo.deploy.cli import main
 from vcppo.deploy.ui.app import _share, make_app
 from vcppo.deploy.ui.guard import is_loopback
+from vcppo.deploy.ui.runs import Runs
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\x1b[31m\u202e'\" onmouseover='x"
 WORDS = [HOSTILE, *(f"word{number}" for number in range(1, 100))]
@@ -230,6 +232,21 @@ def test_the_most_misjudged_first_and_a_page_at_a_time(browser: TestClient) -> N
     assert "match" in text(browser, "/samples?run=first&page=99")
 
 
+def test_too_hopeful_is_what_was_believed_before_the_last_token(tmp_path: Path) -> None:
+    """Not the value after it, which no critic is trained for: here 0.5 everywhere. Beliefs grow with the length."""
+    folder = make_run(tmp_path, "hopeful")
+    wrong = [replace(each, reward=-1.0, outcome="wrong") for each in responses(1, 4)]
+    lengths = [each.response_token_ids.size for each in wrong]
+    cut = [replace(each, response_token_ids=each.response_token_ids[:n], action_mask=np.ones(n, np.bool_),
+                   behaviour_log_probs=each.behaviour_log_probs[:n], version_spans=(VersionSpan(0, n),))
+           for each, n in zip(wrong, (3, 9, 6, 12), strict=True)]  # fmt: skip
+    assert min(lengths) >= 12
+    write_step(folder.samples, 1, cut, WORDS)
+    browser = TestClient(make_app(tmp_path), base_url="http://localhost")
+    page = text(browser, "/samples?run=hopeful&sort=critic+too+hopeful")
+    assert re.findall(r"data-is='believed'>([\d.]+)", page) == ["1.10", "0.80", "0.50", "0.20"]
+
+
 def test_a_response_token_by_token_with_its_relatives(browser: TestClient) -> None:
     page = text(browser, sample_address())
     spans = re.findall(r"<span class='([^']*)'(?: id=turning)? title='([^']*)'>", page)
@@ -260,6 +277,42 @@ def test_logs_are_filtered(browser: TestClient) -> None:
     assert "1 lines match" in text(browser, "/logs?run=first&level=warning")
     assert "0 lines match" in text(browser, "/logs?run=first&level=error")
     assert "0 lines match" in text(browser, "/logs?run=first&service=buffer&trajectory=x&version=3")
+
+
+def test_long_logs_are_shown_from_their_end_and_older_lines_on_demand(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "long")
+    lines = [
+        {
+            "time": f"2026-01-01T00:00:00.{i:06d}Z",
+            "level": "info",
+            "service": "learner",
+            "event": f"line {i}",
+            "more": "x" * 900,
+        }
+        for i in range(6000)
+    ]
+    folder.log_file("learner").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    browser = TestClient(make_app(tmp_path), base_url="http://localhost")
+    page = text(browser, "/logs?run=long&service=learner&level=info")
+    found = re.search(r"([\d,]+) lines match of the newest ([\d,]+)", page)
+    assert found and 4000 < int(found[1].replace(",", "")) < 6000 and "line 5999" in page
+    older = next(address for address in Tags(page).addresses if "all=true" in address)
+    assert "6,000 lines match;" in text(browser, older) and "all=true" not in text(browser, older)
+
+
+def test_from_one_step_of_the_critic_to_those_beside_it(browser: TestClient) -> None:
+    beside = {step: [address[-1] for address in Tags(text(browser, f"/critic?run=first&step={step}")).addresses
+                     if address.startswith("/critic?run=first&step=")] for step in (1, 2, 3)}  # fmt: skip
+    assert beside == {1: ["2"], 2: ["1", "3"], 3: ["2"]}
+    assert "there are some of steps between 1 and 3" in text(browser, "/critic?run=first&step=7", 404)
+
+
+def test_the_first_look_finds_runs_read_already(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_read = threading.Event()
+    lines = Runs.lines
+    monkeypatch.setattr(Runs, "lines", lambda self: [*lines(self), is_read.set()])
+    with TestClient(make_app(root), base_url="http://localhost:8117"):
+        assert is_read.wait(30)
 
 
 @pytest.mark.parametrize(

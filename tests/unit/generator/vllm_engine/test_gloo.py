@@ -149,3 +149,15 @@ def test_chunks_hold_at_most_a_buffer_or_one_larger_tensor() -> None:
 def test_an_update_info_that_disagrees_with_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="chunks that sum to 2"):
         GlooUpdateInfo(names=["a"], dtype_names=["float32"], shapes=[[1]], chunks=[2])
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_an_update_on_cuda_is_waited_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has no accelerator to wait for on a CPU, and raises there."""
+    waited: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waited.append(kind))
+    monkeypatch.setattr(GlooWeightTransferEngine, "receive_weights", lambda self, info: None)
+    config: Any = SimpleNamespace(parallel_config=None, model_config=None)
+    engine = GlooWeightTransferEngine(None, config, torch.device(kind), None)  # type: ignore[arg-type]
+    engine.update_weights({"names": [], "dtype_names": [], "shapes": [], "chunks": []})
+    assert waited == ([kind] if kind == "cuda" else [])

@@ -10,7 +10,7 @@ from torch.nn import functional
 from vcppo.common.errors import VcppoError
 from vcppo.learner.kernels import attention
 from vcppo.learner.kernels import segment_attention as module
-from vcppo.learner.kernels.attention import Segments, packed_attention
+from vcppo.learner.kernels.attention import Segments, choose_kernel, packed_attention
 from vcppo.learner.kernels.segment_attention import Group, plan, segment_attention
 
 LENGTHS = (7, 3, 3, 3, 1, 5)
@@ -122,3 +122,23 @@ def test_what_it_would_get_wrong_is_refused(refused: dict[str, object]) -> None:
     arguments = {"attention_mask": None, "packed_segments": Segments((1,), CU[:2])}
     with pytest.raises(VcppoError, match="Identity asks for"):
         packed_attention(torch.nn.Identity(), q, q, q, **(arguments | refused))
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_size", "value_size", "kernel"),
+    [
+        ("cpu", torch.float32, 64, 64, "runs"),
+        ("cpu", torch.bfloat16, 64, 64, "segments"),
+        ("cuda", torch.bfloat16, 64, 64, "varlen"),
+        ("cuda", torch.bfloat16, 256, 256, "varlen"),
+        # What torch's flash attention refuses: "only support fp16 and bf16", "multiple of 8", "at most 256".
+        ("cuda", torch.float32, 64, 64, "runs"),
+        ("cuda", torch.bfloat16, 36, 36, "runs"),
+        ("cuda", torch.bfloat16, 320, 320, "runs"),
+        ("cuda", torch.bfloat16, 192, 128, "runs"),
+    ],
+)
+def test_the_kernel_is_one_that_takes_these_tensors(
+    device: str, dtype: torch.dtype, head_size: int, value_size: int, kernel: str
+) -> None:
+    assert choose_kernel(device, dtype, head_size, value_size) == kernel

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vcppo.learner.kernels.log_probs import chunked_log_probs
+from vcppo.common.chunk_sizes import CPU, CUDA, chunk_sizes
+from vcppo.learner.kernels.log_probs import _Block, chunked_log_probs
 
 
 def reference(hidden, weight, targets, temperature, bias):
@@ -139,3 +140,22 @@ def test_a_block_of_logits_never_exceeds_its_chunks(vocab: int, monkeypatch: pyt
     assert max(sizes) <= 16 * 1024
     if vocab == 32:  # a small vocabulary takes more tokens at once: one block forwards, one backwards
         assert len(sizes) == 2
+
+
+def test_chunks_are_the_devices_unless_the_config_says_otherwise() -> None:
+    assert chunk_sizes("cpu") == CPU and chunk_sizes("cuda") == CUDA
+    assert chunk_sizes("cuda", 7, 100) == (7, 100, CUDA.states)
+    assert chunk_sizes("cpu", None, 100) == (CPU.tokens, 100, CPU.states)
+
+
+@pytest.mark.parametrize(("hidden_size", "num_vocab"), [(1536, 151_936), (4096, 128_256), (576, 49_152)])
+def test_a_block_on_cuda_is_larger_and_within_its_bounds(hidden_size: int, num_vocab: int) -> None:
+    """Its matrix product, at 10¹⁵ FLOP/s, takes more than three times as long as that of a CPU's block."""
+
+    def microseconds(sizes):
+        block = _Block.of(sizes, num_vocab, hidden_size)
+        assert block.tokens * block.vocab <= sizes.tokens * sizes.vocab
+        assert block.vocab * hidden_size <= sizes.states and block.tokens * hidden_size <= sizes.states
+        return 1e6 * 2 * block.tokens * block.vocab * hidden_size / 1e15
+
+    assert microseconds(CUDA) > 3 * microseconds(CPU)

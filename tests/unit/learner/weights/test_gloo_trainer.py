@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vcppo.learner.weights import gloo_trainer
-from vcppo.learner.weights.gloo_trainer import GlooTrainerWeightTransferEngine
+from vcppo.learner.weights.gloo_trainer import GlooTrainerWeightTransferEngine, LockstepSource
 
 
 def test_an_answer_that_comes_after_the_group_was_left_is_no_error(
@@ -50,3 +50,14 @@ def test_an_answer_that_comes_after_the_group_was_left_is_no_error(
         late.set_exception(ValueError("nobody answers there"))
     assert caplog.records == []
     assert aborted
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_weights_on_cuda_are_sent_once_the_optimizer_is_through(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's NCCL engine reads them on streams of its own, which wait for nobody."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    device = torch.device(kind)
+    engine: Any = SimpleNamespace(device=device)
+    LockstepSource(engine).begin_round()
+    assert waited == ([device] if kind == "cuda" else [])

@@ -1,4 +1,4 @@
-"""`vcppo plan -c CONFIG`: what the run needs and what will not fit, before anything starts."""
+"""A plan as tables: what the run needs, and what will not fit."""
 
 from __future__ import annotations
 
@@ -10,40 +10,43 @@ from rich.markup import escape
 from rich.table import Table
 
 from vcppo.common.config import VcppoConfig
-from vcppo.deploy.plan.architecture import Models, models_of
-from vcppo.deploy.plan.arithmetic import GIB, ModelMemory, Plan, gib, make_plan, problems, remarks
+from vcppo.deploy.plan.architecture import Models
+from vcppo.deploy.plan.arithmetic import ModelMemory, Plan, gib, remarks
 
 Row = tuple[str, str, str]
 
 
-def print_plan(config: VcppoConfig, gpu_memory_gib: float | None, tokens_per_second: float | None) -> bool:
+def print_plan(
+    plan: Plan,
+    config: VcppoConfig,
+    tokens_per_second: float | None,
+    placed: Sequence[Row],
+    wrong: Sequence[str],
+) -> bool:
     """Print the plan of a config. Returns whether everything fits.
 
     Args:
-        gpu_memory_gib: of one GPU; None: everything runs on this machine's CPU.
         tokens_per_second: of one generator, for the flows; None: flows per 1,000 tokens/s.
-
-    Raises:
-        PlanError: the model's sizes are not known.
+        placed: who computes where, a row each; empty: not asked.
+        wrong: what will not fit, a line each.
     """
-    gpu_bytes = None if gpu_memory_gib is None else int(gpu_memory_gib * GIB)
-    plan = make_plan(models_of(config), config, gpu_bytes, host_memory())
     console = Console(width=None if os.isatty(1) else 120, highlight=False)
     for title, rows in (
         ("model", model_rows(plan.models, config)),
         ("learner, each rank", rank_rows(plan, config)),
         ("generator, each device", generator_rows(plan, config)),
         ("between them", flow_rows(plan, config, tokens_per_second)),
+        ("placement", placed),
     ):
-        console.print(_table(title, rows))
+        if rows:
+            console.print(_table(title, rows))
     for remark in remarks(plan, config):
         console.print(f"note: {remark}", soft_wrap=True, markup=False)
-    found = list(problems(plan, config))
-    for problem in found:
+    for problem in wrong:
         console.print(f"will not fit: {problem}", soft_wrap=True, markup=False)
-    if not found:
+    if not wrong:
         console.print("everything fits, by this arithmetic (nothing was measured)")
-    return not found
+    return not wrong
 
 
 def model_rows(models: Models, config: VcppoConfig) -> list[Row]:

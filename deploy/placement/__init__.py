@@ -1,0 +1,1 @@
+"""Which process computes on which GPU, and on which cores near it."""
