@@ -22,6 +22,7 @@ from vcppo.deploy.check.quick import CONTAINER
 from vcppo.deploy.launch.launcher import Launcher
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.placement.place import Part
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 from vcppo.deploy.processes.supervisor import Interrupted, ProcessSpec
 from vcppo.deploy.slurm.head_note import HeadNote, State, write_note
@@ -65,7 +66,8 @@ class Head(Launcher):
     ) -> None:
         self.address, self.nodes, self.job, self._network = address, nodes, job, list(network)
         self.redis_port, self.rendezvous = free_port(address), free_port(address)
-        super().__init__(config, sink, on_tick=lambda: None)  # conditions are looked at each second
+        # Conditions are looked at each second.
+        super().__init__(config, sink, on_tick=lambda: None, part=node_part(config, nodes))
         if self.embedded:
             self.redis_url = f"redis://{address}:{self.redis_port}/0"
         self.endpoints = [f"tcp://{address}:{free_port(address)}"]
@@ -140,6 +142,11 @@ class Head(Launcher):
     def generator_specs(self) -> list[ProcessSpec]:
         """None: Slurm starts them, on other nodes."""
         return []
+
+
+def node_part(config: VcppoConfig, nodes: int) -> Part:
+    """What of the run is on one of the learner's nodes, for whose GPUs there must be enough."""
+    return Part(config.learner.num_ranks // nodes, 0)
 
 
 def whole_node(spec: ProcessSpec, config: VcppoConfig, nodes: int) -> ProcessSpec:
