@@ -22,6 +22,7 @@ from vcppo.deploy.check.quick import CONTAINER
 from vcppo.deploy.launch.launcher import Launcher
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.placement.gpus import Device
 from vcppo.deploy.placement.place import Part
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 from vcppo.deploy.processes.supervisor import Interrupted, ProcessSpec
@@ -30,6 +31,8 @@ from vcppo.deploy.terminal.keys_command import ACL_FILE, PASSWORD_FILE, USER, ma
 
 log = structlog.get_logger(__name__)
 
+GIVEN: tuple[Device, ...] = ()
+"""Slurm gives each task its GPUs, in CUDA_VISIBLE_DEVICES: there is nothing for us to place."""
 LEAVING_SECONDS = 20.0
 """How long generators may take to leave a run that is done."""
 
@@ -66,8 +69,8 @@ class Head(Launcher):
     ) -> None:
         self.address, self.nodes, self.job, self._network = address, nodes, job, list(network)
         self.redis_port, self.rendezvous = free_port(address), free_port(address)
-        # Conditions are looked at each second.
-        super().__init__(config, sink, on_tick=lambda: None, part=node_part(config, nodes))
+        here = Part(config.learner.num_ranks // nodes, 0)
+        super().__init__(config, sink, lambda: None, part=here, devices=GIVEN)  # the tick: conditions are looked at
         if self.embedded:
             self.redis_url = f"redis://{address}:{self.redis_port}/0"
         self.endpoints = [f"tcp://{address}:{free_port(address)}"]
@@ -142,11 +145,6 @@ class Head(Launcher):
     def generator_specs(self) -> list[ProcessSpec]:
         """None: Slurm starts them, on other nodes."""
         return []
-
-
-def node_part(config: VcppoConfig, nodes: int) -> Part:
-    """What of the run is on one of the learner's nodes, for whose GPUs there must be enough."""
-    return Part(config.learner.num_ranks // nodes, 0)
 
 
 def whole_node(spec: ProcessSpec, config: VcppoConfig, nodes: int) -> ProcessSpec:
