@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
+from typing import TypeVar
 
-from vcppo.common.config import VcppoConfig
+from vcppo.common.config import Section, VcppoConfig
 from vcppo.common.config.checks import config_problems
 from vcppo.deploy.placement.gpus import Device
 from vcppo.deploy.placement.needs import problems_of
 from vcppo.deploy.plan.architecture import Models
 
 Change = tuple[str, object]
+_Section = TypeVar("_Section", bound=Section)
 MOST_AT_ONCE = 3  # more settings than that are another run
 _SHARES = (0.9, 0.95)
 _NEAREST_RANKS = 12
@@ -54,10 +56,13 @@ def smallest_change(config: VcppoConfig, devices: Sequence[Device], models: Mode
 def changed(config: VcppoConfig, changes: Sequence[Change]) -> VcppoConfig:
     """The tree with these settings; it is not checked."""
     for name, value in changes:
-        section, _, field = name.partition(".")
-        part = getattr(config, section).model_copy(update={field: value})
-        config = config.model_copy(update={section: part})
+        config = _with(config, name.split("."), value)
     return config
+
+
+def _with(part: _Section, path: Sequence[str], value: object) -> _Section:
+    first, *rest = path
+    return part.model_copy(update={first: _with(getattr(part, first), rest, value) if rest else value})
 
 
 def _fits(config: VcppoConfig, devices: Sequence[Device], models: Models | None) -> bool:
@@ -77,6 +82,7 @@ def _options(config: VcppoConfig, num_devices: int) -> dict[str, Sequence[object
         "learner.micro_batch_tokens": list(_halves(learner.micro_batch_tokens, generator.max_model_len)),
         "generator.tensor_parallel_size": parallel,
         "learner.zero_stage": list(range(learner.zero_stage + 1, 4)),
+        "learner.offload.optimizer": ["cpu"] if learner.offload.optimizer == "none" else [],
         "learner.num_ranks": sorted(ranks, key=lambda count: abs(count - learner.num_ranks))[:_NEAREST_RANKS],
     }
     return {name: values for name, values in options.items() if values}

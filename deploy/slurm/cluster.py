@@ -145,6 +145,8 @@ def config_problems(request: Request, config: VcppoConfig) -> Iterator[str]:
             f"transport.endpoints = {config.transport.endpoints}: which node the buffers are on is known when the job"
             " starts: leave it out (null)"
         )
+    if config.launcher.share_gpus:
+        yield "launcher.share_gpus = true: learner and generators have nodes of their own here: set it to false"
     if config.security.curve == "never":
         yield "security.curve = never on a network that others share: set it to auto"
 

@@ -22,6 +22,8 @@ from vcppo.deploy.check.quick import CONTAINER
 from vcppo.deploy.launch.launcher import Launcher
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink
+from vcppo.deploy.placement.gpus import Device
+from vcppo.deploy.placement.place import Part
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 from vcppo.deploy.processes.supervisor import Interrupted, ProcessSpec
 from vcppo.deploy.slurm.head_note import HeadNote, State, write_note
@@ -29,6 +31,8 @@ from vcppo.deploy.terminal.keys_command import ACL_FILE, PASSWORD_FILE, USER, ma
 
 log = structlog.get_logger(__name__)
 
+GIVEN: tuple[Device, ...] = ()
+"""Slurm gives each task its GPUs, in CUDA_VISIBLE_DEVICES: there is nothing for us to place."""
 LEAVING_SECONDS = 20.0
 """How long generators may take to leave a run that is done."""
 
@@ -65,7 +69,8 @@ class Head(Launcher):
     ) -> None:
         self.address, self.nodes, self.job, self._network = address, nodes, job, list(network)
         self.redis_port, self.rendezvous = free_port(address), free_port(address)
-        super().__init__(config, sink, on_tick=lambda: None)  # conditions are looked at each second
+        here = Part(config.learner.num_ranks // nodes, 0)
+        super().__init__(config, sink, lambda: None, part=here, devices=GIVEN)  # the tick: conditions are looked at
         if self.embedded:
             self.redis_url = f"redis://{address}:{self.redis_port}/0"
         self.endpoints = [f"tcp://{address}:{free_port(address)}"]

@@ -33,11 +33,12 @@ from vcppo.deploy.check.quick import CONTAINER, require
 from vcppo.deploy.launch.launcher import Launcher
 from vcppo.deploy.launch.nodes import Nodes
 from vcppo.deploy.logs.log_lines import JSON_LOGS, LogSink, Screen
+from vcppo.deploy.placement.place import Part
 from vcppo.deploy.processes.cores import available_cores, thread_environment
 from vcppo.deploy.processes.supervisor import FINAL, Interrupted, ProcessFailed, ProcessSpec, Supervisor
 from vcppo.deploy.run.run_config import RunError, exclusive
 from vcppo.deploy.slurm.cluster import SlurmError, ask
-from vcppo.deploy.slurm.head import Head, Job, network_settings, whole_node
+from vcppo.deploy.slurm.head import GIVEN, Head, Job, network_settings, whole_node
 from vcppo.deploy.slurm.head_note import HeadNote, read_note, wait_for_note
 from vcppo.deploy.terminal.session import own_logs_to, write_ledger
 
@@ -116,8 +117,8 @@ def own_address() -> str:
 class Member(Launcher):
     """Makes specs of processes that act for a start of the head."""
 
-    def __init__(self, config: VcppoConfig, sink: LogSink, note: HeadNote) -> None:
-        super().__init__(config, sink)
+    def __init__(self, config: VcppoConfig, sink: LogSink, note: HeadNote, part: Part) -> None:
+        super().__init__(config, sink, part=part, devices=GIVEN)
         self._note = note
 
     def overrides(self, role: str) -> list[str]:
@@ -151,7 +152,7 @@ def learner(config: VcppoConfig, arguments: argparse.Namespace, sink: LogSink) -
     note = wait_for_note(config.run.path, lambda note: (note.job, note.restart) == job, HEAD_SECONDS)
     # Ranks go by the order of addresses, and the head's must be the first: '~' is behind all that a name can have.
     nodes = Nodes(arguments.learner_nodes, node, f"{note.address}:{note.rendezvous}", f"~{node:05d}-{own_address()}")
-    member = Member(config, sink, note)
+    member = Member(config, sink, note, Part(config.learner.num_ranks // arguments.learner_nodes, 0))
     spec = member.acting(whole_node(member.learner_spec(nodes), config, arguments.learner_nodes))
     spec = replace(spec, name=make_process_name("learner", f"node{node}"))
     try:
@@ -171,7 +172,7 @@ def generator(config: VcppoConfig, arguments: argparse.Namespace, sink: LogSink)
             log.info("run_over", state=note.state)
             return EXIT_OK
         before = note
-        spec = _generator_spec(Member(config, sink, note), arguments)
+        spec = _generator_spec(Member(config, sink, note, Part(0, 1)), arguments)
         try:
             _follow(config, sink, spec, lambda: note.is_over_by(read_note(config.run.path)))  # noqa: B023
         except ProcessFailed as error:

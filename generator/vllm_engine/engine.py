@@ -53,7 +53,7 @@ EXTENSION_VARIABLE = "VCPPO_WORKER_EXTENSION"  # the user's own worker_extension
 UNSYNCED = -1  # the policy version of weights that are not the learner's
 _TURN_BLOCK = 32
 """Tokens of a block of the prefix cache where turns follow turns. Only whole blocks are found again, and vLLM's own on
-the CPU has 128: of a session of 400 tokens a third was computed anew. Its fast kernels there take no smaller one."""
+the CPU has 128: of a session of 400 tokens a third was computed anew. It takes no smaller one there."""
 _UNSET_FORMAT = "vcppo_unset"
 _WORKER_BACKENDS = {"gloo": "gloo", "nccl": "vcppo_nccl"}
 

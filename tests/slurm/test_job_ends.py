@@ -162,3 +162,15 @@ def test_generators_that_join_are_jobs_of_their_own(slurm: Cluster, tmp_path: Pa
 
 def _restarted(job: dict[str, str]) -> dict[str, str] | None:
     return job if job["Restarts"] != "0" else None
+
+
+def test_preempted_without_a_grace_time_it_is_queued_again_once(slurm: Cluster, tmp_path: Path) -> None:
+    """Slurm does it then; the script must not do it a second time."""
+    slurm.slurm("scontrol", "update", "PartitionName=main", "GraceTime=0")
+    trial = Trial(slurm, tmp_path, seconds=60)
+    trial.submit(run_script(trial.request))
+    trial.wait_started(2)
+    options = (f"--nodes={len(slurm.names)}", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    slurm.slurm("sbatch", "--partition=urgent", *options)
+    job = trial.end()
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")

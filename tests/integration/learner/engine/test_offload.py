@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from tests.integration.learner.engine.test_engine_ranks import launch, make_frozen, one_step
 from vcppo.common.process.end_process import end_process
 
+pytestmark = pytest.mark.slow
+
 NUM_RANKS, STEPS = 2, 3
 # (stage, offload of parameters too)
 CASES = [(1, False), (2, False), (3, False), (3, True)]

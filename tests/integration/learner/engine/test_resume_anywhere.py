@@ -22,6 +22,8 @@ from tests.integration.learner.engine.test_engine_ranks import launch, make_binn
 from vcppo.common.errors import VcppoError
 from vcppo.common.process.end_process import end_process
 
+pytestmark = pytest.mark.slow
+
 # (ranks, stage) of each round, one after the other: every way between one and two ranks, and 3 → 0 and 0 → 3.
 WAYS = {
     "1-2-1": [(1, 0), (2, 0), (1, 0)],

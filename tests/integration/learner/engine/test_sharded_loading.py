@@ -19,6 +19,8 @@ import torch
 from tests.integration.learner.engine.test_engine_ranks import launch
 from vcppo.common.process.end_process import end_process
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 NUM_RANKS = 2
 SHAPE = {"vocab_size": 8000, "hidden_size": 512, "num_hidden_layers": 20, "num_attention_heads": 8,

@@ -44,7 +44,7 @@ def test_too_few_and_too_small(run: str, capsys: pytest.CaptureFixture[str]) -> 
     assert "placement" not in text
     code, text = shown(capsys, run, "--gpu-memory-gib", "24", "--gpus", "8")
     assert code == 1
-    assert "GPU 0: learner needs 75.7 GiB, and it has 24.0 GiB: set learner." in text
+    assert "GPU 0: learner needs 75.8 GiB, and it has 24.0 GiB: set learner." in text
     setting = text.rpartition(": set ")[2].split()
     assert shown(capsys, run, "--gpu-memory-gib", "24", "--gpus", "8", *setting)[0] == 0
 

@@ -70,6 +70,7 @@ class TestConfig:
                 "leave it out (null)",
             ),
             (["security.curve=never"], {}, "set it to auto"),
+            (["launcher.share_gpus=true"], {}, "set it to false"),
         ],
     )
     def test_what_does_not_fit_is_named(
