@@ -14,7 +14,7 @@ from vcppo.generator.turns.environment_lines import Answer, Ready, answer_line, 
 
 SOUND: dict[str, Any] = {
     "number": 1, "content": "x", "reward": 0.0, "done": False, "outcome": None, "tools": [0, 0, 0.0], "fault": None,
-    "detail": None,
+    "detail": None, "is_lost": False,
 }  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -52,6 +52,7 @@ def test_whatever_a_child_says_is_an_answer_or_a_value_error(field: str, value: 
         ("tools", ["a", 0, 0], "a str where a number should be"),
         ("content", [{"role": "tool", "content": "x", "name": 3}], "more than role, content and name as text"),
         ("content", "\ud800", "half a character"),
+        ("is_lost", None, "is_lost should be"),
     ],
 )
 def test_what_is_no_answer_is_named(field: str, value: Any, said: str) -> None:
