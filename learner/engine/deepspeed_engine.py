@@ -39,7 +39,7 @@ from vcppo.learner.engine.distributed import (
     shutdown_distributed,
     sum_over_ranks,
 )
-from vcppo.learner.engine.load_by_name import load_by_name, load_weights
+from vcppo.learner.engine.load_by_name import check_trained, load_by_name, load_weights
 from vcppo.learner.engine.save_errors import SaveErrors
 from vcppo.learner.engine.saved_state import SavedState, read_saved_state
 from vcppo.learner.engine.shard_layout import Layout
@@ -325,6 +325,7 @@ class TrainEngine:
             saved = _saved_state(folder)
             before, now = saved.layout, Layout.of(self.options.computed_stage, self.num_ranks, self.options.dtype)
             if before == now:
+                check_trained(self.module, saved)  # DeepSpeed takes flat tensors of the same size, whatever they are of
                 del saved
                 self._engine.load_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
             else:

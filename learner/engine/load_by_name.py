@@ -26,10 +26,7 @@ def load_by_name(engine: Any, saved: SavedState, stage: int, rank: int, num_rank
     Raises:
         ValueError: the checkpoint is of another model, or other parameters are trained.
     """
-    parameters = dict(engine.module.named_parameters())
-    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    saved.name_plain([*trained])
-    _check_names(saved, trained)
+    trained = check_trained(engine.module, saved)
     if stage == 3:
         engine.optimizer.checkpoint_event_prologue()  # all parameters are cut
     _load_weights(engine.module, saved, stage, rank)
@@ -49,6 +46,18 @@ def load_by_name(engine: Any, saved: SavedState, stage: int, rank: int, num_rank
 def load_weights(module: nn.Module, saved: SavedState) -> None:
     """Weights and buffers alone, into a module that is whole. Raises ValueError as `load_by_name` does."""
     _load_weights(module, saved, 0, 0)
+
+
+def check_trained(module: nn.Module, saved: SavedState) -> dict[str, nn.Parameter]:
+    """The parameters that `module` trains, by name, which are those of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is of another model, or other parameters are trained.
+    """
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    saved.name_plain([*trained])
+    _check_names(saved, trained)
+    return trained
 
 
 def _check_names(saved: SavedState, trained: Mapping[str, nn.Parameter]) -> None:

@@ -99,12 +99,11 @@ def make_engines(folder: Path, stage: int, dtype: str, number: int) -> dict[str,
 
 def check_other_training_is_refused(folder: Path, checkpoint: Path, options: Any) -> None:
     """Into an engine that trains all of the model."""
-    from vcppo.learner.engine.deepspeed_engine import TrainEngine, _saved_state
+    from vcppo.learner.engine.deepspeed_engine import TrainEngine
     from vcppo.learner.models.models import load_policy
 
     engine = TrainEngine(load_policy(folder / "other", dtype=options.torch_dtype), learning_rate=1e-3, options=options)
-    stage = _saved_state(checkpoint).layout.stage
-    with pytest.raises(VcppoError, match="does not train" if stage else "has 13 parameters and the model trains 26"):
+    with pytest.raises(VcppoError, match=r"does not train|has 13 parameters and the model trains 26"):
         engine.load(checkpoint)
 
 
