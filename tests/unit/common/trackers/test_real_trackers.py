@@ -50,13 +50,19 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_twice(made: VcppoConfig) -> None:
-    """Steps 1 to 3; then, as after a crash, 3 again and 4."""
+    """Steps 1 to 3; then, as after a crash, 3 again and 4.
+
+    W&B's folder of an offline run has its name by the second: within one, the second life would write over the first.
+    """
     for steps in ((1, 2, 3), (3, 4)):
         writer = open_metrics(made, "learner", "steps_of_run")
         for step in steps:
             writer.write(step, {"reward/mean": step / 10, "undefined": float("nan"), "stage": "rl", "curve": [1.0]})
             write_step(RunFolder(made.run.path).samples, step, mixed_batch(step, 3), [f"w{n}" for n in range(VOCAB)])
         writer.close()
+        closed = int(time.time())
+        while int(time.time()) == closed:
+            time.sleep(0.01)
 
 
 # MLflow
