@@ -18,7 +18,6 @@ from tests.fuzz.rig.harness import ACCEPTED, Harness, scratch
 from tests.fuzz.rig.mutate import mutate_bytes
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
-from vcppo.learner.batching.batch import Share
 from vcppo.learner.engine.checkpoint import (
     MANIFEST,
     CheckpointError,
@@ -74,7 +73,7 @@ def one(data: bytes) -> str:
 def _resume() -> str:
     before = torch.get_rng_state()
     try:
-        found = newest_checkpoint(CheckpointStore(_ROOT, keep=2), _CONFIG, Share(0, 1, 64))
+        found = newest_checkpoint(CheckpointStore(_ROOT, keep=2), _CONFIG)
         assert found is not None and type(found["step"]) is int
         if found["folder"].endswith(_OLD):
             assert found["step"] == 3

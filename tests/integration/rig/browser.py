@@ -17,6 +17,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 _START_SECONDS, _ANSWER_SECONDS, _POLL_SECONDS = 60.0, 60.0, 0.1
 
 
+class Refused(AssertionError):
+    """The browser did not do what was asked, as while it goes to another page."""
+
+
 class Page:
     """One tab.
 
@@ -29,13 +33,15 @@ class Page:
         self.complaints: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One call of the protocol; events that come before its answer are looked at."""
+        """One call of the protocol; events that come before its answer are looked at. Raises Refused."""
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         async with asyncio.timeout(_ANSWER_SECONDS):
             while True:
                 message = await self._socket.receive_json()
                 if message.get("id") == self._number:
+                    if "error" in message:
+                        raise Refused(f"{method}: {message['error']}")
                     result: dict[str, Any] = message["result"]
                     return result
                 self._hear(message)
@@ -60,9 +66,15 @@ class Page:
     async def wait(self, until: str) -> None:
         """Until the expression is true. Raises AssertionError after a minute."""
         deadline = time.monotonic() + _ANSWER_SECONDS
-        while not await self.ask(f"document.readyState === 'complete' && !!({until})"):
+        while not await self._holds(until):
             assert time.monotonic() < deadline, f"{until} did not come; {self.complaints}"
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _holds(self, condition: str) -> bool:
+        try:
+            return bool(await self.ask(f"document.readyState === 'complete' && !!({condition})"))
+        except Refused:  # a page that is left answers nothing more
+            return False
 
 
 @asynccontextmanager
