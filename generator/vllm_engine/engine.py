@@ -185,13 +185,9 @@ class Engine:
         return engine
 
     def _new_kept(self, vllm_config: Any) -> KeptTurns:
-        """On a CUDA device no sequence waits: the blocks of its prefix cache are small, and it was never tried there.
-        Nor with stop strings, which vLLM's core knows nothing of: it would go on behind them."""
         cache = vllm_config.cache_config
-        keeps = on_cpu() and not self.config.sampling.stop and may_keep(vllm_config)
-        return KeptTurns(
-            cache.num_gpu_blocks if keeps else 0, cache.block_size or 1, self.config.generator.max_sequences
-        )
+        blocks = cache.num_gpu_blocks if self._keeps and may_keep(vllm_config) else 0
+        return KeptTurns(blocks, cache.block_size or 1, vllm_config.scheduler_config.max_num_seqs)
 
     def _check_stop_tokens(self) -> None:
         """EngineError here, once, and not at every request."""
@@ -223,7 +219,7 @@ class Engine:
             "dtype": dtype,
             "seed": self._seed,
             "max_model_len": generator.max_model_len,
-            "max_num_seqs": generator.max_sequences,
+            "max_num_seqs": self._max_sequences,
             "tensor_parallel_size": generator.tensor_parallel_size,
             "enforce_eager": generator.enforce_eager,
             "logprobs_mode": "processed_logprobs",
@@ -231,11 +227,11 @@ class Engine:
             "disable_log_stats": True,
             "weight_transfer_config": {"backend": _WORKER_BACKENDS[transfer_backend(self.config)]},
         }
-        if generator.max_sequences > _USUAL_BATCH:  # vLLM wants a token a sequence in each step
-            arguments["max_num_batched_tokens"] = generator.max_sequences
+        if self._max_sequences > _USUAL_BATCH:  # vLLM wants a token a sequence in each step
+            arguments["max_num_batched_tokens"] = self._max_sequences
         if on_cpu():
             arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
-            if task_class(self.config.task.name).is_environment:
+            if self._has_turns:
                 arguments["block_size"] = _TURN_BLOCK
         else:
             arguments["gpu_memory_utilization"] = generator.gpu_memory_utilization
@@ -244,6 +240,24 @@ class Engine:
             arguments["load_format"] = _UNSET_FORMAT
         os.environ[EXTENSION_VARIABLE] = str(arguments.get("worker_extension_cls", ""))
         return arguments | {"worker_extension_cls": "vcppo.generator.vllm_engine.worker_extension.WorkerExtension"}
+
+    @property
+    def _has_turns(self) -> bool:
+        return task_class(self.config.task.name).is_environment
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether sequences may wait between turns. On a CUDA device none does: the blocks of its prefix cache are
+        small, and it was never tried there. Nor with stop strings, which vLLM's core does not know: it would go on
+        behind them."""
+        return on_cpu() and self._has_turns and not self.config.sampling.stop
+
+    @property
+    def _max_sequences(self) -> int:
+        """A generator has twice as many rollouts as places: that many sequences may wait beside those in flight."""
+        generator = self.config.generator
+        may_wait = self._keeps and "max_num_batched_tokens" not in generator.engine_options
+        return generator.max_sequences + (generator.max_in_flight if may_wait else 0)
 
     @property
     def stepper(self) -> Stepper:
