@@ -284,7 +284,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.chaos.chaos_command import add_chaos
     from vcppo.deploy.check.check_command import add_check
-    from vcppo.deploy.check.plan_command import add_plan
     from vcppo.deploy.evaluation.advise_command import add_advise
     from vcppo.deploy.evaluation.eval_command import add_evaluation
     from vcppo.deploy.evaluation.explainable_command import add_explainable
@@ -317,11 +316,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
     add_check(partial(_add, commands), partial(_takes_config, run=True), _config)
-    add_plan(partial(_add, commands), partial(_takes_config, run=True), _config)
+    _add_plan(commands)
     _add_watch(commands)
     _add_config(commands)
     _add_demo(commands)
     return parser
+
+
+def _add_plan(commands: Commands) -> None:
+    from vcppo.deploy.check.plan_command import add_plan, run_plan
+    from vcppo.deploy.simulation.plan_options import add_simulation
+
+    def run(arguments: argparse.Namespace) -> int:
+        if not arguments.simulate:
+            return run_plan(_config, arguments)
+        from vcppo.deploy.simulation.simulate_command import simulate_run  # draws: matplotlib takes a second to load
+
+        return simulate_run(_config(arguments), arguments)
+
+    plan = add_plan(partial(_add, commands), partial(_takes_config, run=True), _config)
+    plan.set_defaults(command=run)
+    add_simulation(plan)
 
 
 def _add_up(commands: Commands) -> None:

@@ -31,13 +31,16 @@ class UnknownMachine(VcppoError):
     exit_code = EXIT_USAGE
 
 
-def add_plan(add: Add, takes_config: Callable[[argparse.ArgumentParser], None], config_of: ConfigOf) -> None:
-    """The command."""
+def add_plan(
+    add: Add, takes_config: Callable[[argparse.ArgumentParser], None], config_of: ConfigOf
+) -> argparse.ArgumentParser:
+    """The command; its parser."""
     plan = add("plan", partial(run_plan, config_of), "memory, bytes, credits and GPUs of a config; exit 1: won't fit",
                "vcppo plan -c my.yaml                                on this machine\n"
                "vcppo plan -c my.yaml --gpu-memory-gib 80            on GPUs of that size\n"
                "vcppo plan -c my.yaml --gpu-memory-gib 80 --gpus 4   on a machine with four of them\n"
-               "vcppo plan -c my.yaml learner.num_ranks=16           what if")  # fmt: skip
+               "vcppo plan -c my.yaml learner.num_ranks=16           what if\n"
+               "vcppo plan --run runs/demo --simulate                with 1 to 10,000 generators")  # fmt: skip
     takes_config(plan)
     plan.add_argument("--gpu-memory-gib", type=float, metavar="G", help="memory of one GPU; default: this machine's")
     plan.add_argument("--gpus", type=int, metavar="N", help="how many of those a machine has: who gets which")
@@ -46,6 +49,7 @@ def add_plan(add: Add, takes_config: Callable[[argparse.ArgumentParser], None], 
     plan.add_argument("--side-by-side", action="store_true",
                       help="instead: full fine-tuning, LoRA, GRPO; three models, on 1, 2 and 8 GPUs")  # fmt: skip
     plan.add_argument("--tokens-per-second", type=float, metavar="N", help="of one generator, for the flows")
+    return plan
 
 
 def run_plan(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
