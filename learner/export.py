@@ -34,6 +34,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     rank,
     shutdown_distributed,
 )
+from vcppo.learner.kernels.sequence_parallel import check_heads_of
 from vcppo.learner.models.freezing import freeze
 from vcppo.learner.models.models import PolicyModel, load_policy, save_model
 from vcppo.learner.models.saving import NotSaveable
@@ -43,8 +44,12 @@ log = structlog.get_logger(__name__)
 
 
 def make_policy(config: VcppoConfig) -> PolicyModel:
-    """The policy at ``model.path``, as the learner computes it."""
-    return load_policy(
+    """The policy at ``model.path``, as the learner computes it.
+
+    Raises:
+        VcppoError: as `load_policy` does, or the ranks of learner.sequence_parallel_size can't share its heads.
+    """
+    policy = load_policy(
         config.model.path,
         dtype=EngineOptions.from_config(config).torch_dtype,
         trust_remote_code=config.model.trust_remote_code,
@@ -53,6 +58,8 @@ def make_policy(config: VcppoConfig) -> PolicyModel:
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,
     )
+    check_heads_of(policy.hf_model.config, config.learner.sequence_parallel_size, config.model.path)
+    return policy
 
 
 def load_tokenizer(config: VcppoConfig) -> Any:

@@ -7,6 +7,7 @@ from vcppo.common.errors import ConfigError
 from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
 from vcppo.learner.algorithm.value_bins import ValueBins
 from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine
+from vcppo.learner.kernels.sequence_parallel import check_heads_of
 from vcppo.learner.models.freezing import freeze
 from vcppo.learner.models.models import CriticModel, load_critic
 
@@ -32,6 +33,8 @@ def make_critic(config: VcppoConfig, init: str, *, in_rl: bool = False) -> Criti
         gradient_checkpointing=config.learner.gradient_checkpointing,
         max_tokens=config.generator.max_model_len,
     )
+    path = config.critic.model or config.model.path
+    check_heads_of(critic.hf_model.config, config.learner.sequence_parallel_size, path)
     patterns = {"critic.freeze": config.critic.freeze}
     if in_rl:
         patterns["rl.critic_freeze"] = config.rl.critic_freeze
