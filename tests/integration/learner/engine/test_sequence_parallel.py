@@ -31,6 +31,12 @@ CASES = {  # name: ZeRO stage, type, model
     "window": (0, "float32", "window"),
     "bfloat16": (0, "bfloat16", "tied"),
     "bfloat16_stage_3": (3, "bfloat16", "tied"),
+    "log_probs": (1, "float32", "tied"),
+    "adapters": (0, "float32", "tied"),
+}
+MORE: dict[str, dict[str, Any]] = {  # settings of a case
+    "log_probs": {"critic": {"sees_log_probs": True}},
+    "adapters": {"lora": {"rank": 4}},
 }
 MODELS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -76,6 +82,7 @@ def config_of(folder: Path, name: str) -> Any:
                 "num_ranks": num_ranks(), "zero_stage": stage, "sequence_parallel_size": num_ranks(),
                 "micro_batch_tokens": PACK_TOKENS // num_ranks(),
             },
+            **MORE.get(name, {}),
         }
     )  # fmt: skip
 
@@ -99,6 +106,7 @@ def train(folder: Path, output: Path, name: str) -> None:
     from vcppo.learner.rl.phases import Phases
 
     config = config_of(folder, name)
+    torch.manual_seed(0)  # adapters begin at random
     share, batch = share_of(config), Batch(mixed_batch(3, count=9), 0)
     assert max(batch.lengths) > PACK_TOKENS // 2  # on one rank of two it would not fit
     critic = make_critic_engine(config, "policy", 1e-3, "rl.critic_learning_rate")
