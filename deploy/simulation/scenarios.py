@@ -98,7 +98,10 @@ def recommendations(
     """What to take, a sentence each."""
     count = enough(by_count)
     at, case = by_count[count], cases[count]
-    said = [f"{count:,} generators: more make it at most {1 / CLOSE - 1:.0%} faster. {_who_waits(at)}"]
+    more = (
+        f"more make it at most {1 / CLOSE - 1:.0%} faster" if count < max(by_count) else "the most simulated are best"
+    )
+    said = [f"{count:,} generators: {more}. {_who_waits(at)}"]
     said.append(f"{_best('rl.max_staleness=', changed)} at that number: the lowest that is as good as any")
     said.append(f"{_best('rl.batch_size=', changed)} at that number: the smallest that is as good as any")
     if engines := [name for name in changed if " engines of " in name]:

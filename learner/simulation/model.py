@@ -266,7 +266,7 @@ class Simulation:
             learner_other=sums["other"] / seconds,
             generators_busy=busy,
             generators_paused=paused,
-            generators_waiting=1 - busy - paused,
+            generators_waiting=max(0.0, 1 - busy - paused),  # no rounding below 0
             store_busy=min(1.0, workload.heartbeat_share + sums["store"] / seconds * (1 - workload.heartbeat_share)),
             pause_seconds=sum(self._pauses) / len(self._pauses),
             expired=int(sums["expired"]),

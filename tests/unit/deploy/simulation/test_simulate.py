@@ -157,6 +157,8 @@ class TestScenarios:
         changed["rl.max_staleness=0"] = answer(120)
         changed["1 generator in 10 half as fast"] = answer(152)
         assert enough(answers) == 2
+        rising = recommendations({1: answer(100), 2: answer(190)}, cases, changed)
+        assert rising[0].startswith("2 generators: the most simulated are best")
         said = "\n".join(recommendations(answers, cases, changed))
         for words in (
             "2 generators: more make it at most 5% faster", "rl.max_staleness=1 at that number",
