@@ -24,7 +24,7 @@ class Workload(BaseModel):
         learner_seconds_per_token: to draw from, one for each step.
         other_seconds: of a step outside training, claiming and sending weights: records, ledger.
         checkpoint_seconds, checkpoint_every: how long one takes, and after how many steps.
-        broadcast_seconds: of a weight update, generators at work.
+        broadcast_seconds: of a weight update, generators at work with the new weights, which are being proved.
         pause_seconds: of a weight update, generators standing still; to draw from.
         pause_seconds_per_generator: added for each generator; `pause_seconds` are without it.
         store_seconds, store_seconds_per_token: what a trajectory costs the one thread of Redis.

@@ -4,7 +4,7 @@ What is issued and which batch is next is decided by the functions that decide i
 (`vcppo.learner.supply.credits`). The rest follows docs/architecture.md:
 
     issue by credit ▶ lease, oldest first, by whoever has free slots ▶ tokens ▶ append, one after the other
-    learner: issue ▶ wait for the batch ▶ train ▶ records, checkpoint ▶ send weights, generators standing still
+    learner: issue ▶ wait for the batch ▶ train ▶ records, checkpoint ▶ send weights, generators paused ▶ prove them
 
 What is left out: verifying, which takes place beside sampling; prefill; lost generators; evaluations. A generator's
 speed does not depend on other generators: on one machine, measure it with as many as are simulated.
@@ -138,7 +138,6 @@ class Simulation:
         workload = self.workload
         pause = self._draws.choice(workload.pause_seconds)
         pause += workload.pause_seconds_per_generator * workload.num_generators
-        yield self._spend("sending", workload.broadcast_seconds)
         for engine in self._engines:
             engine.advance(self.env.now)
             engine.is_paused = True
@@ -150,6 +149,7 @@ class Simulation:
             engine.advance(self.env.now)
             engine.is_paused = False
             self._serve(engine)
+        yield self._spend("sending", workload.broadcast_seconds)  # the proof: sequences go on, with the new weights
 
     def _decide(self) -> Ready | Wait:
         workload = self.workload

@@ -136,6 +136,14 @@ class TestKnownSums:
         )  # fmt: skip
         assert simulate(case).seconds_per_step == pytest.approx(2.0 + 0.64, rel=0.02)
 
+    def test_sequences_begin_with_the_new_weights_while_these_are_proved(self) -> None:
+        """The same second before the update makes them older by a version."""
+        case = {"batch_size": 64, "pause_seconds": [0.0], "learner_seconds_per_token": [1e-5], "num_steps": 30}
+        before = simulate(workload(**case, other_seconds=1.0, broadcast_seconds=0.0))
+        after = simulate(workload(**case, other_seconds=0.0, broadcast_seconds=1.0))
+        assert after.seconds_per_step == pytest.approx(before.seconds_per_step, rel=0.02)
+        assert after.mean_staleness < before.mean_staleness - 0.1
+
     def test_redis_takes_one_after_the_other(self) -> None:
         """A quarter of its time is heartbeats, so a trajectory of 50 ms takes 67."""
         result = simulate(
