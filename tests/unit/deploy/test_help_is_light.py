@@ -14,8 +14,8 @@ import pytest
 
 from tests.paths import ROOT
 from vcppo.deploy import cli
-from vcppo.deploy.samples.sample_choices import SORTS
 from vcppo.deploy.samples.run_samples import _SORTS
+from vcppo.deploy.samples.sample_choices import SORTS
 
 _SCRIPT = """
 import sys
