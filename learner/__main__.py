@@ -48,7 +48,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     rank,
 )
 from vcppo.learner.engine.deepspeed_engine import shutdown_distributed as leave_process_group
-from vcppo.learner.engine.distributed import lost_peer
+from vcppo.learner.engine.distributed import lost_peer, share_sequences
 from vcppo.learner.engine.reference import Reference
 from vcppo.learner.evaluation.evaluator import Evaluator
 from vcppo.learner.evaluation.push_to_hub import push_to_hub
@@ -143,6 +143,7 @@ def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcast
     init_distributed(config.learner.device)
     take_up_collections()
     _check_ranks(config)
+    share_sequences(config.learner.sequence_parallel_size)
     torch.manual_seed(config.run.seed)
     session = _open_session(config, stop, make_broadcaster)
     log.info("learner_ready", num_ranks=num_ranks())
@@ -165,7 +166,8 @@ def _check_ranks(config: VcppoConfig) -> None:
 
 
 def _open_session(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcaster) -> Session:
-    share = Share(rank(), num_ranks(), config.learner.micro_batch_tokens)
+    learner = config.learner
+    share = Share(rank(), num_ranks(), learner.micro_batch_tokens, learner.sequence_parallel_size)
     if rank() != 0:
         return Session(config, share, None, None, None, stop, make_broadcaster)
     vocabulary = usable_vocabulary(config)

@@ -35,6 +35,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     rank,
     shutdown_distributed,
 )
+from vcppo.learner.engine.distributed import share_sequences
 from vcppo.learner.engine.forward import compute_values
 from vcppo.learner.models.base_model import check_base_models
 
@@ -99,7 +100,9 @@ def write_values(config: VcppoConfig, given: argparse.Namespace) -> None:
         verify(given.checkpoint)
         check_base_models(given.checkpoint, config, "critic")
         critic.load(given.checkpoint / "critic")
-    share = Share(rank(), num_ranks(), config.learner.micro_batch_tokens)
+    learner = config.learner
+    share_sequences(learner.sequence_parallel_size)
+    share = Share(rank(), num_ranks(), learner.micro_batch_tokens, learner.sequence_parallel_size)
     values = values_at(critic, [found[problem] for problem in sorted(found)], given.positions, share)
     if rank() == 0:
         write_whole(given.output, json.dumps(values) + "\n")

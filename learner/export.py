@@ -34,6 +34,7 @@ from vcppo.learner.engine.deepspeed_engine import (
     load_module_weights,
     rank,
 )
+from vcppo.learner.kernels.sequence_parallel import check_heads_of
 from vcppo.learner.models.adapters import add_adapters, save_adapter, share
 from vcppo.learner.models.base_model import check_base_models
 from vcppo.learner.models.freezing import freeze
@@ -48,8 +49,12 @@ ADAPTER_FOLDER = "adapter"  # in an export
 
 
 def make_policy(config: VcppoConfig, *, as_stored: bool = False) -> PolicyModel:
-    """The policy at ``model.path``, as the learner computes it; `as_stored` as of `load_policy`."""
-    return load_policy(
+    """The policy at ``model.path``, as the learner computes it; `as_stored` as of `load_policy`.
+
+    Raises:
+        VcppoError: as `load_policy` does, or the ranks of learner.sequence_parallel_size can't share its heads.
+    """
+    policy = load_policy(
         config.model.path,
         dtype=EngineOptions.from_config(config).torch_dtype,
         as_stored=as_stored,
@@ -59,6 +64,8 @@ def make_policy(config: VcppoConfig, *, as_stored: bool = False) -> PolicyModel:
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,
     )
+    check_heads_of(policy.hf_model.config, config.learner.sequence_parallel_size, config.model.path)
+    return policy
 
 
 def load_tokenizer(config: VcppoConfig) -> Any:

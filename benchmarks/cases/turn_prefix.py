@@ -293,11 +293,12 @@ class Forms:
         turns: list[Turn] = []
 
         async def sample(turn: Prompt, /, hear: Hear | None = None) -> Rollout:
-            made = await self.engine.generate(replace(turn, max_response_tokens=self.case.turn_tokens))
+            made = await self.engine.generate(replace(turn, max_response_tokens=self.case.turn_tokens), turns=kept)
             turns.append(Turn(len(made.token_ids), len(turn.token_ids), made.num_cached))
             return replace(made, finish_reason="stop")
 
-        played = await player.play(prompt, sample)
+        with self.engine.turns() as kept:
+            played = await player.play(prompt, sample)
         most = NUM_TURNS * self.case.turn_tokens + (NUM_TURNS - 1) * len(SAID)
         if played is None or played.verdict.outcome == "crash" or len(turns) != NUM_TURNS:
             raise AssertionError(f"{len(turns)} turns, {played and played.verdict}")

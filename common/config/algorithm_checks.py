@@ -19,6 +19,7 @@ def algorithm_problems(config: VcppoConfig) -> Iterator[str]:
         )
     yield from _off_policy_problems(config)
     yield from _loss_problems(config)
+    yield from _sequence_parallel_problems(config)
 
 
 def kl_warnings(config: VcppoConfig) -> Iterator[str]:
@@ -32,6 +33,21 @@ def kl_warnings(config: VcppoConfig) -> Iterator[str]:
         yield (
             f"algorithm.kl_estimator = {algorithm.kl_estimator} with algorithm.kl_in = reward: near the reference"
             " policy the mean of its gradient is 0, so it hardly holds pi back: k1 does"
+        )
+
+
+def _sequence_parallel_problems(config: VcppoConfig) -> Iterator[str]:
+    size, num_ranks = config.learner.sequence_parallel_size, config.learner.num_ranks
+    if num_ranks % size:
+        fitting = " or ".join(str(n) for n in range(1, num_ranks + 1) if num_ranks % n == 0)
+        yield (
+            f"learner.sequence_parallel_size = {size}: does not divide learner.num_ranks = {num_ranks}: set it to"
+            f" {fitting}, or learner.num_ranks to a multiple of {size}"
+        )
+    if size > 1 and config.algorithm.objective == "gspo":
+        yield (
+            f"learner.sequence_parallel_size = {size}: not with algorithm.objective = gspo, whose ratio is of whole"
+            " sequences, which lie on several ranks: set it to 1, or take another objective"
         )
 
 

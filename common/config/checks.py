@@ -332,10 +332,12 @@ def _length_problems(config: VcppoConfig) -> Iterator[str]:
             f"sampling.max_response_tokens = {config.sampling.max_response_tokens}: leaves no room for a prompt in"
             f" generator.max_model_len = {longest}: raise the latter above it, or lower it below {longest}"
         )
-    if config.learner.micro_batch_tokens < longest:
+    shared_by = config.learner.sequence_parallel_size
+    if config.learner.micro_batch_tokens * shared_by < longest:
+        by = f" by {shared_by} ranks (learner.sequence_parallel_size)" if shared_by > 1 else ""
         yield (
             f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens}: the longest sequence"
-            f" (generator.max_model_len = {longest}) must fit: raise it to {longest} or more"
+            f" (generator.max_model_len = {longest}) must fit{by}: raise it to {math.ceil(longest / shared_by)} or more"
         )
     needed_mib = longest * _WIRE_BYTES_PER_TOKEN / 2**20
     if config.transport.max_message_mib < needed_mib:

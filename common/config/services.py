@@ -53,7 +53,12 @@ class LearnerConfig(Section):
     """auto takes CUDA when there is one."""
 
     micro_batch_tokens: Positive = 8192
-    """Token budget of one packed micro-batch; at least max prompt + response."""
+    """Token budget of one packed micro-batch on one rank; with sequence_parallel_size, at least max prompt +
+    response."""
+
+    sequence_parallel_size: Positive = 1
+    """So many neighbouring ranks share each pack, by DeepSpeed-Ulysses (docs/gpu.md#long-responses): a pack then holds
+    as many times micro_batch_tokens. It divides num_ranks and the model's attention heads. 1: each rank has its own."""
 
     log_prob_chunk_tokens: Positive | None = None
     """Tokens per chunk of the log-prob kernel; bounds the logits in memory. null: 256 on a CPU, 1024 on CUDA."""

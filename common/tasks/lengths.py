@@ -100,7 +100,8 @@ def prompt_room(config: VcppoConfig, split: Split = "train") -> PromptRoom:
     """Of the limits, the lowest: held-out prompts go to the engine alone, the others to the learner, too."""
     limits = {"generator.max_model_len": config.generator.max_model_len}
     if split == "train":
-        limits["learner.micro_batch_tokens"] = config.learner.micro_batch_tokens
+        learner = config.learner
+        limits["learner.micro_batch_tokens"] = learner.micro_batch_tokens * learner.sequence_parallel_size
     field = min(limits, key=lambda name: limits[name])
     response = config.sampling.max_response_tokens
     return PromptRoom(limits[field] - response, field, limits[field], response)

@@ -41,6 +41,7 @@ from vcppo.generator.turns.environment_pool import RolloutLost
 from vcppo.generator.turns.play import NotBegun
 from vcppo.generator.verifying.scorer import Scorer
 from vcppo.generator.vllm_engine.engine import UNSYNCED, EngineError, Rollout
+from vcppo.generator.vllm_engine.kept_turns import Turns
 from vcppo.generator.vllm_engine.stepper import Hear
 from vcppo.generator.vllm_engine.stop_strings import judged_text
 
@@ -202,12 +203,12 @@ class RolloutWorker:
             self._failure = error
             self._stopping.set()
 
-    async def _generate(self, prompt: Prompt, hear: Hear | None = None) -> Rollout | None:
+    async def _generate(self, prompt: Prompt, hear: Hear | None = None, turns: Turns | None = None) -> Rollout | None:
         """The rollout; None when vLLM refuses this prompt, which is then rejected for good."""
         try:
             async with self._places:
                 await self.control.gate.until_may_begin()  # an update may have begun while the lease was on its way
-                return await (self._engine.generate(prompt) if hear is None else self._engine.generate(prompt, hear))
+                return await self._engine.generate(prompt, hear, turns=turns)
         except EngineError as error:
             if self._engine.is_dead:
                 raise
@@ -267,13 +268,14 @@ class RolloutWorker:
         async def sample(turn: Prompt, /, hear: Hear | None = None) -> Rollout | None:
             self._in_flight.take_place(asyncio.current_task())
             try:
-                return await self._generate(turn, hear)
+                return await self._generate(turn, hear, turns)
             finally:
                 self._in_flight.free_place(asyncio.current_task())
                 self._liveness.progress()
 
         assert self._player is not None
-        played = await self._player.play(prompt, sample)
+        with self._engine.turns() as turns:
+            played = await self._player.play(prompt, sample)
         if played is None:
             return None
         made, began, longest = played.transcript, time.monotonic(), played.longest_response

@@ -87,11 +87,12 @@ class Respondent:
 
     async def _turns(self, prompt: Prompt, player: Player) -> Judged:
         async def sample(turn: Prompt, /, hear: Hear | None = None) -> Rollout:
-            return await (self._engine.generate(turn) if hear is None else self._engine.generate(turn, hear))
+            return await self._engine.generate(turn, hear, turns=turns)
 
         for _ in range(_MOST_TRIES):  # another rollout may end the child that holds this one
             try:
-                played = await player.play(prompt, sample)
+                with self._engine.turns() as turns:
+                    played = await player.play(prompt, sample)
             except RolloutLost:
                 continue
             assert played is not None  # `sample` refuses nothing

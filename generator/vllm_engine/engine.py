@@ -10,7 +10,8 @@ core's time, and all imports are made twice. On CUDA the core has its own proces
 
 Prefix cache: cached blocks are valid for one set of weights only, but vLLM can drop them only by
 recomputing every sequence in flight. So each request's cache is salted with the policy version it was
-submitted under: after an update no new request finds an old block, and sequences in flight keep theirs.
+submitted under: after an update no new request finds an old block, and sequences in flight keep theirs. So do those
+that wait for their environment (`vcppo.generator.vllm_engine.kept_turns`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import asyncio
 import importlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +35,7 @@ from vcppo.common.evaluation.evaluation_inputs import with_evaluation_sampling
 from vcppo.common.process.quick_start import take_up_collections
 from vcppo.common.records.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
 from vcppo.common.tasks import task_class
-from vcppo.generator.vllm_engine import seeded_prefill
+from vcppo.generator.vllm_engine import seeded_prefill, seeded_turns
 from vcppo.generator.vllm_engine.end_tokens import end_tokens, load_tokenizer, require_model
 from vcppo.generator.vllm_engine.engine_start import (
     OWNER_VARIABLE,
@@ -42,6 +44,7 @@ from vcppo.generator.vllm_engine.engine_start import (
     set_environment,
     start_failure,
 )
+from vcppo.generator.vllm_engine.kept_turns import KeptTurns, Turns, add_turn, may_keep
 from vcppo.generator.vllm_engine.received_weights import SumsReport
 from vcppo.generator.vllm_engine.served import require_served
 from vcppo.generator.vllm_engine.stepper import EngineDead, Hear, Stepper
@@ -56,6 +59,8 @@ _TURN_BLOCK = 32
 """Tokens of a block of the prefix cache where turns follow turns. Only whole blocks are found again, and vLLM's own on
 the CPU has 128: of a session of 400 tokens a third was computed anew. It takes no smaller one there."""
 _UNSET_FORMAT = "vcppo_unset"
+_Add = Callable[[Any], str]
+_Prepare = Callable[[Any, str], None]
 _WORKER_BACKENDS = {"gloo": "gloo", "nccl": "vcppo_nccl"}
 
 
@@ -104,6 +109,7 @@ def register() -> None:
         from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
         seeded_prefill.correct(CPUModelRunner)
+        seeded_turns.correct(CPUModelRunner)
     _ask_for_amx()
     owner = os.environ.get(OWNER_VARIABLE)
     if owner is not None and int(owner) != os.getpid():
@@ -136,7 +142,7 @@ class Engine:
         self.start_unset = start_unset
         self._seed = seed
         self._stepper: Stepper | None = None
-        self._requests: set[str] = set()
+        self._kept = KeptTurns(0, 1, 0)
         self._counter = 0
         self._is_updating = False
         self._stop_tokens: list[int] = []
@@ -176,8 +182,14 @@ class Engine:
         engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
         self._vocabulary = int(engine.model_config.get_vocab_size())
         self._check_stop_tokens()
+        self._kept = self._new_kept(engine.vllm_config)
         log_room(self.config, engine.vllm_config.cache_config)
         return engine
+
+    def _new_kept(self, vllm_config: Any) -> KeptTurns:
+        cache = vllm_config.cache_config
+        blocks = cache.num_gpu_blocks if self._keeps and may_keep(vllm_config) else 0
+        return KeptTurns(blocks, cache.block_size or 1, vllm_config.scheduler_config.max_num_seqs)
 
     def _check_stop_tokens(self) -> None:
         """EngineError here, once, and not at every request."""
@@ -209,7 +221,7 @@ class Engine:
             "dtype": dtype,
             "seed": self._seed,
             "max_model_len": generator.max_model_len,
-            "max_num_seqs": generator.max_sequences,
+            "max_num_seqs": self._max_sequences,
             "tensor_parallel_size": generator.tensor_parallel_size,
             "enforce_eager": generator.enforce_eager,
             "logprobs_mode": "processed_logprobs",
@@ -217,11 +229,11 @@ class Engine:
             "disable_log_stats": True,
             "weight_transfer_config": {"backend": _WORKER_BACKENDS[transfer_backend(self.config)]},
         }
-        if generator.max_sequences > _USUAL_BATCH:  # vLLM wants a token a sequence in each step
-            arguments["max_num_batched_tokens"] = generator.max_sequences
+        if self._max_sequences > _USUAL_BATCH:  # vLLM wants a token a sequence in each step
+            arguments["max_num_batched_tokens"] = self._max_sequences
         if on_cpu():
             arguments["kv_cache_memory_bytes"] = int(generator.kv_cache_gib * 2**30)
-            if task_class(self.config.task.name).is_environment:
+            if self._has_turns:
                 arguments["block_size"] = _TURN_BLOCK
         else:
             arguments["gpu_memory_utilization"] = generator.gpu_memory_utilization
@@ -230,6 +242,24 @@ class Engine:
             arguments["load_format"] = _UNSET_FORMAT
         os.environ[EXTENSION_VARIABLE] = str(arguments.get("worker_extension_cls", ""))
         return arguments | {"worker_extension_cls": "vcppo.generator.vllm_engine.worker_extension.WorkerExtension"}
+
+    @property
+    def _has_turns(self) -> bool:
+        return task_class(self.config.task.name).is_environment
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether sequences may wait between turns. On a CUDA device none does: the blocks of its prefix cache are
+        small, and it was never tried there. Nor with stop strings, which vLLM's core does not know: it would go on
+        behind them."""
+        return on_cpu() and self._has_turns and not self.config.sampling.stop
+
+    @property
+    def _max_sequences(self) -> int:
+        """A generator has twice as many rollouts as places: that many sequences may wait beside those in flight."""
+        generator = self.config.generator
+        may_wait = self._keeps and "max_num_batched_tokens" not in generator.engine_options
+        return generator.max_sequences + (generator.max_in_flight if may_wait else 0)
 
     @property
     def stepper(self) -> Stepper:
@@ -251,7 +281,7 @@ class Engine:
     @property
     def num_in_flight(self) -> int:
         """Requests inside vLLM now, canaries included."""
-        return len(self._requests)
+        return len(self._kept.in_flight)
 
     @property
     def is_dead(self) -> bool:
@@ -260,14 +290,30 @@ class Engine:
 
     # Generation
 
+    @contextmanager
+    def turns(self) -> Iterator[Turns]:
+        """The turns of one rollout, for `generate`. Between them its sequence may stay in vLLM; at the end it goes."""
+        turns = Turns()
+        try:
+            yield turns
+        finally:
+            self._let_go(turns)
+
     async def generate(
-        self, prompt: Prompt, hear: Hear | None = None, *, seed: int | None = None, num_begun: int = 0
+        self,
+        prompt: Prompt,
+        hear: Hear | None = None,
+        *,
+        seed: int | None = None,
+        num_begun: int = 0,
+        turns: Turns | None = None,
     ) -> Rollout:
         """Sample one response. The seed is the prompt's, unless given. Raises EngineError when vLLM refuses or died.
 
         Args:
             hear: called with all tokens so far, now and then; the rollout is the same.
             num_begun: the prompt ends with so many tokens of a response that is to be continued.
+            turns: the response is one turn of these.
         """
         params = self._sampling_params(prompt, prompt.seed if seed is None else seed)
         if hear is not None:
@@ -275,8 +321,52 @@ class Engine:
         began = time.monotonic()
         begun = prompt.token_ids[len(prompt.token_ids) - num_begun :].tolist()
         watch_text = partial(self._watch_text, begun)
-        output = await self._run(prompt.token_ids, params, prompt.id, f"v{self.policy_version}", watch_text, hear)
+        salt = f"v{self.policy_version}"
+        if turns is not None and self._goes_on(turns, prompt, hear):
+            return await self._next_turn(turns, prompt, params, salt)
+        output = await self._run(prompt.token_ids, params, prompt.id, salt, watch_text, hear)
         return _rollout(output, time.monotonic() - began)
+
+    def _goes_on(self, turns: Turns, prompt: Prompt, hear: Hear | None) -> bool:
+        """Whether this may be one turn of several in one request. What was kept and doesn't fit to it is let go.
+
+        One that is heard is not: vLLM would give all turns so far each time.
+        """
+        self._kept.take(turns)
+        may_go_on = hear is None and self._kept.fits(len(prompt.token_ids) + prompt.max_response_tokens)
+        if not may_go_on or not turns.begins(prompt.token_ids.tolist()):
+            self._let_go(turns)
+        return may_go_on
+
+    async def _next_turn(self, turns: Turns, prompt: Prompt, params: Any, salt: str) -> Rollout:
+        """The turn behind all tokens of the prompt, of which vLLM has those of `turns`, but for the last."""
+        began, ids = time.monotonic(), prompt.token_ids.tolist()
+        known, before = max(0, len(turns.token_ids) - 1), turns.num_sampled
+        try:
+            output = await self._run(ids[known:], params, prompt.id, salt, turns=turns, num_known=known)
+        except BaseException:  # a cancelled one too
+            self._let_go(turns)
+            raise
+        made = _rollout(output, time.monotonic() - began, before)
+        if known:
+            made = replace(made, num_cached=known)
+        turns.token_ids, turns.num_sampled = ids + made.token_ids.tolist(), before + len(made.token_ids)
+        if made.finish_reason == "abort":
+            self._let_go(turns)
+        else:
+            self._make_room(self._kept.keep(turns))
+        return made
+
+    def _let_go(self, turns: Turns) -> None:
+        """Its sequence ends, if vLLM has one."""
+        self._kept.take(turns)
+        self._make_room([turns])
+
+    def _make_room(self, gone: Sequence[Turns]) -> None:
+        for turns in gone:
+            if turns.request_id and self._stepper is not None:
+                self._stepper.abort(turns.request_id)
+            turns.clear()
 
     def _sampling_params(self, prompt: Prompt, seed: int) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -354,6 +444,8 @@ class Engine:
         salt: str,
         prepare: Callable[[Any, str], None] | None = None,
         hear: Hear | None = None,
+        turns: Turns | None = None,
+        num_known: int = 0,
     ) -> Any:
         self._check_tokens(token_ids, name)
         self._counter += 1
@@ -361,15 +453,31 @@ class Engine:
         # vLLM takes a Python list here; this is its interface, the wire form stays an array.
         ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else token_ids
         prompt: Any = {"prompt_token_ids": ids, "cache_salt": salt}
-        self._requests.add(request_id)
+        add = None
+        if turns is not None:
+            request_id, add, prepare = self._resumable(turns, request_id, prompt, params)
+        self._make_room(self._kept.begin(request_id, num_known + len(ids) + params.max_tokens))
         try:
-            return await self.stepper.generate(request_id, prompt, params, prepare, hear)
+            return await self.stepper.generate(request_id, prompt, params, prepare, hear, add)
         except EngineDead as error:
             raise EngineError(f"vLLM's engine died: {error}") from error
         except Exception as error:  # many kinds: vLLM's own validation errors are no ValueErrors
             raise EngineError(f"vLLM refuses {name}: {error}") from error
         finally:
-            self._requests.discard(request_id)
+            self._kept.end(request_id)
+
+    def _resumable(self, turns: Turns, request_id: str, prompt: Any, params: Any) -> tuple[str, _Add, _Prepare]:
+        """The request's name, how vLLM is given it, and what takes down vLLM's own name of it."""
+        known_as = turns.internal_id if turns.request_id else None
+        turns.request_id = turns.request_id or request_id
+
+        def take_down(engine: Any, internal_id: str) -> None:
+            turns.internal_id = internal_id
+
+        def add(engine: Any) -> str:
+            return add_turn(engine, turns.request_id, prompt, params, known_as)
+
+        return turns.request_id, add, take_down
 
     def _check_tokens(self, token_ids: Int32Array | Sequence[int], name: str) -> None:
         """vLLM checks them by a tokenizer, which it does not have; one beyond its embedding would end the engine."""
@@ -455,14 +563,19 @@ class Engine:
             self._stepper = None
 
 
-def _rollout(output: Any, seconds: float) -> Rollout:
+def _rollout(output: Any, seconds: float, before: int = 0) -> Rollout:
+    """`before`: so many tokens at the beginning are other turns'."""
     completion = output.outputs[0]
-    spans = tuple(VersionSpan(int(s.version), s.end - s.start) for s in completion.weight_versions or ())
+    spans = tuple(
+        VersionSpan(int(s.version), s.end - max(s.start, before))
+        for s in completion.weight_versions or ()
+        if s.end > before
+    )
     reason: FinishReason = completion.finish_reason if completion.finish_reason in ("stop", "length") else "abort"
     stop_string = completion.stop_reason if isinstance(completion.stop_reason, str) else None
     return Rollout(
-        token_ids=np.asarray(completion.token_ids, dtype=np.int32),
-        log_probs=np.asarray(completion.logprobs.logprobs if completion.logprobs else (), dtype=np.float32),
+        token_ids=np.asarray(completion.token_ids[before:], dtype=np.int32),
+        log_probs=np.asarray(completion.logprobs.logprobs[before:] if completion.logprobs else (), dtype=np.float32),
         version_spans=spans,
         finish_reason=reason,
         seconds=seconds,

@@ -43,8 +43,8 @@ class EngineDead(Exception):
 class Stepper:
     """Make it in the event loop, ``await start(make_engine)``, ``stop()`` at the end.
 
-    ``make_engine()`` returns what has vLLM's LLMEngine interface: ``add_request``, ``abort_request``, ``step`` and
-    ``has_unfinished_requests``. Requests must ask for their final output only, or for all of it so far where somebody
+    ``make_engine()`` returns what has vLLM's LLMEngine interface: ``add_request``, ``abort_request`` and ``step``.
+    Requests must ask for their final output only, or for all of it so far where somebody
     hears it.
     """
 
@@ -94,25 +94,29 @@ class Stepper:
         params: Any,
         prepare: Callable[[Any, str], None] | None = None,
         hear: Hear | None = None,
+        add: Callable[[Any], str] | None = None,
     ) -> Any:
-        """The final output of one request. Cancelling this aborts it. Raises what vLLM refuses it with.
+        """The final output of one request, or of one turn of it. Cancelling this aborts it. Raises what vLLM refuses it
+        with.
 
         Args:
             request_id, prompt, params: as `LLMEngine.add_request` takes them.
+            add: gives the engine the request, in place of `LLMEngine.add_request`; the id it has there.
             prepare: called with the engine and the id it gave the request, before the request's first step.
             hear: called in the event loop with all tokens so far, now and then.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
 
-        def add() -> None:
+        def begin() -> None:
             try:
                 self._check()
-                given_id = self._engine.add_request(request_id, prompt, params)
+                engine = self._engine
+                given_id = engine.add_request(request_id, prompt, params) if add is None else add(engine)
                 self._waiting[request_id] = future
                 if hear is not None:
                     self._hearing[request_id] = hear, 0.0
                 if prepare is not None:
-                    prepare(self._engine, given_id)
+                    prepare(engine, given_id)
             except Exception as error:  # noqa: BLE001  (handed to the caller)
                 abort()
                 self._settle([(future, None, error)])
@@ -122,12 +126,21 @@ class Stepper:
             if self._waiting.pop(request_id, None) is not None and not self.is_dead:
                 self._engine.abort_request([request_id])
 
-        self._inbox.put(add)
+        self._inbox.put(begin)
         try:
             return await future
         except asyncio.CancelledError:
             self._inbox.put(abort)
             raise
+
+    def abort(self, request_id: str) -> None:
+        """End a request that nobody waits for: one between two turns. What is asked after this finds it gone."""
+
+        def abort() -> None:
+            if not self.is_dead:
+                self._engine.abort_request([request_id])
+
+        self._inbox.put(abort)
 
     def stop(self, end: Callable[[Any], None]) -> None:
         """``end(engine)`` in the thread, which then ends. Whoever still waits for a request is not answered."""
@@ -190,11 +203,12 @@ class Stepper:
             self._do(command)
 
     def _has_work(self) -> bool:
-        return not self.paused and not self.is_dead and bool(self._engine.has_unfinished_requests())
+        """A sequence that waits for its next turn is no work: vLLM counts it as unfinished, so it is not asked."""
+        return not self.paused and not self.is_dead and bool(self._waiting)
 
     def _step(self) -> None:
         outputs = self._engine.step()
-        ended = [(self._waiting.pop(each.request_id, None), each) for each in outputs if each.finished]
+        ended = [(self._waiting.pop(each.request_id, None), each) for each in outputs if _has_ended(each)]
         if self._hearing:
             self._tell(outputs)
         if found := [(future, output, None) for future, output in ended if future is not None]:
@@ -205,7 +219,7 @@ class Stepper:
         now = time.monotonic()
         for output in outputs:
             hear, told = self._hearing.get(output.request_id, (None, now))
-            if output.finished:
+            if _has_ended(output):
                 self._hearing.pop(output.request_id, None)
             elif hear is not None and now - told >= _HEARD_SECONDS:
                 self._hearing[output.request_id] = hear, now
@@ -229,6 +243,11 @@ class Stepper:
             self._loop.call_soon_threadsafe(_settle, results)
         except RuntimeError:  # the loop is closed: nobody waits any more
             return
+
+
+def _has_ended(output: Any) -> bool:
+    """A request, or one turn of a request that may go on: that one is never finished."""
+    return bool(output.finished or output.outputs[0].finish_reason is not None)
 
 
 def _in_words(request_ids: Iterable[str]) -> str:

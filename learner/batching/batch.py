@@ -37,6 +37,7 @@ from vcppo.learner.batching.packing import (
     plan_micro_batches,
     split_mini_batches,
 )
+from vcppo.learner.batching.sequence_shard import shard
 from vcppo.learner.batching.turn_rewards import PlacedRewards, place_rewards
 
 Float64Array = NDArray[np.float64]
@@ -163,11 +164,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Share:
-    """Which rank this is, and how micro-batches are cut."""
+    """Which rank this is, and how micro-batches are cut.
+
+    Attributes:
+        micro_batch_tokens: most tokens of a micro-batch on one rank.
+        sequence_parallel_size: so many neighbouring ranks share each pack.
+    """
 
     rank: int
     num_ranks: int
     micro_batch_tokens: int
+    sequence_parallel_size: int = 1
 
 
 class MicroBatch(NamedTuple):
@@ -203,11 +210,12 @@ class Packer:
 
 def micro_batches(batch: Batch, members: Sequence[int], share: Share) -> Iterator[MicroBatch]:
     """This rank's micro-batches of ``members``; every rank gets equally many (empty ones are dummies)."""
-    lengths = [batch.lengths[i] for i in members]
-    plan = plan_micro_batches(lengths, share.micro_batch_tokens, share.num_ranks)
-    for group in plan[share.rank]:
+    lengths, size = [batch.lengths[i] for i in members], share.sequence_parallel_size
+    plan = plan_micro_batches(lengths, share.micro_batch_tokens * size, share.num_ranks // size)
+    for group in plan[share.rank // size]:
         packed = build_packed(batch.trajectories, [members[i] for i in group])
-        yield MicroBatch(packed, action_slots(packed, batch.action_cu_seqlens))
+        slots = action_slots(packed, batch.action_cu_seqlens)
+        yield MicroBatch(packed, slots) if size == 1 else MicroBatch(*shard(packed, slots, share.rank % size, size))
 
 
 def num_trained(mask: NDArray[np.bool_], action_cu_seqlens: Int64Array, members: Sequence[int]) -> int:

@@ -59,12 +59,24 @@ def fingerprinted(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, "hash": blake2b(text.encode(), digest_size=16).hexdigest()}
 
 
+def refuse_long_sequences(config: VcppoConfig, service: str) -> None:
+    """Raise VcppoError where only several ranks together could take the longest sequence: here each has its own."""
+    longest, learner = config.generator.max_model_len, config.learner
+    if learner.micro_batch_tokens < longest:
+        raise VcppoError(
+            f"learner.sequence_parallel_size = {learner.sequence_parallel_size}: ranks share no sequences in {service},"
+            f" and generator.max_model_len = {longest} is more than learner.micro_batch_tokens ="
+            f" {learner.micro_batch_tokens}: raise the latter to {longest} for this stage"
+        )
+
+
 def run_stage(
     service: str, about: str | None, make: Callable[[VcppoConfig], object], arguments: Sequence[str] | None
 ) -> int:
     """The whole process of ``python -m vcppo.learner.cold_start.<service>``. Returns the exit code."""
 
     def work(config: VcppoConfig) -> None:
+        refuse_long_sequences(config, service)
         make(config)
 
     given = process_parser(f"python -m vcppo.learner.cold_start.{service}", about).parse_args(arguments)

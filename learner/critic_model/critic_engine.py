@@ -9,6 +9,7 @@ from vcppo.common.errors import ConfigError
 from vcppo.common.run_folder import CRITIC_FOLDER, RunFolder
 from vcppo.learner.algorithm.value_bins import ValueBins
 from vcppo.learner.engine.deepspeed_engine import EngineOptions, TrainEngine
+from vcppo.learner.kernels.sequence_parallel import check_heads_of
 from vcppo.learner.models.adapters import add_adapters, load_adapter
 from vcppo.learner.models.base_model import check_base_models, has_adapter
 from vcppo.learner.models.freezing import freeze
@@ -27,7 +28,8 @@ def make_critic(
         policy: with ``lora.rank``: shares its frozen base with the critic where both are over the same model.
 
     Raises:
-        VcppoError: as `load_critic` does; the adapters are of another base.
+        VcppoError: as `load_critic` does; the adapters are of another base; the ranks of
+            learner.sequence_parallel_size can't share its heads.
         ConfigError: ``critic.freeze`` or ``rl.critic_freeze`` finds nothing, leaves nothing, or finds a new head.
     """
     adapter = Path(init) if has_adapter(init) else None
@@ -48,6 +50,8 @@ def make_critic(
         add_adapters(critic.hf_model, config.lora)
         if adapter is not None:
             load_adapter(critic.hf_model, adapter)
+    path = config.critic.model or config.model.path
+    check_heads_of(critic.hf_model.config, config.learner.sequence_parallel_size, path)
     _freeze(critic, config, init, in_rl=in_rl)
     return critic
 

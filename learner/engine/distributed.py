@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from vcppo.common.errors import VcppoError
+from vcppo.learner.kernels.sequence_parallel import use_group
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,15 @@ def init_distributed(device: Device = "auto", *, timeout_seconds: float = 1800.0
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1, timeout=timeout)
     log.info("process_group_joined", backend=backend, rank=rank(), num_ranks=num_ranks(), device=str(chosen))
     return chosen
+
+
+def share_sequences(size: int) -> None:
+    """Let `size` neighbouring ranks share each pack (learner.sequence_parallel_size). Collective; 1 undoes it."""
+    use_group(None)
+    for first in range(0, num_ranks(), size) if size > 1 else ():
+        group = distributed.new_group(list(range(first, first + size)))  # every rank makes every group
+        if first <= rank() < first + size:
+            use_group(group)
 
 
 def rank() -> int:

@@ -27,7 +27,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vcppo.common.errors import VcppoError
 from vcppo.learner.batching.packing import PackedBatch
+from vcppo.learner.batching.sequence_shard import ShardedBatch
 from vcppo.learner.kernels.segment_attention import Group, plan, segment_attention
+from vcppo.learner.kernels.sequence_parallel import trade_heads_for_tokens, trade_tokens_for_heads
 
 PACKED_ATTENTION = "vcppo_packed"
 FUSED_FROM = 384  # tokens of a segment, from where torch's bfloat16 kernel is the faster one with AMX, both ways
@@ -44,10 +46,12 @@ class Segments:
     Attributes:
         lengths: ``S`` Python ints, which sum to N.
         cu_seqlens: ``[S+1]`` int32, on the model's device.
+        num_shards: ranks that share the pack, each with as many of its tokens; 1: this rank has all.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor
+    num_shards: int = 1
 
     @cached_property
     def longest(self) -> int:
@@ -83,7 +87,8 @@ def has_amx() -> bool:
 
 def attention_arguments(batch: PackedBatch) -> dict[str, Any]:
     """Keyword arguments for the model's forward that carry the sequence boundaries to every layer."""
-    return {"packed_segments": Segments(batch.lengths, batch.cu_seqlens)}
+    num_shards = batch.num_shards if isinstance(batch, ShardedBatch) else 1
+    return {"packed_segments": Segments(batch.lengths, batch.cu_seqlens, num_shards)}
 
 
 def packed_attention(
@@ -117,6 +122,8 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < packed_segments.longest else None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [N, H, D]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if packed_segments.num_shards > 1:
+        q, k, v = trade_tokens_for_heads(q, k, v)
     match choose_kernel(query.device.type, query.dtype, query.shape[-1], value.shape[-1]):
         case "varlen":
             out = _varlen(q, k, v, packed_segments, scale, window)
@@ -124,6 +131,8 @@ def packed_attention(
             out = by_runs(q, k, v, packed_segments.runs, scale, window)
         case "segments":
             out = _bfloat16(q, k, v, packed_segments, scale, window)
+    if packed_segments.num_shards > 1:
+        out = trade_heads_for_tokens(out)
     return out[None], None
 
 

@@ -29,7 +29,7 @@ class Engine(Saying):
 
     is_dead, vocabulary, backend = False, 300, "gloo"
 
-    async def generate(self, prompt: Prompt) -> Any:
+    async def generate(self, prompt: Prompt, hear: Any = None, *, turns: Any = None) -> Any:
         await asyncio.sleep(0.005)
         made = await super().generate(prompt)
         return replace(made, version_spans=(made.version_spans[0]._replace(version=0),))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +57,10 @@ class ScriptedEngine:
         self.abort: set[str] = set()
         self.stop_string: str | None = None
 
-    async def generate(self, prompt: Prompt) -> Rollout:
+    def turns(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    async def generate(self, prompt: Prompt, hear: Any = None, *, turns: Any = None) -> Rollout:
         if prompt.id in self.refuse:
             raise EngineError("vLLM refuses it: too long")
         self.num_in_flight += 1

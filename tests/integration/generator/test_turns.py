@@ -61,7 +61,7 @@ class Copying(ScriptedEngine):
         self.prompts: list[Prompt] = []
         self.renews = False  # the weights become a newer version before each turn
 
-    async def generate(self, prompt: Prompt) -> Rollout:
+    async def generate(self, prompt: Prompt, hear: Any = None, *, turns: Any = None) -> Rollout:
         self.prompts.append(prompt)
         made = await super().generate(prompt)
         tokens = np.asarray([prompt.token_ids[-1], EOS], np.int32)

@@ -4,7 +4,8 @@
 
 TASK: ``grid`` (prompts of 60 to 400 tokens, 8, 64 and 256 in flight, a pause for weights in the middle), or
 ``refusals`` (requests that can't be served, then one that can), ``stops`` (the same requests, cut by stop strings), or
-``turns`` (rollouts of several turns in `Talking`, new weights' version between two turns), or ``heard`` (the same
+``turns`` (rollouts of several turns in `Talking`, new weights' version between two turns), ``kept`` (sessions of four
+turns, whose sequences wait in vLLM or do not, some of them broken off), or ``heard`` (the same
 requests with and without somebody who hears them as they grow, a pause for weights in the middle).
 """
 
@@ -15,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,46 @@ async def turns(engine: Engine) -> dict[str, Any]:
         await pool.close()
 
 
+async def kept(engine: Engine) -> dict[str, Any]:
+    """Tokens, log-probs and versions of sessions that wait in vLLM between turns, and of the same that do not."""
+    preempted = count_preemptions(engine)
+    found: dict[str, Any] = {}
+    places = asyncio.Semaphore(engine.config.generator.max_in_flight)
+    for name in ("kept", "plain"):
+        version = engine.policy_version
+        tasks = [asyncio.create_task(session(engine, number, places, name == "kept")) for number in range(24)]
+        await asyncio.sleep(0.05)  # not a wait: both may fall anywhere
+        await engine.pause()
+        await engine.set_version(version + 1)
+        await engine.resume()
+        for task in tasks[::6]:
+            task.cancel()
+        made = await asyncio.gather(*tasks, return_exceptions=True)
+        found[name] = [None if isinstance(each, asyncio.CancelledError) else each for each in made]
+        if errors := [repr(each) for each in made if isinstance(each, Exception)]:
+            return {"errors": errors}
+    scheduler: Any = engine.stepper._engine.engine_core.engine_core.scheduler
+    left = await engine.stepper.call(lambda llm: [*scheduler.requests, *llm.output_processor.request_states])
+    blocks = engine._kept._num_blocks
+    return {**found, "left": left, "in flight": engine.num_in_flight, "blocks": blocks, "preempted": len(preempted)}
+
+
+async def session(engine: Engine, number: int, places: asyncio.Semaphore, may_wait: bool) -> list[Any]:
+    """Four turns; of each the tokens, log-probs, versions, and how many tokens before it vLLM had."""
+    ids, made = prompt(number, 40, 0).token_ids, list[Any]()
+    with engine.turns() as turns:
+        for turn in range(4):
+            asked = replace(prompt(number, 1, 12), token_ids=ids, seed=100 * number + turn)
+            async with places:
+                rollout = await engine.generate(asked, turns=turns if may_wait else None)
+            said = np.full(5, 3 + turn, dtype=np.int32)
+            ids = np.concatenate([ids, rollout.token_ids, said])
+            spans = [list(span) for span in rollout.version_spans]
+            made.append([rollout.token_ids.tolist(), rollout.log_probs.tolist(), spans, rollout.num_cached])
+            await asyncio.sleep(0.003 * (number % 3))  # the environment's time
+    return made
+
+
 async def one_of_turns(engine: Engine, player: Player, number: int) -> dict[str, Any]:
     """Rollout `number`; between the turns of every other one the weights become another version."""
     asked: list[Prompt] = []
@@ -177,11 +219,12 @@ async def one_of_turns(engine: Engine, player: Player, number: int) -> dict[str,
             await engine.set_version(engine.policy_version + 1)
             await engine.resume()
         asked.append(turn)
-        made.append(await engine.generate(turn))
+        made.append(await engine.generate(turn, turns=kept))
         return made[-1]
 
     first = prompt(number, 40, 60)
-    played = await player.play(first, sample)
+    with engine.turns() as kept:
+        played = await player.play(first, sample)
     assert played is not None
     whole = np.concatenate([first.token_ids, played.transcript.token_ids])
     return {
@@ -194,14 +237,15 @@ async def one_of_turns(engine: Engine, player: Player, number: int) -> dict[str,
     }  # fmt: skip
 
 
+TASKS = {"grid": grid, "refusals": refusals, "stops": stops, "turns": turns, "kept": kept, "heard": heard}
+
+
 async def main(config: Path, task: str) -> None:
     engine = Engine(load_config(config, []))
     try:
         await engine.start()
         async with asyncio.timeout(500):
-            result = await {"grid": grid, "refusals": refusals, "stops": stops, "turns": turns, "heard": heard}[task](
-                engine
-            )
+            result = await TASKS[task](engine)
     except EngineError as error:
         result = {"error": str(error)}
     sys.stdout.write("\n" + json.dumps(result) + "\n")

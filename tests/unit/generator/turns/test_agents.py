@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ class Saying:
         self.sampled = asyncio.Event()
         self.was_heard: list[bool] = []
 
-    async def generate(self, prompt: Prompt, /, hear: Hear | None = None) -> Rollout:
+    def turns(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    async def generate(self, prompt: Prompt, /, hear: Hear | None = None, *, turns: Any = None) -> Rollout:
         self.prompts.append(prompt)
         self.sampled.set()
         text = self.texts[min(len(self.prompts), len(self.texts)) - 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from argparse import Namespace
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,10 @@ class Copying:
     def __init__(self, shift: int) -> None:
         self.shift, self.seeds = shift, list[int]()
 
-    async def generate(self, prompt: Prompt) -> Rollout:
+    def turns(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    async def generate(self, prompt: Prompt, hear: Any = None, *, turns: Any = None) -> Rollout:
         self.seeds.append(prompt.seed)
         first = len(self.seeds) == 1
         tokens = np.asarray([prompt.token_ids[-1] + (0 if first else self.shift), EOS], np.int32)

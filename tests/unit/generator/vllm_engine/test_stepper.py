@@ -57,7 +57,7 @@ class FakeEngine:
 
 
 def _said(count: int) -> Any:
-    return SimpleNamespace(token_ids=list(range(count)))
+    return SimpleNamespace(token_ids=list(range(count)), finish_reason=None)
 
 
 def run(body: Callable[[Stepper, FakeEngine], Awaitable[None]]) -> FakeEngine:

@@ -1,0 +1,217 @@
+"""Two ranks that share each pack compute what one rank computes: actor, critic and value pretraining, at every stage.
+
+Run as a script (`torchrun ... test_sequence_parallel.py FOLDER`) this is the worker. Two ranks have half the tokens
+of a micro-batch each, so their packs are those of one rank, and the longest sequence fits on neither alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.paths import ROOT
+from vcppo.common.process.end_process import end_process
+
+PACK_TOKENS = 48
+CASES = {  # name: ZeRO stage, type, model
+    "stage_0": (0, "float32", "tied"),
+    "stage_1": (1, "float32", "tied"),
+    "stage_2": (2, "float32", "tied"),
+    "stage_3": (3, "float32", "tied"),
+    "one_key_head": (0, "float32", "one_key_head"),
+    "window": (0, "float32", "window"),
+    "bfloat16": (0, "bfloat16", "tied"),
+    "bfloat16_stage_3": (3, "bfloat16", "tied"),
+    "log_probs": (1, "float32", "tied"),
+    "adapters": (0, "float32", "tied"),
+}
+MORE: dict[str, dict[str, Any]] = {  # settings of a case
+    "log_probs": {"critic": {"sees_log_probs": True}},
+    "adapters": {"lora": {"rank": 4}},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "tied": {},
+    "one_key_head": {"num_key_value_heads": 1},
+    "window": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
+}
+
+
+# --- the worker -------------------------------------------------------------------------------------------------------
+
+
+def run_worker(folder: Path) -> None:
+    from vcppo.learner.engine.deepspeed_engine import init_distributed, num_ranks, shutdown_distributed
+    from vcppo.learner.engine.distributed import share_sequences
+
+    torch.set_num_threads(1)
+    init_distributed("cpu", timeout_seconds=120)
+    share_sequences(num_ranks())
+    output = folder / f"ranks_{num_ranks()}"
+    output.mkdir(exist_ok=True)
+    for name in CASES:
+        train(folder, output, name)
+    pretrain(folder, output)
+    shutdown_distributed()
+
+
+def config_of(folder: Path, name: str) -> Any:
+    from vcppo.common.config import VcppoConfig
+    from vcppo.learner.engine.deepspeed_engine import num_ranks
+
+    stage, dtype, model = CASES[name]
+    return VcppoConfig.model_validate(
+        {
+            "run": {"name": "r", "folder": str(folder)},
+            "model": {"path": str(folder / model), "dtype": dtype},
+            "generator": {"max_model_len": PACK_TOKENS},
+            "sampling": {"temperature": 0.8, "max_response_tokens": 24},
+            "rl": {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3},
+            "algorithm": {"num_mini_batches": 2, "lambda_actor": 0.95, "dual_clip": 3.0, "entropy_target": 2.0},
+            "value_pretraining": {"batch_size": 6, "learning_rate": 1e-3, "num_trajectories": 96, "max_steps": 2,
+                                  "eval_every": 1},
+            "learner": {
+                "num_ranks": num_ranks(), "zero_stage": stage, "sequence_parallel_size": num_ranks(),
+                "micro_batch_tokens": PACK_TOKENS // num_ranks(),
+            },
+            **MORE.get(name, {}),
+        }
+    )  # fmt: skip
+
+
+def share_of(config: Any) -> Any:
+    from vcppo.learner.batching.batch import Share
+    from vcppo.learner.engine.deepspeed_engine import rank
+
+    learner = config.learner
+    return Share(rank(), learner.num_ranks, learner.micro_batch_tokens, learner.sequence_parallel_size)
+
+
+def train(folder: Path, output: Path, name: str) -> None:
+    """Two steps of the loop; rank 0 writes estimates, statistics, norms and weights."""
+    from tests.unit.rig.learner_samples import mixed_batch
+    from vcppo.learner.batching.batch import Batch, Packer
+    from vcppo.learner.critic_model.critic_engine import make_critic_engine
+    from vcppo.learner.engine.deepspeed_engine import rank
+    from vcppo.learner.export import make_actor
+    from vcppo.learner.rl.loop import Models, RlLoop
+    from vcppo.learner.rl.phases import Phases
+
+    config = config_of(folder, name)
+    torch.manual_seed(0)  # adapters begin at random
+    share, batch = share_of(config), Batch(mixed_batch(3, count=9), 0)
+    assert max(batch.lengths) > PACK_TOKENS // 2  # on one rank of two it would not fit
+    critic = make_critic_engine(config, "policy", 1e-3, "rl.critic_learning_rate")
+    models = Models(make_actor(config), critic)
+    nobody: Any = None  # to send weights to
+    loop = RlLoop(config, models, share, nobody, None)
+    numbers: dict[str, Any] = {"packs": len(Packer(batch, share).whole)}
+    for step in range(2):
+        estimates, stats = loop.train(batch, Phases())
+        for what in ("values", "last_values", "old_log_probs", "advantages", "value_targets", "entropy"):
+            numbers[f"{what} {step}"] = getattr(estimates, what).tolist()
+        numbers[f"norms {step}"] = [*stats.actor_grad_norms, *stats.critic_grad_norms]
+        numbers[f"sums {step}"] = [stats.sums[key] for key in sorted(stats.sums)]
+        numbers[f"by staleness {step}"] = stats.by_staleness.ravel().tolist()
+    states = {"actor": models.actor.gather_full_state_dict(), "critic": critic.gather_full_state_dict()}
+    if rank() == 0:
+        (output / f"{name}.json").write_text(json.dumps(numbers))
+        for model, state in states.items():
+            save_file(state, output / f"{name}_{model}.safetensors")
+
+
+def pretrain(folder: Path, output: Path) -> None:
+    """The critic's trainer on recorded responses, with its measurements."""
+    from tests.unit.rig.learner_samples import mixed_batch
+    from vcppo.learner.engine.deepspeed_engine import rank
+    from vcppo.learner.value_pretraining.critic_pretrainer import CriticPretrainer, Part
+
+    config = config_of(folder, "stage_0")
+    train_part, held_out = (Part.of(mixed_batch(seed, count=12), config) for seed in (1, 2))
+    metrics = Written()
+    trainer = CriticPretrainer(config, share_of(config), train_part, held_out, metrics)  # type: ignore[arg-type]
+    trainer.run(lambda engine: None, lambda: False)
+    state = trainer.engine.gather_full_state_dict()
+    if rank() == 0:
+        (output / "pretraining.json").write_text(json.dumps(metrics.rows))
+        save_file(state, output / "pretraining.safetensors")
+
+
+class Written:
+    """Takes the metrics' place."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[float]] = {}
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        self.rows[str(step)] = [value for value in values.values() if isinstance(value, float)]
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+
+def start(folder: Path, num_ranks: int) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__)), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-6000:]}"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ranks_1 and ranks_2."""
+    from tests.unit.rig.learner_samples import save_tiny_policy
+
+    folder = tmp_path_factory.mktemp("sequence_parallel")
+    for name, changes in MODELS.items():
+        save_tiny_policy(folder / name, **changes)
+    for num_ranks in (1, 2):
+        start(folder, num_ranks)
+    return folder
+
+
+def both(results: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    one, two = (json.loads((results / f"ranks_{n}" / f"{name}.json").read_text()) for n in (1, 2))
+    assert one.keys() == two.keys()
+    return one, two
+
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pack_on_two_ranks_trains_as_one_on_one(results: Path, name: str) -> None:
+    one, two = both(results, name)
+    assert one["packs"] == two["packs"] > 1
+    rounding = 2e-5 if CASES[name][1] == "float32" else 0.1
+    for what, expected in one.items():
+        largest = max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(two[what], expected, rtol=rounding, atol=rounding * largest, err_msg=what)
+    for model in ("actor", "critic"):
+        first, second = (load_file(results / f"ranks_{n}" / f"{name}_{model}.safetensors") for n in (1, 2))
+        for key, tensor in first.items():
+            torch.testing.assert_close(second[key].float(), tensor.float(), rtol=0, atol=rounding)
+
+
+def test_value_pretraining_is_the_same(results: Path) -> None:
+    one, two = both(results, "pretraining")
+    assert len(one) == 3
+    for step, expected in one.items():
+        assert two[step] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    first, second = (load_file(results / f"ranks_{n}" / "pretraining.safetensors") for n in (1, 2))
+    for key, tensor in first.items():
+        torch.testing.assert_close(second[key], tensor, rtol=0, atol=2e-5)
+
+
+if __name__ == "__main__":
+    run_worker(Path(sys.argv[1]))
+    end_process(0)
