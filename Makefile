@@ -36,7 +36,8 @@ bench-test: setup ## every benchmark once, small: does it run, is it right?
 extras-test: setup ## tests of the optional extras but mlflow, their packages in .cache/extras (they take a C compiler)
 	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/extras -r requirements/extras.lock
 	@PYTHONPATH=.cache/extras PATH="$(CURDIR)/.cache/extras/bin:$$PATH" $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) \
-		tests/unit/common/tasks/test_reasoning_gym.py tests/unit/common/trackers/test_real_trackers.py tests/unit/learner/profiling
+		tests/unit/common/tasks/test_reasoning_gym.py tests/unit/common/trackers/test_real_trackers.py tests/unit/learner/profiling \
+		tests/unit/learner/simulation tests/unit/deploy/simulation
 
 mlflow-test: setup ## metrics to a real MLflow server, its packages in .cache/mlflow: two minutes, so CI leaves it out
 	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/mlflow -r requirements/mlflow.lock
