@@ -292,7 +292,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.chaos.chaos_command import add_chaos
     from vcppo.deploy.check.check_command import add_check
-    from vcppo.deploy.check.plan_command import add_plan
     from vcppo.deploy.evaluation.advise_command import add_advise
     from vcppo.deploy.evaluation.eval_command import add_evaluation
     from vcppo.deploy.evaluation.explainable_command import add_explainable
@@ -325,11 +324,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     add_chaos(lambda command, text, examples: _add(commands, "chaos", command, text, examples))
     add_check(partial(_add, commands), partial(_takes_config, run=True), _config)
-    add_plan(partial(_add, commands), partial(_takes_config, run=True), _config)
+    _add_plan(commands)
     _add_watch(commands)
     _add_config(commands)
     _add_demo(commands)
     return parser
+
+
+def _add_plan(commands: Commands) -> None:
+    from vcppo.deploy.check.plan_command import add_plan
+    from vcppo.deploy.simulation.plan_options import add_simulation
+
+    plan = add_plan(partial(_add, commands), partial(_takes_config, run=True), _config)
+    add_simulation(plan)
+    plan.set_defaults(command=partial(_plan, plan.get_default("command")))
+
+
+def _plan(counted: Command, arguments: argparse.Namespace) -> int:
+    if not arguments.simulate:
+        return counted(arguments)
+    from vcppo.deploy.simulation.simulate_command import simulate_run
+
+    return simulate_run(_config(arguments), arguments)
 
 
 def _add_up(commands: Commands) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import partial
 
 from vcppo.deploy.check.check_command import Add, ConfigOf
-from vcppo.deploy.simulation.plan_options import add_simulation
 
 
-def add_plan(add: Add, takes_config: Callable[[argparse.ArgumentParser], None], config_of: ConfigOf) -> None:
-    """The command."""
+def add_plan(
+    add: Add, takes_config: Callable[[argparse.ArgumentParser], None], config_of: ConfigOf
+) -> argparse.ArgumentParser:
+    """The command; its parser."""
     plan = add("plan", partial(_plan, config_of), "memory, bytes, credits and GPUs of a config; exit 1: won't fit",
                "vcppo plan -c my.yaml                                on this machine\n"
                "vcppo plan -c my.yaml --gpu-memory-gib 80            on GPUs of that size\n"
@@ -26,14 +27,10 @@ def add_plan(add: Add, takes_config: Callable[[argparse.ArgumentParser], None], 
     plan.add_argument("--side-by-side", action="store_true",
                       help="instead: full fine-tuning, LoRA, GRPO; three models, on 1, 2 and 8 GPUs")  # fmt: skip
     plan.add_argument("--tokens-per-second", type=float, metavar="N", help="of one generator, for the flows")
-    add_simulation(plan)
+    return plan
 
 
 def _plan(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
-    if arguments.simulate:
-        from vcppo.deploy.simulation.simulate_command import simulate_run
-
-        return simulate_run(config_of(arguments), arguments)
     from vcppo.deploy.check.run_plan import run_plan
 
     return run_plan(config_of, arguments)
