@@ -292,12 +292,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.chaos.chaos_command import add_chaos
     from vcppo.deploy.check.check_command import add_check
-    from vcppo.deploy.check.plan_command import add_plan
     from vcppo.deploy.evaluation.advise_command import add_advise
     from vcppo.deploy.evaluation.eval_command import add_evaluation
     from vcppo.deploy.evaluation.explainable_command import add_explainable
     from vcppo.deploy.experiment.experiment_command import add_experiment
     from vcppo.deploy.samples.samples_command import add_samples
+    from vcppo.deploy.simulation.plan_command import add_plan
     from vcppo.deploy.slurm.slurm_command import add_slurm
     from vcppo.deploy.ui.ui_command import add_ui
 
