@@ -297,7 +297,6 @@ def _parser() -> argparse.ArgumentParser:
     from vcppo.deploy.evaluation.explainable_command import add_explainable
     from vcppo.deploy.experiment.experiment_command import add_experiment
     from vcppo.deploy.samples.samples_command import add_samples
-    from vcppo.deploy.simulation.plan_command import add_plan
     from vcppo.deploy.slurm.slurm_command import add_slurm
     from vcppo.deploy.ui.ui_command import add_ui
 
