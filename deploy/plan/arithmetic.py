@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vcppo.common.chunk_sizes import chunk_sizes
 from vcppo.common.config import VcppoConfig
+from vcppo.common.head_sharing import heads_problem
 from vcppo.deploy.plan.architecture import Architecture, Models
 
 GIB = 2**30
@@ -328,6 +329,11 @@ def setting_problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
             f"redis.maxmemory_mib = {limit:g}: up to {flow.store_bytes / 2**20:.0f} MiB are kept with responses of full"
             " length: raise it, or lower learner.checkpoint_every"
         )
+    for which, each in zip(("policy", "critic"), plan.models, strict=True):
+        problem = heads_problem(each.heads, each.kv_heads, config.learner.sequence_parallel_size, f"the {which}")
+        if problem is not None:
+            yield problem
+            break
     kv_heads = plan.models.policy.kv_heads
     if kv_heads % config.generator.tensor_parallel_size and config.generator.tensor_parallel_size % kv_heads:
         yield (
