@@ -81,6 +81,7 @@ def _options(config: VcppoConfig, num_devices: int) -> dict[str, Sequence[object
         "generator.num_generators": list(range(generator.num_generators - 1, 0, -1)),
         "generator.gpu_memory_utilization": _shares(config),
         "learner.gradient_checkpointing": [] if learner.gradient_checkpointing else [True],
+        "learner.gradient_checkpointing_every": range(learner.gradient_checkpointing_every - 1, 0, -1),
         "learner.micro_batch_tokens": list(_halves(learner.micro_batch_tokens, longest)),
         "generator.tensor_parallel_size": parallel,
         "learner.zero_stage": list(range(learner.zero_stage + 1, 4)),

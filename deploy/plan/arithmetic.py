@@ -6,6 +6,7 @@ NCCL's buffers, Python and the libraries (1 to 2 GiB of host memory a process).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,16 @@ def model_memory(num_parameters: int, dtype: str, zero_stage: int, num_ranks: in
 def activation_bytes(architecture: Architecture, config: VcppoConfig) -> int:
     """Most that one micro-batch keeps for its backward, log-probs' blocks of logits included.
 
-    With gradient checkpointing: each layer's input, and one layer in full.
+    With gradient checkpointing: the input of each layer that is recomputed, the others in full, and one more in full
+    where the last is recomputed: no other has been freed by then.
     """
     learner, width = config.learner, _BYTES[config.model.dtype]
     tokens, layers = learner.micro_batch_tokens, architecture.layers
     layer = architecture.activation_elements_per_token
-    per_token = layers * architecture.hidden + layer if learner.gradient_checkpointing else layers * layer
+    every = learner.recomputed_every
+    recomputed = math.ceil(layers / every) if every else 0
+    in_full = layers - recomputed + (recomputed > 0 and (layers - 1) % every == 0)
+    per_token = recomputed * architecture.hidden + in_full * layer
     chunk = chunk_sizes(
         "cpu" if learner.device == "cpu" else "cuda", learner.log_prob_chunk_tokens, learner.log_prob_chunk_vocab
     )

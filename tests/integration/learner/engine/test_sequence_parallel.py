@@ -34,11 +34,13 @@ CASES = {  # name: ZeRO stage, type, model
     "bfloat16_stage_3": (3, "bfloat16", "tied"),
     "log_probs": (1, "float32", "tied"),
     "adapters": (0, "float32", "tied"),
+    "recomputed": (0, "float32", "tied"),
 }
 MORE: dict[str, dict[str, Any]] = {  # settings of a case
     "log_probs": {"critic": {"sees_log_probs": True}},
     "adapters": {"lora": {"rank": 4}},
 }
+LEARNER = {"recomputed": {"gradient_checkpointing": True, "gradient_checkpointing_every": 2}}
 SAVED = ("stage_0", "bfloat16_stage_3", "stage_3")  # these go on from the other number of ranks' checkpoint
 NOBODY: Any = None  # to send weights to
 MODELS: dict[str, dict[str, Any]] = {
@@ -87,7 +89,7 @@ def config_of(folder: Path, name: str) -> Any:
                                   "eval_every": 1},
             "learner": {
                 "num_ranks": num_ranks(), "zero_stage": stage, "sequence_parallel_size": num_ranks(),
-                "micro_batch_tokens": PACK_TOKENS // num_ranks(),
+                "micro_batch_tokens": PACK_TOKENS // num_ranks(), **LEARNER.get(name, {}),
             },
             **MORE.get(name, {}),
         }
@@ -245,6 +247,12 @@ def test_a_pack_on_two_ranks_trains_as_one_on_one(results: Path, name: str) -> N
     one, two = both(results, name)
     assert one["packs"] == two["packs"] > 1
     check_same(results, name, (1, name), (2, name))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_recomputed_layer_trades_again_and_changes_nothing(results: Path, num_ranks: int) -> None:
+    """The first of two layers; its attention asks all ranks a second time, in backward."""
+    check_same(results, "stage_0", (num_ranks, "stage_0"), (num_ranks, "recomputed"))
 
 
 @pytest.mark.parametrize("name", SAVED)

@@ -115,6 +115,14 @@ def test_checkpointing_keeps_a_layer_and_inputs() -> None:
     less = activation_bytes(architecture, config(learner={"gradient_checkpointing": True}))
     layers, layer, tokens = 24, architecture.activation_elements_per_token, 8192
     assert whole - less == 2 * tokens * ((layers - 1) * layer - layers * 896)
+    half, third = (
+        activation_bytes(
+            architecture, config(learner={"gradient_checkpointing": True, "gradient_checkpointing_every": n})
+        )
+        for n in (2, 23)
+    )
+    assert whole - half == 2 * tokens * (12 * layer - 12 * 896)  # the last is kept: none is there besides
+    assert whole - third == 2 * tokens * (1 * layer - 2 * 896)  # the 1st and the 24th, of which one is there again
 
 
 def test_buckets_are_stage_3s_and_one_a_model() -> None:
