@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test verifiers-test faults compose-test slurm-test real-job real-job-test fuzz check audit measures docs bench lock clean
+.PHONY: help setup demo test bench-test gpu-test extras-test mlflow-test verifiers-test faults compose-test slurm-test real-job real-job-test fuzz check audit measures docs bench bench-compare lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,7 +36,8 @@ bench-test: setup ## every benchmark once, small: does it run, is it right?
 extras-test: setup ## tests of the optional extras but mlflow, their packages in .cache/extras (they take a C compiler)
 	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/extras -r requirements/extras.lock
 	@PYTHONPATH=.cache/extras PATH="$(CURDIR)/.cache/extras/bin:$$PATH" $(PYTHON_BIN) -m pytest $(PYTEST_ARGS) \
-		tests/unit/common/tasks/test_reasoning_gym.py tests/unit/common/trackers/test_real_trackers.py tests/unit/learner/profiling
+		tests/unit/common/tasks/test_reasoning_gym.py tests/unit/common/trackers/test_real_trackers.py tests/unit/learner/profiling \
+		tests/unit/learner/simulation tests/unit/deploy/simulation
 
 mlflow-test: setup ## metrics to a real MLflow server, its packages in .cache/mlflow: two minutes, so CI leaves it out
 	@$(PYTHON_BIN) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target .cache/mlflow -r requirements/mlflow.lock
@@ -89,6 +90,10 @@ docs: .venv-docs/made ## the documentation as a site, in site/; a dead link or a
 
 bench: setup ## measure against physical limits and the peers' ways; BENCH="gae wire" for some, BENCH=--quick for a trial
 	@$(PYTHON_BIN) -m benchmarks $(BENCH)
+
+bench-compare: setup ## what moved between two versions of docs/performance.json, with noise: A=commit B=commit (or files; B: the one that lies here)
+	@test -n "$(A)" || { echo 'bench-compare: from which version? make bench-compare A=HEAD~10 B=HEAD; A and B are commits or files' >&2; exit 2; }
+	@$(PYTHON_BIN) -m benchmarks compare $(A) $(B)
 
 gpu-test: DEVICE = cuda
 gpu-test: setup ## on a machine with a GPU: is what it computes right, how fast? Writes a page to docs/records/gpu (GPU_TEST="--part a", a check's name)

@@ -4,6 +4,8 @@ Each benchmark runs in a process of its own, pinned to as many cores as it is ab
 within one run, medians over rounds. They are printed and, unless --quick, kept in docs/performance.json, from which the
 table of docs/performance.md is made. Exit 0: all ran; a goal that is missed is reported, not an error. Exit 1: one
 failed, or computed something wrong.
+
+`python -m benchmarks compare A B` prints what moved between two commits or files; see its --help.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks import compare
 from benchmarks.rig import performance_page
 from benchmarks.rig.figures import Figure
 from benchmarks.rig.harness import Settings
@@ -65,6 +68,9 @@ BENCHMARKS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the chosen benchmarks one after the other. Returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["compare"]:
+        return compare.main(words[1:])
     known = {benchmark.name: benchmark for benchmark in BENCHMARKS}
     slow = [benchmark.name for benchmark in BENCHMARKS if benchmark.by_name_only]
     parser = argparse.ArgumentParser(
@@ -76,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="small and once: does it run, is it right? Keeps nothing")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--inside", metavar="FILE", help=argparse.SUPPRESS)  # in the process of one benchmark
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"no benchmark called {', '.join(unknown)}; there are: {', '.join(known)}")
     if options.list:

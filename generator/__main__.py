@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from vcppo.common.process.quick_start import put_off_collections
+
+if __name__ == "__main__":
+    put_off_collections()  # before the large imports
+
 import asyncio
 import os
 import signal

@@ -9,6 +9,11 @@ the step in progress was finished and a checkpoint written, and the same command
 
 from __future__ import annotations
 
+from vcppo.common.process.quick_start import put_off_collections, take_up_collections
+
+if __name__ == "__main__":
+    put_off_collections()  # before the large imports
+
 import gc
 import os
 from collections.abc import Callable, Sequence
@@ -136,6 +141,7 @@ def _run(config: VcppoConfig, stop: StopRequest, make_broadcaster: MakeBroadcast
     if config.learner.num_threads:
         torch.set_num_threads(config.learner.num_threads)
     init_distributed(config.learner.device)
+    take_up_collections()
     _check_ranks(config)
     share_sequences(config.learner.sequence_parallel_size)
     torch.manual_seed(config.run.seed)

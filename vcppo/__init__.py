@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vcppo.common.environments.agent import Agent, Endpoint
     from vcppo.common.environments.environment import Environment, Observation, ToolUse
     from vcppo.common.errors import VcppoError
-    from vcppo.common.records.trajectory import FinishReason, Outcome
+    from vcppo.common.records.outcomes import FinishReason, Outcome
     from vcppo.common.tasks import load_task
     from vcppo.common.tasks.interface import (
         Chat,
@@ -93,8 +93,8 @@ _HOMES = {
     "Tool": "vcppo.common.tools.tool",
     "ToolError": "vcppo.common.tools.tool",
     "ToolUse": "vcppo.common.environments.environment",
-    "FinishReason": "vcppo.common.records.trajectory",
-    "Outcome": "vcppo.common.records.trajectory",
+    "FinishReason": "vcppo.common.records.outcomes",
+    "Outcome": "vcppo.common.records.outcomes",
     "VcppoConfig": "vcppo.common.config",
     "VcppoError": "vcppo.common.errors",
     "load_config": "vcppo.common.config",

@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcppo.common.errors import VcppoError
+from vcppo.common.records.outcomes import FinishReason as FinishReason
+from vcppo.common.records.outcomes import Outcome as Outcome
 
-FinishReason = Literal["stop", "length", "abort"]
-"""Why a response ended: the policy ended it, it was cut off, or its generation was broken off."""
-Outcome = Literal["correct", "wrong", "unparsable", "timeout", "crash"]
-"""What a verifier finds. Where it gives no number, all but ``correct`` get ``task.reward_wrong``."""
 Purpose = Literal["value_pretraining", "rl", "evaluation"]
 
 Int32Array = NDArray[np.int32]

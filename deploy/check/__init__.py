@@ -8,7 +8,7 @@
     quick.py       these, as one list; it opens every `vcppo up` and every container
     children.py    `vcppo.learner.check` and `vcppo.generator.check`, side by side, each check with a deadline
     render.py      lines on the terminal, or JSON
-    command.py     the command
+    check_command.py, plan_command.py    the commands; run_check.py, run_plan.py: their work
 
 A quick check is a function of a `Setup`: a config, a machine, and whether a run is about to start.
 """

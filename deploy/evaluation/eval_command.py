@@ -6,14 +6,16 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
-from vcppo.common.tasks import load_task
+
+if TYPE_CHECKING:
+    from vcppo.common.config import VcppoConfig
 
 Command = Callable[[argparse.Namespace], int]
 Add = Callable[[str, Command, str, str], argparse.ArgumentParser]
-ConfigOf = Callable[[argparse.Namespace, Sequence[str]], VcppoConfig]
+ConfigOf = Callable[[argparse.Namespace, Sequence[str]], "VcppoConfig"]
 """The config of a command, with settings between the file's and the command line's."""
 
 
@@ -56,6 +58,7 @@ def add_evaluation(add: Add, takes_config: Callable[[argparse.ArgumentParser], N
 
 
 def _eval(config_of: ConfigOf, arguments: argparse.Namespace) -> int:
+    from vcppo.common.tasks import load_task
     from vcppo.deploy.evaluation.workers import Place, evaluate, print_table
     from vcppo.deploy.run.run_config import RunError, leaving_nothing, write_config
     from vcppo.deploy.terminal.session import open_session

@@ -6,12 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import EXIT_OK
-from vcppo.common.evaluation.continuations import Wanted
-from vcppo.common.run_folder import RunFolder
 from vcppo.deploy.evaluation.eval_command import Add
+
+if TYPE_CHECKING:
+    from vcppo.common.config import VcppoConfig
+    from vcppo.common.run_folder import RunFolder
 
 _ABOUT = """
 The policy of a version answers training problems, one response each. At each position the response is continued anew,
@@ -54,6 +56,7 @@ def add_explainable(add: Add) -> None:
 
 
 def _explainable(arguments: argparse.Namespace) -> int:
+    from vcppo.common.run_folder import RunFolder
     from vcppo.deploy.evaluation.explainable_results import read_rows
     from vcppo.deploy.run.run_config import RunError, config_of_run, open_run
 
@@ -72,6 +75,7 @@ def _explainable(arguments: argparse.Namespace) -> int:
 
 
 def _measure(folder: RunFolder, config: VcppoConfig, arguments: argparse.Namespace) -> None:
+    from vcppo.common.evaluation.continuations import Wanted
     from vcppo.deploy.evaluation.explainable_results import keep_rows, rows_of
     from vcppo.deploy.evaluation.explainable_work import ExplainableWork
     from vcppo.deploy.evaluation.policy_weights import find_weights

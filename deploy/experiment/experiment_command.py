@@ -10,10 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from vcppo.common.errors import EXIT_FAILURE, EXIT_OK
-from vcppo.common.files.json_lines import append_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,6 +87,8 @@ def experiment(arguments: argparse.Namespace) -> int:
 
 def _work(suite: Suite, arguments: argparse.Namespace, overrides: Sequence[str], console: Console) -> int:
     """All runs there are to do; with a sweep then the choice, and the runs of what was chosen."""
+    from rich.markup import escape
+
     from vcppo.deploy.experiment.chosen_values import make_choices, read_choices
     from vcppo.deploy.experiment.runner import Experiment, Tally
     from vcppo.deploy.experiment.suite import plan_runs
@@ -146,6 +145,7 @@ def _outlook(suite: Suite, runs: Sequence[Run], num_to_choose: int) -> str:
 
 def table_of(runs: Sequence[Run], siblings: Sequence[Run]) -> Table:
     """A line per run: what it takes from others, and how far it is."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -195,5 +195,7 @@ def _write_suite(suite: Suite) -> None:
 
 def _note_call(suite: Suite, seconds: float, done: Sequence[str]) -> None:
     """How long this call took, for the reader: runs' own stages do not add up to it when two calls share the work."""
+    from vcppo.common.files.json_lines import append_line
+
     note = {"ended": time.time(), "seconds": round(seconds, 1), "done": list(done)}
     append_line(suite.path / "calls.jsonl", json.dumps(note).encode() + b"\n")

@@ -137,19 +137,18 @@ class Launcher:
             self.supervisor.wait_ready(["redis"])
         with closing(self.store()) as store:
             self.launch = store.enter(LAUNCHER)
-        buffers = self.buffer_specs()
-        for spec in buffers:
+        buffers, learner, generators = self.buffer_specs(), self.learner_spec(), self.generator_specs()
+        # Learner and generators import for seconds before they need a buffer: nobody waits for it.
+        for spec in [*buffers, *([] if self.placement.is_shared else [learner, *generators])]:
             start(spec)
         self.supervisor.wait_ready([spec.name for spec in buffers])
         self.announce()
-        learner, generators = self.learner_spec(), self.generator_specs()
         if self.placement.is_shared:
             # vLLM measures what is free while it comes up: a learner that grows beside it would count as its own use.
             for spec in generators:
                 start(spec)
             self.supervisor.wait_ready([spec.name for spec in generators])
-        for spec in [learner] if self.placement.is_shared else [learner, *generators]:
-            start(spec)
+            start(learner)
 
     def _stop(self, *roles: str) -> None:
         children = self.supervisor.children.values()

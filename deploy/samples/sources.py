@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from vcppo.common.files.json_lines import Row, read_json_lines
 from vcppo.common.records.ids import make_prompt_id
@@ -24,10 +23,8 @@ from vcppo.common.records.segments import split
 from vcppo.common.records.trajectory import Int32Array, Trajectory
 from vcppo.common.records.trajectory_records import read_trajectories
 from vcppo.common.run_folder import RECORD_FILE, RunFolder
+from vcppo.deploy.samples.sample_choices import Stage
 
-Stage = Literal["value_pretraining", "rl", "eval"]
-STAGES: tuple[Stage, ...] = ("value_pretraining", "rl", "eval")
-ALL_STEPS = (0, sys.maxsize)
 _STEP_FILE = re.compile(r"step-(\d+)\.parquet")
 _SETTLED_NS = 1_000_000_000
 _SHARED = (
@@ -106,14 +103,6 @@ def _listed(folder: Path) -> Mapping[int, Path]:
         return {}
     found = ((_STEP_FILE.fullmatch(name), name) for name in names)
     return MappingProxyType(dict(sorted((int(match[1]), folder / name) for match, name in found if match)))
-
-
-def parse_steps(text: str) -> tuple[int, int] | None:
-    """(first, last) of ``12``, ``3-7`` or ``all``; None: it is none of these."""
-    if text == "all":
-        return ALL_STEPS
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    return (int(match[1]), int(match[2] or match[1])) if match else None
 
 
 def newest_stage(folder: RunFolder) -> Stage | None:

@@ -25,7 +25,8 @@ from vcppo.deploy.report.run_page import all_settings
 from vcppo.deploy.report.write import read_evals
 from vcppo.deploy.run.measured_accuracy import all_of, metrics_of
 from vcppo.deploy.run.run_data import LEDGER_STATES, RunData, is_exact
-from vcppo.deploy.samples.sources import ALL_STEPS, parse_steps, steps_of
+from vcppo.deploy.samples.sample_choices import ALL_STEPS, parse_steps
+from vcppo.deploy.samples.sources import steps_of
 from vcppo.deploy.samples.token_view import LINE_HEIGHT, LINE_WIDTH, turning_point, turning_text, value_line
 from vcppo.deploy.ui import beliefs, charts, rollouts
 from vcppo.deploy.ui.guard import Guard

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vcppo.common.errors import EXIT_OK
-from vcppo.deploy.run.run_config import RunError
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str, str], argparse.ArgumentParser]
 TOKEN_VARIABLE = "VCPPO_UI_TOKEN"  # noqa: S105  (the variable's name)
@@ -36,6 +35,7 @@ def add_ui(add: Add) -> None:
 def _ui(arguments: argparse.Namespace) -> int:
     import uvicorn
 
+    from vcppo.deploy.run.run_config import RunError
     from vcppo.deploy.ui.app import make_app
     from vcppo.deploy.ui.guard import is_loopback
 
@@ -66,6 +66,8 @@ def port_to_take(port: int) -> int:
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    from vcppo.deploy.run.run_config import RunError
+
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -32,6 +32,7 @@ import structlog
 from vcppo.common.config import VcppoConfig
 from vcppo.common.errors import VcppoError
 from vcppo.common.evaluation.evaluation_inputs import with_evaluation_sampling
+from vcppo.common.process.quick_start import take_up_collections
 from vcppo.common.records.trajectory import FinishReason, Float32Array, Int32Array, Prompt, VersionSpan
 from vcppo.common.tasks import task_class
 from vcppo.generator.vllm_engine import seeded_prefill, seeded_turns
@@ -177,6 +178,7 @@ class Engine:
         if on_cpu():
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         register()
+        take_up_collections()
         engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments()))
         self._vocabulary = int(engine.model_config.get_vocab_size())
         self._check_stop_tokens()

@@ -40,14 +40,15 @@ FLOORS = {
         {"__main__"},
     ),
     "learner": (
-        {"algorithm", "buffer", "profiling", "supply"}, {"batching", "critic_quality"}, {"kernels"}, {"packing_proof"},
-        {"models"}, {"engine"}, {"critic_model"}, {"critic_training", "critic_values", "export", "weights"},
-        {"evaluation"},
+        {"algorithm", "buffer", "profiling", "supply"}, {"batching", "critic_quality", "simulation"}, {"kernels"},
+        {"packing_proof"}, {"models"}, {"engine"}, {"critic_model"},
+        {"critic_training", "critic_values", "export", "weights"}, {"evaluation"},
         {"check", "cold_start", "rl", "value_pretraining"}, {"__main__"},
     ),
     "deploy": (
         {"plan", "run"}, {"logs", "samples"}, {"processes"}, {"placement"}, {"check", "terminal"},
-        {"evaluation", "launch"}, {"report"}, {"container", "demo", "ui"}, {"chaos", "experiment", "slurm"}, {"cli"},
+        {"evaluation", "launch"}, {"report"}, {"container", "demo", "simulation", "ui"},
+        {"chaos", "experiment", "slurm"}, {"cli"},
     ),
 }  # fmt: skip
 # Two ends of one thing may have one name.
@@ -62,6 +63,7 @@ CONFINED = {
     "mcp": ("common/tools/mcp_tool.py",),
     "mlflow": ("common/trackers/mlflow_tracker.py",),
     "trackio": ("common/trackers/trackio_tracker.py",),
+    "simpy": ("learner/simulation/model.py",),
     "wandb": ("common/trackers/wandb_tracker.py",),
     "zmq": ("common/transport/sockets.py", "common/transport/keys.py"),
     "deepspeed": ("learner/engine/deepspeed_engine.py",),

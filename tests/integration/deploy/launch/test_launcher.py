@@ -130,6 +130,7 @@ class TestTwoRuns:
         assert endpoints["one"] != endpoints["two"]
         log = tmp_path / "runs" / "one" / "logs" / "launcher.jsonl"
         (buffer,) = [record for record in self.wait_for(log, "process_started", 3) if record["process"] == "buffer"]
+        self.wait_for(tmp_path / "runs" / "one" / "logs" / "buffer.jsonl", "ready")  # a learner does not wait for it
         os.kill(buffer["pid"], signal.SIGKILL)
         self.wait_for(tmp_path / "runs" / "one" / "logs" / "buffer.jsonl", "ready", 2)
         assert endpoints_of(configs["one"]) == endpoints["one"]

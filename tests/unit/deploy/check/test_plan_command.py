@@ -10,7 +10,7 @@ import pytest
 
 from tests.paths import ROOT
 from tests.unit.deploy.placement.test_place import gpus
-from vcppo.deploy.check import plan_command
+from vcppo.deploy.check import run_plan
 from vcppo.deploy.cli import main
 
 DEMO = str(ROOT / "deploy" / "configs" / "demo.yaml")
@@ -50,11 +50,11 @@ def test_too_few_and_too_small(run: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_this_machine(run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_command, "devices_of", lambda config: gpus(4))
+    monkeypatch.setattr(run_plan, "devices_of", lambda config: gpus(4))
     code, text = shown(capsys, run)
     assert code == 0
     assert "generator-1 GPU 2 (node 0)" in text and "free GPU 3" in text and "of 80.0 GiB" in text
-    monkeypatch.setattr(plan_command, "devices_of", lambda config: [])
+    monkeypatch.setattr(run_plan, "devices_of", lambda config: [])
     assert "learner rank 0 CPU cores" in shown(capsys, DEMO)[1]
 
 

@@ -95,15 +95,29 @@ def test_where_they_share_a_gpu_engines_come_up_before_the_learner(tmp_path: Pat
     assert order_of_starts(apart) == ["learner", "generator-0", "generator-1"]  # there is room: nobody shares
 
 
+def test_learner_and_generators_start_beside_the_buffer(tmp_path: Path) -> None:
+    """They import for seconds before they need it. Where they share a GPU, their order is that of the GPU's memory."""
+    redis = {"url": "redis://127.0.0.1:1/0"}
+    apart = launcher(tmp_path, gpus(4), 2, 2, 1, launcher={"share_gpus": True}, redis=redis)
+    assert all_asked(apart) == ["buffer", "learner", "generator-0", "generator-1", "ready: buffer"]
+    one = launcher(tmp_path, gpus(2), 2, 2, 1, launcher={"share_gpus": True}, redis=redis)
+    assert all_asked(one)[:3] == ["buffer", "ready: buffer", "generator-0"]
+
+
 def order_of_starts(one: Launcher) -> list[str]:
     """What the launcher asks of its supervisor, buffers apart."""
+    return [each for each in all_asked(one) if "buffer" not in each]
+
+
+def all_asked(one: Launcher) -> list[str]:
+    """What the launcher asks of its supervisor while it brings a run up."""
     asked: list[str] = []
     one.supervisor.start = lambda spec: asked.append(spec.name)  # type: ignore[assignment,method-assign,return-value]
     one.supervisor.wait_ready = lambda names: asked.append(f"ready: {' '.join(names)}")  # type: ignore[method-assign]
     one.store = lambda: SimpleNamespace(enter=lambda name: None, close=lambda: None)  # type: ignore[assignment,method-assign,return-value]
     one.folder.path.mkdir(exist_ok=True)
     one._bring_up()
-    return [each for each in asked if "buffer" not in each]
+    return asked
 
 
 def test_one_that_comes_later_to_a_shared_machine(tmp_path: Path) -> None:
