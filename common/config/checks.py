@@ -61,7 +61,7 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
     yield from _length_problems(config)
     yield from _generator_problems(config)
     yield from _network_problems(config)
-    yield from _offload_problems(config)
+    yield from _memory_problems(config)
     if config.eval.k > config.eval.samples_per_problem:
         yield (
             f"eval.k = {config.eval.k}: pass@k needs at least k samples, but eval.samples_per_problem ="
@@ -77,9 +77,14 @@ def config_problems(config: VcppoConfig) -> Iterator[str]:
         )
 
 
-def _offload_problems(config: VcppoConfig) -> Iterator[str]:
-    """DeepSpeed offloads what it has cut."""
+def _memory_problems(config: VcppoConfig) -> Iterator[str]:
+    """DeepSpeed offloads what it has cut; layers are chosen among those that are recomputed."""
     learner = config.learner
+    if (every := learner.gradient_checkpointing_every) > 1 and not learner.gradient_checkpointing:
+        yield (
+            f"learner.gradient_checkpointing_every = {every}: nothing is recomputed, since"
+            " learner.gradient_checkpointing = false: set it to true, or learner.gradient_checkpointing_every to 1"
+        )
     if learner.offload.optimizer == "cpu" and learner.zero_stage == 0:
         yield (
             "learner.offload.optimizer = cpu: DeepSpeed offloads the optimizer at ZeRO stages 1 to 3, and"

@@ -69,6 +69,10 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in backward."""
 
+    gradient_checkpointing_every: Positive = 1
+    """With gradient_checkpointing: the first of so many layers is recomputed, the others keep their activations. 1:
+    every layer is (docs/memory.md#activations)."""
+
     num_threads: int = Field(default=0, ge=0)
     """torch threads per rank; 0 leaves torch's default."""
 
@@ -92,6 +96,11 @@ class LearnerConfig(Section):
 
     batch_deadline_seconds: Seconds = 600.0
     """A batch that does not fill in this time stops the run with an error that names who is waited for."""
+
+    @property
+    def recomputed_every(self) -> int:
+        """The first of so many layers is recomputed in backward; 0: none is."""
+        return self.gradient_checkpointing_every if self.gradient_checkpointing else 0
 
 
 class GeneratorConfig(Section):

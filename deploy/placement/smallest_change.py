@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 from typing import TypeVar
@@ -72,6 +73,7 @@ def _fits(config: VcppoConfig, devices: Sequence[Device], models: Models | None)
 def _options(config: VcppoConfig, num_devices: int) -> dict[str, Sequence[object]]:
     """Values to try by setting, the nearest first."""
     learner, generator = config.learner, config.generator
+    longest = math.ceil(generator.max_model_len / learner.sequence_parallel_size)  # of a sequence on one rank
     parallel = [size for size in (1, 2, 4, 8) if size != generator.tensor_parallel_size]
     parallel.sort(key=lambda size: abs(size.bit_length() - generator.tensor_parallel_size.bit_length()))
     ranks = [count for count in range(1, num_devices) if count != learner.num_ranks]
@@ -79,7 +81,8 @@ def _options(config: VcppoConfig, num_devices: int) -> dict[str, Sequence[object
         "generator.num_generators": list(range(generator.num_generators - 1, 0, -1)),
         "generator.gpu_memory_utilization": _shares(config),
         "learner.gradient_checkpointing": [] if learner.gradient_checkpointing else [True],
-        "learner.micro_batch_tokens": list(_halves(learner.micro_batch_tokens, generator.max_model_len)),
+        "learner.gradient_checkpointing_every": range(learner.gradient_checkpointing_every - 1, 0, -1),
+        "learner.micro_batch_tokens": list(_halves(learner.micro_batch_tokens, longest)),
         "generator.tensor_parallel_size": parallel,
         "learner.zero_stage": list(range(learner.zero_stage + 1, 4)),
         "learner.offload.optimizer": ["cpu"] if learner.offload.optimizer == "none" else [],

@@ -6,12 +6,14 @@ NCCL's buffers, Python and the libraries (1 to 2 GiB of host memory a process).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vcppo.common.chunk_sizes import chunk_sizes
 from vcppo.common.config import VcppoConfig
+from vcppo.common.head_sharing import heads_problem
 from vcppo.deploy.plan.architecture import Architecture, Models
 
 GIB = 2**30
@@ -61,12 +63,16 @@ def model_memory(num_parameters: int, dtype: str, zero_stage: int, num_ranks: in
 def activation_bytes(architecture: Architecture, config: VcppoConfig) -> int:
     """Most that one micro-batch keeps for its backward, log-probs' blocks of logits included.
 
-    With gradient checkpointing: each layer's input, and one layer in full.
+    With gradient checkpointing: the input of each layer that is recomputed, the others in full, and one more in full
+    where the last is recomputed: no other has been freed by then.
     """
     learner, width = config.learner, _BYTES[config.model.dtype]
     tokens, layers = learner.micro_batch_tokens, architecture.layers
     layer = architecture.activation_elements_per_token
-    per_token = layers * architecture.hidden + layer if learner.gradient_checkpointing else layers * layer
+    every = learner.recomputed_every
+    recomputed = math.ceil(layers / every) if every else 0
+    in_full = layers - recomputed + (recomputed > 0 and (layers - 1) % every == 0)
+    per_token = recomputed * architecture.hidden + in_full * layer
     chunk = chunk_sizes(
         "cpu" if learner.device == "cpu" else "cuda", learner.log_prob_chunk_tokens, learner.log_prob_chunk_vocab
     )
@@ -328,6 +334,11 @@ def setting_problems(plan: Plan, config: VcppoConfig) -> Iterator[str]:
             f"redis.maxmemory_mib = {limit:g}: up to {flow.store_bytes / 2**20:.0f} MiB are kept with responses of full"
             " length: raise it, or lower learner.checkpoint_every"
         )
+    for which, each in zip(("policy", "critic"), plan.models, strict=True):
+        problem = heads_problem(each.heads, each.kv_heads, config.learner.sequence_parallel_size, f"the {which}")
+        if problem is not None:
+            yield problem
+            break
     kv_heads = plan.models.policy.kv_heads
     if kv_heads % config.generator.tensor_parallel_size and config.generator.tensor_parallel_size % kv_heads:
         yield (

@@ -72,7 +72,10 @@ def rank_rows(plan: Plan, config: VcppoConfig) -> list[Row]:
         rows.append(_memory("critic", rank.critic))
     if rank.reference is not None:
         rows.append(("reference", f"{gib(rank.reference)} GiB", "whole on every rank"))
-    how = "checkpointed" if learner.gradient_checkpointing else "all kept"
+    every = learner.recomputed_every
+    how = f"one layer in {every} checkpointed" if every > 1 else "checkpointed" if every else "all kept"
+    if (size := learner.sequence_parallel_size) > 1:
+        how += f"; {size} ranks share packs of {size * learner.micro_batch_tokens:,}"
     rows.append(("activations", f"{gib(rank.activations)} GiB", f"{learner.micro_batch_tokens:,} tokens, {how}"))
     if rank.gathered:
         rows.append(("gathered layers", f"{gib(rank.gathered)} GiB", "two layers and the output layer, whole"))

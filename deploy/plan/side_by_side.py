@@ -37,7 +37,13 @@ def need(config: VcppoConfig, model: str, num_gpus: int, way: str) -> Need:
 def _total(config: VcppoConfig, model: str, num_gpus: int, way: str, stage: int) -> int:
     learner = {
         name: getattr(config.learner, name)
-        for name in ("micro_batch_tokens", "gradient_checkpointing", "log_prob_chunk_tokens", "log_prob_chunk_vocab")
+        for name in (
+            "micro_batch_tokens",
+            "gradient_checkpointing",
+            "gradient_checkpointing_every",
+            "log_prob_chunk_tokens",
+            "log_prob_chunk_vocab",
+        )
     }
     tree: dict[str, Any] = {
         "model": {"path": model, "dtype": config.model.dtype},

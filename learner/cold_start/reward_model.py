@@ -160,7 +160,7 @@ def _engine(config: VcppoConfig) -> TrainEngine:
         dtype=options.torch_dtype,
         as_stored=options.zero_stage == 3,
         trust_remote_code=config.model.trust_remote_code,
-        gradient_checkpointing=config.learner.gradient_checkpointing,
+        recomputed_every=config.learner.recomputed_every,
         max_tokens=config.generator.max_model_len,
     )
     return TrainEngine(

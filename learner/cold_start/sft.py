@@ -157,7 +157,7 @@ def _load(config: VcppoConfig, path: str) -> PolicyModel:
         dtype=torch.bfloat16 if config.model.dtype == "bfloat16" else torch.float32,
         as_stored=config.learner.zero_stage == 3,
         trust_remote_code=config.model.trust_remote_code,
-        gradient_checkpointing=config.learner.gradient_checkpointing,
+        recomputed_every=config.learner.recomputed_every,
         max_tokens=config.generator.max_model_len,
         chunk_tokens=config.learner.log_prob_chunk_tokens,
         chunk_vocab=config.learner.log_prob_chunk_vocab,

@@ -42,7 +42,7 @@ def make_critic(
             policy,
             bins=ValueBins.of(config),
             sees_log_probs=config.critic.sees_log_probs,
-            gradient_checkpointing=config.learner.gradient_checkpointing,
+            recomputed_every=config.learner.recomputed_every,
         )
     else:
         critic = _load(config, init, as_stored=as_stored)
@@ -65,7 +65,7 @@ def _load(config: VcppoConfig, init: str, *, as_stored: bool) -> CriticModel:
         dtype=EngineOptions.from_config(config).torch_dtype,
         as_stored=as_stored,
         trust_remote_code=config.model.trust_remote_code,
-        gradient_checkpointing=config.learner.gradient_checkpointing,
+        recomputed_every=config.learner.recomputed_every,
         max_tokens=config.generator.max_model_len,
     )
 

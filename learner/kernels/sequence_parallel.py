@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from vcppo.common.errors import VcppoError
+from vcppo.common.head_sharing import heads_problem
 
 _group: Any = None
 
@@ -30,12 +31,8 @@ def use_group(group: Any) -> None:
 
 def check_heads(num_heads: int, num_key_heads: int, size: int, model: str) -> None:
     """Raise VcppoError unless `size` ranks can share the heads of a layer of `model`."""
-    if size > 1 and not _fits(num_heads, num_key_heads, size):
-        fitting = [n for n in range(1, num_heads + 1) if _fits(num_heads, num_key_heads, n)]
-        raise VcppoError(
-            f"learner.sequence_parallel_size = {size}: {model} has {num_heads} attention heads and"
-            f" {num_key_heads} key heads, which {size} ranks can't share: set it to {' or '.join(map(str, fitting))}"
-        )
+    if (problem := heads_problem(num_heads, num_key_heads, size, model)) is not None:
+        raise VcppoError(problem)
 
 
 def check_heads_of(config: Any, size: int, model: str) -> None:
@@ -64,10 +61,6 @@ def trade_heads_for_tokens(out: Tensor) -> Tensor:
     """``[P·n, heads of this rank, D]`` back to ``[n, all heads, D]``. Collective."""
     size = distributed.get_world_size(_group)
     return _exchange(out.unflatten(0, (size, -1))).transpose(0, 1).flatten(1, 2)
-
-
-def _fits(num_heads: int, num_key_heads: int, size: int) -> bool:
-    return num_heads % size == 0 and (num_key_heads % size == 0 or size % num_key_heads == 0)
 
 
 def _exchange(parts: Tensor) -> Tensor:

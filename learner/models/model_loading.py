@@ -131,7 +131,7 @@ def refuse_missing(path: str | Path, missing: list[str]) -> None:
         )
 
 
-def prepare(model: PreTrainedModel, gradient_checkpointing: bool) -> None:
+def prepare(model: PreTrainedModel, recomputed_every: int = 0) -> None:
     """No randomness: pi_old and pi must be the same function of the weights, or the ratio is noise."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -139,9 +139,10 @@ def prepare(model: PreTrainedModel, gradient_checkpointing: bool) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and _RANDOM.search(name):
                 setattr(module, name, 0.0)
-    if gradient_checkpointing:
+    if recomputed_every:
+        fewer = {"every_n_layers": recomputed_every} if recomputed_every > 1 else {}
         try:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}, **fewer)
         except ValueError as error:
             raise ModelRefused(
                 f"model {model.name_or_path}: {type(model).__name__} has no gradient checkpointing: "

@@ -136,7 +136,7 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     as_stored: bool = False,
     trust_remote_code: bool = False,
-    gradient_checkpointing: bool = False,
+    recomputed_every: int = 0,
     chunk_tokens: int | None = None,
     chunk_vocab: int | None = None,
     max_tokens: int | None = None,
@@ -147,6 +147,7 @@ def load_policy(
         as_stored: leave the weights in the mapped files, in their type: for an engine of ZeRO-3, which casts and cuts
             them one by one. Only for a local folder whose weights are of one type and under the names of the modules;
             else the whole model is in this process' memory until it is cut.
+        recomputed_every: the activations of the first of so many layers are recomputed in backward; 0: of none.
         max_tokens: no sequence is longer (generator.max_model_len); None: any length.
 
     Raises:
@@ -157,7 +158,7 @@ def load_policy(
     )
     refuse_missing(path, missing)
     make_saveable(model)
-    prepare(model, gradient_checkpointing)
+    prepare(model, recomputed_every)
     policy = PolicyModel(model, chunk_tokens=chunk_tokens, chunk_vocab=chunk_vocab)
     if not proved:
         probe(POLICY, policy, model, str(path))
@@ -173,7 +174,7 @@ def load_critic(
     dtype: torch.dtype = torch.float32,
     as_stored: bool = False,
     trust_remote_code: bool = False,
-    gradient_checkpointing: bool = False,
+    recomputed_every: int = 0,
     max_tokens: int | None = None,
 ) -> CriticModel:
     """A critic.
@@ -185,7 +186,7 @@ def load_critic(
             saved by `save_model`, or a Hugging Face reward model.
         bins: of a head that gives a distribution: a new one is uniform, so V starts in the middle of the bins.
         sees_log_probs: it is given what tokens were sampled with (`vcppo.learner.models.surprise`).
-        as_stored, max_tokens: as of `load_policy`.
+        as_stored, recomputed_every, max_tokens: as of `load_policy`.
 
     Raises:
         VcppoError: no such model, or it has no ``score`` head, or another one than `bins` says, or other inputs.
@@ -198,7 +199,7 @@ def load_critic(
         CRITIC, source, trust_remote_code, max_tokens, as_stored=as_stored, dtype=dtype, num_labels=num_labels
     )
     _settle_head(model, init, missing)
-    return _finish_critic(model, bins, sees_log_probs, gradient_checkpointing, proved, str(source))
+    return _finish_critic(model, bins, sees_log_probs, recomputed_every, proved, str(source))
 
 
 def critic_over(
@@ -206,7 +207,7 @@ def critic_over(
     *,
     bins: ValueBins | None = None,
     sees_log_probs: bool = False,
-    gradient_checkpointing: bool = False,
+    recomputed_every: int = 0,
 ) -> CriticModel:
     """A critic with a new head, as `load_critic` makes it, whose backbone has the very Parameters of `policy`'s.
 
@@ -216,7 +217,7 @@ def critic_over(
     hf_model = policy.hf_model
     model, proved = tree_over(CRITIC, hf_model, _backbone(share(hf_model)), 1 if bins is None else bins.num_bins)
     nn.init.zeros_(_linear(model, "score").weight)
-    return _finish_critic(model, bins, sees_log_probs, gradient_checkpointing, proved, hf_model.name_or_path)
+    return _finish_critic(model, bins, sees_log_probs, recomputed_every, proved, hf_model.name_or_path)
 
 
 def check_stated(folder: str, trust_remote_code: bool, bins: ValueBins | None, sees_log_probs: bool) -> None:
@@ -230,7 +231,7 @@ def _finish_critic(
     model: PreTrainedModel,
     bins: ValueBins | None,
     sees_log_probs: bool,
-    gradient_checkpointing: bool,
+    recomputed_every: int,
     proved: bool,
     source: str,
 ) -> CriticModel:
@@ -238,7 +239,7 @@ def _finish_critic(
         add_surprise_input(model, source)
     state_head(model.config, bins)
     make_saveable(model)
-    prepare(model, gradient_checkpointing)
+    prepare(model, recomputed_every)
     critic = CriticModel(model, bins)
     if not proved:
         probe(CRITIC, critic, model, source)
@@ -321,12 +322,12 @@ def _retype(layer: nn.Linear, head_class: type[HeadT]) -> HeadT:
 
 
 def _policy_of(model: PreTrainedModel) -> PolicyModel:
-    prepare(model, gradient_checkpointing=False)
+    prepare(model)
     return PolicyModel(model)
 
 
 def _critic_of(model: PreTrainedModel) -> CriticModel:
-    prepare(model, gradient_checkpointing=False)
+    prepare(model)
     return CriticModel(model)
 
 

@@ -31,7 +31,7 @@ FORBIDDEN = {
 # come has its place already: deploy/ui beside report.
 FLOORS = {
     "common": (
-        {"chunk_sizes", "errors", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
+        {"chunk_sizes", "errors", "head_sharing", "run_folder", "tensor_sums", "text", "user_modules"}, {"files"},
         {"model_folder", "records", "sandbox"}, {"rewards", "trackers"}, {"config", "telemetry"},
         {"check", "process", "store", "tasks"}, {"environments", "transport"}, {"evaluation", "tools"},
     ),

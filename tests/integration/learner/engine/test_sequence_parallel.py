@@ -1,4 +1,5 @@
 """Two ranks that share each pack compute what one rank computes: actor, critic and value pretraining, at every stage.
+A checkpoint of either goes on at the other.
 
 Run as a script (`torchrun ... test_sequence_parallel.py FOLDER`) this is the worker. Two ranks have half the tokens
 of a micro-batch each, so their packs are those of one rank, and the longest sequence fits on neither alone.
@@ -33,11 +34,15 @@ CASES = {  # name: ZeRO stage, type, model
     "bfloat16_stage_3": (3, "bfloat16", "tied"),
     "log_probs": (1, "float32", "tied"),
     "adapters": (0, "float32", "tied"),
+    "recomputed": (0, "float32", "tied"),
 }
 MORE: dict[str, dict[str, Any]] = {  # settings of a case
     "log_probs": {"critic": {"sees_log_probs": True}},
     "adapters": {"lora": {"rank": 4}},
 }
+LEARNER = {"recomputed": {"gradient_checkpointing": True, "gradient_checkpointing_every": 2}}
+SAVED = ("stage_0", "bfloat16_stage_3", "stage_3")  # these go on from the other number of ranks' checkpoint
+NOBODY: Any = None  # to send weights to
 MODELS: dict[str, dict[str, Any]] = {
     "tied": {},
     "one_key_head": {"num_key_value_heads": 1},
@@ -48,7 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
 # --- the worker -------------------------------------------------------------------------------------------------------
 
 
-def run_worker(folder: Path) -> None:
+def run_worker(folder: Path, resumes: bool) -> None:
     from vcppo.learner.engine.deepspeed_engine import init_distributed, num_ranks, shutdown_distributed
     from vcppo.learner.engine.distributed import share_sequences
 
@@ -57,9 +62,13 @@ def run_worker(folder: Path) -> None:
     share_sequences(num_ranks())
     output = folder / f"ranks_{num_ranks()}"
     output.mkdir(exist_ok=True)
-    for name in CASES:
-        train(folder, output, name)
-    pretrain(folder, output)
+    if resumes:
+        for name in SAVED:
+            go_on(folder, output, name)
+    else:
+        for name in CASES:
+            train(folder, output, name)
+        pretrain(folder, output)
     shutdown_distributed()
 
 
@@ -80,7 +89,7 @@ def config_of(folder: Path, name: str) -> Any:
                                   "eval_every": 1},
             "learner": {
                 "num_ranks": num_ranks(), "zero_stage": stage, "sequence_parallel_size": num_ranks(),
-                "micro_batch_tokens": PACK_TOKENS // num_ranks(),
+                "micro_batch_tokens": PACK_TOKENS // num_ranks(), **LEARNER.get(name, {}),
             },
             **MORE.get(name, {}),
         }
@@ -96,32 +105,75 @@ def share_of(config: Any) -> Any:
 
 
 def train(folder: Path, output: Path, name: str) -> None:
-    """Two steps of the loop; rank 0 writes estimates, statistics, norms and weights."""
-    from tests.unit.rig.learner_samples import mixed_batch
-    from vcppo.learner.batching.batch import Batch, Packer
-    from vcppo.learner.critic_model.critic_engine import make_critic_engine
-    from vcppo.learner.engine.deepspeed_engine import rank
-    from vcppo.learner.export import make_actor
-    from vcppo.learner.rl.loop import Models, RlLoop
-    from vcppo.learner.rl.phases import Phases
+    """Two steps of the loop and, of some cases, a third behind a checkpoint; rank 0 writes what came of them."""
+    from vcppo.learner.batching.batch import Packer
+    from vcppo.learner.rl.loop import RlLoop
 
     config = config_of(folder, name)
-    torch.manual_seed(0)  # adapters begin at random
-    share, batch = share_of(config), Batch(mixed_batch(3, count=9), 0)
-    assert max(batch.lengths) > PACK_TOKENS // 2  # on one rank of two it would not fit
-    critic = make_critic_engine(config, "policy", 1e-3, "rl.critic_learning_rate")
-    models = Models(make_actor(config), critic)
-    nobody: Any = None  # to send weights to
-    loop = RlLoop(config, models, share, nobody, None)
-    numbers: dict[str, Any] = {"packs": len(Packer(batch, share).whole)}
+    loop = make_loop(config)
+    actor, critic = loop.models.actor, loop.models.critic
+    numbers: dict[str, Any] = {"packs": len(Packer(batch_of(), loop.share).whole)}
     for step in range(2):
-        estimates, stats = loop.train(batch, Phases())
-        for what in ("values", "last_values", "old_log_probs", "advantages", "value_targets", "entropy"):
-            numbers[f"{what} {step}"] = getattr(estimates, what).tolist()
-        numbers[f"norms {step}"] = [*stats.actor_grad_norms, *stats.critic_grad_norms]
-        numbers[f"sums {step}"] = [stats.sums[key] for key in sorted(stats.sums)]
-        numbers[f"by staleness {step}"] = stats.by_staleness.ravel().tolist()
-    states = {"actor": models.actor.gather_full_state_dict(), "critic": critic.gather_full_state_dict()}
+        numbers |= one_step(loop, step)
+    write(output, name, loop, numbers)
+    if name in SAVED:
+        actor.save(output / f"{name}_saved" / "actor")
+        critic.save(output / f"{name}_saved" / "critic")
+        fresh = RlLoop(config, loop.models, loop.share, NOBODY, None)  # what it weighs entropy by begins anew
+        write(output, f"{name}_third", fresh, one_step(fresh, 2))
+
+
+def go_on(folder: Path, output: Path, name: str) -> None:
+    """The third step, from the checkpoint of the other number of ranks."""
+    from vcppo.learner.engine.deepspeed_engine import num_ranks
+
+    loop = make_loop(config_of(folder, name))
+    saved = folder / f"ranks_{3 - num_ranks()}" / f"{name}_saved"
+    loop.models.actor.load(saved / "actor")
+    loop.models.critic.load(saved / "critic")
+    write(output, f"{name}_resumed", loop, one_step(loop, 2))
+
+
+def batch_of() -> Any:
+    from tests.unit.rig.learner_samples import mixed_batch
+    from vcppo.learner.batching.batch import Batch
+
+    batch = Batch(mixed_batch(3, count=9), 0)
+    assert max(batch.lengths) > PACK_TOKENS // 2  # on one rank of two it would not fit
+    return batch
+
+
+def make_loop(config: Any) -> Any:
+    from vcppo.learner.critic_model.critic_engine import make_critic_engine
+    from vcppo.learner.export import make_actor, make_policy
+    from vcppo.learner.rl.loop import Models, RlLoop
+
+    torch.manual_seed(0)  # adapters begin at random
+    base = make_policy(config) if config.lora.rank is not None else None
+    actor = make_actor(config, base)
+    critic = make_critic_engine(config, "policy", 1e-3, "rl.critic_learning_rate", policy=base)
+    return RlLoop(config, Models(actor, critic), share_of(config), NOBODY, None)
+
+
+def one_step(loop: Any, step: int) -> dict[str, Any]:
+    from vcppo.learner.rl.phases import Phases
+
+    numbers: dict[str, Any] = {}
+    estimates, stats = loop.train(batch_of(), Phases())
+    for what in ("values", "last_values", "old_log_probs", "advantages", "value_targets", "entropy"):
+        numbers[f"{what} {step}"] = getattr(estimates, what).tolist()
+    numbers[f"norms {step}"] = [*stats.actor_grad_norms, *stats.critic_grad_norms]
+    numbers[f"sums {step}"] = [stats.sums[key] for key in sorted(stats.sums)]
+    numbers[f"by staleness {step}"] = stats.by_staleness.ravel().tolist()
+    return numbers
+
+
+def write(output: Path, name: str, loop: Any, numbers: dict[str, Any]) -> None:
+    """Estimates, statistics, norms and weights."""
+    from vcppo.learner.engine.deepspeed_engine import rank
+
+    models = loop.models
+    states = {"actor": models.actor.gather_full_state_dict(), "critic": models.critic.gather_full_state_dict()}
     if rank() == 0:
         (output / f"{name}.json").write_text(json.dumps(numbers))
         for model, state in states.items():
@@ -158,9 +210,9 @@ class Written:
 # --- the tests --------------------------------------------------------------------------------------------------------
 
 
-def start(folder: Path, num_ranks: int) -> None:
+def start(folder: Path, num_ranks: int, *arguments: str) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__)), str(folder)]
+    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__)), str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-6000:]}"
@@ -176,6 +228,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_tiny_policy(folder / name, **changes)
     for num_ranks in (1, 2):
         start(folder, num_ranks)
+    for num_ranks in (1, 2):
+        start(folder, num_ranks, "resumes")
     return folder
 
 
@@ -192,14 +246,35 @@ pytestmark = pytest.mark.timeout(600)
 def test_a_pack_on_two_ranks_trains_as_one_on_one(results: Path, name: str) -> None:
     one, two = both(results, name)
     assert one["packs"] == two["packs"] > 1
-    rounding = 2e-5 if CASES[name][1] == "float32" else 0.1
-    for what, expected in one.items():
-        largest = max(1.0, float(np.abs(expected).max()))
-        np.testing.assert_allclose(two[what], expected, rtol=rounding, atol=rounding * largest, err_msg=what)
+    check_same(results, name, (1, name), (2, name))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_recomputed_layer_trades_again_and_changes_nothing(results: Path, num_ranks: int) -> None:
+    """The first of two layers; its attention asks all ranks a second time, in backward."""
+    check_same(results, "stage_0", (num_ranks, "stage_0"), (num_ranks, "recomputed"))
+
+
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_checkpoint_goes_on_with_packs_of_another_number_of_ranks(results: Path, name: str, num_ranks: int) -> None:
+    """Against the ranks that saved it and went on."""
+    check_same(results, name, (3 - num_ranks, f"{name}_third"), (num_ranks, f"{name}_resumed"))
+
+
+def check_same(results: Path, case: str, expected: tuple[int, str], found: tuple[int, str]) -> None:
+    """All numbers and weights, to rounding; (ranks, name) of each."""
+    rounding = 2e-5 if CASES[case][1] == "float32" else 0.1
+    files = [results / f"ranks_{ranks}" / name for ranks, name in (expected, found)]
+    first, second = (json.loads(Path(f"{file}.json").read_text()) for file in files)
+    for what, values in first.items():
+        largest = max(1.0, float(np.abs(values).max()))
+        np.testing.assert_allclose(second[what], values, rtol=rounding, atol=rounding * largest, err_msg=what)
     for model in ("actor", "critic"):
-        first, second = (load_file(results / f"ranks_{n}" / f"{name}_{model}.safetensors") for n in (1, 2))
-        for key, tensor in first.items():
-            torch.testing.assert_close(second[key].float(), tensor.float(), rtol=0, atol=rounding)
+        weights, others = (load_file(f"{file}_{model}.safetensors") for file in files)
+        assert weights.keys() == others.keys()
+        for key, tensor in weights.items():
+            torch.testing.assert_close(others[key].float(), tensor.float(), rtol=0, atol=rounding)
 
 
 def test_value_pretraining_is_the_same(results: Path) -> None:
@@ -213,5 +288,5 @@ def test_value_pretraining_is_the_same(results: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_worker(Path(sys.argv[1]))
+    run_worker(Path(sys.argv[1]), "resumes" in sys.argv[2:])
     end_process(0)

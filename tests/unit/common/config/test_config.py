@@ -143,6 +143,10 @@ def _from_overrides(texts: list[str]) -> dict[str, Any]:
             ["learner.offload.parameters=cpu", "learner.zero_stage=2"],
             "learner.offload.parameters = cpu: DeepSpeed offloads parameters at ZeRO stage 3",
         ),
+        (
+            ["learner.gradient_checkpointing_every=2"],
+            "learner.gradient_checkpointing_every = 2: nothing is recomputed",
+        ),
         (["learner.offload.optimizer=nvme"], "learner.offload.optimizer = 'nvme': must be 'none' or 'cpu'"),
         (["rl=3"], "rl = 3: must be a section with fields of its own"),
         (["run.name=../up"], "run.name = '../up'"),

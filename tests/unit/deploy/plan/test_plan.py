@@ -25,7 +25,7 @@ from vcppo.deploy.plan.arithmetic import (
     rank_plan,
     remarks,
 )
-from vcppo.deploy.plan.plan_tables import model_rows
+from vcppo.deploy.plan.plan_tables import model_rows, rank_rows
 from vcppo.deploy.report.paper_numbers import paper_numbers
 
 PAPER = ROOT / "deploy" / "configs" / "paper_qwen32b.yaml"
@@ -115,6 +115,14 @@ def test_checkpointing_keeps_a_layer_and_inputs() -> None:
     less = activation_bytes(architecture, config(learner={"gradient_checkpointing": True}))
     layers, layer, tokens = 24, architecture.activation_elements_per_token, 8192
     assert whole - less == 2 * tokens * ((layers - 1) * layer - layers * 896)
+    half, third = (
+        activation_bytes(
+            architecture, config(learner={"gradient_checkpointing": True, "gradient_checkpointing_every": n})
+        )
+        for n in (2, 23)
+    )
+    assert whole - half == 2 * tokens * (12 * layer - 12 * 896)  # the last is kept: none is there besides
+    assert whole - third == 2 * tokens * (1 * layer - 2 * 896)  # the 1st and the 24th, of which one is there again
 
 
 def test_buckets_are_stage_3s_and_one_a_model() -> None:
@@ -242,3 +250,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "-c", str(PAPER), "--gpu-memory-gib", "24"]) == 1
     assert "will not fit: learner rank" in capsys.readouterr().out
     assert main(["plan", "-c", str(ROOT / "deploy" / "configs" / "demo.yaml")]) == 0
+
+
+def test_ranks_that_share_packs() -> None:
+    """Qwen2.5-32B has 40 heads and 8 key heads: four ranks share them, three don't."""
+    models, learner = both("Qwen/Qwen2.5-32B"), {"num_ranks": 12, "zero_stage": 3, "micro_batch_tokens": 8192}
+    longest = {"generator": {"max_model_len": 24_000}}
+    fits, not_so = (config(learner={**learner, "sequence_parallel_size": size}, **longest) for size in (4, 3))
+    found = make_plan(models, fits, None, 100 * GIB)
+    shared = {name: remark for name, _, remark in rank_rows(found, fits)}
+    assert shared["activations"] == "8,192 tokens, all kept; 4 ranks share packs of 32,768"
+    assert not [text for text in problems(found, fits) if "sequence_parallel_size" in text]
+    wrong = [text for text in problems(make_plan(models, not_so, None, 100 * GIB), not_so) if "sequence_par" in text]
+    assert wrong == [
+        "learner.sequence_parallel_size = 3: the policy has 40 attention heads and 8 key heads, which 3 ranks can't"
+        " share: set it to 1 or 2 or 4 or 8 or 40"
+    ]

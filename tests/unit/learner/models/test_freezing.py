@@ -59,7 +59,7 @@ def test_only_the_last_layer_can_be_trained(folder: Path) -> None:
 def test_gradient_checkpointing_gives_the_same_gradients(folder: Path) -> None:
     packed, gradients = build_packed(mixed_batch()), []
     for checkpointing in (False, True):
-        policy = load_policy(folder, gradient_checkpointing=checkpointing)
+        policy = load_policy(folder, recomputed_every=int(checkpointing))
         freeze(policy.hf_model, ["embed", r"layers\.0"], "rl.actor_freeze")
         policy(packed).log_probs.sum().backward()
         gradients.append({name: p.grad for name, p in policy.hf_model.named_parameters() if p.grad is not None})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -78,15 +80,43 @@ def test_values_are_float32_from_bfloat16_weights(policy_folder: Path) -> None:
     assert critic(build_packed(mixed_batch()[:1])).values.dtype == torch.float32
 
 
-def test_gradient_checkpointing_changes_no_gradient(policy_folder: Path) -> None:
-    packed, gradients = build_packed(mixed_batch()), []
-    for checkpointing in (False, True):
-        policy = load_policy(policy_folder, gradient_checkpointing=checkpointing)
-        assert policy.hf_model.is_gradient_checkpointing == checkpointing
-        policy(packed).log_probs.sum().backward()
-        gradients.append([p.grad for p in policy.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain)
+@pytest.mark.parametrize("load", [load_policy, load_critic])
+def test_recomputed_layers_change_no_gradient_and_keep_less(load, tmp_path: Path) -> None:
+    """Of four layers: none, the first and the third, all."""
+    folder, packed = save_tiny_policy(tmp_path, num_hidden_layers=4), build_packed(mixed_batch())
+    gradients, kept = [], []
+    for every in (0, 2, 1):
+        model = load(folder, recomputed_every=every)
+        layers = model.hf_model.get_decoder().layers if load is load_policy else model.hf_model.model.layers
+        assert [layer.gradient_checkpointing for layer in layers] == [every and i % every == 0 for i in range(4)]
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        with saved_for_backward() as saved:
+            output = model(packed)
+        kept.append(sum(size for place, size in saved.items() if place not in own))
+        (output.log_probs if load is load_policy else output.values).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, *others in zip(*gradients, strict=True):
+        for recomputed in others:
+            assert (recomputed is None) == (plain is None)
+            if plain is not None:
+                torch.testing.assert_close(recomputed, plain)
+    none, half, all_of_them = kept
+    assert half == pytest.approx((none + all_of_them) / 2, rel=0.02)
+    assert all_of_them < 0.4 * none
+
+
+@contextmanager
+def saved_for_backward() -> Iterator[dict[int, int]]:
+    """Bytes by address of what autograd keeps meanwhile; what is to be recomputed is not in it."""
+    found: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
 
 
 def test_dropout_in_the_config_is_off_in_training(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def by_hand(critic: CriticModel, each: Trajectory) -> Tensor:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_values_are_those_of_embeddings_made_by_hand(folder: Path, checkpointing: bool) -> None:
-    critic = seeing(folder, gradient_checkpointing=checkpointing)
+    critic = seeing(folder, recomputed_every=int(checkpointing))
     trajectories = batch()
     with torch.no_grad():
         out = critic(build_packed(trajectories))
@@ -123,7 +123,7 @@ def test_at_first_it_is_the_critic_without_and_gradients_reach_it(
 ) -> None:
     packed, found = build_packed(batch()), []
     for sees in (False, True):
-        critic = load_critic(folder, sees_log_probs=sees, dtype=dtype, gradient_checkpointing=checkpointing)
+        critic = load_critic(folder, sees_log_probs=sees, dtype=dtype, recomputed_every=int(checkpointing))
         torch.nn.init.normal_(critic.hf_model.score.weight, generator=torch.Generator().manual_seed(0))
         found.append(critic(packed).values)
     assert torch.equal(*found)

@@ -136,7 +136,7 @@ def test_gradient_checkpointing_that_a_model_lacks_is_a_setting_to_change(
     monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
     folder = save_tiny("llama", tmp_path)
     with pytest.raises(ModelRefused, match=r"learner\.gradient_checkpointing = false"):
-        load_policy(folder, gradient_checkpointing=True)
+        load_policy(folder, recomputed_every=1)
 
 
 def test_without_a_tiny_instance_the_model_itself_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
