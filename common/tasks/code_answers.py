@@ -137,13 +137,36 @@ _NO_PROGRAM = frozenset(
         "pseudocode",
     )
 )
-# A line that says what follows is no solution: "Example:", "**Sample output**", "Run it:".
+# A line that says what follows is no solution: "Example:", "**Sample output**", "Run it:", "Here are some test cases:".
 _NAMES_AN_EXAMPLE = re.compile(
-    r"[\W_]*(?:(?:the|an?|here\s+is|for|expected|sample|example|test|program|usage|its)\s+)*"
-    r"(?:inputs?|outputs?|usages?|runs?|examples?|samples?|test(?:s|\s*cases?)?|results?|stdin|stdout|prints?|(?:to\s+)?run(?:\s+(?:it|this))?"
-    r"|for\s+example|(?:to\s+)?test\s+it)(?:\s*#?\d+)?(?:\s+(?:with|as|like\s+this|by|is|usage|run|cases?|input|output))*[\W_]*",
+    r"[\W_]*(?:(?:the|an?|some|few|more|here\s+(?:is|are)|here's|let\s+me|let's|for|now|then|and|expected|sample|example|test|program"
+    r"|usage|unit|quick|simple|sanity|its)\s+)*"
+    r"(?:inputs?|outputs?|usages?|runs?|examples?|samples?|test(?:s|\s*cases?|\s*suite)?|results?|stdin|stdout|prints?|checks?|driver(?:\s+code)?"
+    r"|verify|verification|demo(?:nstration)?|e\.?g|(?:to\s+)?run(?:\s+(?:it|this))?|for\s+(?:example|instance)|(?:to\s+)?test\s+it)"
+    r"(?:\s*#?\d+)?(?:\s+(?:with|as|like\s+this|by|is|and|an?|usage|run|cases?|example|inputs?|outputs?))*[\W_]*",
     re.IGNORECASE,
 )
+# What stands before is called or run: "You can test it with:", "Running this with 3 gives:".
+_USES_IT = re.compile(
+    r"\b(?:(?:call|invoke?|execute?|test|runn?|verify)(?:ing|s)?\s+(?:it|this|that)\b"
+    r"|(?:call|invoke?|execute?|test|runn?|try|verify)(?:ing|s)?\s+(?:the|your|our|this|my)"
+    r"\s+(?:function|class|method|program|script|code|solution|implementation)\b"
+    r"|us(?:e|ing)\s+(?:the|your|our|this|my)\s+(?:function|class|method)\b|(?:use|using|try|trying)\s+it\b)",
+    re.IGNORECASE,
+)
+# One that has it print: "This will print:", "The output should be:".
+_PRINTS = re.compile(
+    r"(?:\b(?:it|this|that|which|program|code|script)\s+(?:(?:will|should|would)\s+)?"
+    r"(?:print|output|produce|give|display|show|return)s?|\boutputs?\s+(?:will|should|would)\s+be|\boutput\s+is"
+    r"|\byou(?:'ll|\s+(?:will|should|would))\s+(?:see|get))[\s:.*_`]*\Z",
+    re.IGNORECASE,
+)
+# Whatever it says besides: what follows is another attempt.
+_NAMES_A_SOLUTION = re.compile(
+    r"\b(?:final|correct(?:ed)?|complete|full|fix(?:ed)?|improved?|revised?|updated?|optimi[sz]ed|better|faster|instead)\b",
+    re.IGNORECASE,
+)
+_MAX_INTRODUCTION = 200
 
 # ASCII on purpose: what a judge's checker reads as a number.
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}\Z")
@@ -252,12 +275,21 @@ def _blocks(text: str, nested: int) -> Iterator[Block]:
             if label in _WRITING and nested:
                 yield from _blocks(inside, nested - 1)
             else:
-                yield Block(label, inside, _NAMES_AN_EXAMPLE.fullmatch(introduction[:200]) is not None)
+                yield Block(label, inside, _introduces_an_example(introduction[:_MAX_INTRODUCTION]))
             opening, last_line = None, ""
         else:
             content.append(_without_indentation(line, opening.before))
         if opening is None and line.strip():
             last_line = line if _CLOSE.match(line) is None else ""
+
+
+def _introduces_an_example(line: str) -> bool:
+    line = line.replace("’", "'")
+    if _NAMES_AN_EXAMPLE.fullmatch(line) is not None:
+        return True
+    if _NAMES_A_SOLUTION.search(line) is not None:
+        return False
+    return _USES_IT.search(line) is not None or _PRINTS.search(line) is not None
 
 
 def _closes(opening: _Opening, line: str) -> bool:

@@ -28,6 +28,34 @@ def block(source: str) -> str:
     return f"<think>\n```python\nprint('not this one')\n```\n</think>\nHere it is:\n```python\n{source}\n```\nDone."
 
 
+USAGES = [
+    "Example usage:", "Here's how you can use it:", "You can test it with:", "You can run it like this:",
+    "Let's test the function:", "This will print:", "The output will be:", "Output", "**Output:**",
+    "### Example", "For example:", "e.g.:", "To run the program:", "Usage", "Now let's try it out:",
+    "Here is an example of how to use it:", "To test this code, run:", "When run, it prints:",
+    "Running this with input 3 gives:", "Sample Input 1:", "Input", "Test:", "Let me verify with an example:",
+    "Check:", "Example input and output:", "Call it like this:", "which outputs:", "The expected output is:",
+    "Then test with:", "Let's verify:", "Here's a quick test:", "You can call the function as follows:",
+    "Unit tests:", "Tests:", "Here are some test cases:", "Driver code:", "Here is an example run:",
+    "If you run this, you'll see:",
+    "Here’s how you can use it:",
+]  # fmt: skip
+ATTEMPTS = [
+    "Here is the code:", "Code:", "Solution code:", "Use this code:", "Try this:", "You can use this program:",
+    "Python code:", "My solution:", "And with a loop:", "Now the program reads it all:",
+    "It should print the sum, so:", "We can write:", "Alternatively:", "The same in fewer lines:",
+    "Here's the updated code with an example:", "Run this corrected version instead:",
+    "Therefore the code is:", "Check for an even number first:", "The results are added:",
+    "Using the formula above:", "Using recursion:", "Here is the solution:", "Final solution:",
+    "Here's the corrected code:", "Now the full program:", "Putting it together:", "Improved version:",
+    "Corrected program:", "Here is the final code with the fix:", "So the program is:",
+    "The complete code with tests removed:", "Here is a version that prints the result:", "This runs in O(n):",
+    "A faster solution that reads the input:", "Final answer:", "Optimized:",
+    "The code that passes the tests:", "Program that uses the input:",
+    "Here is the program which outputs the sum:", "Revised solution, tested on the example:",
+]  # fmt: skip
+
+
 class TestCodeBlock:
     @pytest.mark.parametrize(
         ("text", "source"),
@@ -86,6 +114,16 @@ class TestCodeBlock:
         ],
     )
     def test_the_program_among_blocks(self, text: str) -> None:
+        assert last_code_block(text) == "PROGRAM\n"
+
+    @pytest.mark.parametrize("introduction", USAGES)
+    def test_a_block_that_uses_the_program_is_not_the_program(self, introduction: str) -> None:
+        text = f"Solution:\n```python\nPROGRAM\n```\n{introduction}\n```python\nprint(solve(3))\n```\n"
+        assert last_code_block(text) == "PROGRAM\n"
+
+    @pytest.mark.parametrize("introduction", ATTEMPTS)
+    def test_another_attempt_is(self, introduction: str) -> None:
+        text = f"First:\n```python\nprint(0)\n```\n{introduction}\n```python\nPROGRAM\n```\n"
         assert last_code_block(text) == "PROGRAM\n"
 
     @pytest.mark.parametrize("label", ["bash", "text", "json", "output", "markdown", "pycon"])
