@@ -2,8 +2,10 @@ r"""Reading the chosen letter out of a response to a multiple-choice question.
 
 From the surest form to the loosest; within a form the last one counts: models restate the options before they choose.
 
-1. The last box with a letter: ``\boxed{B}``, ``\boxed{\text{(B) }42}``, ``\boxed{Option B}``, ``\boxed{b}``.
-2. A sentence: "the answer is (B)", "Answer: **B**", "the correct choice should be B", "Option B is correct".
+1. The last box with a letter: ``\boxed{B}``, ``\boxed{\text{(B) }42}``, ``\boxed{Option B}``, ``\boxed{b}``; then the
+   last ``<answer>B</answer>``.
+2. A sentence: "the answer is (B)", "Answer: **B**", "the correct choice should be B", "Option B is correct",
+   "Hence, B.", 答案是B.
 3. A line with nothing but a letter, or a last line such as "B) 42".
 
 "A" before a word is an article ("A bit surprising"). Two letters ("B or C", ``\boxed{A, C}``) choose nothing.
@@ -34,9 +36,12 @@ _LETTER = r"(?:\(\s*(?P<{0}p>[A-Ja-j])\s*\)|\[\s*(?P<{0}s>[A-Ja-j])\s*\]|(?P<{0}
 _REASONS = r"because|since|as|for|and|but|or|with|due|given|which|from|by|not|is|,|if|so|rather|instead"
 _NO_ARTICLE = rf"(?<![AI])|(?=\s*(?:[.,;:!?)\]/&+-]|$|\n|(?:{_REASONS})\b))"
 _VERB = (
-    r"(?:is|was|are|be|becomes|remains|equals|seems\s+to\s+be|must\s+be|should\s+be|would\s+be|will\s+be|has\s+to\s+be)"
+    r"(?:is|was|are|be|becomes|remains|equals|seems\s+to\s+be"
+    r"|(?:must|should|would|will|has\s+to)(?:\s+(?:thus|therefore|then|hence|probably|likely))?\s+be)"
 )
 _ADVERB = r"(?:\s+(?:therefore|thus|then|hence|clearly|indeed|simply|likely|probably|actually|definitely|still|now))?"
+
+_NOT_DENIED = r"(?!\)?\s*(?i:is|was|can|must|has|would)\b)"
 
 
 def _form(before: str, after: str = "") -> re.Pattern[str]:
@@ -46,10 +51,26 @@ def _form(before: str, after: str = "") -> re.Pattern[str]:
 _SENTENCES = (
     # the answer is B; final answer: B; the correct choice should be (B); Answer B
     _form(
-        r"(?i:\b(?:answers?|options?|choices?|solution|statement|selection)\b)"
+        r"(?i:\b(?:answers?|options?|choices?|solution|statement|selection|letter|(?:correct|right|best)\s+one)\b)"
         rf"(?:\s+(?i:to|for)\s+[^.:\n]{{1,60}}?)?(?i:\s*(?::|=|\s[-–—]\s|{_ADVERB}\s*{_VERB}{_ADVERB}))(?i:{_LEAD})"
     ),
     _form(r"(?i:\banswer)\s+(?i:option\s+|choice\s+)?"),
+    # Ans: B; Ans. B; Final: B; Result: B; Selected: B
+    _form(rf"(?i:\b(?:ans\.?\s*[:=]?|(?:final|result|conclusion|selected)\s*[:=]))(?i:{_LEAD})", _NOT_DENIED),
+    # not A but B
+    _form(rf"(?i:\bnot)\s+\(?[A-J]\)?,?\s+(?i:but(?:\s+rather)?)(?i:{_LEAD})"),
+    # Hence, B. So option B: and nothing behind it in its line
+    _form(
+        rf"(?i:(?:^|(?<=[.!?;,:])\s|\s)\b(?:hence|so|thus|therefore|consequently))\s*[,:]?(?i:{_LEAD})",
+        r"(?=\)?\s*[.!]?[ \t]*$)",
+    ),
+    # The same in other languages; full-width signs are plain ones by now.
+    _form(
+        r"(?i:(?:答案|正解|答え|정답)\s*(?:应该|應該)?\s*(?:是|为|為|选|選|は|은)?|(?:故|应|應|所以|因此)?\s*(?:选择|選擇|选|選)"
+        r"|\b(?:respuesta|opción)(?:\s+\w{1,12})?\s+es|\bréponse(?:\s+\w{1,12})?\s+est|\bantwort(?:\s+\w{1,12})?\s+(?:ist|lautet)"
+        r"|\brisposta(?:\s+\w{1,12})?\s+è|\bresposta(?:\s+\w{1,12})?\s+é|\b(?:ответ|antwort|respuesta|réponse|risposta|resposta)(?=\s*:))"
+        r"\s*:?\s*"
+    ),
     # I choose B; we pick option (B); go with B; select B
     _form(r"(?i:\b(?:choose|chose|pick|picked|select|selected|go(?:ing)?\s+with|opt\s+for))(?i:\s+)(?i:" + _LEAD + ")"),
     # it is B; it must be (B); that leaves B
@@ -57,13 +78,19 @@ _SENTENCES = (
     # B is correct; option (B) is the right answer
     _form(
         r"(?i:\b(?:option|choice|answer)\s+)?(?<![A-Za-z'’])",
-        r"(?i:\s*(?:is|must\s+be|would\s+be|seems)\s+(?:clearly\s+|indeed\s+|therefore\s+)?(?:the\s+)?(?:only\s+)?"
-        r"(?:correct|right|best|true)\b)",
+        r"(?i:\s*(?:is|must\s+be|would\s+be|seems)\s+(?:clearly\s+|indeed\s+|therefore\s+)?(?:(?:the\s+)?(?:only\s+)?"
+        r"(?:correct|right|best|true)|(?:the|my)\s+(?:final\s+)?(?:answer|choice))\b)",
     ),
 )
 _HEDGED = re.compile(r"\)?\s*(?:or|and|/|&)\s*(?:option\s+)?\(?[A-J]\b(?!\w)")
-_ALONE = re.compile(r"^[^\w\n]*(?:(?i:option|choice|answer)[ \t]*:?[ \t]*)?\(?([A-J])\)?[ \t.):,!]*$", re.MULTILINE)
-_LISTED = re.compile(r"^\W*\(?([A-J])(?:\)|\.|:)\s+\S")
+_ALONE = re.compile(
+    r"^[^\w\n]*(?:(?i:option|choice|answer|letter)[ \t]*:?[ \t]*)?\(?([A-J])\)?[ \t.):,!]*$", re.MULTILINE
+)
+_LISTED = re.compile(r"^\W*(?:(?i:option|choice)\s+)?\(?([A-J])(?:\)|\.|:)\s+\S")
+# A small letter counts where there is hardly anything else: all of the text, or behind "answer:" to the end of it.
+_SMALL = re.compile(r"\s*\(?([a-j])\)?[.)]?\s*\Z|.*\b(?i:answer)\s*[:=]\s*\(?([a-j])\)?[.)]?\s*\Z", re.DOTALL)
+_TAG = re.compile(r"<answer>(?P<content>[^<]{1,500})</answer>", re.IGNORECASE)
+_QUOTED = re.compile(r"(?<!\w)['‘’]([A-Ja-j])['‘’](?!\w)")
 _IN_BOX = re.compile(
     r"\s*(?:(?i:the\s+)?(?i:final\s+|correct\s+|best\s+)?(?i:option|choice|answer|letter)s?\s*(?i:is)?\s*:?\s*)?"
     r"(?:\(\s*(?P<p>[A-Ja-j])\s*\)|\[\s*(?P<s>[A-Ja-j])\s*\]|(?P<b>[A-Ja-j])(?![A-Za-z0-9]))\s*(?P<rest>.*)\Z",
@@ -85,15 +112,25 @@ def chosen_letter(text: str, num_choices: int) -> str | None:
             return None
         if letter is not None and letter in allowed:
             return letter
-    plain = _plain(text)
-    return _in_sentences(plain, allowed) or _in_lines(plain, allowed)
+    tags = [_plain(match["content"]) for match in _TAG.finditer(text)]
+    if tags and (letter := _in_box(tags[-1])[0] or _loosely(tags[-1], allowed)) in tuple(allowed):
+        return letter if _in_box(tags[-1])[1] else None
+    return _loosely(_plain(_TAG.sub(r"\g<content>", text)), allowed)
+
+
+def _loosely(plain: str, allowed: str) -> str | None:
+    """In the sentences and lines of a text without marks."""
+    found = _in_sentences(plain, allowed) or _in_lines(plain, allowed)
+    small = _SMALL.match(plain) if found is None else None
+    letter = found if small is None else (small[1] or small[2]).upper()
+    return letter if letter is not None and letter in allowed else None
 
 
 def _plain(text: str) -> str:
     """Without LaTeX's and Markdown's ways of setting a letter."""
     for _ in range(_ROUNDS):
         text = _WRAPPER.sub(r"\1", text)
-    return _MARKS.sub("", text)
+    return _QUOTED.sub(r"\1", _MARKS.sub("", text))
 
 
 def _in_box(content: str) -> tuple[str | None, bool]:

@@ -122,3 +122,72 @@ def test_time_is_bounded(piece: str) -> None:
     began = time.process_time()
     chosen_letter(piece * 100_000, 4)
     assert time.process_time() - began < 20
+
+
+AS_A_PERSON_READS_B = [
+    "B", "B.", "(B)", "**B**", "Answer: B", "answer is B", "The answer is (B).", "**Answer: B**", "**Answer:** B",
+    "### Answer\nB", "Final answer: B", r"The final answer is $\boxed{B}$", r"\boxed{B}",
+    r"$\boxed{\textbf{(B)}\ 42}$", r"\boxed{\mathrm{B}}", r"\boxed{(B)}", r"\boxed{B)}", r"\boxed{\text{(B)}}",
+    r"\boxed{\textbf{B}}", "Therefore, option B is correct.", "Option B", "So the correct option is B) 42.",
+    "The correct answer is option (B): 42", "I choose B.", "I would pick B", "My answer is B", "Hence, B.",
+    "Thus the answer is: B", "The best answer is B because it fits.", "Correct answer: B. 42", "Correct choice: B",
+    "Choice B is right", "B is the correct answer.", "B is correct", "(B) is the correct answer",
+    "The right answer is B", "ANSWER: B", "answer: b", "Answer - B", "Answer = B", "The answer is: **B**",
+    "The answer is **(B) 42**", "**The correct answer is B: 42.**", "<answer>B</answer>", "<answer> (B) </answer>",
+    "Answer:\n\nB", "Answer:\n\n**B**", "The answer is\n\nB.",
+    "Let me think. A is wrong. C is wrong. D is wrong. So B.", "A: no\nB: yes\nC: no\nTherefore B",
+    "The answer is not A but B.", "The answer is not A, it is B.", "Not A. The answer is B.",
+    "It can't be A, so the answer must be B.", "Final Answer: (B) 42", "The answer is 'B'.",
+    "The answer is \"B\".", "The answer is [B].", "The answer is {B}.", "答案是B", "答案：B", "答案是 B。",
+    "答案为（B）",
+    "La respuesta es B.", "La réponse est B.", "Die Antwort ist B.", "Ответ: B", "So, the answer: B!",
+    "The answer is B, not C.", "The answer is B (not C).", "B: 42", "B) 42", "B. 42", "Option B: 42",
+    "The answer is B and not A.", "I think it's B", "It's B.", "It is B.", "Going with B.", "Final: B",
+    "FINAL ANSWER: B", "Selected: B", "My final choice: B", "$B$", r"$\text{B}$", "`B`", "The answer is `B`.",
+    "Final answer: **B**.", "The answer is option **B**", "{\"answer\": \"B\"}", "answer: \"B\"",
+    "The correct option is **B. 42**", "the answer is B?", "After checking: Answer B", "Answer: Option B",
+    "Answer is B", "Ans: B", "Ans. B", "Ans B", "(b)", "b)", "Answer: (b)", r"\boxed{b}", "#### B",
+    "The correct answer is B.\n\nExplanation: A is wrong because ...", "Answer: B\nA is wrong as it is too small.",
+    "**B**: because A and C fail.", "The answer is A. Wait, no. The answer is B.", "A\n\nWait, the answer is B.",
+    "Answer: A\n\nCorrection: Answer: B", "The most appropriate answer is B", "The only correct statement is B",
+    "Statement B is true", "Thus (B).", "Hence option B", "⟹ B", "=> B", "→ B", "Solution: B", "Result: B",
+    "Conclusion: B", "B is the answer", "the answer would be B", "answer would thus be B",
+    "The answer is therefore B", "The correct one is B", "The correct answer is letter B", "Letter B",
+    "The letter is B.",
+]  # fmt: skip
+NO_LETTER = [
+    "I don't know.", "A bit of thought is needed here.", "A and B are both possible.", "", "The answer is 42.",
+    "I am not sure; it could be A or B.", "Because A > B we see this.", "The answer is C or D.", "E",
+    "The answer is Z.", "<answer>B or C</answer>", "<answer>42</answer>", "So A and B hold.", "So be it.",
+    "So A particle moves.", "The result: A bit of luck", "Final: all of them", "I have a\n", "Result: a",
+    "So, in case B we have 3. Hence 4.", "Thus C is false.", "Conclusion: B is wrong", "Answer: b\nbecause",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", AS_A_PERSON_READS_B)
+def test_forms_tried_at_random_are_read(said: str) -> None:
+    assert chosen_letter(said, 4) == "B"
+
+
+@pytest.mark.parametrize("said", NO_LETTER)
+def test_what_names_no_letter(said: str) -> None:
+    assert chosen_letter(said, 4) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [
+        ("<answer>A</answer> hmm <answer>B</answer>", "B"),
+        ("<answer>The answer is B</answer>", "B"),
+        ("选B", "B"),
+        ("故选：C", "C"),
+        ("答案选 D", "D"),
+        ("Therefore A", "A"),
+        ("not A but rather B", "B"),
+        ("a", "A"),
+        ("therefore (C)", "C"),
+        ("Ans C", "C"),
+    ],
+)
+def test_of_two_forms_the_later_one(said: str, letter: str) -> None:
+    assert chosen_letter(said, 4) == letter
