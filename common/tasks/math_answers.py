@@ -1,7 +1,8 @@
 """Is a mathematical answer the reference answer? See docs/dataset.md for the rules, with examples.
 
-Where the answer stands, from the surest place to the loosest: the last ``\\boxed{}``; a line ``#### …``; "the answer
-is …"; the last formula or number. The last box alone counts, empty ones apart; a box that is never closed is no answer.
+Where the answer stands, from the surest place to the loosest: the last ``\\boxed{}``; ``<answer>…</answer>``; a line
+``#### …``; "the answer is …"; the last formula or number. The last box alone counts, empty ones apart; a box that is
+never closed is no answer.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ _MAX_ANSWER = 4000  # a longer one is compared by nothing: no reference is so lo
 _MARKED = re.compile(r"^[ \t]*####[ \t]*(\S.*)$", re.MULTILINE)
 _PHRASE = re.compile(
     r"\banswers?\b(?:\s+(?:to|for)\s+[^.:\n]{1,80}?)?[\s*_]*"
-    r"(?:\bis\b|\bare\b|:|=|\bwould be\b|\bshould be\b|\bequals\b)[\s*:_]*",
+    r"(?:\bis\b|\bare\b|:|=|\bwould be\b|\bshould be\b|\bequals\b)[\s*:_]*|答案\s*(?:是|为|為|:|：)\s*",
     re.IGNORECASE,
 )
+_TAG = re.compile(r"<answer>([^<]{1,4000})</answer>", re.IGNORECASE)
 _END = re.compile(
-    r"\n|(?<!\b[ap])(?<!\b[ap]\.m)[.!?;](?=\s|\Z)|,?\s+(?:because|since|as|which|so|where|given|i\.e|I hope)\b"
+    r"\n|[。；]|(?<!\b[ap])(?<!\b[ap]\.m)[.!?;](?=\s|\Z)|,?\s+(?:because|since|as|which|so|where|given|i\.e|I hope)\b"
 )
 _FORMULA = re.compile(
     r"\$\$(?P<a>[^$]+)\$\$|(?<![\\$\d])\$(?!\s)(?P<b>(?:\\\$|[^$\n])+?)(?<![\s\\])\$(?!\d)|\\\((?P<c>.+?)\\\)|\\\[(?P<d>.+?)\\\]",
@@ -107,6 +109,9 @@ def final_answer(text: str) -> str | None:
     if found:
         return None  # nothing but empty boxes
     tail = text[-_MAX_TAIL:]
+    for content in reversed(_TAG.findall(tail)):
+        if normal_form(content):
+            return _after_phrase(content) or _one_number(content.strip())
     if marked := _MARKED.findall(tail):
         return str(marked[-1]).strip()
     return _after_phrase(tail) or _last_formula_or_number(tail)
@@ -127,12 +132,15 @@ def _after_phrase(text: str) -> str | None:
         said = _ASIDE.sub("", _ADVERB.sub("", said)).strip()
         if not said:
             continue
-        numbers = [number[0] for number in _NUMBER.finditer(said)]
-        words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", said))
-        if len(numbers) == 1 and len(words) > 3 and "\\" not in said:  # "that he pays 42 dollars in all"
-            return numbers[0]
-        return said
+        return _one_number(said)
     return None
+
+
+def _one_number(said: str) -> str:
+    """The only number of a whole sentence, "that he pays 42 dollars in all"; else what is said."""
+    numbers = [number[0] for number in _NUMBER.finditer(said)]
+    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", "", said))
+    return numbers[0] if len(numbers) == 1 and len(words) > 3 and "\\" not in said else said
 
 
 def _last_formula_or_number(text: str) -> str | None:
