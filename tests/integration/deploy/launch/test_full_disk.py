@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ class Run:
             assert self.process.poll() is None, f"ended before {what}:\n{self.terminal.read_text()[-4000:]}"
             time.sleep(0.05)
 
+    def wait_until_up(self) -> None:
+        """The stub of a learner says so at once; it does not wait for the buffer."""
+        for event, what in (("ready", "buffer"), ("learner_ready", "learner")):
+            self.wait(partial(self.events, event), what)
+
     def pids(self, process: str | None = None) -> list[int]:
         started = self.events("process_started")
         return [int(str(each["pid"])) for each in started if process in (None, each["process"])]
@@ -81,7 +87,7 @@ def end_well(run: Run) -> str:
 
 
 def test_a_full_disk_is_said_and_waited_for(run: Run, disk: Path) -> None:
-    run.wait(lambda: run.events("learner_ready"), "learner")
+    run.wait_until_up()
     full = FilledDisk(disk)
     full.strike()
     run.wait(lambda: run.events("process_waits_for_room"), "process that waits")
@@ -99,7 +105,7 @@ def test_a_full_disk_is_said_and_waited_for(run: Run, disk: Path) -> None:
 
 
 def test_it_stops_in_order_on_a_full_disk(run: Run, disk: Path) -> None:
-    run.wait(lambda: run.events("learner_ready"), "learner")
+    run.wait_until_up()
     FilledDisk(disk).strike()
     run.wait(lambda: run.events("process_waits_for_room"), "process that waits")
     run.process.terminate()
@@ -110,7 +116,7 @@ def test_it_stops_in_order_on_a_full_disk(run: Run, disk: Path) -> None:
 
 
 def test_a_process_comes_back_where_no_file_can_be_made(run: Run, disk: Path) -> None:
-    run.wait(lambda: run.events("learner_ready"), "learner")
+    run.wait_until_up()
     (run.folder / "logs" / "buffer.jsonl").unlink(missing_ok=True)
     used = UsedInodes(disk)
     used.strike()

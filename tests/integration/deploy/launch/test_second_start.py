@@ -59,6 +59,11 @@ class Host:
         tail = JsonLinesTail(self.output)
         eventually(lambda: any(record["event"] == event for record in tail.read()), 90)
 
+    def wait_until_up(self) -> None:
+        """The stub of a learner says so at once; it does not wait for the buffer."""
+        for event in ("ready", "learner_ready"):
+            self.wait_for(event)
+
     def pids(self) -> dict[str, int]:
         """name -> process id of what the launcher started last."""
         records = JsonLinesTail(self.folder.log_file("launcher")).read()
@@ -92,7 +97,7 @@ def test_what_is_frozen_of_an_earlier_start_is_named_and_can_be_ended_as_it_says
 ) -> None:
     host = make_host("here")
     first = host.start()
-    host.wait_for("learner_ready")
+    host.wait_until_up()
     frozen = {name: pid for name, pid in host.pids().items() if name in ("buffer", "redis")}
     assert {each.name: each.pid for each in living(host.folder.processes)} == frozen
     first.send_signal(signal.SIGSTOP)
@@ -109,7 +114,7 @@ def test_what_is_frozen_of_an_earlier_start_is_named_and_can_be_ended_as_it_says
     (remedy,) = re.findall(r"kill -9 [0-9 ]+[0-9]", said)
     subprocess.run(shlex.split(remedy), check=True)
     third = host.start()
-    host.wait_for("learner_ready")
+    host.wait_until_up()
     host.go.touch()
     assert third.wait(60) == EXIT_OK
     assert living(host.folder.processes) == []
@@ -121,12 +126,12 @@ def test_on_another_host_the_later_start_wins_and_the_earlier_one_ends_when_it_w
     """Two folders, one Redis: no lock is shared."""
     first, second = (make_host(name, url=redis_process.url) for name in ("one", "two"))
     old = first.start()
-    first.wait_for("learner_ready")
+    first.wait_until_up()
     buffer = first.pids()["buffer"]
     for pid in (old.pid, buffer):
         os.kill(pid, signal.SIGSTOP)
     new = second.start()
-    second.wait_for("learner_ready")
+    second.wait_until_up()
     for pid in (buffer, old.pid):
         os.kill(pid, signal.SIGCONT)
     assert old.wait(60) == EXIT_REFUSED
