@@ -148,6 +148,11 @@ class GeneratorConfig(Section):
     """More of vLLM's EngineArgs, by name."""
 
     @property
+    def num_ahead(self) -> int:
+        """Prompts leased beyond the free places: few, since another generator might have started them at once."""
+        return min(4, self.max_in_flight // 8)
+
+    @property
     def max_sequences(self) -> int:
         """Most sequences of one engine: the rollouts in flight, and four that check its weights beside them."""
         return self.max_in_flight + 4

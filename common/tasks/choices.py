@@ -112,9 +112,12 @@ def chosen_letter(text: str, num_choices: int) -> str | None:
             return None
         if letter is not None and letter in allowed:
             return letter
-    tags = [_plain(match["content"]) for match in _TAG.finditer(text)]
-    if tags and (letter := _in_box(tags[-1])[0] or _loosely(tags[-1], allowed)) in tuple(allowed):
-        return letter if _in_box(tags[-1])[1] else None
+    if tags := _TAG.findall(text):
+        plain = _plain(tags[-1])
+        letter, is_single = _in_box(plain)
+        letter = letter or _loosely(plain, allowed)
+        if letter is not None and letter in allowed:
+            return letter if is_single else None
     return _loosely(_plain(_TAG.sub(r"\g<content>", text)), allowed)
 
 

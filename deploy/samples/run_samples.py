@@ -1,4 +1,4 @@
-"""`vcppo samples`: what it takes on the command line; one page of what matches."""
+"""The work of `vcppo samples`: one page of what matches."""
 
 from __future__ import annotations
 

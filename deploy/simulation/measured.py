@@ -29,8 +29,6 @@ from vcppo.deploy.run.run_data import Row, RunData, column, seconds_between
 LEAST_STEPS = 4
 STORE_SECONDS, STORE_SECONDS_PER_TOKEN = 99e-6, 20e-9  # 109 us at 500 tokens, 430 us at 16,384
 HEARTBEAT_COST_SECONDS, HEARTBEAT_COST_PER_LEASE = 20e-6, 2.5e-6  # 100 us with 32 leases
-PAUSE_PER_GENERATOR_SECONDS = 0.8e-3  # about eight calls of rank 0 to each, of 0.1 ms: reckoned, not measured
-_MOST_AHEAD = 4  # as `vcppo.generator.rollout.rollout` leases
 _MOST_LOST = 0.9
 _TRAINING = ("time/critic_passes", "time/values", "time/old_log_probs", "time/update")
 _REST = ("time/claim", "time/broadcast", "time/checkpoint", "time/evaluation")
@@ -63,7 +61,7 @@ def workload_of(config: VcppoConfig, data: RunData, pause_per_generator: float) 
     return Workload(
         num_generators=config.generator.num_generators,
         slots=slots,
-        ahead=min(_MOST_AHEAD, slots // 8),
+        ahead=config.generator.num_ahead,
         batch_size=config.rl.batch_size,
         group_size=config.rl.group_size if in_groups else 1,
         max_staleness=config.rl.max_staleness,

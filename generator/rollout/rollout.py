@@ -49,7 +49,6 @@ log = structlog.get_logger(__name__)
 
 _LEASE_WAIT_SECONDS = 1.0
 _SPOOL_POLL_SECONDS = 0.2
-_MOST_AHEAD = 4  # prompts leased beyond the free places: few, since another generator might have started them at once
 
 
 class Dismissed(VcppoError):
@@ -84,7 +83,7 @@ class RolloutWorker:
             end=self.dismiss,
         )
         self._places = asyncio.Semaphore(config.generator.max_in_flight)
-        self._num_ahead = min(_MOST_AHEAD, config.generator.max_in_flight // 8)
+        self._num_ahead = config.generator.num_ahead
         self._stopping = asyncio.Event()
         self._leasing: asyncio.Future[list[Prompt]] | None = None
         self._failure: Exception | None = None

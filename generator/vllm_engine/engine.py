@@ -44,7 +44,7 @@ from vcppo.generator.vllm_engine.engine_start import (
     set_environment,
     start_failure,
 )
-from vcppo.generator.vllm_engine.kept_turns import KeptTurns, Turns, add_turn, may_keep
+from vcppo.generator.vllm_engine.kept_turns import KeptTurns, Turns, may_keep, resumable
 from vcppo.generator.vllm_engine.received_weights import SumsReport
 from vcppo.generator.vllm_engine.served import require_served
 from vcppo.generator.vllm_engine.stepper import EngineDead, Hear, Stepper
@@ -59,8 +59,6 @@ _TURN_BLOCK = 32
 """Tokens of a block of the prefix cache where turns follow turns. Only whole blocks are found again, and vLLM's own on
 the CPU has 128: of a session of 400 tokens a third was computed anew. It takes no smaller one there."""
 _UNSET_FORMAT = "vcppo_unset"
-_Add = Callable[[Any], str]
-_Prepare = Callable[[Any, str], None]
 _WORKER_BACKENDS = {"gloo": "gloo", "nccl": "vcppo_nccl"}
 
 
@@ -455,7 +453,7 @@ class Engine:
         prompt: Any = {"prompt_token_ids": ids, "cache_salt": salt}
         add = None
         if turns is not None:
-            request_id, add, prepare = self._resumable(turns, request_id, prompt, params)
+            request_id, add, prepare = resumable(turns, request_id, prompt, params)
         self._make_room(self._kept.begin(request_id, num_known + len(ids) + params.max_tokens))
         try:
             return await self.stepper.generate(request_id, prompt, params, prepare, hear, add)
@@ -465,19 +463,6 @@ class Engine:
             raise EngineError(f"vLLM refuses {name}: {error}") from error
         finally:
             self._kept.end(request_id)
-
-    def _resumable(self, turns: Turns, request_id: str, prompt: Any, params: Any) -> tuple[str, _Add, _Prepare]:
-        """The request's name, how vLLM is given it, and what takes down vLLM's own name of it."""
-        known_as = turns.internal_id if turns.request_id else None
-        turns.request_id = turns.request_id or request_id
-
-        def take_down(engine: Any, internal_id: str) -> None:
-            turns.internal_id = internal_id
-
-        def add(engine: Any) -> str:
-            return add_turn(engine, turns.request_id, prompt, params, known_as)
-
-        return turns.request_id, add, take_down
 
     def _check_tokens(self, token_ids: Int32Array | Sequence[int], name: str) -> None:
         """vLLM checks them by a tokenizer, which it does not have; one beyond its embedding would end the engine."""

@@ -11,8 +11,9 @@ for which that is not so is an ordinary request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 
@@ -103,7 +104,23 @@ class KeptTurns:
         return -(-num_tokens // self._block_size)
 
 
-def add_turn(engine: Any, request_id: str, prompt: Mapping[str, Any], params: Any, internal_id: str | None) -> str:
+def resumable(
+    turns: Turns, request_id: str, prompt: Mapping[str, Any], params: Any
+) -> tuple[str, Callable[[Any], str], Callable[[Any, str], None]]:
+    """The request's name, how vLLM is given it, and what takes down vLLM's own name of it.
+
+    Its name in vLLM is read here, in the event loop: by the time the engine's thread adds it, it may be cleared.
+    """
+    known_as = turns.internal_id if turns.request_id else None
+    turns.request_id = turns.request_id or request_id
+
+    def take_down(engine: Any, internal_id: str) -> None:
+        turns.internal_id = internal_id
+
+    return turns.request_id, partial(_add_turn, turns.request_id, prompt, params, known_as), take_down
+
+
+def _add_turn(request_id: str, prompt: Mapping[str, Any], params: Any, internal_id: str | None, engine: Any) -> str:
     """Give vLLM's LLMEngine a request that may go on, or the next tokens of one; vLLM's own name of it.
 
     `LLMEngine.add_request` makes no resumable requests; these are the steps of `AsyncLLM._add_streaming_input_request`.

@@ -285,13 +285,17 @@ def check_config_counts(folder: Path, actor: Any, module: Any) -> None:
 # --- the tests --------------------------------------------------------------------------------------------------------
 
 
-def launch(folder: Path, num_ranks: int, script: str = __file__, *arguments: str) -> None:
+def launch(
+    folder: Path, num_ranks: int, script: str = __file__, *arguments: str, deadline_seconds: float = 500
+) -> None:
     """A script's worker under torchrun, or as a plain process when there is one rank."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     command = [sys.executable, *(torchrun if num_ranks > 1 else []), script, str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-6000:]}"
 
 
 @pytest.fixture(scope="module")

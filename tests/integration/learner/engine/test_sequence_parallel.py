@@ -8,8 +8,6 @@ of a micro-batch each, so their packs are those of one rank, and the longest seq
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.paths import ROOT
+from tests.integration.learner.engine.test_engine_ranks import launch
 from vcppo.common.process.end_process import end_process
 
 PACK_TOKENS = 48
@@ -210,14 +208,6 @@ class Written:
 # --- the tests --------------------------------------------------------------------------------------------------------
 
 
-def start(folder: Path, num_ranks: int, *arguments: str) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(Path(__file__)), str(folder), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-6000:]}"
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ranks_1 and ranks_2."""
@@ -227,9 +217,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, changes in MODELS.items():
         save_tiny_policy(folder / name, **changes)
     for num_ranks in (1, 2):
-        start(folder, num_ranks)
+        launch(folder, num_ranks, __file__, deadline_seconds=280)
     for num_ranks in (1, 2):
-        start(folder, num_ranks, "resumes")
+        launch(folder, num_ranks, __file__, "resumes", deadline_seconds=280)
     return folder
 
 
